@@ -1,0 +1,164 @@
+"""GuardClient for asyncio: the same names, each call awaited.
+
+    async with AsyncGuardClient("127.0.0.1:8001") as guard:
+        print((await guard.classify("How do I bake bread?")).severity)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TypeVar
+
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from qwen3guard_client import calls
+from qwen3guard_client.calls import Call, Messages
+from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S
+from qwen3guard_client.errors import GuardError, InternalError
+from qwen3guard_client.stream import Piece, StreamState
+from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+
+T = TypeVar("T")
+
+
+class AsyncGuardClient:
+    """A connection to a guard server. Every call ends within `timeout_s` seconds, or its own."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self._connection = triton.InferenceServerClient(url)
+
+    async def __aenter__(self) -> AsyncGuardClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def is_ready(self, model: str) -> bool:
+        """Whether the server answers and says that `model` is loaded; False where it cannot be reached."""
+        try:
+            return bool(await self._connection.is_model_ready(model, client_timeout=self.timeout_s))
+        except InferenceServerException:
+            return False
+
+    async def classify(
+        self,
+        prompt: str | None = None,
+        response: str | None = None,
+        *,
+        messages: Messages | str | None = None,
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """Gen's verdict over the last turn of a conversation.
+
+        Give a prompt, a prompt and its response, or `messages` in OpenAI's form (a list, or JSON text).
+        Raises a GuardError.
+        """
+        return await self.send(calls.classify(prompt, response, messages), timeout_s)
+
+    async def stream_step(
+        self,
+        session: int | str,
+        *,
+        prompt: str | None = None,
+        messages: Messages | str | None = None,
+        text: str | None = None,
+        token_ids: Sequence[int] | None = None,
+        position: int = 0,
+        start: bool = False,
+        end: bool = False,
+        timeout_s: float | None = None,
+    ) -> StepResult:
+        """One step of a stream, as the server takes it; `stream` keeps the positions for you.
+
+        `start` opens `session` (a new uuid4) with a conversation, and with all of the response so far in
+        `text` or `token_ids` to replay a lost one. Later steps write text or ids at an absolute
+        `position`; what stood there or after is dropped. `end` makes the server forget the session.
+        Raises a GuardError; SessionLost when the session must be opened again.
+        """
+        call = calls.stream_step(
+            session,
+            prompt=prompt,
+            messages=messages,
+            text=text,
+            token_ids=token_ids,
+            position=position,
+            start=start,
+            end=end,
+        )
+        return await self.send(call, timeout_s)
+
+    def stream(
+        self, prompt: str | None = None, *, messages: Messages | str | None = None, timeout_s: float | None = None
+    ) -> AsyncStream:
+        """A response to moderate while it is written; a context manager that opens and ends the session."""
+        return AsyncStream(self, StreamState(prompt, messages), timeout_s)
+
+    async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
+        try:
+            reply = await self._connection.infer(**call.arguments(timeout_s or self.timeout_s))
+        except InferenceServerException as error:
+            raise calls.error_of(error) from None
+        return call.result(reply)
+
+
+class AsyncStream:
+    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
+
+    def __init__(self, client: AsyncGuardClient, state: StreamState, timeout_s: float | None) -> None:
+        self._client = client
+        self._state = state
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> AsyncStream:
+        self._state.opened(await self._client.send(self._state.opening(), self._timeout_s))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state.open:
+            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
+            with contextlib.suppress(*([GuardError] if kind else [])):
+                await self.finish()
+
+    @property
+    def prompt_verdict(self) -> PromptVerdict:
+        """Raises InternalError before the stream is entered."""
+        if self._state.prompt_verdict is None:
+            raise InternalError("The stream has no prompt verdict yet.")
+        return self._state.prompt_verdict
+
+    @property
+    def verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdict of every response token so far."""
+        return tuple(self._state.verdicts)
+
+    @property
+    def notice(self) -> str:
+        return self._state.notice
+
+    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
+        """The first token whose debounced decision is unsafe, or None."""
+        return self._state.flagged(strict=strict)
+
+    async def step(self, piece: Piece) -> StepResult:
+        """Judges the next piece; tokens of earlier pieces that were not final come with it again."""
+        result = await self._client.send(self._state.stepping(piece), self._timeout_s)
+        self._state.stepped(piece, result)
+        return result
+
+    async def finish(self) -> StepResult:
+        """Ends the stream: judges what was still provisional, and frees the session on the server."""
+        result = await self._client.send(self._state.finishing(), self._timeout_s)
+        self._state.finished(result)
+        return result

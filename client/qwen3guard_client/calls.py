@@ -1,0 +1,258 @@
+"""Calls and replies as plain values: what GuardClient and AsyncGuardClient both send and how they read it.
+
+Knows tensors and errors; opens no connection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from qwen3guard_client import wire
+from qwen3guard_client.errors import (
+    DeadlineExceeded,
+    EmptyText,
+    GuardError,
+    GuardNotServed,
+    InternalError,
+    InvalidEncoding,
+    InvalidMessages,
+    InvalidRequest,
+    Overloaded,
+    SessionLost,
+    TokenOutOfRange,
+    Unreachable,
+    from_text,
+)
+from qwen3guard_client.labels import (
+    CATEGORY_ORDER,
+    QUERY_CATEGORY_ORDER,
+    REFUSAL_ORDER,
+    RESPONSE_CATEGORY_ORDER,
+    RISK_ORDER,
+    Category,
+    Refusal,
+    RiskLevel,
+)
+from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+
+T = TypeVar("T")
+Messages = Sequence[dict[str, Any]]
+Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
+"""A reply's tensor without its batch dimension."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request to one model, and how to read its reply."""
+
+    model: wire.Model
+    values: dict[wire.Tensor, Any]
+    outputs: tuple[wire.Tensor, ...]
+    read: Callable[[Reply], T]
+    session: int | str = 0
+    start: bool = False
+    end: bool = False
+
+    def arguments(self, timeout_s: float) -> dict[str, Any]:
+        """Arguments of tritonclient's `infer`, sync and async; Triton drops the request after the time-out too."""
+        return {
+            "model_name": self.model.name,
+            "inputs": [_input(tensor, value) for tensor, value in self.values.items()],
+            "outputs": [triton.InferRequestedOutput(tensor.name) for tensor in self.outputs],
+            "sequence_id": self.session,
+            "sequence_start": self.start,
+            "sequence_end": self.end,
+            "timeout": int(timeout_s * 1e6),
+            "client_timeout": timeout_s,
+        }
+
+    def result(self, reply: Any) -> T:
+        """Reads tritonclient's InferResult; an incomplete reply is an InternalError."""
+
+        def tensor(wanted: wire.Tensor) -> npt.NDArray[Any]:
+            array = reply.as_numpy(wanted.name)
+            if array is None:
+                raise InternalError(f"The server's reply has no {wanted.name}.")
+            return np.asarray(array)[0]
+
+        return self.read(tensor)
+
+
+def _input(tensor: wire.Tensor, value: Any) -> triton.InferInput:
+    data = [value] if tensor.dtype == "BYTES" else value
+    array = np.asarray(data, wire.NUMPY_DTYPES[tensor.dtype]).reshape(1, -1)
+    built = triton.InferInput(tensor.name, list(array.shape), tensor.dtype)
+    built.set_data_from_numpy(array)
+    return built
+
+
+def _utf8(text: str, what: str) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{what} must be a string.")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidEncoding(f"{what} is not valid Unicode text.") from None
+
+
+def _conversation(
+    prompt: str | None, response: str | None, messages: Messages | str | None
+) -> dict[wire.Tensor, bytes]:
+    if messages is None:
+        if prompt is None:
+            raise EmptyText("There is neither a prompt nor a list of messages.")
+        found = {wire.PROMPT: _utf8(prompt, "The prompt")}
+        if response is not None:
+            found[wire.RESPONSE] = _utf8(response, "The response")
+        return found
+    if prompt is not None or response is not None:
+        raise InvalidRequest("Give either messages or a prompt, not both.")
+    try:
+        text = messages if isinstance(messages, str) else json.dumps(messages, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidMessages("The messages cannot be written as JSON.") from None
+    return {wire.MESSAGES: _utf8(text, "The list of messages")}
+
+
+_CLASSIFY_OUTPUTS = (*wire.GEN_GUARD.outputs[:8], wire.ANSWER, wire.NOTICE)
+
+
+def classify(prompt: str | None, response: str | None, messages: Messages | str | None) -> Call[Classification]:
+    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent."""
+    return Call(wire.CLASSIFY, dict(_conversation(prompt, response, messages)), _CLASSIFY_OUTPUTS, _classification)
+
+
+def stream_step(
+    session: int | str,
+    *,
+    prompt: str | None = None,
+    messages: Messages | str | None = None,
+    text: str | None = None,
+    token_ids: Sequence[int] | None = None,
+    position: int = 0,
+    start: bool = False,
+    end: bool = False,
+) -> Call[StepResult]:
+    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent."""
+    values: dict[wire.Tensor, Any] = {}
+    if start or prompt is not None or messages is not None:
+        values |= _conversation(prompt, None, messages)
+    if text is not None:
+        values[wire.TEXT] = _utf8(text, "The text")
+    if token_ids is not None:
+        try:
+            values[wire.TOKEN_IDS] = np.array(token_ids, np.int64)
+        except OverflowError:
+            raise TokenOutOfRange("A token id is not a 64-bit integer.") from None
+        except (TypeError, ValueError):
+            raise InvalidRequest("The token ids must be integers.") from None
+    values[wire.POSITION] = [position]
+    return Call(
+        wire.STREAM_STEP,
+        values,
+        wire.STREAM_STEP.outputs,
+        lambda reply: _step_result(reply, position),
+        session,
+        start,
+        end,
+    )
+
+
+def _classification(reply: Reply) -> Classification:
+    refusal = _words(reply(wire.REFUSAL))
+    return Classification(
+        RiskLevel(_words(reply(wire.SEVERITY))[0]),
+        tuple(Category(name) for name in _words(reply(wire.CATEGORIES))),
+        Refusal(refusal[0]) if refusal else None,
+        _table(RISK_ORDER, reply(wire.SEVERITY_PROBABILITIES)),
+        _table(CATEGORY_ORDER, reply(wire.CATEGORIES_PROBABILITIES)),
+        _table(REFUSAL_ORDER, reply(wire.REFUSAL_PROBABILITIES)) if refusal else {},
+        bool(reply(wire.STRICT_UNSAFE)[0]),
+        bool(reply(wire.LOOSE_UNSAFE)[0]),
+        _words(reply(wire.ANSWER))[0],
+        _words(reply(wire.NOTICE))[0],
+    )
+
+
+def _step_result(reply: Reply, position: int) -> StepResult:
+    length = int(reply(wire.LENGTH)[0])
+    risks, categories = _words(reply(wire.RISK)), _words(reply(wire.CATEGORY))
+    risk_rows, category_rows = reply(wire.RISK_PROBABILITIES), reply(wire.CATEGORY_PROBABILITIES)
+    strict, loose = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG)
+    first = length - len(risks)
+    tokens = tuple(
+        TokenVerdict(
+            first + number,
+            RiskLevel(risk),
+            _category(categories[number]),
+            _table(RISK_ORDER, risk_rows[number]),
+            _table(RESPONSE_CATEGORY_ORDER, category_rows[number]),
+            bool(strict[number]),
+            bool(loose[number]),
+        )
+        for number, risk in enumerate(risks)
+    )
+    prompt = None
+    if len(prompt_risk := _words(reply(wire.PROMPT_RISK))):
+        prompt = PromptVerdict(
+            RiskLevel(prompt_risk[0]),
+            _category(_words(reply(wire.PROMPT_CATEGORY))[0]),
+            _table(RISK_ORDER, reply(wire.PROMPT_RISK_PROBABILITIES)[0]),
+            _table(QUERY_CATEGORY_ORDER, reply(wire.PROMPT_CATEGORY_PROBABILITIES)[0]),
+        )
+    return StepResult(
+        tokens,
+        length,
+        int(reply(wire.FINAL_TOKENS)[0]),
+        int(reply(wire.FINAL_CHARACTERS)[0]),
+        prompt,
+        _words(reply(wire.NOTICE))[0],
+    )
+
+
+def _words(array: npt.NDArray[Any]) -> list[str]:
+    return [bytes(value).decode() for value in array.reshape(-1)]
+
+
+def _category(name: str) -> Category | None:
+    return None if name == "None" else Category(name)
+
+
+def _table(labels: Sequence[T], values: npt.NDArray[Any]) -> dict[T, float]:
+    return dict(zip(labels, values.tolist(), strict=True))
+
+
+_OVERLOAD = ("queue size", "timeout expired")
+_NOT_SERVED = ("unknown model", "is not ready")
+
+
+def error_of(error: InferenceServerException) -> GuardError:
+    """The one of ours that Triton's or gRPC's error means."""
+    text = error.message() or ""
+    sentence = text.partition("\n")[0]
+    if ours := from_text(text):
+        return ours
+    if "must specify the START flag" in text:
+        return SessionLost("The server does not know the session; open it again with START and everything so far.")
+    if "non-zero or non-empty correlation ID" in text:
+        return InvalidRequest("A step needs a session id.")
+    if any(words in text for words in _NOT_SERVED):
+        return GuardNotServed(f"The server does not serve this guard: {sentence}.")
+    if any(words in text for words in _OVERLOAD):
+        return Overloaded("The server is overloaded; try again later.")
+    status = (error.status() or "").rpartition(".")[2]
+    if status == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded("The server did not answer in time.")
+    if status == "UNAVAILABLE":
+        return Unreachable(f"The server cannot be reached: {sentence}.")
+    if status == "INVALID_ARGUMENT":
+        return InvalidRequest(sentence)
+    return InternalError(f"The server failed: {sentence}")

@@ -1,0 +1,195 @@
+"""Every error of this project, in one tree.
+
+GuardError
+├── InputError                  the request is wrong; sending it again cannot help
+│   ├── EmptyText               EMPTY_TEXT
+│   ├── InvalidEncoding         INVALID_ENCODING
+│   ├── InvalidMessages         INVALID_MESSAGES
+│   ├── UnknownRole             UNKNOWN_ROLE
+│   ├── LastRole                LAST_ROLE
+│   ├── TextTooLong             TEXT_TOO_LONG
+│   ├── TokenOutOfRange         TOKEN_OUT_OF_RANGE
+│   ├── PositionOutOfRange      POSITION_OUT_OF_RANGE
+│   └── InvalidRequest          INVALID_REQUEST
+├── SessionLost                 SESSION_LOST
+├── ServerError                 the server could not answer a well-formed request
+│   ├── Overloaded              OVERLOADED
+│   ├── UnreadableAnswer        UNREADABLE_ANSWER
+│   ├── GuardNotServed          GUARD_NOT_SERVED
+│   ├── Unreachable             UNREACHABLE
+│   ├── DeadlineExceeded        DEADLINE_EXCEEDED
+│   └── InternalError           INTERNAL
+├── CheckpointError             what is to be exported is not a guard we can serve
+│   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND
+│   ├── WrongArchitecture       WRONG_ARCHITECTURE
+│   ├── MissingTensor           MISSING_TENSOR
+│   ├── WrongShape              WRONG_SHAPE
+│   ├── CorruptFile             CORRUPT_FILE
+│   ├── TokenizerMismatch       TOKENIZER_MISMATCH
+│   └── ParityError             PARITY
+└── ServeError                  the embedded server cannot run here
+    ├── ExportMissing           EXPORT_MISSING
+    ├── PortBusy                PORT_BUSY
+    ├── UnsupportedPython       UNSUPPORTED_PYTHON
+    └── CanaryFailed            CANARY_FAILED
+
+An error travels through Triton as the text ``[CODE] One sentence.``; `from_text` finds it again wherever
+an ensemble or a back end has put words around it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class GuardError(Exception):
+    """The root. `code` is stable; the message is one sentence for a person."""
+
+    code: ClassVar[str] = "GUARD"
+
+    def wire_text(self) -> str:
+        return f"[{self.code}] {self}"
+
+
+class InputError(GuardError):
+    code = "INPUT"
+
+
+class EmptyText(InputError):
+    code = "EMPTY_TEXT"
+
+
+class InvalidEncoding(InputError):
+    code = "INVALID_ENCODING"
+
+
+class InvalidMessages(InputError):
+    code = "INVALID_MESSAGES"
+
+
+class UnknownRole(InputError):
+    code = "UNKNOWN_ROLE"
+
+
+class LastRole(InputError):
+    code = "LAST_ROLE"
+
+
+class TextTooLong(InputError):
+    code = "TEXT_TOO_LONG"
+
+
+class TokenOutOfRange(InputError):
+    code = "TOKEN_OUT_OF_RANGE"
+
+
+class PositionOutOfRange(InputError):
+    code = "POSITION_OUT_OF_RANGE"
+
+
+class InvalidRequest(InputError):
+    code = "INVALID_REQUEST"
+
+
+class SessionLost(GuardError):
+    """The server no longer holds this stream: open it again with START and everything so far."""
+
+    code = "SESSION_LOST"
+
+
+class ServerError(GuardError):
+    code = "SERVER"
+
+
+class Overloaded(ServerError):
+    code = "OVERLOADED"
+
+
+class UnreadableAnswer(ServerError):
+    code = "UNREADABLE_ANSWER"
+
+
+class GuardNotServed(ServerError):
+    code = "GUARD_NOT_SERVED"
+
+
+class Unreachable(ServerError):
+    code = "UNREACHABLE"
+
+
+class DeadlineExceeded(ServerError):
+    code = "DEADLINE_EXCEEDED"
+
+
+class InternalError(ServerError):
+    code = "INTERNAL"
+
+
+class CheckpointError(GuardError):
+    code = "CHECKPOINT"
+
+
+class CheckpointNotFound(CheckpointError):
+    code = "CHECKPOINT_NOT_FOUND"
+
+
+class WrongArchitecture(CheckpointError):
+    code = "WRONG_ARCHITECTURE"
+
+
+class MissingTensor(CheckpointError):
+    code = "MISSING_TENSOR"
+
+
+class WrongShape(CheckpointError):
+    code = "WRONG_SHAPE"
+
+
+class CorruptFile(CheckpointError):
+    code = "CORRUPT_FILE"
+
+
+class TokenizerMismatch(CheckpointError):
+    code = "TOKENIZER_MISMATCH"
+
+
+class ParityError(CheckpointError):
+    code = "PARITY"
+
+
+class ServeError(GuardError):
+    code = "SERVE"
+
+
+class ExportMissing(ServeError):
+    code = "EXPORT_MISSING"
+
+
+class PortBusy(ServeError):
+    code = "PORT_BUSY"
+
+
+class UnsupportedPython(ServeError):
+    code = "UNSUPPORTED_PYTHON"
+
+
+class CanaryFailed(ServeError):
+    code = "CANARY_FAILED"
+
+
+def _tree(root: type[GuardError]) -> list[type[GuardError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+
+
+BY_CODE: dict[str, type[GuardError]] = {error.code: error for error in _tree(GuardError)}
+
+_WIRE_TEXT = re.compile(r"\[([A-Z][A-Z_]+)\] ([^\n]*)")
+
+
+def from_text(text: str) -> GuardError | None:
+    """The error that `wire_text` wrote into `text`, or None if there is none."""
+    for code, sentence in _WIRE_TEXT.findall(text):
+        if code in BY_CODE:
+            return BY_CODE[code](sentence.strip())
+    return None

@@ -1,0 +1,86 @@
+"""What an exported guard is: the manifest beside the graph, and the names of the graph's tensors.
+
+Written by the export, read by the runtime; neither imports the other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+
+INPUT_IDS = "input_ids"
+"""int64 [rows, tokens]: each row a chunk of one sequence, padded on the right with any valid id."""
+POSITIONS = "positions"
+"""int64 [rows]: where in its sequence (and KV slot) a row's first token stands."""
+LOGIT_INDEX = "logit_index"
+"""int64 [asked, 2]: (row, column) of the tokens whose logits are wanted; the others are not computed."""
+DEMO_NOTICE = "demo weights, not a safety classifier"
+
+GEN_OUTPUTS = ("logits",)
+"""float32 [asked, vocab]."""
+STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
+"""float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
+
+
+def past_name(layer: int, part: Literal["key", "value"]) -> str:
+    """[rows, kv_heads, capacity, head_dim]: a KV slot a row; bind it and `present_name` to one buffer."""
+    return f"past_{part}.{layer}"
+
+
+def present_name(layer: int, part: Literal["key", "value"]) -> str:
+    return f"present_{part}.{layer}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts about one exported guard. `sha256` maps each file beside the manifest to its digest."""
+
+    variant: Literal["gen", "stream"]
+    source: str
+    weights: str
+    attention: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context: int
+    kv_dtype: str
+    demo: bool
+    parameters: int
+    parity: dict[str, float]
+    sha256: dict[str, str]
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("gen", "stream"):
+            raise ValueError(f"the variant {self.variant!r} is neither gen nor stream")
+        for name in ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return GEN_OUTPUTS if self.variant == "gen" else STREAM_OUTPUTS
+
+    @property
+    def notice(self) -> str:
+        """What every answer must say of this guard; empty for real weights."""
+        return DEMO_NOTICE if self.demo else ""
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises FileNotFoundError, or ValueError if the file is no manifest of this version."""
+        data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        try:
+            return cls(**{field.name: data[field.name] for field in fields(cls)})
+        except KeyError as missing:
+            raise ValueError(f"{folder / MANIFEST} has no {missing}; export the checkpoint again") from None

@@ -1,0 +1,128 @@
+"""The Triton model repository around an exported guard: config.pbtxt from `wire`, and each model's model.py.
+
+`python -m qwen3guard_export.repository [--check] [FOLDER]` writes the committed repository, or fails if it has drifted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from qwen3guard_client import wire
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_client.wire import Model, Tensor
+
+FAMILIES: dict[str, tuple[Model, ...]] = {
+    "gen": (*wire.CLASSIFY.steps, wire.CLASSIFY),
+    "stream": (*wire.STREAM_STEP.steps, wire.STREAM_STEP),
+}
+"""The models of each variant, the ensemble last."""
+
+GEN_BATCH = 8
+STREAM_BATCH = 16
+STREAM_SLOTS = 64
+IDLE_S = 600
+HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
+
+_TYPES = {
+    "BYTES": model_config_pb2.TYPE_STRING,
+    "INT64": model_config_pb2.TYPE_INT64,
+    "FP32": model_config_pb2.TYPE_FP32,
+    "BOOL": model_config_pb2.TYPE_BOOL,
+}
+
+
+def skeleton() -> Path:
+    """The repository that this distribution carries: each model's model.py, no weights."""
+    checkout = Path(__file__).parents[2] / "model_repository"
+    installed = Path(sysconfig.get_path("data")) / "share" / "qwen3guard-triton" / "model_repository"
+    return checkout if checkout.is_dir() else installed
+
+
+def place_models(output: Path, manifest: Manifest) -> None:
+    """Puts the models that serve `manifest`'s variant around it: config.pbtxt, model.py, version folders."""
+    for model in FAMILIES[manifest.variant]:
+        version = output / model.name / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        (output / model.name / "config.pbtxt").write_text(config(model))
+        code = skeleton() / model.name / "1" / "model.py"
+        if code.is_file() and code.resolve() != (version / "model.py").resolve():
+            shutil.copyfile(code, version / "model.py")
+
+
+def config(model: Model) -> str:
+    """The text of `model`'s config.pbtxt."""
+    message = model_config_pb2.ModelConfig(name=model.name, max_batch_size=_batch(model))
+    for tensor in model.inputs:
+        message.input.add(
+            name=tensor.name,
+            data_type=_TYPES[tensor.dtype],
+            dims=tensor.dims,
+            optional=tensor.optional,
+            allow_ragged_batch=tensor.ragged and not model.steps,
+        )
+    for tensor in model.outputs:
+        message.output.add(name=tensor.name, data_type=_TYPES[tensor.dtype], dims=tensor.dims)
+    if model.steps:
+        message.platform = "ensemble"
+        for step in model.steps:
+            _add_step(message, step)
+    else:
+        message.backend = "python"
+        message.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    for name, value in _parameters(model).items():
+        message.parameters[name].string_value = value
+    if model is wire.GEN_GUARD:
+        message.dynamic_batching.SetInParent()
+    if model is wire.STREAM_GUARD:
+        message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
+        message.sequence_batching.oldest.max_candidate_sequences = STREAM_SLOTS
+    return HEADER + text_format.MessageToString(message)
+
+
+def _batch(model: Model) -> int:
+    """Only the guards see several requests at once; each request still carries one row."""
+    return {wire.GEN_GUARD.name: GEN_BATCH, wire.STREAM_GUARD.name: STREAM_BATCH}.get(model.name, 1)
+
+
+def _parameters(model: Model) -> dict[str, str]:
+    if model is wire.GEN_GUARD:
+        return {"slots": str(GEN_BATCH), "threads": "0"}
+    if model is wire.STREAM_GUARD:
+        return {"slots": str(STREAM_SLOTS), "threads": "0", "debounce": "2", "idle_s": str(IDLE_S)}
+    return {}
+
+
+def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:
+    def wired(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+        return {tensor.name: tensor.name for tensor in tensors}
+
+    added = message.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
+    added.input_map.update(wired(step.inputs))
+    added.output_map.update(wired(step.outputs))
+
+
+def main(arguments: list[str]) -> int:
+    check = "--check" in arguments
+    folders = [argument for argument in arguments if not argument.startswith("-")]
+    root = Path(folders[0]) if folders else skeleton()
+    drifted = []
+    for model in wire.MODELS:
+        path = root / model.name / "config.pbtxt"
+        if check and (not path.is_file() or path.read_text() != config(model)):
+            drifted.append(str(path))
+        elif not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(config(model))
+    for name in drifted:
+        print(f"{name} differs from wire.py; run python -m qwen3guard_export.repository", file=sys.stderr)
+    return 1 if drifted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

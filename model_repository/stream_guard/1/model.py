@@ -1,0 +1,19 @@
+"""stream_guard: a step's token ids at a position to the verdict of each token. Holds the sessions."""
+
+from qwen3guard_client.wire import STREAM_GUARD
+from qwen3guard_runtime.models import StreamGuardModel
+from qwen3guard_runtime.triton_io import model_folder, parameter, serve
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.model = StreamGuardModel(
+            model_folder(args),
+            slots=int(parameter(args, "slots")),
+            threads=int(parameter(args, "threads")),
+            debounce=int(parameter(args, "debounce")),
+            idle_s=float(parameter(args, "idle_s")),
+        )
+
+    def execute(self, requests):
+        return serve(requests, STREAM_GUARD, self.model.handle)

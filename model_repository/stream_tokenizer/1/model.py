@@ -1,0 +1,13 @@
+"""stream_tokenizer: a step's conversation and text to token ids. Stateless."""
+
+from qwen3guard_client.wire import STREAM_TOKENIZER
+from qwen3guard_runtime.models import StreamTokenizerModel
+from qwen3guard_runtime.triton_io import model_folder, serve
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.model = StreamTokenizerModel(model_folder(args))
+
+    def execute(self, requests):
+        return serve(requests, STREAM_TOKENIZER, self.model.handle)

@@ -1,0 +1,178 @@
+"""Conversations: from JSON to checked messages, and through the checkpoint's own chat template to token ids.
+
+The template is the checkpoint's and is never re-implemented; it runs in jinja's sandbox. Text inside a
+message cannot become a special token, nor end its turn, nor pass for reasoning that a template would cut.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from qwen3guard_client.errors import (
+    EmptyText,
+    InvalidEncoding,
+    InvalidMessages,
+    InvalidRequest,
+    LastRole,
+    TextTooLong,
+    TokenizerMismatch,
+    UnknownRole,
+)
+from qwen3guard_runtime.tokenizer import GuardTokenizer
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+def text_of(data: bytes | str, what: str) -> str:
+    """Valid Unicode text. Raises InvalidEncoding for bytes that are not UTF-8 and for lone surrogates."""
+    try:
+        if isinstance(data, bytes):
+            return data.decode("utf-8")
+        data.encode("utf-8")
+        return data
+    except UnicodeError:
+        raise InvalidEncoding(f"{what} is not valid UTF-8.") from None
+
+
+def parse_messages(data: bytes) -> list[Message]:
+    """Messages in OpenAI's form: a JSON list of {"role", "content"}; content a string or a list of text parts."""
+    try:
+        raw = json.loads(text_of(data, "The list of messages"))
+    except (json.JSONDecodeError, RecursionError):
+        raise InvalidMessages("The messages are not valid JSON.") from None
+    if not isinstance(raw, list):
+        raise InvalidMessages("The messages must be a JSON list.")
+    if not raw:
+        raise EmptyText("The list of messages is empty.")
+    return [_message(number, item) for number, item in enumerate(raw, start=1)]
+
+
+def _message(number: int, raw: Any) -> Message:
+    if not isinstance(raw, dict) or not isinstance(raw.get("role"), str):
+        raise InvalidMessages(f"Message {number} is not an object with a role.")
+    if raw["role"] not in ROLES:
+        raise UnknownRole(f"The role of message {number} is none of {', '.join(ROLES)}.")
+    content = raw.get("content")
+    if content is None:
+        raise EmptyText(f"Message {number} has no text.")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise InvalidMessages(f"Message {number} has a part that is not text.")
+        content = "".join(str(part) for part in parts)
+    if not isinstance(content, str):
+        raise InvalidMessages(f"The content of message {number} is not text.")
+    return message(raw["role"], content, f"The content of message {number}")
+
+
+def message(role: str, content: bytes | str, what: str) -> Message:
+    """A checked message; raises EmptyText where there is nothing but white space."""
+    text = text_of(content, what)
+    if not text.strip():
+        raise EmptyText(f"{what} is empty.")
+    return Message(role, text)
+
+
+def conversation(messages: bytes | None, prompt: bytes | None, response: bytes | None) -> list[Message]:
+    """The one conversation that a request names, as messages or as a prompt with or without its response."""
+    if messages is not None:
+        if prompt is not None or response is not None:
+            raise InvalidRequest("Send either messages or a prompt, not both.")
+        return parse_messages(messages)
+    if prompt is None:
+        raise EmptyText("There is neither a prompt nor a list of messages.")
+    found = [message("user", prompt, "The prompt")]
+    if response is not None:
+        found.append(message("assistant", response, "The response"))
+    return found
+
+
+class ChatTemplate:
+    """Renders a conversation to token ids as the checkpoint was trained to see it."""
+
+    def __init__(self, tokenizer: GuardTokenizer, template: str) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(
+            value, ensure_ascii=False, indent=options.get("indent")
+        )
+        environment.globals["raise_exception"] = _refuse
+        self.tokenizer = tokenizer
+        try:
+            self._template = environment.from_string(template)
+        except TemplateError as error:
+            raise TokenizerMismatch(f"The chat template cannot be parsed: {error}.") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTemplate:
+        """From chat_template.jinja, or the entry of tokenizer_config.json. Raises TokenizerMismatch."""
+        tokenizer = GuardTokenizer.load(folder)
+        jinja = folder / "chat_template.jinja"
+        if jinja.is_file():
+            return cls(tokenizer, jinja.read_text(encoding="utf-8"))
+        config = folder / "tokenizer_config.json"
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        if isinstance(template, list):
+            template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        if not isinstance(template, str):
+            raise TokenizerMismatch(f"{folder} holds no chat template.")
+        return cls(tokenizer, template)
+
+    def render(self, messages: Sequence[Message], limit: int) -> list[int]:
+        """Token ids, at most `limit`; raises LastRole, TextTooLong, InvalidMessages.
+
+        The text between two special tokens is tokenized jointly, template and user text together, since
+        the last characters of a message can merge with what the template writes after it.
+        """
+        if messages[-1].role == "system":
+            raise LastRole("The last message is the system's; only a user's or an assistant's can be judged.")
+        mark = self._unused_character(messages)
+        shielded = [
+            {"role": each.role, "content": self._shield(each.content, mark)} for each in messages
+        ]
+        try:
+            text = self._template.render(
+                messages=shielded, add_generation_prompt=True, enable_thinking=False, tools=None
+            )
+        except TemplateError as error:
+            raise InvalidMessages(f"The chat template refuses the conversation: {str(error)[:200]}") from None
+        ids: list[int] = []
+        for part in self.tokenizer.split_special(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                plain = part.replace(mark, "")
+                self.tokenizer.check_length(plain, limit)
+                ids += self.tokenizer.encode(plain)
+            if len(ids) > limit:
+                raise TextTooLong(f"The conversation has more than the {limit} tokens that the context has room for.")
+        return ids
+
+    def _shield(self, content: str, mark: str) -> str:
+        """`content` with a mark inside each special string, so that it reads as plain text until encoded."""
+        for name in self.tokenizer.special:
+            content = content.replace(name, name[0] + mark + name[1:])
+        return content
+
+    @staticmethod
+    def _unused_character(messages: Sequence[Message]) -> str:
+        used = set().union(*(each.content for each in messages))
+        return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in used)
+
+
+def _refuse(reason: str) -> None:
+    raise TemplateError(reason)

@@ -1,0 +1,211 @@
+"""The four served models: what each makes of its requests, in the tensors of `wire`.
+
+A model is loaded from the folder that an export filled; `triton_io` stands between it and Triton.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qwen3guard_client import wire
+from qwen3guard_client.errors import EmptyText, ExportMissing, GuardError, InvalidRequest, LastRole
+from qwen3guard_client.manifest import MANIFEST, Manifest
+from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
+from qwen3guard_runtime.chat import ChatTemplate, conversation, text_of
+from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.incremental import Increment, tokenize
+from qwen3guard_runtime.request import Outputs, Request
+from qwen3guard_runtime.runner import OnnxRunner
+from qwen3guard_runtime.sessions import Judgement, Reply, Sessions, Step
+from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+
+
+def read_manifest(folder: Path) -> Manifest:
+    if not (folder / MANIFEST).is_file():
+        raise ExportMissing(f"{folder} holds no exported guard; run qwen3guard export first.")
+    return Manifest.read(folder)
+
+
+class GuardTokenizerModel:
+    """guard_tokenizer: a conversation to Gen's input ids."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = read_manifest(folder).context
+        self._template = ChatTemplate.load(folder)
+
+    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Outputs | GuardError:
+        try:
+            messages = conversation(
+                request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE)
+            )
+            ids = self._template.render(messages, self._context)
+        except GuardError as error:
+            return error
+        return {wire.INPUT_IDS.name: ids, wire.RESPONSE_MODE.name: messages[-1].role == "assistant"}
+
+
+class GenGuardModel:
+    """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
+
+    def __init__(self, folder: Path, *, slots: int, threads: int) -> None:
+        manifest = read_manifest(folder)
+        tokenizer = GuardTokenizer.load(folder)
+        runner = OnnxRunner(folder, manifest, threads=threads)
+        self._slots = slots
+        self._notice = manifest.notice
+        self._guard = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer), slots=slots)
+
+    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
+        results: list[Outputs | GuardError] = []
+        for start in range(0, len(requests), self._slots):
+            batch = requests[start : start + self._slots]
+            questions = [
+                Question(request.tensors[wire.INPUT_IDS.name], bool(request.number(wire.RESPONSE_MODE, 0)))
+                for request in batch
+            ]
+            answers = self._guard.answer(questions)
+            results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
+        return results
+
+    def _one(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
+        if isinstance(answer, GuardError):
+            return answer
+        outputs: dict[str, object] = {
+            wire.ANSWER.name: [answer.text],
+            wire.ANSWER_IDS.name: answer.ids,
+            wire.ANSWER_LOGPROBS.name: answer.logprobs,
+            wire.NOTICE.name: [self._notice],
+        }
+        if not request.wanted & wire.VERDICT_OUTPUTS:
+            return outputs
+        try:
+            verdict = self._guard.read(answer)
+        except GuardError as error:
+            return error
+        severity = verdict.severity
+        return outputs | {
+            wire.SEVERITY.name: [severity.value],
+            wire.CATEGORIES.name: [category.value for category in verdict.categories],
+            wire.REFUSAL.name: [verdict.refusal.value] if verdict.refusal else [],
+            wire.SEVERITY_PROBABILITIES.name: verdict.probabilities[SAFETY],
+            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities[CATEGORIES],
+            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, np.zeros(0, np.float32)),
+            wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
+            wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
+        }
+
+
+class StreamTokenizerModel:
+    """stream_tokenizer: a step's conversation and text, or token ids, to stream_guard's input ids. Stateless."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = read_manifest(folder).context
+        self._template = ChatTemplate.load(folder)
+
+    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Outputs | GuardError:
+        try:
+            prompt = self._prompt(request)
+            reply = self._reply(request)
+        except GuardError as error:
+            return error
+        im_end = self._template.tokenizer.special[IM_END]
+        query = len(prompt) - 1 - prompt[::-1].index(im_end) if prompt else -1
+        return {
+            wire.INPUT_IDS.name: [*prompt, *reply.ids],
+            wire.QUERY_INDEX.name: query,
+            wire.RESPONSE_START.name: len(prompt),
+            wire.FINAL_TOKENS.name: len(prompt) + reply.final_tokens,
+            wire.FINAL_CHARACTERS.name: reply.final_characters,
+        }
+
+    def _prompt(self, request: Request) -> list[int]:
+        """The conversation up to where the response begins; empty in a step that opens no stream."""
+        if not request.start:
+            if request.has(wire.MESSAGES) or request.has(wire.PROMPT):
+                raise InvalidRequest("Only the step that opens a stream carries a conversation.")
+            return []
+        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), None)
+        if messages[-1].role != "user":
+            raise LastRole(f"The last message is the {messages[-1].role}'s; a stream opens after a user's message.")
+        return self._template.render(messages, self._context)
+
+    def _reply(self, request: Request) -> Increment:
+        text = request.text(wire.TEXT)
+        if request.has(wire.TOKEN_IDS):
+            if text is not None:
+                raise InvalidRequest("Send either text or token ids, not both.")
+            ids = tuple(request.tensors[wire.TOKEN_IDS.name].tolist())
+            return Increment(ids, len(ids), 0)
+        if not text:
+            if not request.start and not request.end:
+                raise EmptyText("The step has neither text nor token ids.")
+            return Increment((), 0, 0)
+        return tokenize(self._template.tokenizer, text_of(text, "The text"), self._context, end=request.end)
+
+
+class StreamGuardModel:
+    """stream_guard: a step's ids at a position to the verdict of each token. Holds the sessions."""
+
+    def __init__(self, folder: Path, *, slots: int, threads: int, debounce: int, idle_s: float) -> None:
+        manifest = read_manifest(folder)
+        self._notice = manifest.notice
+        self._sessions = Sessions(
+            manifest,
+            OnnxRunner(folder, manifest, threads=threads),
+            slots=slots,
+            debounce=debounce,
+            idle_s=idle_s,
+            clock=time.monotonic,
+        )
+
+    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
+        steps = [
+            Step(
+                request.sequence,
+                request.tensors[wire.INPUT_IDS.name],
+                request.number(wire.POSITION, 0),
+                start=request.start,
+                end=request.end,
+                query_index=request.number(wire.QUERY_INDEX, -1),
+                response_start=request.number(wire.RESPONSE_START, 0),
+            )
+            for request in requests
+        ]
+        return [
+            reply if isinstance(reply, GuardError) else {**_outputs(reply), wire.NOTICE.name: [self._notice]}
+            for reply in self._sessions.steps(steps)
+        ]
+
+
+def _outputs(reply: Reply) -> Outputs:
+    return {
+        wire.LENGTH.name: reply.length,
+        wire.RISK.name: _risk(reply.response),
+        wire.CATEGORY.name: _category(reply.response),
+        wire.RISK_PROBABILITIES.name: reply.response.risk_probabilities,
+        wire.CATEGORY_PROBABILITIES.name: reply.response.category_probabilities,
+        wire.STRICT_FLAG.name: reply.strict,
+        wire.LOOSE_FLAG.name: reply.loose,
+        wire.PROMPT_RISK.name: _risk(reply.prompt),
+        wire.PROMPT_CATEGORY.name: _category(reply.prompt),
+        wire.PROMPT_RISK_PROBABILITIES.name: reply.prompt.risk_probabilities,
+        wire.PROMPT_CATEGORY_PROBABILITIES.name: reply.prompt.category_probabilities,
+    }
+
+
+def _risk(judgement: Judgement) -> list[str]:
+    return [level.value for level in judgement.risk]
+
+
+def _category(judgement: Judgement) -> list[str]:
+    return [category.value if category else "None" for category in judgement.category]

@@ -1,0 +1,41 @@
+"""A request as the models see it, whoever delivered it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from qwen3guard_client.errors import GuardError
+from qwen3guard_client.wire import Tensor
+
+Outputs = Mapping[str, Any]
+"""Values by tensor name, without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: its tensors by name, without the batch dimension; which outputs it wants; its sequence."""
+
+    tensors: Mapping[str, npt.NDArray[Any]]
+    wanted: frozenset[str]
+    sequence: int | str = 0
+    start: bool = False
+    end: bool = False
+
+    def has(self, tensor: Tensor) -> bool:
+        return tensor.name in self.tensors
+
+    def text(self, tensor: Tensor) -> bytes | None:
+        """The bytes of a BYTES [1] tensor, or None if it was not sent."""
+        return bytes(self.tensors[tensor.name][0]) if self.has(tensor) else None
+
+    def number(self, tensor: Tensor, default: int) -> int:
+        """The value of an INT64 or BOOL [1] tensor, or `default` if it was not sent."""
+        return int(self.tensors[tensor.name][0]) if self.has(tensor) else default
+
+
+Handler = Callable[[Sequence[Request]], Sequence[Outputs | GuardError]]
+"""One result, or its own error, for each request."""

@@ -1,0 +1,96 @@
+"""The checkpoint's tokenizer, split in two: text never becomes a special token, special tokens are asked for by name.
+
+Knows nothing of conversations or streams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from qwen3guard_client.errors import TextTooLong, TokenizerMismatch
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one text. Token k came from text[starts[k]:ends[k]] and belongs to pre-token words[k]."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    words: tuple[int, ...]
+
+
+class GuardTokenizer:
+    """Encodes user text without its special tokens, which are kept apart in `special`."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        try:
+            description = json.loads(tokenizer_json)
+            self.special: dict[str, int] = {
+                token["content"]: token["id"] for token in description.get("added_tokens", [])
+            }
+            # Without added tokens every string is plain text, `<think>` too; without the post-processor
+            # offsets cover the whole of the text.
+            self._whole = Tokenizer.from_str(tokenizer_json)
+            self._plain = Tokenizer.from_str(
+                json.dumps(description | {"added_tokens": [], "post_processor": None})
+            )
+        except Exception as error:
+            raise TokenizerMismatch(f"The tokenizer cannot be read: {str(error)[:200]}.") from error
+        for name in (IM_START, IM_END):
+            if name not in self.special:
+                raise TokenizerMismatch(f"The tokenizer has no {name} token.")
+
+    @classmethod
+    def load(cls, folder: Path) -> GuardTokenizer:
+        """Raises TokenizerMismatch if `folder` holds no readable tokenizer.json of the Qwen form."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerMismatch(f"{path} is missing.")
+        return cls(path.read_text(encoding="utf-8"))
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def check_length(self, text: str, limit: int) -> None:
+        """Raises TextTooLong if a text far longer than `limit` tokens must be, without encoding all of it."""
+        length = 8 * limit
+        while length < len(text):
+            piece = self.pieces(text[:length])
+            # All but the last pre-token stay as they are whatever follows.
+            if sum(word < piece.words[-1] for word in piece.words) > limit:
+                raise TextTooLong(f"The text has more than the {limit} tokens that the context has room for.")
+            length *= 2
+
+    def pieces(self, text: str) -> Piece:
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        starts, ends = zip(*encoding.offsets, strict=True) if encoding.offsets else ((), ())
+        return Piece(tuple(encoding.ids), tuple(starts), tuple(ends), tuple(encoding.word_ids))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._whole.decode(list(ids), skip_special_tokens=False))
+
+    def split_special(self, text: str) -> Iterator[str | int]:
+        """The plain stretches of `text` as strings, and between them the special tokens as ids."""
+        names = sorted(self.special, key=len, reverse=True)
+        while text:
+            at, name = min(
+                ((text.find(name), name) for name in names if name in text),
+                default=(-1, ""),
+                key=lambda found: (found[0], -len(found[1])),
+            )
+            if at < 0:
+                yield text
+                return
+            if at:
+                yield text[:at]
+            yield self.special[name]
+            text = text[at + len(name) :]
