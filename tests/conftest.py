@@ -1,0 +1,60 @@
+"""The demo guard, exported once and served by one real tritonserver for the whole run."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import real_tokenizer
+from qwen3guard_client import GuardClient, canary
+from qwen3guard_export import export
+from qwen3guard_export.repository import place_models
+from qwen3guard_runtime.server import EmbeddedServer, Settings
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "demo"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(repository: Path) -> EmbeddedServer:
+    return EmbeddedServer(Settings(repository, grpc_port=free_port(), load_s=120))
+
+
+def wait_ready(server: EmbeddedServer) -> None:
+    with GuardClient(server.url) as client:
+        server.wait_ready(lambda: canary.check(client, server.manifests))
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both demo guards, exported in fp32."""
+    folder = tmp_path_factory.mktemp("repository")
+    for variant in ("gen", "stream"):
+        place_models(folder, export(str(DEMO / variant), folder, say=lambda _: None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[EmbeddedServer]:
+    with serve(repository) as running:
+        wait_ready(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def guard(server: EmbeddedServer) -> Iterator[GuardClient]:
+    with GuardClient(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the real Qwen3 tokenizer."""
+    return real_tokenizer.make(tmp_path_factory.mktemp("qwen"))
