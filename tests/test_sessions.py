@@ -107,9 +107,7 @@ def test_every_schedule_of_steps_rewinds_and_retries_equals_one_pass() -> None:
             replies = [bench.ok("s", chunk, at) for _ in range(source.randint(1, 3))]
             for reply in replies[1:]:
                 assert reply.strict == replies[0].strict
-                np.testing.assert_array_equal(
-                    reply.response.risk_probabilities, replies[0].response.risk_probabilities
-                )
+                np.testing.assert_array_equal(reply.response.risk_probabilities, replies[0].response.risk_probabilities)
             del levels[at - prompt :], strict[at - prompt :]
             levels += replies[0].response.risk
             strict += replies[0].strict

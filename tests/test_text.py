@@ -139,7 +139,7 @@ def test_special_tokens_in_a_message_are_plain_text(variant: str) -> None:
     assert hostile in text
 
 
-def test_a_stream_is_judged_after_the_scaffold(demo_tokenizer: GuardTokenizer) -> None:
+def test_a_stream_is_judged_after_the_scaffold() -> None:
     template = ChatTemplate.load(DEMO / "stream")
     ids = template.render([Message("user", "a"), Message("assistant", "b"), Message("user", "c")], LIMIT)
     end = len(ids) - 1 - ids[::-1].index(template.tokenizer.special[IM_END])

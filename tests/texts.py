@@ -9,7 +9,7 @@ TEXTS = (
     "Die Katze schläft auf der Fensterbank; draußen regnet es seit Stunden.",
     "Le chat dort près de la fenêtre, et il pleut depuis des heures…",
     "El gato duerme junto a la ventana. ¿Llueve todavía? ¡Sí!",
-    "Кошка спит на подоконнике, а на улице идёт дождь.",
+    "Кошка спит на подоконнике, а на улице идёт дождь.",  # noqa: RUF001
     "猫在窗台上睡觉,外面下了几个小时的雨。",
     "猫は窓辺で眠っている。外では何時間も雨が降っている。",
     "고양이가 창가에서 자고 있고 밖에는 비가 내린다.",

@@ -1,7 +1,7 @@
 """GuardClient for asyncio: the same names, each call awaited.
 
-    async with AsyncGuardClient("127.0.0.1:8001") as guard:
-        print((await guard.classify("How do I bake bread?")).severity)
+async with AsyncGuardClient("127.0.0.1:8001") as guard:
+    print((await guard.classify("How do I bake bread?")).severity)
 """
 
 from __future__ import annotations

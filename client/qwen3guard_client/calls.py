@@ -81,7 +81,7 @@ class Call(Generic[T]):
             array = reply.as_numpy(wanted.name)
             if array is None:
                 raise InternalError(f"The server's reply has no {wanted.name}.")
-            return np.asarray(array)[0]
+            return np.asarray(array[0])
 
         return self.read(tensor)
 
@@ -159,7 +159,7 @@ def stream_step(
         wire.STREAM_STEP,
         values,
         wire.STREAM_STEP.outputs,
-        lambda reply: _step_result(reply, position),
+        _step_result,
         session,
         start,
         end,
@@ -182,7 +182,7 @@ def _classification(reply: Reply) -> Classification:
     )
 
 
-def _step_result(reply: Reply, position: int) -> StepResult:
+def _step_result(reply: Reply) -> StepResult:
     length = int(reply(wire.LENGTH)[0])
     risks, categories = _words(reply(wire.RISK)), _words(reply(wire.CATEGORY))
     risk_rows, category_rows = reply(wire.RISK_PROBABILITIES), reply(wire.CATEGORY_PROBABILITIES)

@@ -1,10 +1,10 @@
 """The gRPC client: `classify` a conversation, `stream` a response, or call `stream_step` itself.
 
-    with GuardClient("127.0.0.1:8001") as guard:
-        print(guard.classify("How do I bake bread?").severity)
-        with guard.stream("How do I bake bread?") as stream:
-            for piece in ("Mix flour", " and water."):
-                print(stream.step(piece).strict)
+with GuardClient("127.0.0.1:8001") as guard:
+    print(guard.classify("How do I bake bread?").severity)
+    with guard.stream("How do I bake bread?") as stream:
+        for piece in ("Mix flour", " and water."):
+            print(stream.step(piece).strict)
 """
 
 from __future__ import annotations

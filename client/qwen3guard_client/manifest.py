@@ -6,6 +6,7 @@ Written by the export, read by the runtime; neither imports the other.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,21 @@ def present_name(layer: int, part: Literal["key", "value"]) -> str:
 
 
 @dataclass(frozen=True)
+class Canary:
+    """A short input and what the exported graph answered to it: Gen, the log-probability of the most likely
+    next token; Stream, the risk probabilities of the last token. `tolerance` is absolute."""
+
+    input_ids: tuple[int, ...]
+    values: tuple[float, ...]
+    tolerance: float
+
+    def agrees(self, values: Sequence[float]) -> bool:
+        return len(values) == len(self.values) and all(
+            abs(found - expected) <= self.tolerance for found, expected in zip(values, self.values, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Facts about one exported guard. `sha256` maps each file beside the manifest to its digest."""
 
@@ -56,6 +72,7 @@ class Manifest:
     parity: dict[str, float]
     sha256: dict[str, str]
     versions: dict[str, str]
+    canary: Canary = Canary((), (), 0.0)
 
     def __post_init__(self) -> None:
         if self.variant not in ("gen", "stream"):
@@ -81,6 +98,9 @@ class Manifest:
         """Raises FileNotFoundError, or ValueError if the file is no manifest of this version."""
         data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         try:
-            return cls(**{field.name: data[field.name] for field in fields(cls)})
+            values = {field.name: data[field.name] for field in fields(cls)}
+            canary = values["canary"]
+            values["canary"] = Canary(tuple(canary["input_ids"]), tuple(canary["values"]), canary["tolerance"])
         except KeyError as missing:
             raise ValueError(f"{folder / MANIFEST} has no {missing}; export the checkpoint again") from None
+        return cls(**values)

@@ -14,7 +14,6 @@ import numpy as np
 from qwen3guard_client.labels import (
     CATEGORY_ORDER,
     QUERY_CATEGORY_ORDER,
-    REFUSAL_ORDER,
     RESPONSE_CATEGORY_ORDER,
     RISK_ORDER,
 )

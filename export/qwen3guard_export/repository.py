@@ -11,11 +11,10 @@ import sysconfig
 from pathlib import Path
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from qwen3guard_client import wire
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.wire import Model, Tensor
+from tritonclient.grpc import model_config_pb2
 
 FAMILIES: dict[str, tuple[Model, ...]] = {
     "gen": (*wire.CLASSIFY.steps, wire.CLASSIFY),
@@ -82,7 +81,7 @@ def config(model: Model) -> str:
     if model is wire.STREAM_GUARD:
         message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
         message.sequence_batching.oldest.max_candidate_sequences = STREAM_SLOTS
-    return HEADER + text_format.MessageToString(message)
+    return HEADER + str(text_format.MessageToString(message))
 
 
 def _batch(model: Model) -> int:

@@ -13,9 +13,9 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
-
 from qwen3guard_client.errors import TokenizerMismatch, UnreadableAnswer
 from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, Category, Refusal, RiskLevel
+
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 Probabilities = npt.NDArray[np.float32]
@@ -73,7 +73,7 @@ class AnswerReader:
         """Softmax of `logits` [vocab] over the first tokens of the field's values; float32 [values]."""
         chosen = logits[self._candidates[field]].astype(np.float64)
         weights = np.exp(chosen - chosen.max())
-        return (weights / weights.sum()).astype(np.float32)
+        return np.asarray(weights / weights.sum(), np.float32)
 
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)

@@ -14,7 +14,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from qwen3guard_client.errors import (
     EmptyText,
     InvalidEncoding,
@@ -25,6 +24,7 @@ from qwen3guard_client.errors import (
     TokenizerMismatch,
     UnknownRole,
 )
+
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -141,9 +141,7 @@ class ChatTemplate:
         if messages[-1].role == "system":
             raise LastRole("The last message is the system's; only a user's or an assistant's can be judged.")
         mark = self._unused_character(messages)
-        shielded = [
-            {"role": each.role, "content": self._shield(each.content, mark)} for each in messages
-        ]
+        shielded = [{"role": each.role, "content": self._shield(each.content, mark)} for each in messages]
         try:
             text = self._template.render(
                 messages=shielded, add_generation_prompt=True, enable_thinking=False, tools=None

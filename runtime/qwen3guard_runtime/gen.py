@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from qwen3guard_client.errors import GuardError, TextTooLong, TokenOutOfRange
+from qwen3guard_client.errors import EmptyText, GuardError, TextTooLong, TokenOutOfRange
 from qwen3guard_client.manifest import Manifest
+
 from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdict
 from qwen3guard_runtime.kv_cache import KVCache, Slot
 from qwen3guard_runtime.runner import Ids, Row, Runner
@@ -34,7 +34,7 @@ class Question:
 
 @dataclass
 class Answer:
-    """A greedy answer in the making: its ids (no end token), their log-probabilities, and each decision."""
+    """A greedy answer in the making: its ids (the end token last), their log-probabilities, and each decision."""
 
     question: Question
     slot: Slot
@@ -84,6 +84,8 @@ class GenGuard:
         )
 
     def _check(self, question: Question) -> None:
+        if not len(question.ids):
+            raise EmptyText("There are no token ids.")
         limit = self._manifest.context - ANSWER_TOKENS
         if len(question.ids) > limit:
             raise TextTooLong(
@@ -106,14 +108,14 @@ class GenGuard:
     def _extend(self, answer: Answer, logits: npt.NDArray[np.float32]) -> int:
         """Takes the most likely token from `logits` [vocab]."""
         token = int(logits.argmax())
+        answer.ids.append(token)
+        answer.logprobs.append(log_probability(logits, token))
         if token in self._end_ids:
             answer.ended = True
             return token
         decided = self.reader.field_decided_after(answer.text)
         if decided:
             answer.decisions[decided] = self.reader.probabilities(decided, logits)
-        answer.ids.append(token)
-        answer.logprobs.append(log_probability(logits, token))
         answer.text = self.reader.text(answer.ids)
         return token
 

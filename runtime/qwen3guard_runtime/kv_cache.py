@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-
 from qwen3guard_client.errors import Overloaded
 from qwen3guard_client.manifest import Manifest
 

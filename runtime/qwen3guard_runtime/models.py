@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-
 from qwen3guard_client import wire
-from qwen3guard_client.errors import EmptyText, ExportMissing, GuardError, InvalidRequest, LastRole
+from qwen3guard_client.errors import EmptyText, ExportMissing, GuardError, InvalidRequest, LastRole, TokenizerMismatch
 from qwen3guard_client.manifest import MANIFEST, Manifest
+
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
 from qwen3guard_runtime.chat import ChatTemplate, conversation, text_of
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
@@ -25,9 +26,15 @@ from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the guard in `folder`. Raises ExportMissing, or TokenizerMismatch if the tokenizer there
+    is not the one that the guard was exported with."""
     if not (folder / MANIFEST).is_file():
         raise ExportMissing(f"{folder} holds no exported guard; run qwen3guard export first.")
-    return Manifest.read(folder)
+    manifest = Manifest.read(folder)
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file() or sha256(tokenizer.read_bytes()).hexdigest() != manifest.sha256[tokenizer.name]:
+        raise TokenizerMismatch(f"{tokenizer} is not the tokenizer that the guard was exported with.")
+    return manifest
 
 
 class GuardTokenizerModel:
@@ -42,9 +49,7 @@ class GuardTokenizerModel:
 
     def _one(self, request: Request) -> Outputs | GuardError:
         try:
-            messages = conversation(
-                request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE)
-            )
+            messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE))
             ids = self._template.render(messages, self._context)
         except GuardError as error:
             return error

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
-
 from qwen3guard_client.errors import GuardError
 from qwen3guard_client.wire import Tensor
 

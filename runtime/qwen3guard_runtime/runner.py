@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-
 from qwen3guard_client.errors import CorruptFile, ExportMissing
 from qwen3guard_client.manifest import (
     GRAPH,
@@ -25,6 +24,7 @@ from qwen3guard_client.manifest import (
     past_name,
     present_name,
 )
+
 from qwen3guard_runtime.kv_cache import SLACK, Arena, Slot
 
 Ids = npt.NDArray[np.int64]

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError, UnsupportedPython
 from qwen3guard_client.manifest import MANIFEST, Manifest
@@ -62,7 +61,8 @@ def exported(model_repository: Path) -> dict[str, Manifest]:
     }
     if not found:
         raise ExportMissing(
-            f"{model_repository} holds no exported guard: run qwen3guard export CHECKPOINT --output {model_repository} first."
+            f"{model_repository} holds no exported guard: "
+            f"run qwen3guard export CHECKPOINT --output {model_repository} first."
         )
     return found
 
@@ -114,7 +114,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C reaches us alone, and we stop the server in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl, takes no lock)
             )
 
     def _command(self, triton: Path) -> list[str]:
@@ -171,7 +171,7 @@ class EmbeddedServer:
         """The last sentence in the log that says what went wrong."""
         ours = re.findall(r"qwen3guard_client\.errors\.\w+: (.+)", self.log)
         theirs = re.findall(r"^(?:E\d{4}|error:).*?(?:\] )?([^\]\n]{10,})$", self.log, re.MULTILINE)
-        return (ours or theirs or ["its log says nothing"])[-1].strip(' "')
+        return str((ours or theirs or ["its log says nothing"])[-1]).strip(' "')
 
     def stop(self) -> None:
         """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
@@ -197,7 +197,7 @@ class EmbeddedServer:
 def stopping_on_signals() -> Iterator[None]:
     """Turns SIGTERM and SIGHUP into KeyboardInterrupt, so that every way to end runs the same clean-up."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-
 from qwen3guard_client.errors import (
     EmptyText,
     GuardError,
@@ -30,6 +29,7 @@ from qwen3guard_client.labels import (
 )
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import flags
+
 from qwen3guard_runtime.gen import check_ids
 from qwen3guard_runtime.kv_cache import KVCache, Slot
 from qwen3guard_runtime.runner import Ids, Logits, Row, Runner
@@ -163,9 +163,7 @@ class Sessions:
                 session.slot.length = steps[number].position
             failed = InternalError(f"The model could not be run ({type(error).__name__}).")
             return [(number, failed) for number, _, _ in turn]
-        return [
-            (number, self._reply(steps[number], session, row, found.get(id(row)))) for number, session, row in turn
-        ]
+        return [(number, self._reply(steps[number], session, row, found.get(id(row)))) for number, session, row in turn]
 
     def _reply(self, step: Step, session: Session, row: Row, logits: Logits | None) -> Reply:
         outputs = logits or tuple(np.zeros((0, width), np.float32) for width in (3, 8, 3, 9))

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from qwen3guard_client.errors import TextTooLong, TokenizerMismatch
+from tokenizers import Tokenizer
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -40,9 +39,7 @@ class GuardTokenizer:
             # Without added tokens every string is plain text, `<think>` too; without the post-processor
             # offsets cover the whole of the text.
             self._whole = Tokenizer.from_str(tokenizer_json)
-            self._plain = Tokenizer.from_str(
-                json.dumps(description | {"added_tokens": [], "post_processor": None})
-            )
+            self._plain = Tokenizer.from_str(json.dumps(description | {"added_tokens": [], "post_processor": None}))
         except Exception as error:
             raise TokenizerMismatch(f"The tokenizer cannot be read: {str(error)[:200]}.") from error
         for name in (IM_START, IM_END):

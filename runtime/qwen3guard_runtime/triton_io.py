@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-
 from qwen3guard_client.errors import (
     GuardError,
     InputError,
@@ -24,6 +23,7 @@ from qwen3guard_client.errors import (
     SessionLost,
 )
 from qwen3guard_client.wire import NUMPY_DTYPES, Dtype, Model
+
 from qwen3guard_runtime.request import Handler, Outputs, Request
 
 START, END = 1, 2

@@ -1,0 +1,51 @@
+"""Is the server up, and does it compute what the export computed?
+
+A Triton that says it is ready may still answer with nothing, or with the numbers of a broken environment;
+so ready means that the manifest's canary comes back with the manifest's values.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+
+from qwen3guard_client import wire
+from qwen3guard_client.calls import Call
+from qwen3guard_client.client import GuardClient
+from qwen3guard_client.errors import CanaryFailed
+from qwen3guard_client.manifest import Manifest
+
+
+def canary_call(manifest: Manifest) -> Call[list[float]]:
+    """Asks the guard itself, past its tokenizer, for the values that the manifest's canary records."""
+    ids = list(manifest.canary.input_ids)
+    if manifest.variant == "gen":
+        values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
+        output = wire.ANSWER_LOGPROBS
+        return Call(wire.GEN_GUARD, values, (output,), lambda reply: [float(reply(output)[0])])
+    values = {wire.INPUT_IDS: ids, wire.POSITION: [0]}
+    probabilities = wire.RISK_PROBABILITIES
+    return Call(
+        wire.STREAM_GUARD,
+        values,
+        (probabilities,),
+        lambda reply: [float(value) for value in reply(probabilities)[-1]],
+        session=str(uuid.uuid4()),
+        start=True,
+        end=True,
+    )
+
+
+def check(client: GuardClient, manifests: dict[str, Manifest]) -> bool:
+    """False while an ensemble of `manifests` is not ready; raises CanaryFailed where a value is wrong."""
+    if not all(client.is_ready(ensemble) for ensemble in manifests):
+        return False
+    for manifest in manifests.values():
+        values = client.send(canary_call(manifest))
+        if not manifest.canary.agrees(values):
+            worst = max((abs(a - b) for a, b in zip(values, manifest.canary.values, strict=True)), default=math.nan)
+            raise CanaryFailed(
+                f"The {manifest.variant} guard answers its canary wrongly (off by {worst:.3g}): "
+                "export the checkpoint again on this machine."
+            )
+    return True

@@ -1,0 +1,217 @@
+"""The command `qwen3guard`: export, serve, classify, stream.
+
+Results go to standard output, one sentence to standard error where something fails; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient, Stream
+from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
+from qwen3guard_client.terminal import Terminal
+from qwen3guard_client.verdict import StepResult
+
+
+def say(text: str) -> None:
+    """Progress, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    try:
+        from qwen3guard_export import export as export_checkpoint
+        from qwen3guard_export.optimum import export_with_optimum
+        from qwen3guard_export.repository import place_models
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export]'.") from None
+    if arguments.via == "optimum":
+        export_with_optimum(arguments.checkpoint, arguments.output)
+        return
+    manifest = export_checkpoint(
+        arguments.checkpoint, arguments.output, weights=arguments.weights, attention=arguments.attention, say=say
+    )
+    place_models(arguments.output, manifest)
+    if manifest.notice:
+        say(f"note: {manifest.notice}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    try:
+        from qwen3guard_runtime.server import EmbeddedServer, Settings, stopping_on_signals
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[serve]'.") from None
+    from qwen3guard_client import canary
+
+    if arguments.address not in ("127.0.0.1", "localhost", "::1") and not arguments.allow_remote:
+        raise ServeError(
+            "The embedded server is for this machine alone; production runs NVIDIA's container. "
+            "--allow-remote listens elsewhere all the same."
+        )
+    settings = Settings(
+        arguments.model_repository,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        metrics_port=arguments.metrics_port,
+        address=arguments.address,
+    )
+    with stopping_on_signals():
+        try:
+            with EmbeddedServer(settings) as server, GuardClient(server.url, timeout_s=settings.load_s) as client:
+                say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                try:
+                    server.wait_ready(lambda: canary.check(client, server.manifests))
+                    for manifest in server.manifests.values():
+                        notice = f"; {manifest.notice}" if manifest.notice else ""
+                        say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+                    print(f"ready on {server.url}", flush=True)
+                    status = server.wait()
+                    raise ServeError(f"The server ended by itself with status {status}.")
+                finally:
+                    if arguments.debug:
+                        say(server.log)
+        except KeyboardInterrupt:
+            say("stopped")
+
+
+def classify(arguments: argparse.Namespace) -> None:
+    messages = None if arguments.messages is None else _text_or_file(arguments.messages)
+    with GuardClient(arguments.url, timeout_s=arguments.timeout) as guard:
+        found = guard.classify(arguments.prompt, arguments.response, messages=messages)
+    if arguments.json:
+        print(found.as_json())
+    else:
+        Terminal().classification(found)
+
+
+def _text_or_file(value: str) -> str:
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidEncoding(f"{value[1:]} is not valid UTF-8.") from None
+    except OSError as error:
+        raise InvalidMessages(f"{value[1:]} cannot be read: {error.strerror}.") from None
+
+
+def stream(arguments: argparse.Namespace) -> None:
+    with (
+        GuardClient(arguments.url, timeout_s=arguments.timeout) as guard,
+        guard.stream(arguments.prompt) as moderated,
+    ):
+        if arguments.json:
+            verdict = {"prompt": moderated.prompt_verdict.as_dict()}
+            print(json.dumps(verdict | ({"notice": moderated.notice} if moderated.notice else {})), flush=True)
+            for piece in pieces(sys.stdin.fileno()):
+                print(moderated.step(piece).as_json(), flush=True)
+            print(moderated.finish().as_json(), flush=True)
+        else:
+            moderate(moderated, pieces(sys.stdin.fileno()), Terminal())
+
+
+def moderate(stream: Stream, pieces: Iterator[str], terminal: Terminal) -> StepResult:
+    """Streams `pieces` through the guard and shows each in the colour of its verdict."""
+    terminal.prompt_verdict(stream.prompt_verdict)
+    terminal.notice(stream.notice)
+    terminal.line()
+    print("  ", end="", file=terminal.out, flush=True)
+    for piece in pieces:
+        terminal.piece(piece, stream.step(piece).tokens)
+    last = stream.finish()
+    terminal.line()
+    terminal.line()
+    first = stream.verdicts[0].position if stream.verdicts else 0
+    terminal.flagged(stream.flagged(strict=True), stream.flagged(strict=False), first)
+    return last
+
+
+def pieces(descriptor: int) -> Iterator[str]:
+    """Text as it arrives on `descriptor`, never cut inside a character. Raises InvalidEncoding."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while data := os.read(descriptor, 4096):
+        if piece := _decoded(decoder, data, final=False):
+            yield piece
+    _decoded(decoder, b"", final=True)
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool) -> str:
+    try:
+        return decoder.decode(data, final)
+    except UnicodeDecodeError:
+        raise InvalidEncoding("Standard input is not valid UTF-8.") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    command = argparse.ArgumentParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and the server's log")
+    verbs = command.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        added.set_defaults(run=run)
+        return added
+
+    add = verb("export", export, "Turn a checkpoint into a model repository.")
+    add.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a hub id such as Qwen/Qwen3Guard-Gen-0.6B")
+    add.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model repository to fill")
+    add.add_argument("--weights", choices=("fp32", "dq8r"), default="fp32", help="default: fp32, the exact one")
+    add.add_argument("--attention", choices=("decomposed", "portable"), default="decomposed", help=argparse.SUPPRESS)
+    add.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
+
+    add = verb("serve", serve, "Run the embedded Triton server until Ctrl-C.")
+    add.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    add.add_argument("--grpc-port", type=_port, default=8001, metavar="N")
+    add.add_argument("--http-port", type=_port, default=0, metavar="N", help="default: no HTTP")
+    add.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="default: no metrics")
+    add.add_argument("--address", default="127.0.0.1", help="default: 127.0.0.1")
+    add.add_argument("--allow-remote", action="store_true", help="let --address name another interface")
+
+    add = verb("classify", classify, "Judge the last turn of a conversation.")
+    _connect(add)
+    judged = add.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--prompt", metavar="T")
+    judged.add_argument("--messages", metavar="JSON|@FILE", help="messages in OpenAI's form")
+    add.add_argument("--response", metavar="T", help="judge this response to the prompt")
+
+    add = verb("stream", stream, "Moderate the response that arrives on standard input.")
+    _connect(add)
+    add.add_argument("--prompt", metavar="T", required=True)
+    return command
+
+
+def _connect(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
+    add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
+    add.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 65536:
+        raise argparse.ArgumentTypeError(f"{port} is no port")
+    return port
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        if getattr(arguments, "response", None) is not None and arguments.messages is not None:
+            raise InvalidRequest("Give either messages or a prompt with its response, not both.")
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if arguments.debug:
+            raise
+        known = isinstance(error, GuardError)
+        say(f"qwen3guard: {error}" if known else f"qwen3guard: {type(error).__name__}: {error} (--debug shows more)")
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""What the Python models in the Triton repository are made of."""
