@@ -11,7 +11,7 @@ import pytest
 from qwen3guard_client import errors
 from qwen3guard_client.errors import GuardError
 from qwen3guard_client.labels import RISK_ORDER, RiskLevel
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_client.manifest import Canary, Manifest
 from qwen3guard_client.policy import flags
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.runner import Logits, Row
@@ -34,6 +34,7 @@ MANIFEST = Manifest(
     parity={},
     sha256={},
     versions={},
+    canary=Canary((), (), 0.0),
 )
 
 

@@ -32,7 +32,7 @@ def export(arguments: argparse.Namespace) -> None:
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export]'.") from None
     if arguments.via == "optimum":
-        export_with_optimum(arguments.checkpoint, arguments.output)
+        export_with_optimum(arguments.checkpoint, arguments.output, say=say)
         return
     manifest = export_checkpoint(
         arguments.checkpoint, arguments.output, weights=arguments.weights, attention=arguments.attention, say=say

@@ -72,7 +72,7 @@ class Manifest:
     parity: dict[str, float]
     sha256: dict[str, str]
     versions: dict[str, str]
-    canary: Canary = Canary((), (), 0.0)
+    canary: Canary
 
     def __post_init__(self) -> None:
         if self.variant not in ("gen", "stream"):

@@ -6,6 +6,7 @@ run in ONNX Runtime or elsewhere, and tests put a double in its place.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ class OnnxRunner:
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
+        options.intra_op_num_threads = threads or min(manifest.kv_heads, os.cpu_count() or 1)
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

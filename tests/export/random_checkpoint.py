@@ -37,7 +37,9 @@ CATEGORIES = (
     "Jailbreak",
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-CHAT_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -127,9 +129,7 @@ def make(
     return folder
 
 
-def write_safetensors(
-    path: Path, tensors: dict[str, tuple[tuple[int, ...], Callable[[], Any]]], dtype: str
-) -> None:
+def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], Callable[[], Any]]], dtype: str) -> None:
     """Name -> (shape, maker of the array), made and written one at a time."""
     stored, kind = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -167,9 +167,7 @@ def _write_weights(
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
         weight_map |= dict.fromkeys(part, file)
         write_safetensors(folder / file, {name: tensors[name] for name in part}, dtype)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -183,9 +181,7 @@ def _write_tokenizer(folder: Path) -> None:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": index, "content": token, **flags} for index, token in enumerate(SPECIAL_TOKENS)
-        ],
+        "added_tokens": [{"id": index, "content": token, **flags} for index, token in enumerate(SPECIAL_TOKENS)],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {
             "type": "ByteLevel",

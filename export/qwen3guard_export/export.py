@@ -1,0 +1,169 @@
+"""From a checkpoint to the version folders that the server loads: staged, proved, then moved into place.
+
+    gen_guard/1, stream_guard/1           the graph, its data, its manifest, the tokenizer's and model's JSON
+    guard_tokenizer/1, stream_tokenizer/1 the manifest and the same JSON
+
+Whatever else lies in those folders (model.py, config.pbtxt) is not touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from qwen3guard_client import wire
+from qwen3guard_client.manifest import MANIFEST, Manifest
+
+from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm
+from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
+from qwen3guard_export.graph import write_graph
+from qwen3guard_export.parity import Proof, prove
+from qwen3guard_export.quantize import WEIGHT_FORMATS, WeightFormat
+
+MODEL_FOLDERS = {
+    "gen": (wire.GEN_GUARD.name, wire.GUARD_TOKENIZER.name),
+    "stream": (wire.STREAM_GUARD.name, wire.STREAM_TOKENIZER.name),
+}
+"""Per variant: the model with the graph, and the model with the tokenizer alone."""
+VERSION = "1"
+_STAGING = ".export-"
+
+
+def export(
+    checkpoint: str,
+    output: Path,
+    *,
+    weights: str = "fp32",
+    attention: str = "decomposed",
+    say: Callable[[str], None],
+) -> Manifest:
+    """Exports `checkpoint` (a folder or hub id) into the model repository `output`, and returns the manifest.
+
+    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError); `say` hears one
+    line a stage. Raises a CheckpointError (ParityError if the graph does not agree with the checkpoint), or
+    OSError when the disk does not take it; `output` is then as it was.
+    """
+    weight_format, form = _choices(weights, attention)
+    say(f"reading {checkpoint}")
+    opened = open_checkpoint(checkpoint)
+    architecture = opened.architecture
+    model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
+    with _staging(model.parent) as staging:
+        say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {attention}")
+        write_graph(opened, staging, weight_format, form)
+        say("proving it against the checkpoint in numpy")
+        proof = prove(staging, opened, weight_format, form)
+        say(f"proved: one pass differs by {proof.figures['one_pass']:.1e} of the logits' scale")
+        for path in opened.carried:
+            shutil.copyfile(path, staging / path.name)
+        say("hashing the files")
+        manifest = _manifest(opened, weights, attention, proof, staging)
+        manifest.write(staging)
+        _place(staging, tokenizer, [path.name for path in opened.carried], keep=True)
+        _place(staging, model, list(manifest.sha256), keep=False)
+    say(f"exported to {model.parent} and {tokenizer.parent}")
+    return manifest
+
+
+def _choices(weights: str, attention: str) -> tuple[WeightFormat, AttentionForm]:
+    if weights not in WEIGHT_FORMATS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, not {weights!r}")
+    if attention not in ATTENTION_FORMS:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION_FORMS)}, not {attention!r}")
+    return weights, attention  # type: ignore[return-value]
+
+
+@contextmanager
+def _staging(model: Path) -> Iterator[Path]:
+    """A folder inside `model` (same disk, and no version folder to Triton), gone afterwards with all that had to
+    be made for it. Leftovers of exports that were killed outright go too."""
+    made = [folder for folder in (model, *model.parents) if not folder.exists()]
+    model.mkdir(parents=True, exist_ok=True)
+    for leftover in model.glob(f"{_STAGING}*"):
+        exporter = leftover.name.removeprefix(_STAGING)
+        if exporter == str(os.getpid()) or not Path(f"/proc/{exporter}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    staging = model / f"{_STAGING}{os.getpid()}"
+    try:
+        staging.mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _place(staging: Path, target: Path, names: list[str], *, keep: bool) -> None:
+    """Puts `names` and the manifest into `target`; what the former manifest named and this one does not goes.
+
+    The manifest leaves first and comes last, so that a folder with one is a whole export. `keep` copies.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    former = _former_names(target)
+    (target / MANIFEST).unlink(missing_ok=True)
+    for name in [*names, MANIFEST]:
+        if keep:
+            shutil.copyfile(staging / name, staging / f"{name}.copy")
+            (staging / f"{name}.copy").replace(target / name)
+        else:
+            (staging / name).replace(target / name)
+    for name in former - set(names):
+        (target / name).unlink(missing_ok=True)
+
+
+def _former_names(target: Path) -> set[str]:
+    try:
+        return {name for name in Manifest.read(target).sha256 if Path(name).name == name}
+    except (OSError, ValueError, TypeError):
+        return set()
+
+
+def _manifest(checkpoint: Checkpoint, weights: str, attention: str, proof: Proof, staging: Path) -> Manifest:
+    architecture = checkpoint.architecture
+    return Manifest(
+        variant=architecture.variant,
+        source=checkpoint.source,
+        weights=weights,
+        attention=attention,
+        layers=architecture.layers,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        hidden_size=architecture.hidden,
+        vocab_size=architecture.vocab,
+        context=architecture.context,
+        kv_dtype="float32",
+        demo=checkpoint.demo,
+        parameters=checkpoint.parameters,
+        parity=proof.figures,
+        canary=proof.canary,
+        sha256={path.name: _sha256(path) for path in sorted(staging.iterdir())},
+        versions={
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+            "python": platform.python_version(),
+            "qwen3guard-triton": _own_version(),
+        },
+    )
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("qwen3guard-triton")
+    except metadata.PackageNotFoundError:
+        return "uninstalled"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

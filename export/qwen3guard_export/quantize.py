@@ -1,0 +1,93 @@
+"""Weight formats: how a row of activations meets a weight matrix.
+
+`fp32` is a plain MatMul. `dq8r` quantizes each token's row by its own scale to u8 around 128 and each output
+channel of the weights to s8, multiplies in integers and rescales. A row's scale depends on that row alone, and
+integer sums are exact, so a token's result cannot depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen3guard_export.emitter import CONTRIB, Emitter
+from qwen3guard_export.weight_files import FloatArray
+
+WeightFormat = Literal["fp32", "dq8r"]
+WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
+
+_LEVELS = 127.0
+_ZERO_POINT = 128
+_SMALLEST_SCALE = 1e-20  # for rows of zeros: 0 / 0 would be NaN
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Rows ready for `linear`. With a `row_scale` [..., 1], `rows` are u8 and stand for (rows - 128) * row_scale."""
+
+    rows: str
+    row_scale: str | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """What `linear` gives: the true values are `values * row_scale`, or `values` where there is no scale."""
+
+    values: str
+    row_scale: str | None = None
+
+    def scaled(self, graph: Emitter) -> str:
+        return self.values if self.row_scale is None else graph.op("Mul", [self.values, self.row_scale])
+
+
+def activation(graph: Emitter, weights: WeightFormat, rows: str, pending: str | None = None) -> Activation:
+    """float32 [..., K] made ready, once for all the matrices that read it.
+
+    `pending` is a row scale [..., 1] that `rows` still lack: quantization is blind to it, so it joins the new scale
+    instead of being multiplied into every element.
+    """
+    if weights == "fp32":
+        return Activation(rows)
+    largest = graph.op("ReduceMax", [graph.op("Abs", [rows]), graph.ints(-1)], keepdims=1)
+    scale = graph.op("Mul", [largest, graph.scalar(1 / _LEVELS, np.float32)])
+    scale = graph.op("Max", [scale, graph.scalar(_SMALLEST_SCALE, np.float32)])
+    one, zero = graph.scalar(1.0, np.float32), graph.scalar(_ZERO_POINT, np.uint8)
+    quantized = graph.op("QuantizeLinear", [graph.op("Div", [rows, scale]), one, zero])
+    return Activation(quantized, scale if pending is None else graph.op("Mul", [scale, pending]))
+
+
+def linear(
+    graph: Emitter, weights: WeightFormat, inputs: Activation, name: str, matrix: Callable[[], FloatArray]
+) -> Product:
+    """rows [..., K] @ matrix.T, with matrix [N, K] as checkpoints store it; it is read here and let go."""
+    if weights == "fp32":
+        return Product(graph.op("MatMul", [inputs.rows, graph.weight(name, matrix().T)]))
+    quantized, scale = quantize_rows(matrix())
+    values = graph.op(
+        "MatMulIntegerToFloat",
+        [
+            inputs.rows,
+            graph.weight(f"{name}.s8", quantized.T),
+            graph.scalar(1.0, np.float32),
+            graph.weight(f"{name}.scale", scale),
+            graph.scalar(_ZERO_POINT, np.uint8),
+        ],
+        domain=CONTRIB,
+    )
+    return Product(values, inputs.row_scale)
+
+
+def quantize_rows(matrix: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """[N, K] -> s8 [N, K] in -127..127 and float32 [N], row n being about s8[n] * scale[n]."""
+    largest = np.maximum(matrix.max(axis=1), -matrix.min(axis=1))
+    scale = np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1)).astype(np.float32)
+    quantized = np.empty(matrix.shape, np.int8)
+    step = max(1, (1 << 22) // matrix.shape[1])
+    for start in range(0, len(matrix), step):
+        part = slice(start, start + step)
+        quantized[part] = np.clip(np.rint(matrix[part] / scale[part, None]), -_LEVELS, _LEVELS)
+    return quantized, scale

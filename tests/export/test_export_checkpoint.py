@@ -1,0 +1,246 @@
+"""Bad checkpoints: each its own error class and one sentence, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from export_oracle import Oracle, difference
+from qwen3guard_client.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    CorruptFile,
+    MissingTensor,
+    ParityError,
+    TokenizerMismatch,
+    WrongArchitecture,
+    WrongShape,
+)
+from qwen3guard_export import export
+from qwen3guard_export.checkpoint import EMBEDDING, open_checkpoint
+from qwen3guard_export.parity import BoundGraph, Chunk
+from random_checkpoint import make, write_safetensors
+
+
+def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads((folder / name).read_text())
+    change(data)
+    (folder / name).write_text(json.dumps(data))
+
+
+def config(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, "config.json", lambda data: data.update(values))
+
+
+def file(name: str, content: bytes | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+
+    return change
+
+
+def cut(name: str, keep: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * keep)])
+
+    return change
+
+
+def tensor(name: str, value: Any = None) -> Callable[[Path], None]:
+    """Drops a tensor, or puts `value` in its place."""
+
+    def change(folder: Path) -> None:
+        weights = open_checkpoint(str(folder)).weights
+        kept = {key: weights.float32(key) for key in weights.tensors if key != name or value is not None}
+        if value is not None:
+            kept[name] = np.asarray(value, np.float32)
+        makers = {key: (array.shape, lambda array=array: array) for key, array in kept.items()}
+        write_safetensors(folder / "model.safetensors", makers, "fp32")
+
+    return change
+
+
+def only_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, "tokenizer.json", change)
+
+
+def without_im_end(data: dict[str, Any]) -> None:
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<|im_end|>"]
+    del data["model"]["vocab"]["<|im_end|>"]
+
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+WEIGHTS = "model.safetensors"
+BAD: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
+    "no config": (file("config.json", None), CheckpointNotFound, "config.json"),
+    "no weights": (file(WEIGHTS, None), CheckpointNotFound, "model.safetensors"),
+    "pickle only": (only_pickle, CheckpointNotFound, "pytorch_model.bin"),
+    "another model": (config(architectures=["LlamaForCausalLM"]), WrongArchitecture, "LlamaForCausalLM"),
+    "no architecture": (config(architectures=None), WrongArchitecture, "None"),
+    "yarn": (config(rope_scaling={"rope_type": "yarn", "factor": 4.0}), WrongArchitecture, "yarn"),
+    "yarn as transformers 5 writes it": (config(rope_parameters={"rope_type": "yarn"}), WrongArchitecture, "yarn"),
+    "attention bias": (config(attention_bias=True), WrongArchitecture, "attention_bias"),
+    "sliding window": (config(use_sliding_window=True), WrongArchitecture, "sliding"),
+    "heads that do not divide": (config(num_key_value_heads=3), WrongArchitecture, "4 query heads"),
+    "no layers": (config(num_hidden_layers=0), WrongArchitecture, "num_hidden_layers"),
+    "size is text": (config(hidden_size="64"), WrongArchitecture, "hidden_size"),
+    "eps is text": (config(rms_norm_eps="small"), WrongArchitecture, "config.json"),
+    "config is broken": (file("config.json", b'{"architectures": ['), CorruptFile, "config.json"),
+    "config is a list": (file("config.json", b"[]"), CorruptFile, "config.json"),
+    "missing tensor": (tensor(K_PROJ), MissingTensor, K_PROJ),
+    "wrong shape": (tensor(K_PROJ, np.zeros((8, 64))), WrongShape, "[8, 64]; config.json requires [32, 64]"),
+    "config of another size": (config(hidden_size=128), WrongShape, "[300, 64]"),
+    "NaN": (tensor("model.norm.weight", np.full(64, np.nan)), CorruptFile, "model.norm.weight"),
+    "truncated": (cut(WEIGHTS, 0.6), CorruptFile, WEIGHTS),
+    "truncated header": (cut(WEIGHTS, 0.001), CorruptFile, WEIGHTS),
+    "zero bytes": (file(WEIGHTS, b""), CorruptFile, WEIGHTS),
+    "garbage": (file(WEIGHTS, bytes(range(256)) * 9), CorruptFile, WEIGHTS),
+    "header is no JSON": (file(WEIGHTS, (20).to_bytes(8, "little") + b"x" * 40), CorruptFile, WEIGHTS),
+    "tensor without offsets": (
+        file(WEIGHTS, (9).to_bytes(8, "little") + b'{"a": {}}'), CorruptFile, WEIGHTS,
+    ),
+    "index without map": (file("model.safetensors.index.json", b"{}"), CorruptFile, "weight_map"),
+    "index leads outside": (
+        file("model.safetensors.index.json", b'{"weight_map": {"a": "../x"}}'), CorruptFile, "../x",
+    ),
+    "shard absent": (
+        file("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}'), CorruptFile, "b.safetensors",
+    ),
+    "no tokenizer": (file("tokenizer.json", None), TokenizerMismatch, "tokenizer.json"),
+    "tokenizer is no JSON": (file("tokenizer.json", b"\xff\xfe"), TokenizerMismatch, "tokenizer.json"),
+    "tokenizer is empty": (file("tokenizer.json", b"{}"), TokenizerMismatch, "vocabulary"),
+    "tokenizer too large": (
+        tokenizer(lambda data: data["model"]["vocab"].update(extra=300)), TokenizerMismatch, "300 ('extra')",
+    ),
+    "no im_end": (tokenizer(without_im_end), TokenizerMismatch, "<|im_end|>"),
+    "no chat template": (
+        lambda folder: edit(folder, "tokenizer_config.json", lambda data: data.pop("chat_template")),
+        TokenizerMismatch, "chat template",
+    ),
+    "tokenizer config is broken": (file("tokenizer_config.json", b"{"), CorruptFile, "tokenizer_config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_checkpoint_has_its_error_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    spoil, error, words = BAD[name]
+    checkpoint = make(tmp_path / "checkpoint", "gen", layers=2)
+    spoil(checkpoint)
+    with pytest.raises(error) as caught:
+        export(str(checkpoint), tmp_path / "models", say=lambda _: None)
+    assert type(caught.value) is error
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("source", ["no/such/folder/at/all", "no spaces/please", ""])
+def test_a_source_that_is_nothing(source: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound if source else CheckpointError):
+        export(source, tmp_path / "models", say=lambda _: None)
+
+
+def test_an_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*_: Any, **options: Any) -> str:
+        assert options["allow_patterns"] == ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointNotFound, match=r"Qwen/Qwen3Guard-Gen-0\.6B is not a folder, and the hub"):
+        export("Qwen/Qwen3Guard-Gen-0.6B", tmp_path / "models", say=lambda _: None)
+
+
+def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = make(tmp_path / "snapshot", "gen", layers=1)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    assert open_checkpoint("Qwen/Qwen3Guard-Gen-0.6B").source == "Qwen/Qwen3Guard-Gen-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("response_risk_level_map", None),
+        ("response_risk_level_map", {"0": "Safe", "1": "Unsafe"}),
+        ("query_category_map", {str(index): "Violent" for index in range(9)}),
+        ("guard_inner_size", None),
+    ],
+)
+def test_stream_heads_that_cannot_be_read(key: str, value: Any, tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "stream")
+    config(**{key: value})(checkpoint)
+    with pytest.raises(WrongArchitecture, match=key):
+        open_checkpoint(str(checkpoint))
+
+
+def test_heads_in_another_order_come_out_in_ours(tmp_path: Path) -> None:
+    """One public server reads Unsafe and Controversial the wrong way round."""
+    checkpoint = make(tmp_path / "checkpoint", "stream")
+    for name in ("response_risk_level_map", "response_category_map", "query_risk_level_map", "query_category_map"):
+
+        def turn(data: dict[str, Any], name: str = name) -> None:
+            names = list(data[name].values())
+            data[name] = {str(index): label for index, label in enumerate(names[2:] + names[:2])}
+
+        edit(checkpoint, "config.json", turn)
+    export(str(checkpoint), tmp_path / "models", say=lambda _: None)
+    opened = open_checkpoint(str(checkpoint))
+    assert opened.architecture.heads[0].rows == (1, 2, 0)
+    graph = BoundGraph(tmp_path / "models/stream_guard/1", opened.architecture, slots=1, capacity=64)
+    tokens = np.arange(9)
+    assert difference(graph.run([Chunk(0, 0, tokens)])[0], Oracle(checkpoint).logits(tokens)) < 1e-4
+
+
+def test_rope_parameters_as_transformers_5_writes_them(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen")
+
+    def modernize(data: dict[str, Any]) -> None:
+        del data["rope_scaling"]
+        data["rope_parameters"] = {"rope_theta": data.pop("rope_theta"), "rope_type": "default"}
+
+    edit(checkpoint, "config.json", modernize)
+    assert open_checkpoint(str(checkpoint)).architecture.rope_theta == 1e6
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_weights_are_read_as_safetensors_reads_them(dtype: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    checkpoint = make(tmp_path / "checkpoint", "gen", dtype=dtype)
+    weights = open_checkpoint(str(checkpoint)).weights
+    for name, expected in load_file(checkpoint / WEIGHTS).items():
+        np.testing.assert_array_equal(weights.float32(name), expected.float().numpy())
+
+
+def test_a_missing_tensor_is_named_when_read(tmp_path: Path) -> None:
+    weights = open_checkpoint(str(make(tmp_path / "checkpoint", "gen"))).weights
+    with pytest.raises(MissingTensor, match="nothing"):
+        weights.float32("nothing")
+    assert weights.stored(EMBEDDING).shape == (300, 64)
+
+
+def test_a_wrong_graph_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotations shifted by one position: the kind of mistake that parity is for."""
+    from qwen3guard_export import graph
+
+    tables = graph.rope_tables
+    monkeypatch.setattr(graph, "rope_tables", lambda given: [np.roll(table, 7, axis=1) for table in tables(given)])
+    checkpoint = make(tmp_path / "checkpoint", "gen")
+    with pytest.raises(ParityError, match="of the logits' scale"):
+        export(str(checkpoint), tmp_path / "models", say=lambda _: None)
+    assert not (tmp_path / "models").exists()

@@ -1,0 +1,217 @@
+"""Exported graphs against PyTorch: every shape, both attention forms, every way the server writes a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from export_oracle import Oracle, difference
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_export import export
+from qwen3guard_export.checkpoint import Architecture, open_checkpoint
+from qwen3guard_export.export import MODEL_FOLDERS
+from qwen3guard_export.parity import BoundGraph, Chunk
+from random_checkpoint import make
+
+BOUND = 1e-4
+CAPACITY = 64
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gen 0.6B ratio, tied": {
+        "variant": "gen", "hidden": 128, "layers": 3, "heads": 16, "kv_heads": 8, "head_dim": 16, "ffn": 192,
+    },
+    "gen 4B ratio, untied, sharded": {
+        "variant": "gen", "hidden": 80, "heads": 32, "kv_heads": 8, "head_dim": 8, "ffn": 160, "tied": False,
+        "shards": 3,
+    },
+    "gen MHA, fp32": {"variant": "gen", "heads": 4, "kv_heads": 4, "dtype": "fp32"},
+    "gen odd sizes, fp16": {
+        "variant": "gen", "hidden": 37, "layers": 1, "heads": 3, "kv_heads": 1, "head_dim": 10, "ffn": 53,
+        "vocab": 301, "dtype": "fp16", "rope_theta": 1e4,
+    },
+    "stream 0.6B ratio": {
+        "variant": "stream", "hidden": 128, "layers": 3, "heads": 16, "kv_heads": 8, "head_dim": 16, "ffn": 192,
+    },
+    "stream 8B ratio, sharded, fp16": {
+        "variant": "stream", "hidden": 96, "heads": 32, "kv_heads": 8, "head_dim": 12, "ffn": 130, "inner": 48,
+        "dtype": "fp16", "shards": 2,
+    },
+    "stream MHA, odd, fp32": {
+        "variant": "stream", "hidden": 45, "heads": 3, "kv_heads": 3, "head_dim": 14, "ffn": 61, "inner": 19,
+        "dtype": "fp32",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One checkpoint, its oracle, and its graphs by (weights, attention)."""
+
+    oracle: Oracle
+    architecture: Architecture
+    manifests: dict[tuple[str, str], Manifest]
+    folders: dict[tuple[str, str], Path]
+    rows: list[np.ndarray]
+
+    def bound(self, attention: str = "decomposed", weights: str = "fp32", **options: Any) -> BoundGraph:
+        sizes = {"slots": len(self.rows), "capacity": CAPACITY} | options
+        return BoundGraph(self.folders[weights, attention], self.architecture, **sizes)
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def guard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    root = tmp_path_factory.mktemp("guard")
+    seed = list(SHAPES).index(request.param)
+    checkpoint = make(root / "checkpoint", seed=seed, **SHAPES[request.param])
+    manifests, folders = {}, {}
+    for key in (("fp32", "decomposed"), ("fp32", "portable"), ("dq8r", "decomposed")):
+        weights, attention = key
+        output = root / "-".join(key)
+        manifests[key] = export(str(checkpoint), output, weights=weights, attention=attention, say=lambda _: None)
+        folders[key] = output / MODEL_FOLDERS[manifests[key].variant][0] / "1"
+    architecture = open_checkpoint(str(checkpoint)).architecture
+    random = np.random.default_rng(seed)
+    rows = [random.integers(0, architecture.vocab, length) for length in (17, 31, 1, 24)]
+    return Guard(Oracle(checkpoint), architecture, manifests, folders, rows)
+
+
+FORMS = pytest.mark.parametrize("attention", ["decomposed", "portable"])
+
+
+@FORMS
+def test_one_pass_agrees_with_torch_at_every_position(guard: Guard, attention: str) -> None:
+    graph = guard.bound(attention)
+    for row in guard.rows:
+        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < BOUND
+
+
+@FORMS
+def test_random_chunks_and_single_tokens_agree_with_torch(guard: Guard, attention: str) -> None:
+    graph, random = guard.bound(attention), np.random.default_rng(1)
+    for row in guard.rows:
+        cuts = np.sort(random.choice(np.arange(1, len(row)), min(4, len(row) - 1), replace=False))
+        lengths = np.diff([0, *cuts, len(row)]).tolist()
+        expected = guard.oracle.logits(row)
+        assert difference(graph.run_pieces(0, row, lengths), expected) < BOUND
+        assert difference(graph.run_pieces(1, row, [1] * len(row)), expected) < BOUND
+
+
+@FORMS
+def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, attention: str) -> None:
+    """Padding and a former sequence's keys and values must never be seen."""
+    graph, random = guard.bound(attention), np.random.default_rng(2)
+    for buffer in graph.slots.values():
+        buffer[...] = random.normal(0, 5, buffer.shape)
+    expected = [guard.oracle.logits(row) for row in guard.rows]
+    written = [0] * len(guard.rows)
+    while any(done < len(row) for done, row in zip(written, guard.rows, strict=True)):
+        chunks = []
+        for slot, row in enumerate(guard.rows):
+            # a finished row takes part again with its last token: a rewind by one
+            start = min(written[slot], len(row) - 1)
+            chunks.append(Chunk(slot, start, row[start : start + int(random.integers(1, 9))]))
+        for slot, found in enumerate(graph.run(chunks)):
+            start = chunks[slot].position
+            stop = start + len(chunks[slot].tokens)
+            wanted = {name: values[start:stop] for name, values in expected[slot].items()}
+            assert difference(found, wanted) < 2 * BOUND  # of a smaller scale: that of these tokens
+            written[slot] = stop
+
+
+@FORMS
+def test_a_rewind_forgets_what_stood_there(guard: Guard, attention: str) -> None:
+    graph = guard.bound(attention)
+    first, second = guard.rows[1], guard.rows[3]
+    graph.run([Chunk(0, 0, first)])
+    rewritten = np.concatenate([first[:5], second[:6]])
+    found = graph.run([Chunk(0, 5, second[:6])])[0]
+    expected = {name: values[5:] for name, values in guard.oracle.logits(rewritten).items()}
+    assert difference(found, expected) < 2 * BOUND
+
+
+@pytest.mark.parametrize("weights", ["fp32", "dq8r"])
+def test_a_row_is_bit_identical_alone_and_in_a_ragged_batch(guard: Guard, weights: str) -> None:
+    """Both formats, in the decomposed form: in two passes, the second from different positions."""
+    batch, alone = guard.bound(weights=weights), guard.bound(weights=weights)
+    cuts = [len(row) // 2 for row in guard.rows]
+    heads = [Chunk(slot, 0, row[:cut]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
+    tails = [Chunk(slot, cut, row[cut:]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
+    for chunks in (heads, tails):
+        for together, chunk in zip(batch.run(chunks), chunks, strict=True):
+            if not len(chunk.tokens):
+                continue
+            single = alone.run([chunk])[0]
+            for name, values in single.items():
+                np.testing.assert_array_equal(values, together[name])
+
+
+@pytest.mark.parametrize("weights", ["fp32", "dq8r"])
+def test_single_tokens_are_bit_identical_beside_longer_chunks(guard: Guard, weights: str) -> None:
+    """A row of one token alone would take another path through ONNX Runtime's matrix kernels, if we let it."""
+    token, long = guard.rows[0], guard.rows[1]
+    batch, alone = guard.bound(weights=weights), guard.bound(weights=weights)
+    for graph in (batch, alone):
+        graph.run([Chunk(0, 0, token[:9])])
+    together = batch.run([Chunk(0, 9, token[9:10]), Chunk(1, 0, long)])[0]
+    for name, values in alone.run([Chunk(0, 9, token[9:10])])[0].items():
+        np.testing.assert_array_equal(values, together[name])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_capacity_does_not_change_a_bit(guard: Guard, threads: int) -> None:
+    """Capacities are buckets: multiples of 64, so that the softmax sums in the same lanes."""
+    row = guard.rows[1]
+    threads = min(threads, guard.architecture.kv_heads)
+    answers = [
+        guard.bound(weights="dq8r", capacity=capacity, threads=threads).run([Chunk(0, 0, row)])[0]
+        for capacity in (64, 192, 1024)
+    ]
+    for answer in answers[1:]:
+        for name, values in answer.items():
+            np.testing.assert_array_equal(values, answers[0][name])
+
+
+def test_dq8r_stays_near_fp32(guard: Guard) -> None:
+    """On random weights, the worst case for quantization; no statement about a trained guard."""
+    graph = guard.bound(weights="dq8r")
+    for row in guard.rows:
+        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < 0.25
+
+
+def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
+    """In any order, twice, and none at all (a prefill that wants no logits)."""
+    import onnxruntime as ort
+    from qwen3guard_client.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
+
+    key = ("fp32", "decomposed")
+    manifest, row = guard.manifests[key], guard.rows[0]
+    session = ort.InferenceSession(guard.folders[key] / GRAPH, providers=["CPUExecutionProvider"])
+    slot = np.zeros((2, manifest.kv_heads, CAPACITY, manifest.head_dim), np.float32)
+    feeds = {INPUT_IDS: np.stack([row, row[::-1]]), POSITIONS: np.zeros(2, np.int64)}
+    feeds |= {graph_input.name: slot for graph_input in session.get_inputs() if "past" in graph_input.name}
+    asked = np.array([[1, 3], [0, 16], [0, 2], [1, 3]], np.int64)
+    answers = session.run(list(manifest.outputs), feeds | {LOGIT_INDEX: asked})
+    oracles = [guard.oracle.logits(row), guard.oracle.logits(row[::-1].copy())]
+    for name, values in zip(manifest.outputs, answers, strict=True):
+        wanted = np.stack([oracles[r][name][column] for r, column in asked])
+        assert difference({name: values}, {name: wanted}) < 2 * BOUND
+    empty = session.run(list(manifest.outputs), feeds | {LOGIT_INDEX: np.zeros((0, 2), np.int64)})
+    assert [len(values) for values in empty] == [0] * len(manifest.outputs)
+
+
+def test_the_manifest_tells_the_guard(guard: Guard) -> None:
+    for (weights, attention), manifest in guard.manifests.items():
+        assert (manifest.weights, manifest.attention) == (weights, attention)
+        assert manifest == Manifest.read(guard.folders[weights, attention])
+        assert manifest.layers == guard.architecture.layers
+        assert manifest.parity["one_pass"] < (BOUND if weights == "fp32" else 0.5)
+        assert manifest.parity["batch_bit_identical"] == 1.0 or attention == "portable"
+    tokens = np.array(manifest.canary.input_ids)
+    answer = {name: values[-1].astype(np.float64) for name, values in guard.oracle.logits(tokens).items()}
+    name = manifest.outputs[0]
+    shares = np.exp(answer[name]) / np.exp(answer[name]).sum()
+    expected = (float(np.log(shares.max())),) if manifest.variant == "gen" else tuple(shares)
+    assert guard.manifests["fp32", "decomposed"].canary.agrees(expected)
