@@ -107,7 +107,7 @@ STEP: dict[str, tuple[Callable[[GuardClient, str, int], object], type[GuardError
     "negative ids": (lambda g, s, n: g.stream_step(s, token_ids=[-5], position=n), errors.TokenOutOfRange),
     "ids beyond 64 bits": (lambda g, s, n: g.stream_step(s, token_ids=[2**70], position=n), errors.TokenOutOfRange),
     "negative position": (lambda g, s, _: g.stream_step(s, text="x", position=-1), errors.PositionOutOfRange),
-    "a gap": (lambda g, s, n: g.stream_step(s, text="x", position=n + 1), errors.PositionOutOfRange),
+    "a gap": (lambda g, s, n: g.stream_step(s, text="x", position=n + 99), errors.PositionOutOfRange),
     "a position beyond 32 bits": (
         lambda g, s, _: g.stream_step(s, text="x", position=2**40),
         errors.PositionOutOfRange,

@@ -192,7 +192,7 @@ def test_the_last_message_is_not_the_systems() -> None:
         ChatTemplate.load(DEMO / "gen").render([Message("user", "a"), Message("system", "b")], LIMIT)
 
 
-@pytest.mark.parametrize("text", ["word " * 400_000, "x" * 2_000_000, " " * 2_000_000, "漢" * 300_000])
+@pytest.mark.parametrize("text", ["word " * 400_000, "x" * 2_000_000, " " * 2_000_000, "漢" * 300_000, "a b " * 3000])
 def test_text_far_beyond_the_context_is_refused(text: str) -> None:
     with pytest.raises(errors.TextTooLong):
         ChatTemplate.load(DEMO / "gen").render([Message("user", f"a{text}b")], 2048)

@@ -29,7 +29,9 @@ from qwen3guard_client.manifest import MANIFEST, Manifest
 
 ENSEMBLES = {"gen_guard": "classify", "stream_guard": "stream_step"}
 """The guard that holds an export, and the ensemble that answers for it."""
-STOP_S = 30.0
+EXIT_S = 5
+"""Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
+STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -128,6 +130,7 @@ class EmbeddedServer:
             *(f"--load-model={ensemble}" for ensemble in self.manifests),
             f"--grpc-address={settings.address}",
             f"--grpc-port={settings.grpc_port}",
+            f"--exit-timeout-secs={EXIT_S}",
             f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:admin-key={secret}",
             f"--backend-config=python,stub-timeout-seconds={int(settings.load_s)}",
             f"--backend-config=python,shm-region-prefix-name={self._tag}",

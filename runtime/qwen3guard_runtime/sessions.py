@@ -133,14 +133,14 @@ class Sessions:
             raise EmptyText("The step has no tokens.")
         if not -1 <= step.query_index < len(step.ids) or not 0 <= step.response_start <= len(step.ids):
             raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-        if length > self._manifest.context:
-            raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
         session = None if step.start else self._live.get(step.session)
         held = session.slot.length if session else 0
         if not session and not step.start:
             raise SessionLost("The session is not known here; open it again with START and everything so far.")
         if step.position > held:
             raise PositionOutOfRange(f"The position {step.position} leaves a gap: the session holds {held} tokens.")
+        if length > self._manifest.context:
+            raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
         if session is None:
             session = self._open(step.session, length)
         self._cache.grow(session.slot, length)
