@@ -61,6 +61,21 @@ class Oracle:
             outputs[f"{prefix}category_logits"] = self._ordered(category, f"{kind}_category_map", order)
         return outputs
 
+    @torch.no_grad()
+    def generate(self, tokens: list[int], limit: int) -> list[int]:
+        """What transformers' greedy `generate` appends, the end token with it."""
+        ids = torch.tensor([tokens])
+        end = self._json["eos_token_id"]
+        made = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        return made[0, len(tokens) :].tolist()
+
     def _ordered(self, values: torch.Tensor, map_name: str, order: tuple) -> np.ndarray:
         index_of = {label.strip('"'): int(index) for index, label in self._json[map_name].items()}
         return np.stack([values[:, index_of[label.value]].numpy() for label in order], axis=1)
