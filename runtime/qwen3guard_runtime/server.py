@@ -1,7 +1,8 @@
 """The embedded server: the tritonserver of the wheel nvidia-pytriton, started as this interpreter needs it.
 
 The wheel's stub of the Python back end must find the shared libpython of the very interpreter that the
-environment was made with, that interpreter's packages, and the wheel's own libraries, in this order.
+environment was made with, then the wheel's own libraries (LD_LIBRARY_PATH), and the environment's packages: its
+interpreter is isolated, ignores PYTHONPATH, and looks for the environment of the first python3 on PATH.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ EXIT_S = 5
 """Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
 STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
+_STUB_DIED = "Failed to preinitialize Python stub"  # the server would wait for it all the same
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -156,7 +158,7 @@ class EmbeddedServer:
         process = self._started()
         deadline = time.monotonic() + self.settings.load_s
         while not canary():
-            if process.poll() is not None:
+            if process.poll() is not None or _STUB_DIED in self.log:
                 raise ServeError(f"The server stopped while it was loading: {self._reason()}")
             if time.monotonic() > deadline:
                 raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {self._reason()}")
@@ -173,7 +175,9 @@ class EmbeddedServer:
     def _reason(self) -> str:
         """The last sentence in the log that says what went wrong."""
         ours = re.findall(r"qwen3guard_client\.errors\.\w+: (.+)", self.log)
-        theirs = re.findall(r"^(?:E\d{4}|error:).*?(?:\] )?([^\]\n]{10,})$", self.log, re.MULTILINE)
+        theirs = re.findall(
+            rf"^(?:E\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", self.log, re.MULTILINE
+        )
         return str((ours or theirs or ["its log says nothing"])[-1]).strip(' "')
 
     def stop(self) -> None:
@@ -253,11 +257,9 @@ def _linker_folders(library: str) -> list[Path]:
 
 def _environment(triton: Path, libpython: Path) -> dict[str, str]:
     libraries = triton.parents[1] / "nvidia_pytriton.libs"
-    packages: Sequence[str] = [entry for entry in sys.path if entry and Path(entry).is_dir()]
     return os.environ | {
         "LD_LIBRARY_PATH": f"{libpython}:{libraries}",
         "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}",
-        "PYTHONPATH": ":".join(packages),
         "PYTHONUNBUFFERED": "1",
     }
 
