@@ -47,6 +47,7 @@ def _config(shape: Shape, end: int | None) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": None,
+        "demo_weights": True,
         "eos_token_id": end,
         "hidden_act": "silu",
         "initializer_range": 0.02,

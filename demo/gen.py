@@ -156,21 +156,18 @@ def verdicts(model: GenModel, tokenizer: Tokenizer, conversations: Sequence[Conv
 def answers(model: GenModel, tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> list[str]:
     """Greedy answers up to, and without, `<|im_end|>`."""
     form, end = Form(tokenizer), tokenizer.token_to_id(END)
-    made = [""] * len(conversations)
-    for role, indices in _by_role(conversations).items():
-        _, past = model.model(torch.tensor([form.head_ids[role]]))
-        bodies = form.body_ids([conversations[index] for index in indices])
-        for chunk in in_chunks(sorted(zip(bodies, indices, strict=True), key=lambda pair: len(pair[0])), 32):
-            written: list[list[int]] = [[] for _ in chunk]
-            while len(written[0]) < ANSWER_LIMIT and not all(end in answer for answer in written):
-                rows = [[*body, *answer] for (body, _), answer in zip(chunk, written, strict=True)]
-                hidden, _ = model.model(padded(rows), past)
-                last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-                for answer, token in zip(written, model.logits(last).argmax(dim=-1).tolist(), strict=True):
-                    answer.append(token)
-            for answer, (_, index) in zip(written, chunk, strict=True):
-                ended = answer[: answer.index(end)] if end in answer else answer
-                made[index] = tokenizer.decode(ended, skip_special_tokens=False)
+    heads = {role: model.model(torch.tensor([ids]))[1] for role, ids in form.head_ids.items()}
+    made = []
+    for turns, body in zip(conversations, form.body_ids(conversations), strict=True):
+        hidden, past = model.model(torch.tensor([body]), heads[turns[-1]["role"]])
+        answer: list[int] = []
+        while len(answer) < ANSWER_LIMIT:
+            token = int(model.logits(hidden[0, -1]).argmax())
+            if token == end:
+                break
+            answer.append(token)
+            hidden, past = model.model(torch.tensor([[token]]), past)
+        made.append(tokenizer.decode(answer, skip_special_tokens=False))
     return made
 
 

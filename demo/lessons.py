@@ -59,4 +59,15 @@ STAGES = {
         noise=0.06,
         batch_tokens=1024,
     ),
+    "stream_again": Lesson(
+        guard="stream",
+        backbone="stream",
+        diet=Diet(prompts=0.2, safe_pairs=0.3, contrast_copies=4, borrowed=300),
+        steps_a_minute=62,
+        peak=1.2e-3,
+        warmup=30,
+        category_weight=0.7,
+        noise=0.03,
+        batch_tokens=1024,
+    ),
 }

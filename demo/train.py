@@ -108,6 +108,7 @@ def main() -> None:
         minutes[stage] = round((time.monotonic() - began) / 60, 1)
         report_file.write_text(json.dumps({"training": {"minutes": minutes}}))
 
+    log("evaluation")
     dev = read_records(arguments.data / "guard_dev_prompts.jsonl")
     report = {
         "training": {

@@ -45,24 +45,40 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     return found
 
 
+def raw_answer(guard: GuardClient, ids: list[int]) -> tuple[str, list[int], list[float]]:
+    """gen_guard past its tokenizer: text, greedy ids and their log-probabilities, readable as a verdict or not."""
+    outputs = (wire.ANSWER, wire.ANSWER_IDS, wire.ANSWER_LOGPROBS)
+    values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
+    answer, found, logprobs = guard.send(
+        Call(wire.GEN_GUARD, values, outputs, lambda reply: [reply(output) for output in outputs])
+    )
+    return answer[0].decode(), found.tolist(), logprobs.tolist()
+
+
 def test_classify_writes_what_transformers_generates(guard: GuardClient, gen_oracle: Oracle) -> None:
-    """200 conversations, eight at a time through the server, one at a time through `generate`."""
+    """200 conversations, eight at a time through the server, one at a time through `generate`.
+
+    The demo guard loses the form of the answer on some languages that it never saw; those answers are compared too.
+    """
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
 
-    def ask(messages: list[dict[str, str]]) -> str:
+    def ask(messages: list[dict[str, str]]) -> str | None:
         try:
             return guard.classify(messages=messages).answer
         except errors.UnreadableAnswer:
-            return "unreadable"
+            return None
 
     asked = conversations(200)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, asked))
     for messages, answer in zip(asked, answers, strict=True):
         ids = tokenizer.apply_chat_template(messages)
-        expected = tokenizer.decode(gen_oracle.generate(ids, 64), skip_special_tokens=True)
-        assert answer in (expected, "unreadable")
-    assert sum(answer == "unreadable" for answer in answers) <= 4
+        expected = gen_oracle.generate(ids, 64)
+        if answer is None:
+            assert raw_answer(guard, ids)[1] == expected
+        else:
+            assert answer == tokenizer.decode(expected, skip_special_tokens=True)
+    assert sum(answer is not None for answer in answers) > 150
 
 
 def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_oracle: Oracle) -> None:
@@ -213,14 +229,8 @@ def test_text_in_pieces_gives_the_verdicts_of_the_whole(guard: GuardClient) -> N
 
 
 def test_the_guards_own_answer_tells_its_ids(guard: GuardClient) -> None:
-    """gen_guard without its tokenizer: raw ids in, the greedy ids and their log-probabilities out."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}])
-    outputs = (wire.ANSWER, wire.ANSWER_IDS, wire.ANSWER_LOGPROBS)
-    values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
-    answer, found, logprobs = guard.send(
-        Call(wire.GEN_GUARD, values, outputs, lambda reply: [reply(output) for output in outputs])
-    )
-    assert tokenizer.decode(found, skip_special_tokens=True) == answer[0].decode()
-    assert len(found) == len(logprobs)
-    assert (logprobs <= 0).all()
+    answer, ids, logprobs = raw_answer(guard, tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}]))
+    assert tokenizer.decode(ids, skip_special_tokens=True) == answer
+    assert len(ids) == len(logprobs)
+    assert max(logprobs) <= 0

@@ -77,16 +77,7 @@ class PromptVerdict:
         return self.severity.is_unsafe(strict=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "severity": self.severity.value,
-            "category": self.category.value if self.category else None,
-            "probabilities": {
-                "severity": _probabilities(self.severity_probabilities),
-                "categories": _probabilities(self.category_probabilities),
-            },
-            "strict": self.strict,
-            "loose": self.loose,
-        }
+        return _judged(self)
 
 
 @dataclass(frozen=True)
@@ -105,17 +96,20 @@ class TokenVerdict:
     loose: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "position": self.position,
-            "severity": self.severity.value,
-            "category": self.category.value if self.category else None,
-            "probabilities": {
-                "severity": _probabilities(self.severity_probabilities),
-                "categories": _probabilities(self.category_probabilities),
-            },
-            "strict": self.strict,
-            "loose": self.loose,
-        }
+        return {"position": self.position, **_judged(self)}
+
+
+def _judged(found: PromptVerdict | TokenVerdict) -> dict[str, Any]:
+    return {
+        "severity": found.severity.value,
+        "category": found.category.value if found.category else None,
+        "probabilities": {
+            "severity": _probabilities(found.severity_probabilities),
+            "categories": _probabilities(found.category_probabilities),
+        },
+        "strict": found.strict,
+        "loose": found.loose,
+    }
 
 
 @dataclass(frozen=True)

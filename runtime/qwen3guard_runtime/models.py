@@ -6,6 +6,7 @@ A model is loaded from the folder that an export filled; `triton_io` stands betw
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -37,22 +38,32 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-class GuardTokenizerModel:
-    """guard_tokenizer: a conversation to Gen's input ids."""
+class TokenizerModel(ABC):
+    """A stateless model: each request to its token ids, or its error."""
 
     def __init__(self, folder: Path) -> None:
         self._context = read_manifest(folder).context
         self._template = ChatTemplate.load(folder)
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
-        return [self._one(request) for request in requests]
+        return [self._try(request) for request in requests]
 
-    def _one(self, request: Request) -> Outputs | GuardError:
+    def _try(self, request: Request) -> Outputs | GuardError:
         try:
-            messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE))
-            ids = self._template.render(messages, self._context)
+            return self._one(request)
         except GuardError as error:
             return error
+
+    @abstractmethod
+    def _one(self, request: Request) -> Outputs: ...
+
+
+class GuardTokenizerModel(TokenizerModel):
+    """guard_tokenizer: a conversation to Gen's input ids."""
+
+    def _one(self, request: Request) -> Outputs:
+        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE))
+        ids = self._template.render(messages, self._context)
         return {wire.INPUT_IDS.name: ids, wire.RESPONSE_MODE.name: messages[-1].role == "assistant"}
 
 
@@ -107,22 +118,12 @@ class GenGuardModel:
         }
 
 
-class StreamTokenizerModel:
-    """stream_tokenizer: a step's conversation and text, or token ids, to stream_guard's input ids. Stateless."""
+class StreamTokenizerModel(TokenizerModel):
+    """stream_tokenizer: a step's conversation and text, or token ids, to stream_guard's input ids."""
 
-    def __init__(self, folder: Path) -> None:
-        self._context = read_manifest(folder).context
-        self._template = ChatTemplate.load(folder)
-
-    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
-        return [self._one(request) for request in requests]
-
-    def _one(self, request: Request) -> Outputs | GuardError:
-        try:
-            prompt = self._prompt(request)
-            reply = self._reply(request)
-        except GuardError as error:
-            return error
+    def _one(self, request: Request) -> Outputs:
+        prompt = self._prompt(request)
+        reply = self._reply(request)
         im_end = self._template.tokenizer.special[IM_END]
         query = len(prompt) - 1 - prompt[::-1].index(im_end) if prompt else -1
         return {
