@@ -58,9 +58,9 @@ def main() -> int:
             EmbeddedServer(Settings(REPOSITORY, grpc_port=free_port())) as server,
             GuardClient(server.url) as guard,
         ):
-            terminal.line(f"starting tritonserver on {server.url} ...")
-            server.wait_ready(lambda: canary.check(guard, server.manifests))
-            terminal.line(terminal.dim(f"ready after {time.monotonic() - began:.1f} s"))
+            print(f"starting tritonserver on {server.url} ", end="", flush=True)
+            server.wait_ready(lambda: canary.check(guard, server.manifests), lambda: print(".", end="", flush=True))
+            terminal.line(terminal.dim(f" ready after {time.monotonic() - began:.1f} s"))
             show(guard, terminal)
             terminal.line("\nstopping the server ...")
     except GuardError as error:

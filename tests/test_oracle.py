@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from qwen3guard_client import Classification, GuardClient, StepResult, TokenVerd
 from qwen3guard_client.calls import Call
 from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, RiskLevel
 from qwen3guard_client.policy import flags
+from qwen3guard_export import export
+from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.runner import OnnxRunner
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 from texts import TEXTS
 from transformers import AutoTokenizer
@@ -55,8 +59,19 @@ def raw_answer(guard: GuardClient, ids: list[int]) -> tuple[str, list[int], list
     return answer[0].decode(), found.tolist(), logprobs.tolist()
 
 
-def test_classify_writes_what_transformers_generates(guard: GuardClient, gen_oracle: Oracle) -> None:
-    """200 conversations, eight at a time through the server, one at a time through `generate`.
+Generated = list[tuple[list[dict[str, str]], list[int], list[int]]]
+
+
+@pytest.fixture(scope="module")
+def generated(gen_oracle: Oracle) -> Generated:
+    """200 conversations: messages, their ids, and what transformers' greedy `generate` appends to them."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
+    rendered = [(messages, tokenizer.apply_chat_template(messages)) for messages in conversations(200)]
+    return [(messages, ids, gen_oracle.generate(ids, 64)) for messages, ids in rendered]
+
+
+def test_classify_writes_what_transformers_generates(guard: GuardClient, generated: Generated) -> None:
+    """Eight at a time through the server; one at a time through `generate`.
 
     The demo guard loses the form of the answer on some languages that it never saw; those answers are compared too.
     """
@@ -68,17 +83,35 @@ def test_classify_writes_what_transformers_generates(guard: GuardClient, gen_ora
         except errors.UnreadableAnswer:
             return None
 
-    asked = conversations(200)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, asked))
-    for messages, answer in zip(asked, answers, strict=True):
-        ids = tokenizer.apply_chat_template(messages)
-        expected = gen_oracle.generate(ids, 64)
+        answers = list(pool.map(ask, [messages for messages, _, _ in generated]))
+    for (_, ids, expected), answer in zip(generated, answers, strict=True):
         if answer is None:
             assert raw_answer(guard, ids)[1] == expected
         else:
             assert answer == tokenizer.decode(expected, skip_special_tokens=True)
     assert sum(answer is not None for answer in answers) > 150
+
+
+def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> None:
+    """8 bits round, so an answer that was close may turn; alone and in a batch it is the same to the bit."""
+    manifest = export(str(DEMO / "gen"), tmp_path, weights="dq8r", say=lambda _: None)
+    folder = tmp_path / "gen_guard" / "1"
+    tokenizer = GuardTokenizer.load(folder)
+    runner = OnnxRunner(folder, manifest)
+    gen = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer), slots=8)
+    questions = [Question(np.array(ids, np.int64), False) for _, ids, _ in generated]
+    together = [answer for at in range(0, 200, 8) for answer in gen.answer(questions[at : at + 8])]
+    same = 0
+    for number, ((_, _, expected), answer) in enumerate(zip(generated, together, strict=True)):
+        assert isinstance(answer, Answer)
+        same += answer.ids == expected
+        if number < 40:
+            [alone] = gen.answer([questions[number]])
+            assert isinstance(alone, Answer)
+            assert (alone.ids, alone.logprobs) == (answer.ids, answer.logprobs)
+    print(f"\ndq8r writes the same answer as transformers on {same} of 200 conversations (demo Gen)")
+    assert same > 150
 
 
 def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_oracle: Oracle) -> None:

@@ -44,9 +44,10 @@ class TokenSum:
     def __init__(self) -> None:
         self.passes: list[int] = []
         self.fail = False
+        self.poison = -1
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
-        if self.fail:
+        if self.fail or any(self.poison in row.ids for row in rows):
             raise RuntimeError("the graph broke")
         assert len({id(row.slot) for row in rows}) == len(rows)
         self.passes.append(len(rows))
@@ -220,6 +221,24 @@ def test_a_failing_graph_fails_the_step_and_keeps_the_session() -> None:
     assert type(found) is errors.InternalError
     bench.graph.fail = False
     assert bench.ok("a", [3], 2).length == 3
+
+
+def test_a_row_that_breaks_the_graph_fails_alone() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.ok(name, [1, 2], start=True)
+    bench.graph.poison = 66
+    found = bench.sessions.steps(
+        [Step(name, np.array([token]), 2) for name, token in zip("abc", (3, 66, 5), strict=True)]
+    )
+    assert [type(each) for each in found] == [Reply, errors.InternalError, Reply]
+    assert bench.ok("b", [4], 2).length == 3
+
+
+def test_a_batch_never_evicts_a_session_of_its_own() -> None:
+    bench = Bench(slots=2)
+    found = bench.sessions.steps([Step(name, np.array([1]), 0, start=True) for name in "abc"])
+    assert [type(each) for each in found] == [Reply, Reply, errors.Overloaded]
 
 
 def test_end_with_nothing_to_say_frees_the_slot() -> None:

@@ -66,7 +66,7 @@ def serve(arguments: argparse.Namespace) -> None:
             with EmbeddedServer(settings) as server, GuardClient(server.url, timeout_s=settings.load_s) as client:
                 say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
-                    server.wait_ready(lambda: canary.check(client, server.manifests))
+                    server.wait_ready(lambda: canary.check(client, server.manifests), lambda: say("..."))
                     for manifest in server.manifests.values():
                         notice = f"; {manifest.notice}" if manifest.notice else ""
                         say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")

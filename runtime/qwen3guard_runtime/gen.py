@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_client.errors import EmptyText, GuardError, TextTooLong, TokenOutOfRange
+from qwen3guard_client.errors import EmptyText, GuardError, InternalError, TextTooLong, TokenOutOfRange
 from qwen3guard_client.manifest import Manifest
 
 from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdict
@@ -59,6 +59,14 @@ class GenGuard:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
         """One answer, or its own error, for each question; at most as many questions as slots."""
+        try:
+            return self._answer(questions)
+        except Exception as error:
+            if len(questions) > 1:  # one of them may be to blame, but the others are not
+                return [answer for question in questions for answer in self.answer([question])]
+            return [InternalError(f"The model could not be run ({type(error).__name__}).")]
+
+    def _answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
         answers: list[Answer | GuardError] = []
         for question in questions:
             try:

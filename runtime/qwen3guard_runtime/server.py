@@ -150,17 +150,23 @@ class EmbeddedServer:
             raise ServeError("The server has not been started.")
         return self._process
 
-    def wait_ready(self, canary: Callable[[], bool]) -> None:
+    def wait_ready(self, canary: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
         """Returns when `canary` says True; it says False while the server is not up yet, and may raise.
+
+        `tick` is called about once a second meanwhile.
 
         Raises ServeError with the server's own reason if the process ends, CanaryFailed after `load_s`.
         """
         process = self._started()
-        deadline = time.monotonic() + self.settings.load_s
+        began = ticked = time.monotonic()
         while not canary():
             if process.poll() is not None or _STUB_DIED in self.log:
                 raise ServeError(f"The server stopped while it was loading: {self._reason()}")
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - ticked >= 1:
+                tick()
+                ticked = now
+            if now - began > self.settings.load_s:
                 raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {self._reason()}")
             time.sleep(POLL_S)
 

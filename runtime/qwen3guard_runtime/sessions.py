@@ -6,7 +6,7 @@ depends on nothing but the tokens up to its end. Knows token ids; nothing of tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,7 +113,7 @@ class Sessions:
                 if replies[number] is None and step.session not in taken:
                     taken.add(step.session)
                     try:
-                        turn.append((number, *self._place(step)))
+                        turn.append((number, *self._place(step, taken)))
                     except GuardError as error:
                         replies[number] = error
             for number, reply in self._judge(steps, turn):
@@ -123,7 +123,7 @@ class Sessions:
                 self._forget(step.session)
         return [reply for reply in replies if reply is not None]
 
-    def _place(self, step: Step) -> tuple[Session, Row]:
+    def _place(self, step: Step, in_use: Collection[int | str]) -> tuple[Session, Row]:
         """Checks a step and rewinds its session to where the step writes. Nothing changes if it raises."""
         check_ids(step.ids, self._manifest.vocab_size)
         length = step.position + len(step.ids)
@@ -142,7 +142,7 @@ class Sessions:
         if length > self._manifest.context:
             raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
         if session is None:
-            session = self._open(step.session, length)
+            session = self._open(step.session, length, in_use)
         self._cache.grow(session.slot, length)
         session.slot.length = step.position
         del session.levels[step.position :]
@@ -161,8 +161,9 @@ class Sessions:
         except Exception as error:
             for number, session, _ in turn:  # the cache keeps only what stood before the step
                 session.slot.length = steps[number].position
-            failed = InternalError(f"The model could not be run ({type(error).__name__}).")
-            return [(number, failed) for number, _, _ in turn]
+            if len(turn) > 1:  # one of them may be to blame, but the others are not
+                return [reply for each in turn for reply in self._judge(steps, [each])]
+            return [(turn[0][0], InternalError(f"The model could not be run ({type(error).__name__})."))]
         return [(number, self._reply(steps[number], session, row, found.get(id(row)))) for number, session, row in turn]
 
     def _reply(self, step: Step, session: Session, row: Row, logits: Logits | None) -> Reply:
@@ -180,10 +181,12 @@ class Sessions:
         )
         return Reply(session.slot.length, response, strict, loose, prompt)
 
-    def _open(self, name: int | str, tokens: int) -> Session:
+    def _open(self, name: int | str, tokens: int, in_use: Collection[int | str]) -> Session:
+        """Makes room by forgetting the session that was used longest ago; raises Overloaded if all are `in_use`."""
         self._forget(name)
-        if len(self._live) >= self._slots:  # Triton has let go of the one that was used longest ago
-            self._forget(min(self._live, key=lambda each: self._live[each].used_s))
+        idle = [each for each in self._live if each not in in_use]
+        if len(self._live) >= self._slots and idle:
+            self._forget(min(idle, key=lambda each: self._live[each].used_s))
         session = Session(self._cache.acquire(tokens), self._clock())
         self._live[name] = session
         return session

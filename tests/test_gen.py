@@ -1,0 +1,135 @@
+"""Gen's reading of answers, and its batches, with a scripted graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import DEMO
+from qwen3guard_client import errors
+from qwen3guard_client.labels import Category, Refusal, RiskLevel
+from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader
+from qwen3guard_runtime.gen import Answer, GenGuard, Question, log_probability
+from qwen3guard_runtime.runner import Logits, Row
+from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+from test_sessions import MANIFEST
+
+VOCAB = 8192
+TOKENIZER = GuardTokenizer.load(DEMO / "gen")
+END = TOKENIZER.special[IM_END]
+DECISIONS = {field: np.ones(len(field.values), np.float32) for field in (SAFETY, CATEGORIES, REFUSAL)}
+
+
+class Scripted:
+    """A graph that writes the answer that the first token of a conversation stands for."""
+
+    def __init__(self, answers: dict[int, str], poison: int = -1) -> None:
+        self.answers = {first: [*TOKENIZER.encode(answer), END] for first, answer in answers.items()}
+        self.poison = poison
+        self.at: dict[int, tuple[int, int]] = {}
+
+    def forward(self, rows: Sequence[Row]) -> list[Logits]:
+        results = []
+        for row in rows:
+            if self.poison in row.ids:
+                raise RuntimeError("the graph broke")
+            if row.slot.length == 0:
+                self.at[id(row.slot)] = (int(row.ids[0]), 0)
+            first, step = self.at[id(row.slot)]
+            self.at[id(row.slot)] = (first, step + 1)
+            row.slot.length += len(row.ids)
+            logits = np.zeros((1, VOCAB), np.float32)
+            logits[0, self.answers[first][step]] = 5
+            results.append((logits,))
+        return results
+
+
+def guard(scripted: Scripted) -> GenGuard:
+    manifest = replace(MANIFEST, variant="gen", vocab_size=VOCAB)
+    return GenGuard(manifest, scripted, TOKENIZER, frozenset({END}), slots=8)
+
+
+def ask(gen: GenGuard, *firsts: int, response_mode: bool = False) -> list[Answer | errors.GuardError]:
+    return gen.answer([Question(np.array([first, 7, 8]), response_mode) for first in firsts])
+
+
+def test_answers_are_read_field_by_field() -> None:
+    gen = guard(
+        Scripted(
+            {
+                1: "Safety: Safe\nCategories: None",
+                2: "Safety: Unsafe\nCategories: Violent, Jailbreak",
+                3: "Safety: Controversial\nCategories: PII\nRefusal: No",
+            }
+        )
+    )
+    safe, unsafe = (gen.read(answer) for answer in ask(gen, 1, 2) if isinstance(answer, Answer))
+    assert (safe.severity, safe.categories, safe.refusal) == (RiskLevel.SAFE, (), None)
+    assert (unsafe.severity, unsafe.categories) == (RiskLevel.UNSAFE, (Category.VIOLENT, Category.JAILBREAK))
+    [answer] = ask(gen, 3, response_mode=True)
+    assert isinstance(answer, Answer)
+    found = gen.read(answer)
+    assert (found.severity, found.categories, found.refusal) == (
+        RiskLevel.CONTROVERSIAL,
+        (Category.PII,),
+        Refusal.NO,
+    )
+    expected = np.exp(5) / (np.exp(5) + np.arange(1, 3).size)
+    assert found.probabilities[SAFETY].tolist() == pytest.approx([1 / (2 + np.exp(5))] * 2 + [expected])
+    assert answer.logprobs[0] == pytest.approx(5 - np.log(np.exp(5) + VOCAB - 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Safety: Safe",
+        "Safety: Maybe\nCategories: None",
+        "Safety: Safe\nCategories: Weather",
+        "Safety: Safe\nCategories: None\nRefusal: No",
+        "I am sorry.",
+        "Safety: Safe\nCategories: None\nSafety: Unsafe",
+    ],
+)
+def test_what_is_no_verdict_is_an_error(text: str) -> None:
+    with pytest.raises(errors.UnreadableAnswer):
+        AnswerReader(TOKENIZER).read(text, response_mode=False, decisions=DECISIONS)
+
+
+def test_an_answer_without_an_end_is_no_verdict() -> None:
+    gen = guard(Scripted({1: "Safety: Safe\nCategories: None" + " a" * 200}))
+    [answer] = ask(gen, 1)
+    assert isinstance(answer, Answer)
+    with pytest.raises(errors.UnreadableAnswer):
+        gen.read(answer)
+
+
+def test_a_question_that_breaks_the_graph_fails_alone() -> None:
+    answers = dict.fromkeys((1, 2, 3), "Safety: Safe\nCategories: None")
+    found = ask(guard(Scripted(answers, poison=2)), 1, 2, 3)
+    assert [type(each) for each in found] == [Answer, errors.InternalError, Answer]
+
+
+def test_slots_come_back_after_errors() -> None:
+    gen = guard(Scripted({1: "Safety: Safe\nCategories: None"}, poison=2))
+    for _ in range(20):
+        ask(gen, 2, 2, 2, 2, 2, 2, 2, 2)
+    assert isinstance(ask(gen, 1)[0], Answer)
+
+
+def test_log_probability_is_log_softmax() -> None:
+    logits = np.random.default_rng(0).normal(0, 30, 1000).astype(np.float32)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64) - logits.max()).sum()) - logits.max()
+    for token in (0, 17, int(logits.argmax())):
+        assert log_probability(logits, token) == pytest.approx(exact[token], abs=1e-4)
+
+
+def test_a_tokenizer_that_merges_labels_is_a_mismatch() -> None:
+    class Merging(GuardTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return [hash(text)]
+
+    with pytest.raises(errors.TokenizerMismatch):
+        AnswerReader(Merging((DEMO / "gen" / "tokenizer.json").read_text(encoding="utf-8")))
