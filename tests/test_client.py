@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import qwen3guard_client
 from conftest import DEMO
-from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, StepResult, errors
+from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, StepResult, TokenVerdict, errors
 from qwen3guard_client.manifest import DEMO_NOTICE
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
@@ -121,6 +121,31 @@ def test_a_stream_is_used_inside_its_context_and_not_after(guard: GuardClient) -
             stream.step("")
     with pytest.raises(errors.InvalidRequest):
         stream.step("late")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_lost_session_is_replayed_with_the_same_verdicts(guard: GuardClient, mixed: bool) -> None:
+    ids = GuardTokenizer.load(DEMO / "stream").encode(" and salt")
+    pieces = [*PIECES[:3], ids, *PIECES[3:]] if mixed else list(PIECES)
+
+    def moderate(lose: bool) -> list[TokenVerdict]:
+        with guard.stream(PROMPT) as stream:
+            for piece in pieces:
+                if lose:
+                    guard.stream_step(stream._state._session, position=0, end=True)
+                stream.step(piece)
+            if lose:
+                guard.stream_step(stream._state._session, position=0, end=True)
+        return list(stream.verdicts)
+
+    lost, kept = moderate(True), moderate(False)
+    assert [(token.position, token.severity, token.strict) for token in lost] == [
+        (token.position, token.severity, token.strict) for token in kept
+    ]
+    for one, other in zip(lost, kept, strict=True):
+        assert list(one.severity_probabilities.values()) == pytest.approx(
+            list(other.severity_probabilities.values()), abs=1e-4
+        )
 
 
 def test_an_error_inside_the_context_is_the_callers(guard: GuardClient) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
@@ -17,8 +17,8 @@ from tritonclient.utils import InferenceServerException
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S
-from qwen3guard_client.errors import GuardError, InternalError
-from qwen3guard_client.stream import Piece, StreamState
+from qwen3guard_client.errors import GuardError, InternalError, SessionLost
+from qwen3guard_client.stream import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
@@ -120,13 +120,13 @@ class AsyncStream:
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> AsyncStream:
-        self._state.opened(await self._client.send(self._state.opening(), self._timeout_s))
+        await self._run(self._state.open())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state.open:
+        if self._state.is_open:
             # Behind another error, a failure to end the stream is no news: the server forgets it in time.
             with contextlib.suppress(*([GuardError] if kind else [])):
                 await self.finish()
@@ -152,13 +152,25 @@ class AsyncStream:
         return self._state.flagged(strict=strict)
 
     async def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again."""
-        result = await self._client.send(self._state.stepping(piece), self._timeout_s)
-        self._state.stepped(piece, result)
-        return result
+        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
+
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        """
+        return await self._run(self._state.step(piece))
 
     async def finish(self) -> StepResult:
         """Ends the stream: judges what was still provisional, and frees the session on the server."""
-        result = await self._client.send(self._state.finishing(), self._timeout_s)
-        self._state.finished(result)
-        return result
+        return await self._run(self._state.finish())
+
+    async def _run(self, exchange: Exchange) -> StepResult:
+        try:
+            call = next(exchange)
+            while True:
+                try:
+                    result = await self._client.send(call, self._timeout_s)
+                except SessionLost as lost:
+                    call = exchange.throw(lost)
+                else:
+                    call = exchange.send(result)
+        except StopIteration as done:
+            return cast(StepResult, done.value)

@@ -12,15 +12,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.errors import GuardError, InternalError
-from qwen3guard_client.stream import Piece, StreamState
+from qwen3guard_client.errors import GuardError, InternalError, SessionLost
+from qwen3guard_client.stream import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
@@ -124,13 +124,13 @@ class Stream:
         self._timeout_s = timeout_s
 
     def __enter__(self) -> Stream:
-        self._state.opened(self._client.send(self._state.opening(), self._timeout_s))
+        self._run(self._state.open())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state.open:
+        if self._state.is_open:
             # Behind another error, a failure to end the stream is no news: the server forgets it in time.
             with contextlib.suppress(*([GuardError] if kind else [])):
                 self.finish()
@@ -156,13 +156,25 @@ class Stream:
         return self._state.flagged(strict=strict)
 
     def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again."""
-        result = self._client.send(self._state.stepping(piece), self._timeout_s)
-        self._state.stepped(piece, result)
-        return result
+        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
+
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        """
+        return self._run(self._state.step(piece))
 
     def finish(self) -> StepResult:
         """Ends the stream: judges what was still provisional, and frees the session on the server."""
-        result = self._client.send(self._state.finishing(), self._timeout_s)
-        self._state.finished(result)
-        return result
+        return self._run(self._state.finish())
+
+    def _run(self, exchange: Exchange) -> StepResult:
+        try:
+            call = next(exchange)
+            while True:
+                try:
+                    result = self._client.send(call, self._timeout_s)
+                except SessionLost as lost:
+                    call = exchange.throw(lost)
+                else:
+                    call = exchange.send(result)
+        except StopIteration as done:
+            return cast(StepResult, done.value)
