@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from conftest import DEMO, ROOT
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen3guard_client import errors
 from qwen3guard_runtime.chat import ChatTemplate, Message, conversation, parse_messages
-from qwen3guard_runtime.incremental import tokenize
+from qwen3guard_runtime.incremental import LOOKAHEAD, STRETCH, tokenize
 from qwen3guard_runtime.tokenizer import IM_END, IM_START, GuardTokenizer
 from texts import TEXTS, cut
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -84,6 +85,31 @@ def test_hostile_pieces_give_the_tokens_of_the_whole(demo_tokenizer: GuardTokeni
 @pytest.fixture(scope="module")
 def demo_tokenizer() -> GuardTokenizer:
     return GuardTokenizer.load(DEMO / "gen")
+
+
+HOSTILE = {
+    "spaces": " " * 5000 + "a" + " " * 3000,
+    "one word": "word" + "abcdefg" * 900 + ". Then " + "x" * 4000,
+    "newlines": "\n" * 4000 + " \n" * 1500,
+    "Han": "\u6f22\u5b57" * 2000 + "\u3002" + "\u6f22" * 1500,
+    "combining marks": "e" + "\u0301" * 3000 + " f" + "\u0323\u0302" * 1000,
+    "punctuation": "=" * 5000 + "-" * 1030 + "!",
+    "emoji": "\U0001f469\u200d" * 2000,
+    "hangul": "\u1112\u1161\u11ab" * 1500,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("longest", [20, 700, 5000])
+def test_text_without_boundaries_has_the_same_tokens_in_any_pieces_and_a_bounded_tail(
+    demo_tokenizer: GuardTokenizer, name: str, longest: int
+) -> None:
+    text = HOSTILE[name]
+    whole = list(tokenize(demo_tokenizer, text, LIMIT, end=True).ids)
+    ids, tail = stream(demo_tokenizer, cut(text, random.Random(longest), longest))
+    assert ids == whole
+    assert tail <= 4 * (STRETCH + LOOKAHEAD)
+    assert normalize("NFC", demo_tokenizer.decode(ids)) == normalize("NFC", text)
 
 
 def test_the_kept_tail_is_short_for_ordinary_text(tokenizer: GuardTokenizer) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_runtime.tokenizer import GuardTokenizer, Piece
 
 
 @dataclass(frozen=True)
@@ -22,38 +23,67 @@ class Increment:
     final_characters: int
 
 
+STRETCH = 1024
+"""Characters without a boundary after which text is cut all the same, so that no tail grows for ever."""
+LOOKAHEAD = 64
+"""Characters that must follow a stretch before it is cut: by then every boundary inside it has shown itself."""
+WINDOW = 4 * STRETCH
+
+
 def tokenize(tokenizer: GuardTokenizer, text: str, limit: int, *, end: bool) -> Increment:
     """Tokens of `text`, which starts where the last final token ended; `end` says that nothing follows.
 
     Raises TextTooLong for a text far beyond `limit` tokens.
+
+    All before a boundary (see `boundaries`) is final. A stretch of more than STRETCH characters without one, an
+    endless word or run of spaces, is cut after each STRETCH characters and its parts are tokenized apart; wherever
+    the pieces were cut that the text came in, the tokens are the same.
+    """
+    tokenizer.check_length(text, limit)
+    ids: list[int] = []
+    start = 0
+    while True:
+        window = text[start : start + WINDOW]
+        pieces = tokenizer.pieces(window)
+        token, at = _last_within_reach(boundaries(pieces, window))
+        if at:
+            ids += pieces.ids[:token]
+        elif len(window) > STRETCH + LOOKAHEAD:
+            at = next((place for place in range(STRETCH, 0, -1) if starts_segment(window[place])), STRETCH)
+            ids += tokenizer.encode(window[:at])
+        else:
+            break
+        start += at
+    final = (len(ids), start)
+    ids += pieces.ids
+    return Increment(tuple(ids), *(len(ids), len(text)) if end else final)
+
+
+def boundaries(pieces: Piece, text: str) -> Iterator[tuple[int, int]]:
+    """Where `text` may be parted, as (token, character), first to last: what stands before is final.
 
     The rule, which held on every cut of 2,280 real texts and 18,000 adversarial strings: all before a
     pre-token boundary is final if the pre-token before it is not white space alone and the character
     after it starts a new normalization segment. (Two spaces before a digit, runs of newlines and combining
     marks break it without either condition.)
     """
-    tokenizer.check_length(text, limit)
-    pieces = tokenizer.pieces(text)
-    if end:
-        return Increment(pieces.ids, len(pieces.ids), len(text))
-    for token in range(len(pieces.ids) - 1, 0, -1):
-        at = pieces.starts[token]
-        if (
-            pieces.words[token] != pieces.words[token - 1]
-            and at >= pieces.ends[token - 1]
-            and starts_segment(text[at])
-            and not _word(pieces.words, pieces.starts, token, text).isspace()
-        ):
-            return Increment(pieces.ids, token, at)
-    return Increment(pieces.ids, 0, 0)
+    word_start = 0
+    for token in range(1, len(pieces.ids)):
+        if pieces.words[token] != pieces.words[token - 1]:
+            at = pieces.starts[token]
+            if at >= pieces.ends[token - 1] and starts_segment(text[at]) and not text[word_start:at].isspace():
+                yield token, at
+            word_start = at
 
 
-def _word(words: tuple[int, ...], starts: tuple[int, ...], token: int, text: str) -> str:
-    """The pre-token that ends before `token`."""
-    first = token - 1
-    while first and words[first - 1] == words[token - 1]:
-        first -= 1
-    return text[starts[first] : starts[token]]
+def _last_within_reach(found: Iterator[tuple[int, int]]) -> tuple[int, int]:
+    """The last boundary before the first stretch that is too long; (0, 0) if there is none."""
+    last = (0, 0)
+    for token, at in found:
+        if at - last[1] > STRETCH:
+            break
+        last = (token, at)
+    return last
 
 
 def starts_segment(character: str) -> bool:
