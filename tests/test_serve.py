@@ -124,6 +124,13 @@ def test_a_missing_graph_a_truncated_one_and_a_foreign_tokenizer_are_named(copy:
         wait_ready(server)
 
 
+def test_a_stub_that_dies_while_loading_is_named(copy: Path) -> None:
+    """Triton itself would wait for it until its time-out."""
+    (copy / "gen_guard" / "1" / "model.py").unlink()
+    with serve(copy) as server, pytest.raises(errors.ServeError, match=r"gen_guard/1/model\.py"):
+        wait_ready(server)
+
+
 @pytest.mark.parametrize("guard_name", ["gen_guard", "stream_guard"])
 def test_a_canary_with_other_values_is_not_ready(copy: Path, guard_name: str) -> None:
     folder = copy / guard_name / "1"
