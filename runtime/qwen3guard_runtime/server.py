@@ -208,12 +208,15 @@ class EmbeddedServer:
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into KeyboardInterrupt, so that every way to end runs the same clean-up."""
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that every way to end runs the same clean-up.
+
+    SIGINT too: a shell starts its background commands with that one ignored.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
