@@ -50,12 +50,6 @@ class Model:
     outputs: tuple[Tensor, ...]
     steps: tuple[Model, ...] = ()
 
-    def input(self, name: str) -> Tensor:
-        return next(tensor for tensor in self.inputs if tensor.name == name)
-
-    def output(self, name: str) -> Tensor:
-        return next(tensor for tensor in self.outputs if tensor.name == name)
-
 
 # One conversation in: messages as JSON in OpenAI's form, or a prompt with or without a response.
 MESSAGES = Tensor("MESSAGES", "BYTES", (1,), optional=True)
