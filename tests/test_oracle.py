@@ -14,7 +14,6 @@ from export_oracle import Oracle
 from qwen3guard_client import Classification, GuardClient, StepResult, TokenVerdict, errors, wire
 from qwen3guard_client.calls import Call
 from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, RiskLevel
-from qwen3guard_client.policy import flags
 from qwen3guard_export import export
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.runner import OnnxRunner
@@ -201,8 +200,9 @@ def check(tokens: list[TokenVerdict], expected: dict[str, np.ndarray], start: in
     agrees([token.category_probabilities for token in tokens], expected["category_logits"][rows])
     levels = [RISK_ORDER[index] for index in expected["risk_logits"][rows].argmax(axis=1)]
     assert [token.severity for token in tokens] == levels
-    assert [token.strict for token in tokens] == flags([], levels, strict=True)
-    assert [token.loose for token in tokens] == flags([], levels, strict=False)
+    for mode, flags in ((True, [token.strict for token in tokens]), (False, [token.loose for token in tokens])):
+        unsafe = [level.is_unsafe(strict=mode) for level in levels]
+        assert flags == [now and before for before, now in zip([False, *unsafe], unsafe, strict=False)]
     assert [token.position for token in tokens] == list(range(start, start + len(tokens)))
     assert all((token.category is None) == (token.severity is RiskLevel.SAFE) for token in tokens)
 

@@ -12,10 +12,10 @@ from qwen3guard_client import errors
 from qwen3guard_client.errors import GuardError
 from qwen3guard_client.labels import RISK_ORDER, RiskLevel
 from qwen3guard_client.manifest import Canary, Manifest
-from qwen3guard_client.policy import flags
+from qwen3guard_client.policy import Policy
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.runner import Logits, Row
-from qwen3guard_runtime.sessions import Reply, Sessions, Step
+from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
 
 MANIFEST = Manifest(
     variant="stream",
@@ -41,7 +41,9 @@ MANIFEST = Manifest(
 class TokenSum:
     """A graph whose logits depend on every token up to the asked one; it stores the tokens where KV would be."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+        self.pass_s = 0.0
         self.passes: list[int] = []
         self.fail = False
         self.poison = -1
@@ -51,6 +53,7 @@ class TokenSum:
             raise RuntimeError("the graph broke")
         assert len({id(row.slot) for row in rows}) == len(rows)
         self.passes.append(len(rows))
+        self.clock[0] += self.pass_s
         results = []
         for row in rows:
             slot = row.slot
@@ -72,11 +75,21 @@ def logits(prefixes: Sequence[Any]) -> np.ndarray:
 class Bench:
     """Sessions over the double, and the clock in a list."""
 
-    def __init__(self, slots: int = 4, idle_s: float = 60.0) -> None:
-        self.graph = TokenSum()
+    def __init__(
+        self,
+        *,
+        slots: int = 4,
+        budget_bytes: int | None = None,
+        idle_s: float = 60.0,
+        evict_s: float = 0.0,
+        chunk_tokens: int = 24,
+    ) -> None:
         self.clock = [0.0]
+        self.graph = TokenSum(self.clock)
+        self.cache = KVCache(MANIFEST, slots=slots, budget_bytes=budget_bytes)
+        limits = Limits(idle_s=idle_s, evict_s=evict_s, turn_s=1.0, chunk_tokens=chunk_tokens)
         self.sessions = Sessions(
-            MANIFEST, self.graph, slots=slots, debounce=2, idle_s=idle_s, clock=lambda: self.clock[0]
+            MANIFEST, self.graph, self.cache, policy=Policy(), limits=limits, clock=lambda: self.clock[0]
         )
 
     def step(self, session: str, ids: Sequence[int], position: int = 0, **flags_: bool | int) -> Reply | GuardError:
@@ -108,15 +121,15 @@ def test_every_schedule_of_steps_rewinds_and_retries_equals_one_pass() -> None:
             chunk = tokens[at : at + source.randint(1, 40)]
             replies = [bench.ok("s", chunk, at) for _ in range(source.randint(1, 3))]
             for reply in replies[1:]:
-                assert reply.strict == replies[0].strict
+                assert reply.flags == replies[0].flags
                 np.testing.assert_array_equal(reply.response.risk_probabilities, replies[0].response.risk_probabilities)
             del levels[at - prompt :], strict[at - prompt :]
             levels += replies[0].response.risk
-            strict += replies[0].strict
+            strict += replies[0].flags.strict
             at += len(chunk)
             assert replies[0].length == at
         assert tuple(levels) == whole.response.risk
-        assert tuple(strict) == whole.strict == tuple(flags([], levels, strict=True))
+        assert tuple(strict) == whole.flags.strict
 
 
 def test_the_prompt_is_judged_where_it_was_asked_and_the_scaffold_nowhere() -> None:
@@ -124,14 +137,14 @@ def test_the_prompt_is_judged_where_it_was_asked_and_the_scaffold_nowhere() -> N
     expected = logits([[1, 2, 3]])
     assert reply.prompt.risk == (RISK_ORDER[int(expected.argmax())],)
     assert reply.response.risk == ()
-    assert reply.strict == ()
+    assert reply.flags == ((), (), ())
 
 
 def test_the_debounce_does_not_reach_into_the_prompt() -> None:
     """One public server counts the scaffold, so that one unsafe token blocks."""
     for tokens in ([1, 2, 3, token] for token in range(100)):
         reply = Bench().ok("s", tokens, start=True, query_index=1, response_start=3)
-        assert reply.strict == (False,)
+        assert reply.flags.strict == (False,)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def test_start_again_forgets_what_was() -> None:
         again = bench.ok("s", [1, 2, 3], start=True)
     assert again.length == 3
     assert again.response.risk == first.response.risk
-    assert bench.sessions._cache.live == 1
+    assert bench.cache.live == 1
 
 
 def test_idle_sessions_are_forgotten_and_the_longest_unused_makes_room() -> None:
@@ -187,7 +200,7 @@ def test_idle_sessions_are_forgotten_and_the_longest_unused_makes_room() -> None
     assert isinstance(bench.step("a", [2], 2), Reply)
     bench.clock[0] = 40
     assert type(bench.step("c", [2], 1)) is errors.SessionLost
-    assert bench.sessions._cache.live == 0
+    assert bench.cache.live == 0
 
 
 def test_one_wrong_step_leaves_the_others_of_its_batch_alone() -> None:
@@ -247,7 +260,7 @@ def test_end_with_nothing_to_say_frees_the_slot() -> None:
         name = str(number)
         bench.ok(name, [1, 2], start=True)
         assert bench.ok(name, [], 2, end=True).length == 2
-        assert bench.sessions._cache.live == 0
+        assert bench.cache.live == 0
 
 
 def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another() -> None:

@@ -8,7 +8,7 @@ import pytest
 from qwen3guard_client import aio, client, errors, labels, wire
 from qwen3guard_client.errors import GuardError, from_text
 from qwen3guard_client.labels import Category, RiskLevel
-from qwen3guard_client.policy import flags
+from qwen3guard_client.policy import Policy, upstream_evaluation_rule
 
 
 def test_index_order_is_the_heads_and_not_severity() -> None:
@@ -26,27 +26,58 @@ def test_upstreams_quoted_label_is_ours() -> None:
     assert Category(labels.normalize('"Violent"')) is Category.VIOLENT
 
 
+LETTERS = {"S": RiskLevel.SAFE, "U": RiskLevel.UNSAFE, "C": RiskLevel.CONTROVERSIAL}
+
+
+def judged(levels: str, category: Category = Category.PII) -> list[tuple[RiskLevel, Category | None]]:
+    return [(LETTERS[letter], None if letter == "S" else category) for letter in levels]
+
+
 @pytest.mark.parametrize(
     ("levels", "strict", "loose"),
     [
-        ("SUS", [False, False, False], [False, False, False]),
-        ("SUUS", [False, False, True, False], [False, False, True, False]),
-        ("CUC", [False, True, True], [False, False, False]),
-        ("UCU", [False, True, True], [False, False, False]),
-        ("UU", [False, True], [False, True]),
+        ("SUS", [0, 1, 0], [0, 1, 0]),
+        ("SUUS", [0, 1, 2, 0], [0, 1, 2, 0]),
+        ("CUC", [1, 2, 3], [0, 1, 0]),
+        ("UCU", [1, 2, 3], [1, 0, 1]),
+        ("UU", [1, 2], [1, 2]),
     ],
 )
-def test_two_in_a_row_flag_a_token(levels: str, strict: list[bool], loose: list[bool]) -> None:
-    named = {"S": RiskLevel.SAFE, "U": RiskLevel.UNSAFE, "C": RiskLevel.CONTROVERSIAL}
-    found = [named[letter] for letter in levels]
-    assert flags([], found, strict=True) == strict
-    assert flags([], found, strict=False) == loose
-    for cut in range(len(found)):
-        assert flags(found[:cut], found[cut:], strict=True) == strict[cut:]
+def test_runs_of_unsafe_tokens_are_causal(levels: str, strict: list[int], loose: list[int]) -> None:
+    policy = Policy()
+    assert policy.runs(judged(levels)) == policy.runs(judged(levels), strict=True) == strict
+    assert policy.runs(judged(levels), strict=False) == Policy(strict=False).runs(judged(levels)) == loose
+    for cut in range(1, len(levels)):
+        assert policy.runs(judged(levels[cut:]), before=strict[cut - 1]) == strict[cut:]
 
 
-def test_debounce_of_one_flags_at_once() -> None:
-    assert flags([], [RiskLevel.UNSAFE], strict=True, debounce=1) == [True]
+def test_only_blocked_categories_count() -> None:
+    policy = Policy(blocked=frozenset({Category.VIOLENT}))
+    assert policy.runs([*judged("UU"), *judged("UU", Category.VIOLENT)]) == [0, 0, 1, 2]
+    assert not policy.counts(RiskLevel.UNSAFE, Category.PII)
+    assert policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT)
+    assert not policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT, strict=False)
+
+
+def test_a_debounce_below_one_is_refused() -> None:
+    with pytest.raises(errors.InvalidRequest, match="at least 1"):
+        Policy(debounce=0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "level", "at"),
+    [
+        ("SSS", "S", -1),
+        ("UCUCU", "S", -1),
+        ("SCCUS", "C", 2),
+        ("CCSSUU", "U", 5),  # a pair of Unsafe anywhere outranks an earlier pair of Controversial
+        ("UUCC", "U", 1),
+        ("", "S", -1),
+    ],
+)
+def test_upstreams_evaluation_rule_as_its_code_has_it(levels: str, level: str, at: int) -> None:
+    found = [LETTERS[letter] for letter in levels]
+    assert upstream_evaluation_rule(found) == (LETTERS[level], at)
 
 
 def test_errors_survive_the_wire_wherever_words_stand_around_them() -> None:

@@ -6,7 +6,9 @@ async with AsyncGuardClient("127.0.0.1:8001") as guard:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar, cast
@@ -16,9 +18,10 @@ from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S
-from qwen3guard_client.errors import GuardError, InternalError, SessionLost
-from qwen3guard_client.stream import Exchange, Piece, StreamState
+from qwen3guard_client.client import CHANNEL, DEFAULT_URL, TIMEOUT_S
+from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
+from qwen3guard_client.policy import Policy
+from qwen3guard_client.stream import RETRY_S, Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
@@ -30,7 +33,7 @@ class AsyncGuardClient:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        self._connection = triton.InferenceServerClient(url)
+        self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
 
     async def __aenter__(self) -> AsyncGuardClient:
         return self
@@ -76,6 +79,7 @@ class AsyncGuardClient:
         position: int = 0,
         start: bool = False,
         end: bool = False,
+        policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> StepResult:
         """One step of a stream, as the server takes it; `stream` keeps the positions for you.
@@ -94,21 +98,35 @@ class AsyncGuardClient:
             position=position,
             start=start,
             end=end,
+            policy=policy,
         )
         return await self.send(call, timeout_s)
 
     def stream(
-        self, prompt: str | None = None, *, messages: Messages | str | None = None, timeout_s: float | None = None
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | str | None = None,
+        policy: Policy | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncStream:
-        """A response to moderate while it is written; a context manager that opens and ends the session."""
-        return AsyncStream(self, StreamState(prompt, messages), timeout_s)
+        """A response to moderate while it is written; a context manager that opens and ends the session.
+
+        Without a `policy` the server's own decides what is flagged. Each step ends within `timeout_s`, also one
+        that waits for a restarting server and replays the stream to it.
+        """
+        return AsyncStream(self, StreamState(prompt, messages, policy), timeout_s)
 
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        try:
-            reply = await self._connection.infer(**call.arguments(timeout_s or self.timeout_s))
-        except InferenceServerException as error:
-            raise calls.error_of(error) from None
-        return call.result(reply)
+        """The result of `call`; a long step is sent again until the server has taken all of it."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                reply = await self._connection.infer(**call.arguments(deadline - time.monotonic()))
+            except InferenceServerException as error:
+                raise calls.error_of(error) from None
+            if (result := call.result(reply)) is not None:
+                return result
 
 
 class AsyncStream:
@@ -117,7 +135,7 @@ class AsyncStream:
     def __init__(self, client: AsyncGuardClient, state: StreamState, timeout_s: float | None) -> None:
         self._client = client
         self._state = state
-        self._timeout_s = timeout_s
+        self._timeout_s = client.timeout_s if timeout_s is None else timeout_s
 
     async def __aenter__(self) -> AsyncStream:
         await self._run(self._state.open())
@@ -148,13 +166,14 @@ class AsyncStream:
         return self._state.notice
 
     def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe, or None."""
+        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
         return self._state.flagged(strict=strict)
 
     async def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.
 
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id, and
+        a server that has gone away is waited for.
         """
         return await self._run(self._state.step(piece))
 
@@ -163,13 +182,18 @@ class AsyncStream:
         return await self._run(self._state.finish())
 
     async def _run(self, exchange: Exchange) -> StepResult:
+        deadline = time.monotonic() + self._timeout_s
         try:
             call = next(exchange)
             while True:
                 try:
-                    result = await self._client.send(call, self._timeout_s)
+                    result = await self._client.send(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
+                except Unreachable:
+                    if not self._state.was_open or time.monotonic() + RETRY_S > deadline:
+                        raise
+                    await asyncio.sleep(RETRY_S)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

@@ -41,6 +41,7 @@ from qwen3guard_client.labels import (
     Refusal,
     RiskLevel,
 )
+from qwen3guard_client.policy import Policy
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
@@ -51,18 +52,23 @@ Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request to one model, and how to read its reply."""
+    """One request to one model, and how to read its reply; `read` gives None where it is to be sent again."""
 
     model: wire.Model
     values: dict[wire.Tensor, Any]
     outputs: tuple[wire.Tensor, ...]
-    read: Callable[[Reply], T]
+    read: Callable[[Reply], T | None]
     session: int | str = 0
     start: bool = False
     end: bool = False
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
-        """Arguments of tritonclient's `infer`, sync and async; Triton drops the request after the time-out too."""
+        """Arguments of tritonclient's `infer`, sync and async; Triton drops the request after the time-out too.
+
+        Raises DeadlineExceeded where no time is left.
+        """
+        if timeout_s <= 0:
+            raise DeadlineExceeded("The server did not answer in time.")
         return {
             "model_name": self.model.name,
             "inputs": [_input(tensor, value) for tensor, value in self.values.items()],
@@ -74,8 +80,8 @@ class Call(Generic[T]):
             "client_timeout": timeout_s,
         }
 
-    def result(self, reply: Any) -> T:
-        """Reads tritonclient's InferResult; an incomplete reply is an InternalError."""
+    def result(self, reply: Any) -> T | None:
+        """Reads tritonclient's InferResult; an incomplete reply is an InternalError. None: send the call again."""
 
         def tensor(wanted: wire.Tensor) -> npt.NDArray[Any]:
             array = reply.as_numpy(wanted.name)
@@ -87,25 +93,25 @@ class Call(Generic[T]):
 
 
 def _input(tensor: wire.Tensor, value: Any) -> triton.InferInput:
-    data = [value] if tensor.dtype == "BYTES" else value
-    array = np.asarray(data, wire.NUMPY_DTYPES[tensor.dtype]).reshape(1, -1)
+    array = np.asarray(value, wire.NUMPY_DTYPES[tensor.dtype]).reshape(1, -1)
     built = triton.InferInput(tensor.name, list(array.shape), tensor.dtype)
     built.set_data_from_numpy(array)
     return built
 
 
-def _utf8(text: str, what: str) -> bytes:
+def _utf8(text: str, what: str) -> list[bytes]:
+    """The value of a BYTES [1] tensor."""
     if not isinstance(text, str):
         raise InvalidRequest(f"{what} must be a string.")
     try:
-        return text.encode()
+        return [text.encode()]
     except UnicodeEncodeError:
         raise InvalidEncoding(f"{what} is not valid Unicode text.") from None
 
 
 def _conversation(
     prompt: str | None, response: str | None, messages: Messages | str | None
-) -> dict[wire.Tensor, bytes]:
+) -> dict[wire.Tensor, list[bytes]]:
     if messages is None:
         if prompt is None:
             raise EmptyText("There is neither a prompt nor a list of messages.")
@@ -140,9 +146,14 @@ def stream_step(
     position: int = 0,
     start: bool = False,
     end: bool = False,
+    policy: Policy | None = None,
 ) -> Call[StepResult]:
     """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent."""
     values: dict[wire.Tensor, Any] = {}
+    if policy is not None:
+        values[wire.STRICT] = [policy.strict]
+        values[wire.DEBOUNCE] = [policy.debounce]
+        values[wire.BLOCKED] = [category.value.encode() for category in policy.blocked]
     if start or prompt is not None or messages is not None:
         values |= _conversation(prompt, None, messages)
     if text is not None:
@@ -182,11 +193,14 @@ def _classification(reply: Reply) -> Classification:
     )
 
 
-def _step_result(reply: Reply) -> StepResult:
+def _step_result(reply: Reply) -> StepResult | None:
+    if reply(wire.PENDING)[0]:
+        return None
     length = int(reply(wire.LENGTH)[0])
     risks, categories = _words(reply(wire.RISK)), _words(reply(wire.CATEGORY))
     risk_rows, category_rows = reply(wire.RISK_PROBABILITIES), reply(wire.CATEGORY_PROBABILITIES)
-    strict, loose = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG)
+    strict, loose, flag = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG), reply(wire.FLAG)
+    run, ends = reply(wire.RUN), reply(wire.TOKEN_ENDS)
     first = length - len(risks)
     tokens = tuple(
         TokenVerdict(
@@ -197,6 +211,9 @@ def _step_result(reply: Reply) -> StepResult:
             _table(RESPONSE_CATEGORY_ORDER, category_rows[number]),
             bool(strict[number]),
             bool(loose[number]),
+            bool(flag[number]),
+            int(run[number]),
+            int(ends[number]) if len(ends) else None,
         )
         for number, risk in enumerate(risks)
     )
@@ -207,6 +224,9 @@ def _step_result(reply: Reply) -> StepResult:
             _category(_words(reply(wire.PROMPT_CATEGORY))[0]),
             _table(RISK_ORDER, reply(wire.PROMPT_RISK_PROBABILITIES)[0]),
             _table(QUERY_CATEGORY_ORDER, reply(wire.PROMPT_CATEGORY_PROBABILITIES)[0]),
+            bool(reply(wire.PROMPT_STRICT_FLAG)[0]),
+            bool(reply(wire.PROMPT_LOOSE_FLAG)[0]),
+            bool(reply(wire.PROMPT_FLAG)[0]),
         )
     return StepResult(
         tokens,

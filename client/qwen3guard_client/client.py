@@ -10,6 +10,7 @@ with GuardClient("127.0.0.1:8001") as guard:
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar, cast
@@ -19,13 +20,22 @@ from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.errors import GuardError, InternalError, SessionLost
-from qwen3guard_client.stream import Exchange, Piece, StreamState
+from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
+from qwen3guard_client.policy import Policy
+from qwen3guard_client.stream import RETRY_S, Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
+CHANNEL = (
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    # A server that restarts is back in seconds; gRPC's own patience between two attempts grows to minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 
 
 class GuardClient:
@@ -34,7 +44,7 @@ class GuardClient:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        self._connection = triton.InferenceServerClient(url)
+        self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
 
     def __enter__(self) -> GuardClient:
         return self
@@ -80,6 +90,7 @@ class GuardClient:
         position: int = 0,
         start: bool = False,
         end: bool = False,
+        policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> StepResult:
         """One step of a stream, as the server takes it; `stream` keeps the positions for you.
@@ -98,21 +109,35 @@ class GuardClient:
             position=position,
             start=start,
             end=end,
+            policy=policy,
         )
         return self.send(call, timeout_s)
 
     def stream(
-        self, prompt: str | None = None, *, messages: Messages | str | None = None, timeout_s: float | None = None
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | str | None = None,
+        policy: Policy | None = None,
+        timeout_s: float | None = None,
     ) -> Stream:
-        """A response to moderate while it is written; a context manager that opens and ends the session."""
-        return Stream(self, StreamState(prompt, messages), timeout_s)
+        """A response to moderate while it is written; a context manager that opens and ends the session.
+
+        Without a `policy` the server's own decides what is flagged. Each step ends within `timeout_s`, also one
+        that waits for a restarting server and replays the stream to it.
+        """
+        return Stream(self, StreamState(prompt, messages, policy), timeout_s)
 
     def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        try:
-            reply = self._connection.infer(**call.arguments(timeout_s or self.timeout_s))
-        except InferenceServerException as error:
-            raise calls.error_of(error) from None
-        return call.result(reply)
+        """The result of `call`; a long step is sent again until the server has taken all of it."""
+        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
+            except InferenceServerException as error:
+                raise calls.error_of(error) from None
+            if (result := call.result(reply)) is not None:
+                return result
 
 
 class Stream:
@@ -121,7 +146,7 @@ class Stream:
     def __init__(self, client: GuardClient, state: StreamState, timeout_s: float | None) -> None:
         self._client = client
         self._state = state
-        self._timeout_s = timeout_s
+        self._timeout_s = client.timeout_s if timeout_s is None else timeout_s
 
     def __enter__(self) -> Stream:
         self._run(self._state.open())
@@ -152,13 +177,14 @@ class Stream:
         return self._state.notice
 
     def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe, or None."""
+        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
         return self._state.flagged(strict=strict)
 
     def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.
 
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id, and
+        a server that has gone away is waited for.
         """
         return self._run(self._state.step(piece))
 
@@ -167,13 +193,18 @@ class Stream:
         return self._run(self._state.finish())
 
     def _run(self, exchange: Exchange) -> StepResult:
+        deadline = time.monotonic() + self._timeout_s
         try:
             call = next(exchange)
             while True:
                 try:
-                    result = self._client.send(call, self._timeout_s)
+                    result = self._client.send(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
+                except Unreachable:
+                    if not self._state.was_open or time.monotonic() + RETRY_S > deadline:
+                        raise
+                    time.sleep(RETRY_S)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

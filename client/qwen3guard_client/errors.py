@@ -29,6 +29,8 @@ GuardError
 │   └── ParityError             PARITY
 └── ServeError                  the embedded server cannot run here
     ├── ExportMissing           EXPORT_MISSING
+    ├── InvalidParameter        INVALID_PARAMETER
+    ├── OverBudget              OVER_BUDGET
     ├── PortBusy                PORT_BUSY
     ├── UnsupportedPython       UNSUPPORTED_PYTHON
     └── CanaryFailed            CANARY_FAILED
@@ -164,6 +166,14 @@ class ServeError(GuardError):
 
 class ExportMissing(ServeError):
     code = "EXPORT_MISSING"
+
+
+class InvalidParameter(ServeError):
+    code = "INVALID_PARAMETER"
+
+
+class OverBudget(ServeError):
+    code = "OVER_BUDGET"
 
 
 class PortBusy(ServeError):

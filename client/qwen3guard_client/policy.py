@@ -1,26 +1,65 @@
-"""From levels to decisions: what an operator's strict or loose mode and the debounce make of them."""
+"""From levels to decisions: what an operator's mode, debounce and categories make of the guard's judgements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from qwen3guard_client.labels import RiskLevel
+from qwen3guard_client.errors import InvalidRequest
+from qwen3guard_client.labels import Category, RiskLevel
 
 DEBOUNCE = 2
 """Flag a token when it and the one before are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
 
 
-def flags(
-    before: Sequence[RiskLevel], levels: Sequence[RiskLevel], *, strict: bool, debounce: int = DEBOUNCE
-) -> list[bool]:
-    """For each of `levels`, whether it ends a run of `debounce` unsafe tokens.
+@dataclass(frozen=True)
+class Policy:
+    """What counts as unsafe, and how many tokens in a row must count before a stream is flagged.
 
-    `before` holds the judged levels of the same response that precede `levels`, oldest first; only the
-    last `debounce - 1` matter, so the decision at a token depends on nothing after it.
+    `strict` counts Controversial as unsafe. `blocked` names the categories that count; what the guard files
+    under another category passes. `debounce` concerns the tokens of a response; a prompt is one judgement.
+    Raises InvalidRequest for a debounce below 1.
     """
-    run = 0
-    decisions = []
-    for level in (*before, *levels):
-        run = run + 1 if level.is_unsafe(strict=strict) else 0
-        decisions.append(run >= debounce)
-    return decisions[len(before) :]
+
+    strict: bool = True
+    debounce: int = DEBOUNCE
+    blocked: frozenset[Category] = frozenset(Category)
+
+    def __post_init__(self) -> None:
+        if self.debounce < 1:
+            raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
+
+    def counts(self, level: RiskLevel, category: Category | None, *, strict: bool | None = None) -> bool:
+        """Whether a judgement is unsafe; `strict` overrides the policy's own mode."""
+        return level.is_unsafe(strict=self.strict if strict is None else strict) and category in self.blocked
+
+    def runs(
+        self,
+        judgements: Iterable[tuple[RiskLevel, Category | None]],
+        *,
+        before: int = 0,
+        strict: bool | None = None,
+    ) -> list[int]:
+        """For each token, how many tokens in a row up to it count as unsafe; it is flagged from `debounce` on.
+
+        `before` is the run at the token before the first of them, so a decision depends on nothing after it.
+        """
+        runs = []
+        run = before
+        for level, category in judgements:
+            run = run + 1 if self.counts(level, category, strict=strict) else 0
+            runs.append(run)
+        return runs
+
+
+def upstream_evaluation_rule(levels: Sequence[RiskLevel]) -> tuple[RiskLevel, int]:
+    """The rule of upstream's eval/eval_stream.py, for comparing figures with theirs and for nothing else.
+
+    The first two neighbouring Unsafe tokens anywhere, else the first two neighbouring Controversial ones; returns
+    the level and the index of the second token, or (SAFE, -1). It looks ahead: no stream can be stopped by it.
+    """
+    for wanted in (RiskLevel.UNSAFE, RiskLevel.CONTROVERSIAL):
+        for index in range(1, len(levels)):
+            if levels[index - 1] is levels[index] is wanted:
+                return wanted, index
+    return RiskLevel.SAFE, -1

@@ -7,28 +7,37 @@ that yields calls and is sent their results, or thrown their errors.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.errors import EmptyText, InvalidRequest, SessionLost
+from qwen3guard_client.policy import Policy
 from qwen3guard_client.verdict import PromptVerdict, StepResult, TokenVerdict
 
 Piece = str | Sequence[int]
 """What an LLM writes: text in any pieces, or ids of the guard's own tokenizer."""
 Exchange = Generator[Call[StepResult], StepResult, StepResult]
 """Calls to make, one after the other; returns the result that counts."""
+RETRY_S = 0.1
+"""Between two attempts to reach a server that has gone away."""
+REPLAYS = 5
+"""Of one step; a session that is lost as often is not lost by accident."""
 
 
 class StreamState:
     """The session id is made here and never used again: a lost session is replayed under a new one."""
 
-    def __init__(self, prompt: str | None, messages: Messages | str | None) -> None:
+    def __init__(self, prompt: str | None, messages: Messages | str | None, policy: Policy | None) -> None:
         self._prompt = prompt
         self._messages = messages
+        self._policy = policy
         self._written: list[str | list[int]] = []
         """All of the response so far; neighbouring texts are one."""
         self.is_open = False
+        self.was_open = False
+        self._is_lost = False
         self.prompt_verdict: PromptVerdict | None = None
         self.verdicts: list[TokenVerdict] = []
         self.notice = ""
@@ -37,8 +46,12 @@ class StreamState:
         """Opens a new session for the conversation, with nothing of the response yet."""
         self._session = str(uuid.uuid4())
         self._text = ""
-        result = yield calls.stream_step(self._session, prompt=self._prompt, messages=self._messages, start=True)
-        self.is_open = True
+        self._offset: int | None = 0
+        """Where `_text` begins in the response, in characters; None once token ids were written."""
+        result = yield calls.stream_step(
+            self._session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
+        )
+        self.is_open = self.was_open = True
         self.prompt_verdict = result.prompt_verdict
         self.notice = result.notice
         self._position = self._length = result.length
@@ -50,11 +63,7 @@ class StreamState:
             raise InvalidRequest("The stream is not open.")
         if not len(piece):
             raise EmptyText("The piece is empty.")
-        try:
-            result = yield from self._append(piece)
-        except SessionLost:
-            yield from self._replay()
-            result = yield from self._append(piece)
+        result = yield from self._replaying(lambda: self._append(piece))
         if isinstance(piece, str) and self._written and isinstance(self._written[-1], str):
             self._written[-1] += piece
         else:
@@ -65,43 +74,54 @@ class StreamState:
         """The last step: what was provisional becomes final, and the server forgets the session."""
         self.is_open = False
         try:
-            result = yield self._end()
-        except SessionLost:
-            yield from self._replay()
+            return (yield from self._replaying(self._end))
+        finally:
             self.is_open = False
-            result = yield self._end()
-        self._take(result, self._position)
-        return result
+
+    def _replaying(self, exchange: Callable[[], Exchange]) -> Exchange:
+        """Opens the stream again where the session is lost, under another id, and writes all that it held."""
+        for _ in range(REPLAYS):
+            try:
+                if self._is_lost:
+                    yield from self.open()
+                    for piece in self._written:
+                        yield from self._append(piece)
+                    self._is_lost = False
+                return (yield from exchange())
+            except SessionLost:
+                self._is_lost = True
+        raise SessionLost(f"The server has lost the stream {REPLAYS} times in a row.")
 
     def _append(self, piece: Piece) -> Exchange:
         if isinstance(piece, str):
-            text, position = self._text + piece, self._position
+            text, position, offset = self._text + piece, self._position, self._offset
             result = yield calls.stream_step(self._session, text=text, position=position)
             self._text = text[result.final_characters :]
             self._position += result.final_tokens
+            if self._offset is not None:
+                self._offset += result.final_characters
         else:
-            position = self._length
+            position, offset = self._length, None
             result = yield calls.stream_step(self._session, token_ids=piece, position=position)
             self._text = ""
             self._position = result.length
-        self._take(result, position)
-        return result
+            self._offset = None
+        return self._take(result, position, offset)
 
-    def _replay(self) -> Generator[Call[StepResult], StepResult, None]:
-        """Opens the stream again under another session and writes everything that the lost one held."""
-        yield from self.open()
-        for piece in self._written:
-            yield from self._append(piece)
+    def _end(self) -> Exchange:
+        result = yield calls.stream_step(self._session, text=self._text, position=self._position, end=True)
+        return self._take(result, self._position, self._offset)
 
-    def _end(self) -> Call[StepResult]:
-        return calls.stream_step(self._session, text=self._text, position=self._position, end=True)
-
-    def _take(self, result: StepResult, position: int) -> None:
+    def _take(self, result: StepResult, position: int, offset: int | None) -> StepResult:
+        """Keeps the verdicts from `position` on; their ends count from the response's beginning."""
+        ends = [None if offset is None or token.end is None else offset + token.end for token in result.tokens]
+        tokens = tuple(replace(token, end=end) for token, end in zip(result.tokens, ends, strict=True))
         while self.verdicts and self.verdicts[-1].position >= position:
             self.verdicts.pop()
-        self.verdicts += result.tokens
+        self.verdicts += tokens
         self._length = result.length
+        return replace(result, tokens=tokens)
 
-    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe, or None."""
+    def flagged(self, *, strict: bool) -> TokenVerdict | None:
+        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
         return next((token for token in self.verdicts if (token.strict if strict else token.loose)), None)

@@ -61,20 +61,19 @@ class Classification:
 
 @dataclass(frozen=True)
 class PromptVerdict:
-    """Stream's verdict over the prompt, read at the end of the user's turn. `category` is None where Safe."""
+    """Stream's verdict over the prompt, read at the end of the user's turn. `category` is None where Safe.
+
+    `strict` and `loose` are the decisions in either mode, over the categories that the session blocks; `flag`
+    is the one of the session's mode.
+    """
 
     severity: RiskLevel
     category: Category | None
     severity_probabilities: dict[RiskLevel, float]
     category_probabilities: dict[Category, float]
-
-    @property
-    def strict(self) -> bool:
-        return self.severity.is_unsafe(strict=True)
-
-    @property
-    def loose(self) -> bool:
-        return self.severity.is_unsafe(strict=False)
+    strict: bool
+    loose: bool
+    flag: bool
 
     def as_dict(self) -> dict[str, Any]:
         return _judged(self)
@@ -84,7 +83,10 @@ class PromptVerdict:
 class TokenVerdict:
     """Stream's verdict over one response token at an absolute `position` of its session.
 
-    `strict` and `loose` are the debounced decisions at this token; `severity` is its own level alone.
+    `strict` and `loose` are the debounced decisions at this token in either mode, `flag` is the one of the
+    session's mode, and `run` counts the tokens in a row up to this one that are unsafe in that mode; `severity`
+    is the token's own level alone. `end` is where the token ends, in characters of the step's text, and in a `Stream`
+    of the whole response; None where token ids were sent.
     """
 
     position: int
@@ -94,9 +96,12 @@ class TokenVerdict:
     category_probabilities: dict[Category, float]
     strict: bool
     loose: bool
+    flag: bool
+    run: int
+    end: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"position": self.position, **_judged(self)}
+        return {"position": self.position, "end": self.end, **_judged(self)}
 
 
 def _judged(found: PromptVerdict | TokenVerdict) -> dict[str, Any]:
@@ -109,6 +114,7 @@ def _judged(found: PromptVerdict | TokenVerdict) -> dict[str, Any]:
         },
         "strict": found.strict,
         "loose": found.loose,
+        "flag": found.flag,
     }
 
 
@@ -130,6 +136,11 @@ class StepResult:
     notice: str
 
     @property
+    def flag(self) -> bool:
+        """Whether any token of this step is flagged in the session's mode."""
+        return any(token.flag for token in self.tokens)
+
+    @property
     def strict(self) -> bool:
         """Whether any token of this step is flagged in strict mode."""
         return any(token.strict for token in self.tokens)
@@ -147,6 +158,7 @@ class StepResult:
                 "length": self.length,
                 "strict": self.strict,
                 "loose": self.loose,
+                "flag": self.flag,
                 **_said(self.notice),
             },
             ensure_ascii=False,

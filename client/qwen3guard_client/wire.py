@@ -81,23 +81,36 @@ POSITION = Tensor("POSITION", "INT64", (1,))
 QUERY_INDEX = Tensor("QUERY_INDEX", "INT64", (1,), optional=True)  # where the prompt's verdict is read; -1: nowhere
 RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # the first of INPUT_IDS that is judged
 
+# The policy of a session, sent with the step that opens it; what is left out is the server's own.
+STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
+DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
+BLOCKED = Tensor("BLOCKED", "BYTES", (-1,), optional=True)  # the categories that count
+
 LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens the session holds after this step
+PENDING = Tensor("PENDING", "INT64", (1,))  # of this step's tokens; above 0, send the same step again to go on
 FINAL_TOKENS = Tensor("FINAL_TOKENS", "INT64", (1,))  # of this step's tokens; later text cannot change these
 FINAL_CHARACTERS = Tensor("FINAL_CHARACTERS", "INT64", (1,))  # of this step's TEXT; send the rest again
 
-# Per judged token of this step.
+TOKEN_ENDS = Tensor("TOKEN_ENDS", "INT64", (-1,))  # characters of this step's TEXT up to the end of each of its tokens
+
+# Per judged token of this step; none while tokens are pending.
 RISK = Tensor("RISK", "BYTES", (-1,))
 CATEGORY = Tensor("CATEGORY", "BYTES", (-1,))
 RISK_PROBABILITIES = Tensor("RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
 CATEGORY_PROBABILITIES = Tensor("CATEGORY_PROBABILITIES", "FP32", (-1, len(RESPONSE_CATEGORY_ORDER)))
 STRICT_FLAG = Tensor("STRICT_FLAG", "BOOL", (-1,))
 LOOSE_FLAG = Tensor("LOOSE_FLAG", "BOOL", (-1,))
+FLAG = Tensor("FLAG", "BOOL", (-1,))  # the one of the two that is the session's mode
+RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that count as unsafe in the session's mode
 
 # The prompt's verdict: one row on START, none later.
 PROMPT_RISK = Tensor("PROMPT_RISK", "BYTES", (-1,))
 PROMPT_CATEGORY = Tensor("PROMPT_CATEGORY", "BYTES", (-1,))
 PROMPT_RISK_PROBABILITIES = Tensor("PROMPT_RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
 PROMPT_CATEGORY_PROBABILITIES = Tensor("PROMPT_CATEGORY_PROBABILITIES", "FP32", (-1, len(QUERY_CATEGORY_ORDER)))
+PROMPT_STRICT_FLAG = Tensor("PROMPT_STRICT_FLAG", "BOOL", (-1,))
+PROMPT_LOOSE_FLAG = Tensor("PROMPT_LOOSE_FLAG", "BOOL", (-1,))
+PROMPT_FLAG = Tensor("PROMPT_FLAG", "BOOL", (-1,))
 
 GUARD_TOKENIZER = Model("guard_tokenizer", (MESSAGES, PROMPT, RESPONSE), (INPUT_IDS, RESPONSE_MODE))
 
@@ -128,32 +141,38 @@ CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, GEN_GUARD.outputs, (GUARD_T
 STREAM_TOKENIZER = Model(
     "stream_tokenizer",
     (MESSAGES, PROMPT, TEXT, TOKEN_IDS, POSITION),
-    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS),
+    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
 )
 
 STREAM_GUARD = Model(
     "stream_guard",
-    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START),
+    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, STRICT, DEBOUNCE, BLOCKED),
     (
         LENGTH,
+        PENDING,
         RISK,
         CATEGORY,
         RISK_PROBABILITIES,
         CATEGORY_PROBABILITIES,
         STRICT_FLAG,
         LOOSE_FLAG,
+        FLAG,
+        RUN,
         PROMPT_RISK,
         PROMPT_CATEGORY,
         PROMPT_RISK_PROBABILITIES,
         PROMPT_CATEGORY_PROBABILITIES,
+        PROMPT_STRICT_FLAG,
+        PROMPT_LOOSE_FLAG,
+        PROMPT_FLAG,
         NOTICE,
     ),
 )
 
 STREAM_STEP = Model(
     "stream_step",
-    STREAM_TOKENIZER.inputs,
-    (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS),
+    (*STREAM_TOKENIZER.inputs, STRICT, DEBOUNCE, BLOCKED),
+    (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
     (STREAM_TOKENIZER, STREAM_GUARD),
 )
 

@@ -24,8 +24,23 @@ FAMILIES: dict[str, tuple[Model, ...]] = {
 
 GEN_BATCH = 8
 STREAM_BATCH = 16
-STREAM_SLOTS = 64
 IDLE_S = 600
+SEQUENCES = 16384
+"""Sequences that Triton follows at once. It holds each until it ends or was idle for IDLE_S, long after the model
+may have made room; one more would wait in silence, so there are many more than slots."""
+GEN_PARAMETERS = {"slots": str(GEN_BATCH), "threads": "0"}
+STREAM_PARAMETERS = {
+    "slots": "256",
+    "threads": "0",
+    "kv_budget_bytes": "0",
+    "idle_s": str(IDLE_S),
+    "evict_s": "5",
+    "chunk_tokens": "24",
+    "turn_s": "0.05",
+    "debounce": "2",
+    "strict": "true",
+}
+"""What each sets: docs/streams.md."""
 HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
 
 _TYPES = {
@@ -80,7 +95,7 @@ def config(model: Model) -> str:
         message.dynamic_batching.SetInParent()
     if model is wire.STREAM_GUARD:
         message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
-        message.sequence_batching.oldest.max_candidate_sequences = STREAM_SLOTS
+        message.sequence_batching.oldest.max_candidate_sequences = SEQUENCES
     return HEADER + str(text_format.MessageToString(message))
 
 
@@ -90,11 +105,7 @@ def _batch(model: Model) -> int:
 
 
 def _parameters(model: Model) -> dict[str, str]:
-    if model is wire.GEN_GUARD:
-        return {"slots": str(GEN_BATCH), "threads": "0"}
-    if model is wire.STREAM_GUARD:
-        return {"slots": str(STREAM_SLOTS), "threads": "0", "debounce": "2", "idle_s": str(IDLE_S)}
-    return {}
+    return {wire.GEN_GUARD.name: GEN_PARAMETERS, wire.STREAM_GUARD.name: STREAM_PARAMETERS}.get(model.name, {})
 
 
 def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:

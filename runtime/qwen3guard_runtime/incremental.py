@@ -16,9 +16,11 @@ from qwen3guard_runtime.tokenizer import GuardTokenizer, Piece
 
 @dataclass(frozen=True)
 class Increment:
-    """Tokens of a text; the first `final_tokens`, spelling its first `final_characters`, can no longer change."""
+    """Tokens of a text, each ending at its character `ends[k]`; the first `final_tokens`, spelling the text's first
+    `final_characters`, can no longer change."""
 
     ids: tuple[int, ...]
+    ends: tuple[int, ...]
     final_tokens: int
     final_characters: int
 
@@ -41,22 +43,25 @@ def tokenize(tokenizer: GuardTokenizer, text: str, limit: int, *, end: bool) -> 
     """
     tokenizer.check_length(text, limit)
     ids: list[int] = []
+    ends: list[int] = []
     start = 0
     while True:
         window = text[start : start + WINDOW]
         pieces = tokenizer.pieces(window)
         token, at = _last_within_reach(boundaries(pieces, window))
-        if at:
-            ids += pieces.ids[:token]
-        elif len(window) > STRETCH + LOOKAHEAD:
+        if not at:
+            if len(window) <= STRETCH + LOOKAHEAD:
+                break
             at = next((place for place in range(STRETCH, 0, -1) if starts_segment(window[place])), STRETCH)
-            ids += tokenizer.encode(window[:at])
-        else:
-            break
+            pieces = tokenizer.pieces(window[:at])
+            token = len(pieces.ids)
+        ids += pieces.ids[:token]
+        ends += (start + place for place in pieces.ends[:token])
         start += at
     final = (len(ids), start)
     ids += pieces.ids
-    return Increment(tuple(ids), *(len(ids), len(text)) if end else final)
+    ends += (start + place for place in pieces.ends)
+    return Increment(tuple(ids), tuple(ends), *(len(ids), len(text)) if end else final)
 
 
 def boundaries(pieces: Piece, text: str) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_client.errors import Overloaded
+from qwen3guard_client.errors import OverBudget, Overloaded
 from qwen3guard_client.manifest import Manifest
 
 SLACK = 16
@@ -30,6 +30,7 @@ class Arena:
         self.shape = (manifest.kv_heads, capacity, manifest.head_dim)
         self.dtype = np.dtype(manifest.kv_dtype)
         self.slots: list[Slot | None] = [None] * rows
+        self.slot_bytes = slot_bytes(manifest, capacity)
         self.stride = int(np.prod(self.shape)) * self.dtype.itemsize
         if self.stride % mmap.PAGESIZE:
             raise ValueError(f"a slot of {self.stride} bytes does not fill whole pages")
@@ -39,6 +40,10 @@ class Arena:
         self.arrays: list[npt.NDArray[np.generic]] = [
             np.frombuffer(memory, self.dtype).reshape(rows, *self.shape) for memory in self._maps
         ]
+
+    @property
+    def live(self) -> int:
+        return self.rows - self.slots.count(None)
 
     @property
     def room(self) -> int:
@@ -65,17 +70,43 @@ class Slot:
 
 
 class KVCache:
-    """All slots of one guard, `slots` of them, each growing up to `context` tokens."""
+    """Up to `slots` slots of one guard, each growing up to `context` tokens, in at most `budget_bytes` together.
 
-    def __init__(self, manifest: Manifest, *, slots: int) -> None:
-        self._slots = slots
-        self.context = manifest.context
-        self._arenas = [Arena(manifest, slots, capacity) for capacity in capacities(manifest.context)]
+    Raises OverBudget for a budget that one slot of the whole context exceeds.
+    """
+
+    def __init__(self, manifest: Manifest, *, slots: int, budget_bytes: int | None = None) -> None:
+        sizes = {capacity: slot_bytes(manifest, capacity) for capacity in capacities(manifest.context)}
+        largest = self.least_bytes(manifest)
+        self.slots = slots
+        self.budget_bytes = slots * largest if budget_bytes is None else budget_bytes
+        if self.budget_bytes < largest:
+            raise OverBudget(
+                f"The KV budget of {self.budget_bytes} bytes is less than one stream of "
+                f"{manifest.context} tokens takes: {largest} bytes."
+            )
+        self._arenas = [
+            Arena(manifest, min(slots, self.budget_bytes // size), capacity) for capacity, size in sizes.items()
+        ]
+
+    @staticmethod
+    def least_bytes(manifest: Manifest) -> int:
+        """The smallest budget: one slot of the whole context."""
+        return max(slot_bytes(manifest, capacity) for capacity in capacities(manifest.context))
+
+    def has_room(self, tokens: int, slot: Slot | None = None) -> bool:
+        """Whether `slot`, or a new one, can have `tokens` in all."""
+        if slot and tokens <= slot.arena.room:
+            return True
+        needed = self._arena_for(tokens).slot_bytes
+        if slot is None:
+            return self.live < self.slots and self.used_bytes + needed <= self.budget_bytes
+        return self.used_bytes + needed - slot.arena.slot_bytes <= self.budget_bytes
 
     def acquire(self, tokens: int) -> Slot:
-        """A free slot with room for `tokens`. Raises Overloaded when all are taken."""
-        if self.live >= self._slots:
-            raise Overloaded(f"All {self._slots} KV slots are taken.")
+        """A free slot with room for `tokens`. Raises Overloaded where there is none."""
+        if not self.has_room(tokens):
+            raise Overloaded("All KV memory is taken; try again later.")
         arena = self._arena_for(tokens)
         row = arena.slots.index(None)
         slot = Slot(arena, row)
@@ -83,9 +114,11 @@ class KVCache:
         return slot
 
     def grow(self, slot: Slot, tokens: int) -> None:
-        """Makes room for `tokens` in all, moving the slot to a larger arena where it must."""
+        """Makes room for `tokens` in all, moving the slot to a larger arena where it must. Raises Overloaded."""
         if tokens <= slot.arena.room:
             return
+        if not self.has_room(tokens, slot):
+            raise Overloaded("All KV memory is taken; try again later.")
         old, old_row = slot.arena, slot.row
         slot.arena = self._arena_for(tokens)
         slot.row = slot.arena.slots.index(None)
@@ -100,10 +133,20 @@ class KVCache:
 
     @property
     def live(self) -> int:
-        return sum(slot is not None for arena in self._arenas for slot in arena.slots)
+        return sum(arena.live for arena in self._arenas)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(arena.live * arena.slot_bytes for arena in self._arenas)
 
     def _arena_for(self, tokens: int) -> Arena:
         return next(arena for arena in self._arenas if tokens <= arena.room)
+
+
+def slot_bytes(manifest: Manifest, capacity: int) -> int:
+    """What a slot of `capacity` cells takes in all layers, keys and values together."""
+    cell = manifest.kv_heads * manifest.head_dim * np.dtype(manifest.kv_dtype).itemsize
+    return 2 * manifest.layers * capacity * cell
 
 
 def capacities(context: int) -> Iterator[int]:

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from qwen3guard_client import wire
 from qwen3guard_client.errors import EmptyText, ExportMissing, GuardError, InvalidRequest, LastRole, TokenizerMismatch
+from qwen3guard_client.labels import Category
 from qwen3guard_client.manifest import MANIFEST, Manifest
+from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
 from qwen3guard_runtime.chat import ChatTemplate, conversation, text_of
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.incremental import Increment, tokenize
+from qwen3guard_runtime.judgement import Judgement
+from qwen3guard_runtime.kv_cache import KVCache
+from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.runner import OnnxRunner
-from qwen3guard_runtime.sessions import Judgement, Reply, Sessions, Step
+from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 
 
@@ -70,11 +75,12 @@ class GuardTokenizerModel(TokenizerModel):
 class GenGuardModel:
     """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
 
-    def __init__(self, folder: Path, *, slots: int, threads: int) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
+        options = Options(parameters)
         manifest = read_manifest(folder)
         tokenizer = GuardTokenizer.load(folder)
-        runner = OnnxRunner(folder, manifest, threads=threads)
-        self._slots = slots
+        runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
+        self._slots = slots = options.whole("slots", at_least=1)
         self._notice = manifest.notice
         self._guard = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer), slots=slots)
 
@@ -132,6 +138,7 @@ class StreamTokenizerModel(TokenizerModel):
             wire.RESPONSE_START.name: len(prompt),
             wire.FINAL_TOKENS.name: len(prompt) + reply.final_tokens,
             wire.FINAL_CHARACTERS.name: reply.final_characters,
+            wire.TOKEN_ENDS.name: reply.ends,
         }
 
     def _prompt(self, request: Request) -> list[int]:
@@ -151,61 +158,103 @@ class StreamTokenizerModel(TokenizerModel):
             if text is not None:
                 raise InvalidRequest("Send either text or token ids, not both.")
             ids = tuple(request.tensors[wire.TOKEN_IDS.name].tolist())
-            return Increment(ids, len(ids), 0)
+            return Increment(ids, (), len(ids), 0)
         if not text:
             if not request.start and not request.end:
                 raise EmptyText("The step has neither text nor token ids.")
-            return Increment((), 0, 0)
+            return Increment((), (), 0, 0)
         return tokenize(self._template.tokenizer, text_of(text, "The text"), self._context, end=request.end)
 
 
 class StreamGuardModel:
     """stream_guard: a step's ids at a position to the verdict of each token. Holds the sessions."""
 
-    def __init__(self, folder: Path, *, slots: int, threads: int, debounce: int, idle_s: float) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
+        options = Options(parameters)
         manifest = read_manifest(folder)
+        slots = options.whole("slots", at_least=1)
+        budget = options.whole("kv_budget_bytes") or max(memory_bytes() // 2, KVCache.least_bytes(manifest))
+        cache = KVCache(manifest, slots=slots, budget_bytes=budget)
+        limits = Limits(
+            idle_s=options.seconds("idle_s"),
+            evict_s=options.seconds("evict_s"),
+            turn_s=options.seconds("turn_s"),
+            chunk_tokens=options.whole("chunk_tokens", at_least=1),
+        )
         self._notice = manifest.notice
+        self._policy = Policy(strict=options.flag("strict"), debounce=options.whole("debounce", at_least=1))
         self._sessions = Sessions(
             manifest,
-            OnnxRunner(folder, manifest, threads=threads),
-            slots=slots,
-            debounce=debounce,
-            idle_s=idle_s,
+            OnnxRunner(folder, manifest, threads=options.whole("threads")),
+            cache,
+            policy=self._policy,
+            limits=limits,
             clock=time.monotonic,
         )
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
-        steps = [
-            Step(
-                request.sequence,
-                request.tensors[wire.INPUT_IDS.name],
-                request.number(wire.POSITION, 0),
-                start=request.start,
-                end=request.end,
-                query_index=request.number(wire.QUERY_INDEX, -1),
-                response_start=request.number(wire.RESPONSE_START, 0),
-            )
-            for request in requests
-        ]
-        return [
-            reply if isinstance(reply, GuardError) else {**_outputs(reply), wire.NOTICE.name: [self._notice]}
-            for reply in self._sessions.steps(steps)
-        ]
+        results: dict[int, Outputs | GuardError] = {}
+        steps: dict[int, Step] = {}
+        for number, request in enumerate(requests):
+            try:
+                steps[number] = self._step(request)
+            except GuardError as error:
+                results[number] = error
+        for number, reply in zip(steps, self._sessions.steps(list(steps.values())), strict=True):
+            found = reply if isinstance(reply, GuardError) else _outputs(reply) | {wire.NOTICE.name: [self._notice]}
+            results[number] = found
+        return [results[number] for number in range(len(requests))]
+
+    def _step(self, request: Request) -> Step:
+        return Step(
+            request.sequence,
+            request.tensors[wire.INPUT_IDS.name],
+            request.number(wire.POSITION, 0),
+            start=request.start,
+            end=request.end,
+            query_index=request.number(wire.QUERY_INDEX, -1),
+            response_start=request.number(wire.RESPONSE_START, 0),
+            policy=self._policy_of(request),
+        )
+
+    def _policy_of(self, request: Request) -> Policy | None:
+        """The policy that a step brings along; what it leaves out is the server's own. None if it brings none."""
+        if not any(map(request.has, (wire.STRICT, wire.DEBOUNCE, wire.BLOCKED))):
+            return None
+        blocked = self._policy.blocked
+        if request.has(wire.BLOCKED):
+            try:
+                names = [bytes(name).decode() for name in request.tensors[wire.BLOCKED.name]]
+                blocked = frozenset(map(Category, names))
+            except ValueError:
+                known = ", ".join(category.value for category in Category)
+                raise InvalidRequest(f"BLOCKED names a category that does not exist; there are: {known}.") from None
+        return Policy(
+            strict=bool(request.number(wire.STRICT, self._policy.strict)),
+            debounce=request.number(wire.DEBOUNCE, self._policy.debounce),
+            blocked=blocked,
+        )
 
 
-def _outputs(reply: Reply) -> Outputs:
+def _outputs(reply: Reply) -> dict[str, object]:
     return {
         wire.LENGTH.name: reply.length,
+        wire.PENDING.name: reply.pending,
         wire.RISK.name: _risk(reply.response),
         wire.CATEGORY.name: _category(reply.response),
         wire.RISK_PROBABILITIES.name: reply.response.risk_probabilities,
         wire.CATEGORY_PROBABILITIES.name: reply.response.category_probabilities,
-        wire.STRICT_FLAG.name: reply.strict,
-        wire.LOOSE_FLAG.name: reply.loose,
+        wire.STRICT_FLAG.name: reply.flags.strict,
+        wire.LOOSE_FLAG.name: reply.flags.loose,
+        wire.FLAG.name: reply.flags.own,
+        wire.RUN.name: reply.run,
         wire.PROMPT_RISK.name: _risk(reply.prompt),
         wire.PROMPT_CATEGORY.name: _category(reply.prompt),
         wire.PROMPT_RISK_PROBABILITIES.name: reply.prompt.risk_probabilities,
         wire.PROMPT_CATEGORY_PROBABILITIES.name: reply.prompt.category_probabilities,
+        wire.PROMPT_STRICT_FLAG.name: reply.prompt_flags.strict,
+        wire.PROMPT_LOOSE_FLAG.name: reply.prompt_flags.loose,
+        wire.PROMPT_FLAG.name: reply.prompt_flags.own,
     }
 
 

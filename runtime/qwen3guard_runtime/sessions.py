@@ -2,45 +2,46 @@
 
 A step writes its tokens at an absolute position; whatever stood there or after is dropped first. The reply
 depends on nothing but the tokens up to its end. Knows token ids; nothing of text or Triton.
+
+A long step is run in chunks, between the steps of other sessions. One that is not done when the turn is over is
+answered with the number of tokens that are pending; the same step sent again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from qwen3guard_client.errors import (
     EmptyText,
     GuardError,
     InternalError,
     InvalidRequest,
+    Overloaded,
     PositionOutOfRange,
     SessionLost,
     TextTooLong,
 )
-from qwen3guard_client.labels import (
-    QUERY_CATEGORY_ORDER,
-    RESPONSE_CATEGORY_ORDER,
-    RISK_ORDER,
-    Category,
-    RiskLevel,
-)
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER
 from qwen3guard_client.manifest import Manifest
-from qwen3guard_client.policy import flags
+from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.gen import check_ids
+from qwen3guard_runtime.judgement import Judgement, judge
 from qwen3guard_runtime.kv_cache import KVCache, Slot
-from qwen3guard_runtime.runner import Ids, Logits, Row, Runner
+from qwen3guard_runtime.runner import STEP_TOKENS, Ids, Logits, Row, Runner
 
-Floats = npt.NDArray[np.float32]
+HALVED_AT = 1024
+"""Position where a chunk has half the tokens that it has at 0: there, attention costs as much as all the rest."""
+SMALLEST_CHUNK = 4
 
 
 @dataclass(frozen=True)
 class Step:
     """`ids` to write at `position`. Tokens from index `response_start` on are judged as the response;
-    the prompt is judged at index `query_index` (-1: not in this step)."""
+    the prompt is judged at index `query_index` (-1: not in this step). `policy` None is the server's own."""
 
     session: int | str
     ids: Ids
@@ -49,82 +50,151 @@ class Step:
     end: bool = False
     query_index: int = -1
     response_start: int = 0
+    policy: Policy | None = None
+
+    def same_as(self, other: Step) -> bool:
+        mine, theirs = (
+            (step.position, step.start, step.end, step.query_index, step.response_start, step.policy)
+            for step in (self, other)
+        )
+        return mine == theirs and np.array_equal(self.ids, other.ids)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Levels and categories of some tokens with their probabilities [tokens, 3] and [tokens, 8 or 9]."""
+class Flags(NamedTuple):
+    """One decision a row, in either mode and in the session's own."""
 
-    risk: tuple[RiskLevel, ...]
-    category: tuple[Category | None, ...]
-    risk_probabilities: Floats
-    category_probabilities: Floats
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+    own: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The judged tokens of a step with their debounced flags; `prompt` has one row, or none."""
+    """The judged tokens of a step with their decisions; `run` is their run in the session's mode.
+
+    `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
+    `length` is where the step began.
+    """
 
     length: int
+    pending: int
     response: Judgement
-    strict: tuple[bool, ...]
-    loose: tuple[bool, ...]
+    flags: Flags
+    run: tuple[int, ...]
     prompt: Judgement
+    prompt_flags: Flags
 
 
-@dataclass
+@dataclass(frozen=True)
+class Limits:
+    """Sessions idle for `idle_s` seconds are forgotten; for room, only ones idle for `evict_s`.
+
+    A long step is run in chunks of up to `chunk_tokens`; it leaves the others waiting no longer than `turn_s`.
+    """
+
+    idle_s: float
+    evict_s: float
+    turn_s: float
+    chunk_tokens: int
+
+
+@dataclass(eq=False)
 class Session:
     slot: Slot
+    policy: Policy
     used_s: float
-    levels: list[RiskLevel | None] = field(default_factory=list)
-    """One for each token held; None for tokens that are not of the response."""
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    """For each token held, its run in strict and in loose mode; 0 for tokens that are not of the response."""
+    pending: Work | None = None
+
+
+@dataclass(eq=False)
+class Work:
+    """One step, taken up to its token `done`; `found` has the logits of the chunks so far."""
+
+    step: Step
+    session: Session
+    asked: list[int]
+    done: int = 0
+    found: list[Logits] = field(default_factory=list)
+    error: GuardError | None = None
+
+    @property
+    def left(self) -> int:
+        return 0 if self.error else len(self.step.ids) - self.done
+
+    def judgements(self) -> tuple[Judgement, Judgement]:
+        """Of the response's tokens and of the prompt; nothing of either while tokens are left."""
+        asked = [] if self.left else self.asked
+        outputs = (
+            [np.concatenate(parts) for parts in zip(*self.found, strict=True)]
+            if asked
+            else [np.zeros((0, width), np.float32) for width in (3, 8, 3, 9)]
+        )
+        judged = [number for number, index in enumerate(asked) if index >= self.step.response_start]
+        queried = [number for number, index in enumerate(asked) if index == self.step.query_index]
+        return (
+            judge(outputs[0][judged], outputs[1][judged], RESPONSE_CATEGORY_ORDER),
+            judge(outputs[2][queried], outputs[3][queried], QUERY_CATEGORY_ORDER),
+        )
+
+    @property
+    def must_finish(self) -> bool:
+        """Triton ends the sequence with this very request: it cannot be sent again."""
+        return self.step.end and not self.step.start
 
 
 class Sessions:
-    """All live streams of one guard. `clock` gives seconds; sessions idle for `idle_s` are forgotten."""
+    """All live streams of one guard. `clock` gives seconds; `policy` is that of sessions that bring none."""
 
     def __init__(
         self,
         manifest: Manifest,
         runner: Runner,
+        cache: KVCache,
         *,
-        slots: int,
-        debounce: int,
-        idle_s: float,
+        policy: Policy,
+        limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self._manifest = manifest
         self._runner = runner
-        self._slots = slots
-        self._debounce = debounce
-        self._idle_s = idle_s
+        self._cache = cache
+        self._policy = policy
+        self._limits = limits
         self._clock = clock
-        self._cache = KVCache(manifest, slots=slots)
         self._live: dict[int | str, Session] = {}
 
     def steps(self, steps: Sequence[Step]) -> list[Reply | GuardError]:
         """One reply, or its own error, for each step. Steps of one session are taken in order."""
+        turn_ends = self._clock() + self._limits.turn_s
         self._forget_idle()
+        in_use = {step.session for step in steps}
         replies: list[Reply | GuardError | None] = [None] * len(steps)
         while None in replies:
-            taken: set[int | str] = set()
-            turn: list[tuple[int, Session, Row]] = []
+            turn: dict[int | str, tuple[int, Step]] = {}
             for number, step in enumerate(steps):
-                if replies[number] is None and step.session not in taken:
-                    taken.add(step.session)
-                    try:
-                        turn.append((number, *self._place(step, taken)))
-                    except GuardError as error:
-                        replies[number] = error
-            for number, reply in self._judge(steps, turn):
-                replies[number] = reply
-        for step in steps:
-            if step.end:
-                self._forget(step.session)
+                if replies[number] is None:
+                    turn.setdefault(step.session, (number, step))
+            works: dict[int, Work] = {}
+            for number, step in turn.values():
+                try:
+                    works[number] = self._begin(step, in_use)
+                except GuardError as error:
+                    replies[number] = error
+            self._run(list(works.values()), turn_ends)
+            for number, work in works.items():
+                replies[number] = self._reply(work)
+            for number, step in turn.values():
+                if step.end and not (number in works and works[number].left):
+                    self._forget(step.session)
         return [reply for reply in replies if reply is not None]
 
-    def _place(self, step: Step, in_use: Collection[int | str]) -> tuple[Session, Row]:
+    def _begin(self, step: Step, in_use: Collection[int | str]) -> Work:
         """Checks a step and rewinds its session to where the step writes. Nothing changes if it raises."""
+        session = self._live.get(step.session)
+        if session and session.pending and session.pending.step.same_as(step):
+            return session.pending
         check_ids(step.ids, self._manifest.vocab_size)
         length = step.position + len(step.ids)
         if step.position < 0:
@@ -133,63 +203,122 @@ class Sessions:
             raise EmptyText("The step has no tokens.")
         if not -1 <= step.query_index < len(step.ids) or not 0 <= step.response_start <= len(step.ids):
             raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-        session = None if step.start else self._live.get(step.session)
-        held = session.slot.length if session else 0
+        if step.policy and not step.start:
+            raise InvalidRequest("Only the step that opens a stream carries a policy.")
         if not session and not step.start:
             raise SessionLost("The session is not known here; open it again with START and everything so far.")
+        held = 0 if step.start or not session else len(session.runs)
         if step.position > held:
             raise PositionOutOfRange(f"The position {step.position} leaves a gap: the session holds {held} tokens.")
         if length > self._manifest.context:
             raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
-        if session is None:
-            session = self._open(step.session, length, in_use)
-        self._cache.grow(session.slot, length)
+        if step.start or not session:
+            session = self._open(step, length, in_use)
+        else:
+            self._make_room(length, in_use, session.slot)
+            self._cache.grow(session.slot, length)
         session.slot.length = step.position
-        del session.levels[step.position :]
-        session.used_s = self._clock()
+        del session.runs[step.position :]
+        session.pending = None
         asked = set(range(step.response_start, len(step.ids)))
         if step.query_index >= 0:
             asked.add(step.query_index)
-        return session, Row(session.slot, step.ids, sorted(asked))
+        return Work(step, session, sorted(asked))
 
-    def _judge(
-        self, steps: Sequence[Step], turn: Sequence[tuple[int, Session, Row]]
-    ) -> list[tuple[int, Reply | GuardError]]:
-        rows = [row for _, _, row in turn if len(row.ids)]
+    def _run(self, works: Sequence[Work], turn_ends: float) -> None:
+        """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts."""
+        self._forward([work for work in works if 0 < work.left <= STEP_TOKENS])
+        waiting = sorted((work for work in works if work.left), key=lambda work: work.session.used_s)
+        while waiting:
+            work = waiting.pop(0)
+            self._forward([work])
+            if work.left:
+                waiting.append(work)
+            if self._clock() >= turn_ends:
+                waiting = [work for work in waiting if work.must_finish]
+
+    def _forward(self, works: Sequence[Work]) -> None:
+        """Runs the next chunk of each; where the graph fails, the step fails and its session keeps what it held."""
+        if not works:
+            return
+        rows = [self._next_chunk(work) for work in works]
         try:
-            found = dict(zip(map(id, rows), self._runner.forward(rows), strict=True))
+            found = self._runner.forward(rows)
         except Exception as error:
-            for number, session, _ in turn:  # the cache keeps only what stood before the step
-                session.slot.length = steps[number].position
-            if len(turn) > 1:  # one of them may be to blame, but the others are not
-                return [reply for each in turn for reply in self._judge(steps, [each])]
-            return [(turn[0][0], InternalError(f"The model could not be run ({type(error).__name__})."))]
-        return [(number, self._reply(steps[number], session, row, found.get(id(row)))) for number, session, row in turn]
+            for work in works:
+                work.session.slot.length = work.step.position + work.done
+            if len(works) == 1:
+                works[0].error = InternalError(f"The model could not be run ({type(error).__name__}).")
+                return
+            for work in works:  # one of them may be to blame, but the others are not
+                self._forward([work])
+            return
+        now = self._clock()
+        for work, row, logits in zip(works, rows, found, strict=True):
+            work.done += len(row.ids)
+            work.found.append(logits)
+            work.session.used_s = now
 
-    def _reply(self, step: Step, session: Session, row: Row, logits: Logits | None) -> Reply:
-        outputs = logits or tuple(np.zeros((0, width), np.float32) for width in (3, 8, 3, 9))
-        judged = [number for number, index in enumerate(row.asked) if index >= step.response_start]
-        queried = [number for number, index in enumerate(row.asked) if index == step.query_index]
-        response = judge(outputs[0][judged], outputs[1][judged], RESPONSE_CATEGORY_ORDER)
-        prompt = judge(outputs[2][queried], outputs[3][queried], QUERY_CATEGORY_ORDER)
-        unjudged: list[RiskLevel | None] = [None] * min(step.response_start, len(step.ids))
-        session.levels += unjudged
-        before = [level for level in session.levels[-self._debounce :] if level is not None]
-        session.levels += response.risk
+    def _next_chunk(self, work: Work) -> Row:
+        """Where a step is cut depends on nothing but its length and position, so its numbers do not either."""
+        size = work.left
+        if size > STEP_TOKENS:
+            position = work.step.position + work.done
+            chunk = self._limits.chunk_tokens * HALVED_AT // (HALVED_AT + position)
+            size = min(size, max(chunk, SMALLEST_CHUNK))
+        end = work.done + size
+        asked = [index - work.done for index in work.asked if work.done <= index < end]
+        return Row(work.session.slot, work.step.ids[work.done : end], asked)
+
+    def _reply(self, work: Work) -> Reply | GuardError:
+        step, session = work.step, work.session
+        session.used_s = self._clock()
+        session.pending = work if work.left else None
+        if work.error:
+            session.slot.length = step.position
+            return work.error
+        response, prompt = work.judgements()
+        if not work.left:
+            session.runs += [(0, 0)] * min(step.response_start, len(step.ids))
+        policy = session.policy
+        before = session.runs[-1] if session.runs else (0, 0)
         strict, loose = (
-            tuple(flags(before, response.risk, strict=mode, debounce=self._debounce)) for mode in (True, False)
+            policy.runs(response.pairs(), before=run, strict=mode)
+            for run, mode in zip(before, (True, False), strict=True)
         )
-        return Reply(session.slot.length, response, strict, loose, prompt)
+        session.runs += zip(strict, loose, strict=True)
+        return Reply(
+            len(session.runs),
+            work.left,
+            response,
+            _flags(policy, *([run >= policy.debounce for run in runs] for runs in (strict, loose))),
+            tuple(strict if policy.strict else loose),
+            prompt,
+            _flags(policy, *([policy.counts(*pair, strict=mode) for pair in prompt.pairs()] for mode in (True, False))),
+        )
 
-    def _open(self, name: int | str, tokens: int, in_use: Collection[int | str]) -> Session:
-        """Makes room by forgetting the session that was used longest ago; raises Overloaded if all are `in_use`."""
-        self._forget(name)
-        idle = [each for each in self._live if each not in in_use]
-        if len(self._live) >= self._slots and idle:
-            self._forget(min(idle, key=lambda each: self._live[each].used_s))
-        session = Session(self._cache.acquire(tokens), self._clock())
-        self._live[name] = session
+    def _open(self, step: Step, tokens: int, in_use: Collection[int | str]) -> Session:
+        self._forget(step.session)
+        self._make_room(tokens, in_use)
+        session = Session(self._cache.acquire(tokens), step.policy or self._policy, self._clock())
+        self._live[step.session] = session
         return session
+
+    def _make_room(self, tokens: int, in_use: Collection[int | str], slot: Slot | None = None) -> None:
+        """Forgets idle sessions, the longest unused first, until `slot`, or a new one, can have `tokens`.
+
+        Raises Overloaded before it forgets one that was used within `evict_s`, or is `in_use` now.
+        """
+        now = self._clock()
+        while not self._cache.has_room(tokens, slot):
+            idle = [
+                name
+                for name, session in self._live.items()
+                if name not in in_use and now - session.used_s >= self._limits.evict_s
+            ]
+            if not idle:
+                raise Overloaded("All KV memory is taken by streams in use; try again later.")
+            self._forget(min(idle, key=lambda name: self._live[name].used_s))
 
     def _forget(self, name: int | str) -> None:
         session = self._live.pop(name, None)
@@ -198,22 +327,9 @@ class Sessions:
 
     def _forget_idle(self) -> None:
         now = self._clock()
-        for name in [name for name, session in self._live.items() if now - session.used_s > self._idle_s]:
+        for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
             self._forget(name)
 
 
-def judge(risk_logits: Floats, category_logits: Floats, order: Sequence[Category]) -> Judgement:
-    """Levels and categories of tokens; the category is None where the level is Safe, since it is not trained there."""
-    risk, category = softmax(risk_logits), softmax(category_logits)
-    levels = tuple(RISK_ORDER[index] for index in risk.argmax(axis=-1))
-    names = tuple(
-        None if level is RiskLevel.SAFE else order[index]
-        for level, index in zip(levels, category.argmax(axis=-1), strict=True)
-    )
-    return Judgement(levels, names, risk, category)
-
-
-def softmax(logits: Floats) -> Floats:
-    """Over the last axis; float32, computed in float64."""
-    weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True, initial=-np.inf))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float32)
+def _flags(policy: Policy, strict: Sequence[bool], loose: Sequence[bool]) -> Flags:
+    return Flags(tuple(strict), tuple(loose), tuple(strict if policy.strict else loose))

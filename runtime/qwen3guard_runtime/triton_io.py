@@ -106,6 +106,7 @@ def model_folder(args: Mapping[str, str]) -> Path:
     return Path(args["model_repository"]) / args["model_version"]
 
 
-def parameter(args: Mapping[str, str], name: str) -> str:
-    """A value of config.pbtxt's `parameters`."""
-    return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The `parameters` of config.pbtxt."""
+    found = json.loads(args["model_config"])["parameters"]
+    return {name: str(value["string_value"]) for name, value in found.items()}

@@ -2,16 +2,12 @@
 
 from qwen3guard_client.wire import GEN_GUARD
 from qwen3guard_runtime.models import GenGuardModel
-from qwen3guard_runtime.triton_io import model_folder, parameter, serve
+from qwen3guard_runtime.triton_io import model_folder, parameters, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.model = GenGuardModel(
-            model_folder(args),
-            slots=int(parameter(args, "slots")),
-            threads=int(parameter(args, "threads")),
-        )
+        self.model = GenGuardModel(model_folder(args), parameters(args))
 
     def execute(self, requests):
         return serve(requests, GEN_GUARD, self.model.handle)

@@ -2,18 +2,12 @@
 
 from qwen3guard_client.wire import STREAM_GUARD
 from qwen3guard_runtime.models import StreamGuardModel
-from qwen3guard_runtime.triton_io import model_folder, parameter, serve
+from qwen3guard_runtime.triton_io import model_folder, parameters, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.model = StreamGuardModel(
-            model_folder(args),
-            slots=int(parameter(args, "slots")),
-            threads=int(parameter(args, "threads")),
-            debounce=int(parameter(args, "debounce")),
-            idle_s=float(parameter(args, "idle_s")),
-        )
+        self.model = StreamGuardModel(model_folder(args), parameters(args))
 
     def execute(self, requests):
         return serve(requests, STREAM_GUARD, self.model.handle)
