@@ -16,7 +16,7 @@ import pytest
 from conftest import free_port, serve, wait_ready
 from qwen3guard_client import GuardClient, canary, errors
 from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime import server as embedded
+from qwen3guard_runtime import installation
 
 COMMAND = Path(sys.executable).parent / "qwen3guard"
 
@@ -151,16 +151,16 @@ def test_one_guard_alone_can_be_served(copy: Path) -> None:
 
 
 def test_a_python_without_a_stub_or_a_shared_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded.sysconfig, "get_config_var", lambda _: "/nowhere")
-    monkeypatch.setattr(embedded, "_linker_folders", lambda _: [])
-    monkeypatch.setattr(embedded.sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda _: "/nowhere")
+    monkeypatch.setattr(installation, "_linker_folders", lambda _: [])
+    monkeypatch.setattr(installation.sys, "base_prefix", "/nowhere")
     with pytest.raises(errors.UnsupportedPython, match="libpython"):
-        embedded._libpython_folder()
+        installation.libpython_folder()
 
 
 def test_a_python_that_the_wheel_has_no_stub_for_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.UnsupportedPython, match=r"3\.1"):
-        embedded._stub(tmp_path)
+        installation.stub(tmp_path)
 
 
 def test_the_manifest_of_another_version_is_named(tmp_path: Path) -> None:

@@ -264,6 +264,8 @@ def error_of(error: InferenceServerException) -> GuardError:
         return SessionLost("The server does not know the session; open it again with START and everything so far.")
     if "non-zero or non-empty correlation ID" in text:
         return InvalidRequest("A step needs a session id.")
+    if "Stub process" in text:
+        return Unreachable("The server has lost the process of a model.")
     if any(words in text for words in _NOT_SERVED):
         return GuardNotServed(f"The server does not serve this guard: {sentence}.")
     if any(words in text for words in _OVERLOAD):

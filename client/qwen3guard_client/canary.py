@@ -36,12 +36,22 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
     )
 
 
-def check(client: GuardClient, manifests: dict[str, Manifest]) -> bool:
+def tokenizer_call(manifest: Manifest) -> Call[int]:
+    """Asks the guard's tokenizer, which is a process of its own, how many tokens a prompt has."""
+    model = wire.GUARD_TOKENIZER if manifest.variant == "gen" else wire.STREAM_TOKENIZER
+    values = {wire.PROMPT: [b"canary"]} | ({} if manifest.variant == "gen" else {wire.POSITION: [0]})
+    ids = wire.INPUT_IDS
+    return Call(model, values, (ids,), lambda reply: len(reply(ids)), session=str(uuid.uuid4()), start=True, end=True)
+
+
+def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float | None = None) -> bool:
     """False while an ensemble of `manifests` is not ready; raises CanaryFailed where a value is wrong."""
     if not all(client.is_ready(ensemble) for ensemble in manifests):
         return False
     for manifest in manifests.values():
-        values = client.send(canary_call(manifest))
+        if not client.send(tokenizer_call(manifest), timeout_s):
+            raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
+        values = client.send(canary_call(manifest), timeout_s)
         if not manifest.canary.agrees(values):
             worst = max((abs(a - b) for a, b in zip(values, manifest.canary.values, strict=True)), default=math.nan)
             raise CanaryFailed(

@@ -10,11 +10,12 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient, Stream
 from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
+from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.terminal import Terminal
 from qwen3guard_client.verdict import StepResult
 
@@ -44,6 +45,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     try:
+        from qwen3guard_runtime import supervisor
         from qwen3guard_runtime.server import EmbeddedServer, Settings, stopping_on_signals
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[serve]'.") from None
@@ -66,18 +68,24 @@ def serve(arguments: argparse.Namespace) -> None:
             with EmbeddedServer(settings) as server, GuardClient(server.url, timeout_s=settings.load_s) as client:
                 say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
-                    server.wait_ready(lambda: canary.check(client, server.manifests), lambda: say("..."))
-                    for manifest in server.manifests.values():
-                        notice = f"; {manifest.notice}" if manifest.notice else ""
-                        say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
-                    print(f"ready on {server.url}", flush=True)
-                    status = server.wait()
-                    raise ServeError(f"The server ended by itself with status {status}.")
+                    supervisor.run(
+                        server,
+                        lambda timeout_s: canary.check(client, server.manifests, timeout_s),
+                        ready=lambda: _say_ready(server.url, server.manifests.values()),
+                        say=say,
+                    )
                 finally:
                     if arguments.debug:
                         say(server.log)
         except KeyboardInterrupt:
             say("stopped")
+
+
+def _say_ready(url: str, manifests: Iterable[Manifest]) -> None:
+    for manifest in manifests:
+        notice = f"; {manifest.notice}" if manifest.notice else ""
+        say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+    print(f"ready on {url}", flush=True)
 
 
 def classify(arguments: argparse.Namespace) -> None:

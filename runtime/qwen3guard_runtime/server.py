@@ -1,15 +1,9 @@
-"""The embedded server: the tritonserver of the wheel nvidia-pytriton, started as this interpreter needs it.
-
-The wheel's stub of the Python back end must find the shared libpython of the very interpreter that the
-environment was made with, then the wheel's own libraries (LD_LIBRARY_PATH), and the environment's packages: its
-interpreter is isolated, ignores PYTHONPATH, and looks for the environment of the first python3 on PATH.
-"""
+"""The embedded server: one process of the tritonserver that the wheel nvidia-pytriton brings."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import re
 import secrets
@@ -17,16 +11,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError, UnsupportedPython
+from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError
 from qwen3guard_client.manifest import MANIFEST, Manifest
+
+from qwen3guard_runtime import installation
 
 ENSEMBLES = {"gen_guard": "classify", "stream_guard": "stream_step"}
 """The guard that holds an export, and the ensemble that answers for it."""
@@ -34,6 +28,8 @@ EXIT_S = 5
 """Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
 STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
+GAP_S = 5.0
+"""Without a process for a model that had one: while Triton loads it may end one and start another, not later."""
 _STUB_DIED = "Failed to preinitialize Python stub"  # the server would wait for it all the same
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -80,6 +76,8 @@ class EmbeddedServer:
         self._tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(4)}"
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._models: set[str] = set()
+        """Each has a process of its own while the server is well."""
 
     @property
     def url(self) -> str:
@@ -102,18 +100,18 @@ class EmbeddedServer:
 
     def _start(self) -> None:
         """Raises UnsupportedPython, PortBusy or ServeError."""
-        triton = _wheel()
-        libpython = _libpython_folder()
+        triton = installation.wheel()
+        libpython = installation.libpython_folder()
         for port in self.settings.ports():
             _check_free(self.settings.address, port)
         self._folder = Path(tempfile.mkdtemp(prefix="qwen3guard-"))
         backend = self._folder / "backends" / "python"
         shutil.copytree(triton / "backends" / "python", backend)
-        shutil.copy(_stub(triton), backend)
+        shutil.copy(installation.stub(triton), backend)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(triton),
-                env=_environment(triton, libpython),
+                env=installation.environment(triton, libpython),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -159,20 +157,36 @@ class EmbeddedServer:
         """
         process = self._started()
         began = ticked = time.monotonic()
+        seen: dict[str, float] = {}
         while not canary():
             if process.poll() is not None or _STUB_DIED in self.log:
                 raise ServeError(f"The server stopped while it was loading: {self._reason()}")
             now = time.monotonic()
+            seen |= dict.fromkeys(_models(process.pid), now)
+            for name, last in seen.items():
+                if now - last > GAP_S:
+                    raise ServeError(f"The process of {name} died while the server was loading.")
             if now - ticked >= 1:
                 tick()
                 ticked = now
             if now - began > self.settings.load_s:
                 raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {self._reason()}")
             time.sleep(POLL_S)
+        self._models = set(seen)
 
-    def wait(self) -> int:
-        """Waits until the server ends, and returns its exit code."""
-        return self._started().wait()
+    def fault(self) -> str | None:
+        """Why the server cannot answer any more: it has ended, or one of its models' processes has. None: it can."""
+        process = self._started()
+        if process.poll() is not None:
+            return f"the server ended by itself with status {process.returncode}"
+        dead = sorted(self._models - _models(process.pid))
+        return f"the process of {dead[0]} died" if dead else None
+
+    def restart(self) -> None:
+        """Kills the server, without waiting for its requests, and starts it anew."""
+        self.stop(kill=True)
+        self._models = set()
+        self._start()
 
     @property
     def log(self) -> str:
@@ -186,11 +200,11 @@ class EmbeddedServer:
         )
         return str((ours or theirs or ["its log says nothing"])[-1]).strip(' "')
 
-    def stop(self) -> None:
+    def stop(self, *, kill: bool = False) -> None:
         """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
         process = self._process
         if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -224,55 +238,6 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wheel() -> Path:
-    """The wheel's tritonserver folder; found without importing it, since only its binaries matter."""
-    spec = importlib.util.find_spec("pytriton")
-    for location in spec.submodule_search_locations or () if spec else ():
-        triton = Path(location) / "tritonserver"
-        if (triton / "bin" / "tritonserver").is_file():
-            return triton
-    raise ServeError("The embedded server is not installed: pip install 'qwen3guard-triton[serve]'.")
-
-
-def _stub(triton: Path) -> Path:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise UnsupportedPython(f"The embedded server has no stub for Python {version}; use 3.11 or 3.12.")
-    return stub
-
-
-def _libpython_folder() -> Path:
-    """Where this interpreter's shared libpython is. Raises UnsupportedPython where it has none."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"libpython{version}.so.1.0"
-    own = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"]
-    for folder in [Path(place) for place in own if place] + _linker_folders(name):
-        if (folder / name).is_file():
-            return folder
-    raise UnsupportedPython(
-        f"This Python has no {name}: install your system's libpython{version} package, "
-        "or use an interpreter built with --enable-shared."
-    )
-
-
-def _linker_folders(library: str) -> list[Path]:
-    try:
-        listing = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return []
-    return [Path(path).parent for path in re.findall(rf"{re.escape(library)} .*=> (\S+)", listing)]
-
-
-def _environment(triton: Path, libpython: Path) -> dict[str, str]:
-    libraries = triton.parents[1] / "nvidia_pytriton.libs"
-    return os.environ | {
-        "LD_LIBRARY_PATH": f"{libpython}:{libraries}",
-        "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
 def _check_free(address: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -285,3 +250,15 @@ def _check_free(address: str, port: int) -> None:
 def _die_with_parent() -> None:
     """Linux sends the server a SIGTERM when this process dies, however it dies."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _models(pid: int) -> set[str]:
+    """The models that a live stub process of the server runs. A dead one has no command line left."""
+    found = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # threads and processes come and go
+            for child in children.read_text().split():
+                program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                if program.endswith("_stub"):
+                    found.add(Path(arguments[0]).parents[1].name)
+    return found

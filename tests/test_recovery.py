@@ -1,0 +1,122 @@
+"""Processes killed in mid-stream: the supervisor starts the server again, and the client replays what was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import free_port
+from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict, errors
+from test_serve import COMMAND, children, traces
+from texts import TEXTS, cut
+
+PROMPT = "How do I bake bread?"
+TEXT = "".join(TEXTS[:6])
+TIMEOUT_S = 60.0
+
+
+class Served:
+    """`qwen3guard serve`, and the processes below it by the name of what they run."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.pid = process.pid
+        self.url = f"127.0.0.1:{port}"
+
+    def kill(self, what: str) -> None:
+        for pid in children(self.pid):
+            with contextlib.suppress(OSError):
+                if what in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+                    return
+
+
+@pytest.fixture
+def served(repository: Path, tmp_path: Path) -> Iterator[Served]:
+    """The stream guard alone, under its supervisor."""
+    for name in ("stream_guard", "stream_tokenizer", "stream_step"):
+        shutil.copytree(repository / name, tmp_path / name)
+    port = free_port()
+    command = [COMMAND, "serve", "--model-repository", tmp_path, "--grpc-port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready on ")
+        yield Served(process, port)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        print(said)
+        assert "Traceback" not in said
+        assert not traces(process.pid)
+
+
+def same(one: tuple[TokenVerdict, ...], other: tuple[TokenVerdict, ...]) -> None:
+    def shown(verdicts: tuple[TokenVerdict, ...]) -> list[object]:
+        return [(each.position, each.end, each.severity, each.strict, each.loose) for each in verdicts]
+
+    assert shown(one) == shown(other)
+    rows = [[list(token.severity_probabilities.values()) for token in verdicts] for verdicts in (one, other)]
+    np.testing.assert_allclose(*rows, atol=1e-4)
+
+
+def test_a_stream_outlives_twenty_killed_processes(served: Served) -> None:
+    """Half of the kills fall between two steps, half of them into one."""
+    source = random.Random(20)
+    pieces = cut(TEXT, source)
+    victims = source.sample(range(len(pieces)), 20)
+    whats = ["tritonserver", "stream_guard", "stream_tokenizer"]
+    with GuardClient(served.url, timeout_s=TIMEOUT_S) as guard:
+        with guard.stream(PROMPT) as stream:
+            for piece in pieces:
+                stream.step(piece)
+        undisturbed = stream.verdicts
+
+        with guard.stream(PROMPT) as stream:
+            sessions = {stream._state._session}
+            for number, piece in enumerate(pieces):
+                killer = None
+                if number in victims:
+                    what = whats[victims.index(number) % 3]
+                    if victims.index(number) % 2:
+                        served.kill(what)
+                    else:
+                        killer = threading.Timer(source.random() * 0.01, served.kill, [what])
+                        killer.start()
+                stream.step(piece)
+                sessions.add(stream._state._session)
+                if killer:
+                    killer.join()
+        same(stream.verdicts, undisturbed)
+    assert len(sessions) > 10  # a kill of the tokenizer, which holds nothing, loses the sessions with the server
+
+
+def test_an_async_stream_outlives_its_server(served: Served) -> None:
+    async def moderate(kill: bool) -> tuple[TokenVerdict, ...]:
+        async with (
+            AsyncGuardClient(served.url, timeout_s=TIMEOUT_S) as guard,
+            guard.stream(PROMPT) as stream,
+        ):
+            for number, piece in enumerate(cut(TEXT, random.Random(1))):
+                if kill and number in (5, 20):
+                    served.kill("tritonserver" if number == 5 else "stream_guard")
+                await stream.step(piece)
+        return stream.verdicts
+
+    same(asyncio.run(moderate(True)), asyncio.run(moderate(False)))
+
+
+def test_a_server_that_never_answered_is_not_waited_for() -> None:
+    with (
+        GuardClient(f"127.0.0.1:{free_port()}", timeout_s=TIMEOUT_S) as nobody,
+        pytest.raises(errors.Unreachable),
+        nobody.stream(PROMPT),
+    ):
+        pass
