@@ -2,21 +2,30 @@
 
 from qwen3guard_client.aio import AsyncGuardClient, AsyncStream
 from qwen3guard_client.client import GuardClient, Stream
-from qwen3guard_client.errors import GuardError, InputError, ServerError, SessionLost
+from qwen3guard_client.errors import Flagged, GuardError, InputError, ServerError, SessionLost
 from qwen3guard_client.labels import Category, Refusal, RiskLevel
+from qwen3guard_client.moderate import AsyncModeration, Moderation
+from qwen3guard_client.moderation import Flag, Segment
+from qwen3guard_client.policy import Policy
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 __all__ = [
     "AsyncGuardClient",
+    "AsyncModeration",
     "AsyncStream",
     "Category",
     "Classification",
+    "Flag",
+    "Flagged",
     "GuardClient",
     "GuardError",
     "InputError",
+    "Moderation",
+    "Policy",
     "PromptVerdict",
     "Refusal",
     "RiskLevel",
+    "Segment",
     "ServerError",
     "SessionLost",
     "StepResult",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -20,6 +20,8 @@ from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.client import CHANNEL, DEFAULT_URL, TIMEOUT_S
 from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
+from qwen3guard_client.moderate import AsyncModeration
+from qwen3guard_client.moderation import Gate, OnFlag, Release
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import RETRY_S, Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
@@ -117,6 +119,28 @@ class AsyncGuardClient:
         """
         return AsyncStream(self, StreamState(prompt, messages, policy), timeout_s)
 
+    def moderate(
+        self,
+        source: AsyncIterable[Piece] | Iterable[Piece],
+        prompt: str | None = None,
+        *,
+        messages: Messages | str | None = None,
+        release: Release = "after_check",
+        on_flag: OnFlag = "stop",
+        policy: Policy | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncModeration:
+        """What may be shown of a response, while an LLM writes it as `source` (text in any pieces, or token ids).
+
+        `release` is "after_check", which holds text back until it is cleared, or "before_check", which shows it at
+        once and stops as soon as the check comes back. `on_flag` is "stop", "raise" (Flagged, when what came before
+        is shown) or "mark" (show everything; segments carry the flag from the flagged place on). The prompt is
+        checked while the LLM starts. Iterating raises a GuardError where the guard cannot say, and what `source`
+        raises after all that it wrote before was checked.
+        """
+        stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
+        return AsyncModeration(stream, source, Gate(release, on_flag), on_flag)
+
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The result of `call`; a long step is sent again until the server has taken all of it."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
@@ -160,6 +184,11 @@ class AsyncStream:
     def verdicts(self) -> tuple[TokenVerdict, ...]:
         """The verdict of every response token so far."""
         return tuple(self._state.verdicts)
+
+    @property
+    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdicts that later text cannot change: all but those of the last few characters."""
+        return tuple(self._state.final_verdicts())
 
     @property
     def notice(self) -> str:

@@ -122,6 +122,10 @@ class StreamState:
         self._length = result.length
         return replace(result, tokens=tokens)
 
+    def final_verdicts(self) -> list[TokenVerdict]:
+        """Verdicts of the tokens that later text cannot change; all of them once the stream is finished."""
+        return [token for token in self.verdicts if not self.is_open or token.position < self._position]
+
     def flagged(self, *, strict: bool) -> TokenVerdict | None:
         """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
         return next((token for token in self.verdicts if (token.strict if strict else token.loose)), None)
