@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from qwen3guard_client import errors
 from qwen3guard_client.errors import GuardError
-from qwen3guard_client.labels import RISK_ORDER, RiskLevel
+from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
 from qwen3guard_client.manifest import Canary, Manifest
 from qwen3guard_client.policy import Policy
 from qwen3guard_runtime.kv_cache import KVCache, capacities
+from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.runner import Logits, Row
 from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
 
@@ -45,6 +46,7 @@ class TokenSum:
         self.clock = clock
         self.pass_s = 0.0
         self.passes: list[int] = []
+        self.lengths: list[int] = []
         self.fail = False
         self.poison = -1
 
@@ -53,6 +55,7 @@ class TokenSum:
             raise RuntimeError("the graph broke")
         assert len({id(row.slot) for row in rows}) == len(rows)
         self.passes.append(len(rows))
+        self.lengths += [len(row.ids) for row in rows]
         self.clock[0] += self.pass_s
         results = []
         for row in rows:
@@ -294,3 +297,190 @@ def test_the_largest_slot_holds_the_context(context: int) -> None:
     assert found == sorted(found)
     assert found[-1] - 16 >= context
     assert all(capacity - 16 < context for capacity in found[:-1])
+
+
+def long_step(bench: Bench, tokens: Sequence[int], **flags_: bool | int) -> tuple[Reply, int]:
+    """A step sent until nothing is pending, and how often it was sent."""
+    sent = 0
+    while True:
+        reply = bench.ok("long", tokens, **flags_)
+        sent += 1
+        if not reply.pending:
+            return reply, sent
+        assert reply.response.risk == ()
+        assert reply.length == 0
+
+
+def test_a_long_step_lets_others_in_and_equals_one_pass() -> None:
+    tokens = [(7 * number) % 100 for number in range(500)]
+    whole = Bench(chunk_tokens=600).ok("s", tokens, start=True, query_index=5, response_start=9)
+    bench = Bench()
+    bench.graph.pass_s = 2.0  # longer than a turn
+    bench.ok("other", [1], start=True)
+    sent = 0
+    pending = len(tokens)
+    while pending:
+        steps = [
+            Step("long", np.array(tokens), 0, start=True, query_index=5, response_start=9),
+            Step("other", np.array([sent]), 1 + sent),
+        ]
+        reply, other = bench.sessions.steps(steps)
+        assert isinstance(reply, Reply)
+        assert isinstance(other, Reply)
+        assert other.length == 2 + sent
+        assert reply.pending < pending
+        pending = reply.pending
+        sent += 1
+    assert sent > 20
+    assert reply.length == 500
+    assert reply.response.risk == whole.response.risk
+    assert reply.prompt.risk == whole.prompt.risk
+    assert reply.flags == whole.flags
+
+
+def test_where_a_long_step_is_cut_does_not_depend_on_time_or_company() -> None:
+    tokens = list(range(100)) * 4
+    seen = []
+    for pass_s in (0.0, 0.3, 5.0):
+        bench = Bench()
+        bench.graph.pass_s = pass_s
+        long_step(bench, tokens, start=True)
+        seen.append(bench.graph.lengths)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] == 24
+    assert seen[0] == sorted(seen[0], reverse=True)  # later chunks read more, so they are shorter
+
+
+def test_a_pending_step_that_is_given_up_counts_for_nothing() -> None:
+    bench = Bench()
+    bench.ok("s", [1, 2, 3], start=True)
+    bench.graph.pass_s = 2.0
+    assert bench.ok("s", [5] * 200, 3).pending
+    assert type(bench.step("s", [9], 10)) is errors.PositionOutOfRange  # it holds 3 tokens
+    found = bench.ok("s", [4], 3)
+    clean = Bench()
+    clean.ok("s", [1, 2, 3], start=True)
+    assert found.response.risk == clean.ok("s", [4], 3).response.risk
+    reply = bench.ok("s", [5] * 200, 3)
+    assert reply.pending > 170  # begun anew
+
+
+def test_a_step_that_ends_its_sequence_is_finished_at_once() -> None:
+    """Triton would not let it be sent again."""
+    bench = Bench()
+    bench.ok("s", [1], start=True)
+    bench.graph.pass_s = 2.0
+    assert bench.ok("s", [2] * 300, 1, end=True).length == 301
+    assert bench.cache.live == 0
+    reply, sent = long_step(bench, [3] * 300, start=True, end=True)
+    assert sent > 5
+    assert reply.length == 300
+    assert bench.cache.live == 0
+
+
+def test_long_steps_share_the_turns() -> None:
+    bench = Bench()
+    bench.graph.pass_s = 2.0
+    steps = [Step(name, np.array([number] * 100), 0, start=True) for number, name in enumerate("abc")]
+    pending = [[reply.pending for reply in bench.sessions.steps(steps) if isinstance(reply, Reply)] for _ in range(6)]
+    assert all(max(each) - min(each) <= 24 for each in pending)
+
+
+def test_a_broken_pass_in_the_middle_fails_the_step_and_keeps_what_stood_before() -> None:
+    bench = Bench()
+    bench.ok("s", [1, 2], start=True)
+    bench.graph.poison = 66
+    assert type(bench.step("s", [5] * 60 + [66], 2)) is errors.InternalError
+    clean = Bench()
+    clean.ok("s", [1, 2], start=True)
+    assert bench.ok("s", [3], 2).response.risk == clean.ok("s", [3], 2).response.risk
+
+
+SLOT = KVCache.least_bytes(MANIFEST)
+
+
+def test_a_budget_in_bytes_bounds_the_slots() -> None:
+    cache = KVCache(MANIFEST, slots=100, budget_bytes=2 * SLOT)
+    slots = []
+    while cache.has_room(10):
+        slots.append(cache.acquire(10))
+    assert 2 < len(slots) < 100  # small slots cost less
+    assert cache.used_bytes <= 2 * SLOT
+    with pytest.raises(errors.Overloaded):
+        cache.acquire(10)
+    with pytest.raises(errors.Overloaded):
+        cache.grow(slots[0], 600)
+    while not cache.has_room(600, slots[0]):
+        cache.release(slots.pop())
+    cache.grow(slots[0], 600)
+    for slot in slots:
+        cache.release(slot)
+    assert cache.used_bytes == cache.live == 0
+    with pytest.raises(errors.OverBudget, match=str(SLOT)):
+        KVCache(MANIFEST, slots=1, budget_bytes=SLOT - 1)
+
+
+def test_sessions_in_use_are_never_evicted_for_new_ones() -> None:
+    bench = Bench(slots=100, budget_bytes=SLOT, evict_s=5)
+    names = []
+    while isinstance(bench.step(str(len(names)), [1, 2], start=True), Reply):
+        names.append(str(len(names)))
+        bench.clock[0] += 0.1
+    assert type(bench.step("new", [1], start=True)) is errors.Overloaded
+    for name in names:
+        assert bench.ok(name, [3], 2).length == 3
+    assert type(bench.step(names[0], [4] * 500, 3)) is errors.Overloaded  # to grow, too
+    assert bench.ok(names[0], [4], 3).length == 4
+    bench.clock[0] += 5.05
+    bench.ok(names[0], [5], 4)
+    assert bench.ok("new", [1], start=True).length == 1
+    assert type(bench.step(names[1], [4], 3)) is errors.SessionLost  # unused for longest
+    assert bench.ok(names[0], [6], 5).length == 6
+
+
+def test_a_policy_is_the_sessions_own() -> None:
+    source = random.Random(9)
+    tokens = [source.randrange(100) for _ in range(200)]
+    policies = [
+        Policy(),
+        Policy(strict=False),
+        Policy(debounce=1),
+        Policy(debounce=5),
+        Policy(blocked=frozenset({Category.POLITICAL, Category.PII})),
+    ]
+    bench = Bench(slots=8)
+    steps = [
+        Step(number, np.array(tokens), 0, start=True, response_start=3, policy=policy)
+        for number, policy in enumerate(policies)
+    ]
+    for reply, policy in zip(bench.sessions.steps(steps), policies, strict=True):
+        assert isinstance(reply, Reply)
+        unsafe = [policy.counts(*pair) for pair in reply.response.pairs()]
+        expected = [at + 1 >= policy.debounce and all(unsafe[at + 1 - policy.debounce : at + 1]) for at in range(197)]
+        assert list(reply.flags.own) == expected
+        assert reply.flags.own == (reply.flags.strict if policy.strict else reply.flags.loose)
+        assert any(expected)
+
+
+def test_a_policy_comes_with_the_start_alone() -> None:
+    bench = Bench()
+    bench.ok("s", [1], start=True)
+    [found] = bench.sessions.steps([Step("s", np.array([2]), 1, policy=Policy())])
+    assert type(found) is errors.InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("slots", "0"), ("slots", "many"), ("slots", "-1"), ("idle_s", "soon"), ("idle_s", "nan"), ("strict", "yes")],
+)
+def test_a_wrong_parameter_is_named(name: str, text: str) -> None:
+    options = Options({name: text})
+    read = {"slots": lambda: options.whole(name, at_least=1), "idle_s": lambda: options.seconds(name)}
+    with pytest.raises(errors.InvalidParameter, match=name):
+        read.get(name, lambda: options.flag(name))()
+    with pytest.raises(errors.InvalidParameter, match="missing"):
+        options.whole("threads")
+
+
+def test_memory_is_the_machines_or_the_control_groups() -> None:
+    assert 1 << 30 < memory_bytes() < 1 << 50

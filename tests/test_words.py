@@ -105,9 +105,14 @@ def test_sync_and_async_clients_are_equal() -> None:
             one, other = getattr(ours, name), getattr(theirs, name)
             assert inspect.getdoc(one) == inspect.getdoc(other)
             if callable(one):
-                expected = str(inspect.signature(one)).replace("Stream", "AsyncStream")
+                expected = (
+                    str(inspect.signature(one))
+                    .replace("Stream", "AsyncStream")
+                    .replace("Moderation", "AsyncModeration")
+                )
+                expected = expected.replace("Iterable[Piece]", "AsyncIterable[Piece] | Iterable[Piece]")
                 assert str(inspect.signature(other)) == expected
-                assert inspect.iscoroutinefunction(other) == (name not in ("stream", "flagged"))
+                assert inspect.iscoroutinefunction(other) == (name not in ("stream", "moderate", "flagged"))
 
 
 def test_an_ensembles_tensors_come_from_its_steps() -> None:

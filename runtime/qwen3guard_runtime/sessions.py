@@ -110,11 +110,12 @@ class Session:
 
 @dataclass(eq=False)
 class Work:
-    """One step, taken up to its token `done`; `found` has the logits of the chunks so far."""
+    """One step, taken up to its token `done`, last at `served_s`; `found` has the logits of its chunks so far."""
 
     step: Step
     session: Session
     asked: list[int]
+    served_s: float
     done: int = 0
     found: list[Logits] = field(default_factory=list)
     error: GuardError | None = None
@@ -223,12 +224,12 @@ class Sessions:
         asked = set(range(step.response_start, len(step.ids)))
         if step.query_index >= 0:
             asked.add(step.query_index)
-        return Work(step, session, sorted(asked))
+        return Work(step, session, sorted(asked), self._clock())
 
     def _run(self, works: Sequence[Work], turn_ends: float) -> None:
         """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts."""
         self._forward([work for work in works if 0 < work.left <= STEP_TOKENS])
-        waiting = sorted((work for work in works if work.left), key=lambda work: work.session.used_s)
+        waiting = sorted((work for work in works if work.left), key=lambda work: work.served_s)
         while waiting:
             work = waiting.pop(0)
             self._forward([work])
@@ -257,7 +258,7 @@ class Sessions:
         for work, row, logits in zip(works, rows, found, strict=True):
             work.done += len(row.ids)
             work.found.append(logits)
-            work.session.used_s = now
+            work.served_s = now
 
     def _next_chunk(self, work: Work) -> Row:
         """Where a step is cut depends on nothing but its length and position, so its numbers do not either."""
