@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,19 @@ def free_port() -> int:
 
 def serve(repository: Path) -> EmbeddedServer:
     return EmbeddedServer(Settings(repository, grpc_port=free_port(), load_s=120))
+
+
+def stream_repository(repository: Path, folder: Path, **parameters: object) -> Path:
+    """A copy of the stream guard's models, with other parameters in stream_guard's config.pbtxt."""
+    for name in ("stream_guard", "stream_tokenizer", "stream_step"):
+        shutil.copytree(repository / name, folder / name)
+    config = folder / "stream_guard" / "config.pbtxt"
+    text = config.read_text()
+    for name, value in parameters.items():
+        text, found = re.subn(rf'(key: "{name}"\s+value {{\s+string_value: ")[^"]*', rf"\g<1>{value}", text)
+        assert found == 1
+    config.write_text(text)
+    return folder
 
 
 def wait_ready(server: EmbeddedServer) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port
+from conftest import free_port, stream_repository
 from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict, errors
 from test_serve import COMMAND, children, traces
 from texts import TEXTS, cut
@@ -43,10 +42,9 @@ class Served:
 @pytest.fixture
 def served(repository: Path, tmp_path: Path) -> Iterator[Served]:
     """The stream guard alone, under its supervisor."""
-    for name in ("stream_guard", "stream_tokenizer", "stream_step"):
-        shutil.copytree(repository / name, tmp_path / name)
     port = free_port()
-    command = [COMMAND, "serve", "--model-repository", tmp_path, "--grpc-port", str(port)]
+    models = stream_repository(repository, tmp_path / "repository")
+    command = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready on ")

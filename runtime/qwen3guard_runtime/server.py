@@ -134,6 +134,7 @@ class EmbeddedServer:
             f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:admin-key={secret}",
             f"--backend-config=python,stub-timeout-seconds={int(settings.load_s)}",
             f"--backend-config=python,shm-region-prefix-name={self._tag}",
+            "--log-warning=false",  # a START on a live sequence is warned of with the session's id
             "--allow-cpu-metrics=false",
             "--allow-gpu-metrics=false",
         ]

@@ -1,0 +1,112 @@
+"""How much slower the steps of other sessions are while a long prompt is taken in.
+
+    .venv/bin/python perf/prefill.py MODEL_REPOSITORY [--tokens 4096] [--others 4] [--context 64]
+
+Serves the repository's stream guard, lets `--others` sessions step one token at a time as fast as they can, first
+alone, then while one session opens with a prompt of `--tokens` tokens, then alone again; prints the percentiles
+and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from qwen3guard_client import GuardClient, canary
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_runtime.server import EmbeddedServer, Settings
+
+TIMEOUT_S = 1200.0
+
+
+class Stepper(threading.Thread):
+    """One session that writes one token after the other; `times` has (when it was sent, seconds)."""
+
+    def __init__(self, url: str, seed: int, context: int, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.ids = np.random.default_rng(seed).integers(0, 1000, 100000).tolist()
+        self.context = context
+        self.stop = stop
+        self.times: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        with GuardClient(self.url, timeout_s=TIMEOUT_S) as guard, guard.stream("Hello.") as stream:
+            stream.step(self.ids[: self.context])
+            for token in self.ids[self.context :]:
+                if self.stop.is_set():
+                    return
+                began = time.perf_counter()
+                stream.step([token])
+                self.times.append((began, time.perf_counter() - began))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--others", type=int, default=4)
+    parser.add_argument("--context", type=int, default=64)
+    parser.add_argument("--alone-s", type=float, default=20.0)
+    parser.add_argument("--grpc-port", type=int, default=8901)
+    arguments = parser.parse_args()
+    with EmbeddedServer(Settings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
+        manifests = {name: each for name, each in server.manifests.items() if each.variant == "stream"}
+        with GuardClient(server.url, timeout_s=TIMEOUT_S) as guard:
+            server.wait_ready(lambda: canary.check(guard, manifests))
+            measure(guard, arguments, manifests["stream_step"])
+
+
+def measure(guard: GuardClient, arguments: argparse.Namespace, manifest: Manifest) -> None:
+    prompt = prompt_of(guard, arguments.tokens)
+    stop = threading.Event()
+    others = [Stepper(guard.url, seed, arguments.context, stop) for seed in range(arguments.others)]
+    for each in others:
+        each.start()
+    while not all(each.times for each in others):
+        time.sleep(0.1)
+    marks = [time.perf_counter()]
+    time.sleep(arguments.alone_s)
+    marks.append(time.perf_counter())
+    with guard.stream(prompt) as stream:
+        assert stream.prompt_verdict
+        marks.append(time.perf_counter())
+    time.sleep(arguments.alone_s)
+    marks.append(time.perf_counter())
+    stop.set()
+    for each in others:
+        each.join()
+    steps = [time for each in others for time in each.times]
+    spans = [[1e3 * took for at, took in steps if one <= at < other] for one, other in itertools.pairwise(marks)]
+    before, during, after = ({f"p{q}": round(float(np.percentile(span, q)), 1) for q in (50, 99)} for span in spans)
+    alone = float(np.percentile(spans[0] + spans[2], 99))
+    found = {
+        "guard": f"{manifest.source}, {manifest.weights}, {manifest.layers} layers",
+        "others": arguments.others,
+        "prompt_tokens": arguments.tokens,
+        "prefill_s": round(marks[2] - marks[1], 1),
+        "steps": [len(span) for span in spans],
+        "before_ms": before,
+        "during_ms": during,
+        "after_ms": after,
+        "p99_ratio": round(during["p99"] / alone, 2),
+    }
+    print(json.dumps(found, indent=1))
+
+
+def prompt_of(guard: GuardClient, tokens: int) -> str:
+    """A prompt that has about `tokens` tokens with its template."""
+    with guard.stream("word " * 100) as stream:
+        first = stream.step("x").length
+    with guard.stream("word " * 200) as stream:
+        each = (stream.step("x").length - first) / 100
+    return "word " * (100 + int((tokens - first) / each))
+
+
+if __name__ == "__main__":
+    main()

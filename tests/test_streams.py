@@ -1,0 +1,413 @@
+"""Streams through a live server: any schedule of steps, many sessions, bounds, isolation and policies."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DEMO, serve, stream_repository, wait_ready
+from qwen3guard_client import Category, GuardClient, Policy, RiskLevel, StepResult, TokenVerdict, calls, errors, wire
+from qwen3guard_client.calls import Call
+from qwen3guard_export import export
+from qwen3guard_export.repository import place_models
+from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_runtime.tokenizer import GuardTokenizer
+from texts import TEXTS, cut
+
+PROMPT = "How do I bake bread?"
+UNSAFE = "Then make a bomb: pack the explosives into a pipe and kill everyone in the building."
+DQ8R_BOUND = 0.02
+"""How far a log-probability of the demo guard in dq8r moves when the same tokens are cut into other chunks: 8-bit
+activations are rounded after sums that differ in the last bit. docs/streams.md has what was measured."""
+
+
+@pytest.fixture(scope="module")
+def dq8r_guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardClient]:
+    folder = tmp_path_factory.mktemp("dq8r")
+    place_models(folder, export(str(DEMO / "stream"), folder, weights="dq8r", say=lambda _: None))
+    with serve(folder) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as client:
+            yield client
+
+
+@pytest.fixture(params=["fp32", "dq8r"])
+def either_guard(request: pytest.FixtureRequest) -> GuardClient:
+    return request.getfixturevalue({"fp32": "guard", "dq8r": "dq8r_guard"}[request.param])  # type: ignore[no-any-return]
+
+
+def rows(tokens: list[TokenVerdict]) -> np.ndarray:
+    return np.array(
+        [[*token.severity_probabilities.values(), *token.category_probabilities.values()] for token in tokens]
+    )
+
+
+def in_chunks(guard: GuardClient, ids: list[int], chunks: list[int]) -> list[TokenVerdict]:
+    """A clean pass: `ids` in pieces of the given lengths."""
+    session = str(uuid.uuid4())
+    start = guard.stream_step(session, prompt=PROMPT, start=True).length
+    tokens: list[TokenVerdict] = []
+    at = 0
+    for size in chunks:
+        tokens += guard.stream_step(session, token_ids=ids[at : at + size], position=start + at).tokens
+        at += size
+    guard.stream_step(session, position=start + at, end=True)
+    return tokens
+
+
+def disturbed(guard: GuardClient, ids: list[int], chunks: list[int], source: random.Random) -> list[TokenVerdict]:
+    """The same pieces, with wrong tokens written and rewound, steps sent twice, gaps, and lost sessions replayed."""
+    session = str(uuid.uuid4())
+    start = guard.stream_step(session, prompt=PROMPT, start=True).length
+    done: list[tuple[int, int]] = []
+    tokens: list[TokenVerdict] = []
+    at = 0
+    for size in chunks:
+        event = source.random()
+        if event < 0.25:  # another continuation, from anywhere, that is then taken back
+            back = source.randint(0, at)
+            wrong = [source.choice(ids) for _ in range(source.randint(1, 30))]
+            guard.stream_step(session, token_ids=wrong, position=start + back)
+            redo = [each for each in done if each[0] + each[1] > back]
+        elif event < 0.35:
+            with pytest.raises(errors.PositionOutOfRange):
+                guard.stream_step(session, token_ids=[1], position=start + at + 1)
+            redo = []
+        elif event < 0.45:  # lost, and replayed under another id
+            guard.stream_step(session, position=0, end=True)
+            with pytest.raises(errors.SessionLost):
+                guard.stream_step(session, token_ids=[1], position=start + at)
+            session = str(uuid.uuid4())
+            assert guard.stream_step(session, prompt=PROMPT, start=True).length == start
+            redo = done
+        else:
+            redo = []
+        for where, length in [*redo, (at, size)]:
+            for _ in range(source.choice((1, 1, 2))):
+                result = guard.stream_step(session, token_ids=ids[where : where + length], position=start + where)
+            del tokens[where:]
+            tokens += result.tokens
+        done.append((at, size))
+        at += size
+    guard.stream_step(session, position=start + at, end=True)
+    return tokens
+
+
+def test_any_schedule_equals_a_clean_pass_of_the_same_chunks_to_the_bit(either_guard: GuardClient) -> None:
+    tokenizer = GuardTokenizer.load(DEMO / "stream")
+    for seed in range(12):
+        source = random.Random(seed)
+        ids = tokenizer.encode(source.choice(TEXTS) + UNSAFE + source.choice(TEXTS))
+        chunks = []
+        while sum(chunks) < len(ids):
+            chunks.append(min(source.choice((1, 2, 5, 16, 30, 60)), len(ids) - sum(chunks)))
+        clean = in_chunks(either_guard, ids, chunks)
+        found = disturbed(either_guard, ids, chunks, source)
+        assert found == clean
+
+
+def test_any_chunking_keeps_every_decision_that_is_not_on_the_edge(
+    either_guard: GuardClient, guard: GuardClient
+) -> None:
+    tokenizer = GuardTokenizer.load(DEMO / "stream")
+    worst = 0.0
+    for seed in range(12):
+        source = random.Random(seed)
+        ids = tokenizer.encode(source.choice(TEXTS) + UNSAFE + source.choice(TEXTS))
+        whole = in_chunks(either_guard, ids, [len(ids)])
+        chunks = []
+        while sum(chunks) < len(ids):
+            chunks.append(min(source.choice((1, 3, 8, 20)), len(ids) - sum(chunks)))
+        pieces = in_chunks(either_guard, ids, chunks)
+        logs = [np.log(rows(tokens)) for tokens in (whole, pieces)]
+        worst = max(worst, float(np.abs(logs[0] - logs[1]).max()))
+        for one, other in zip(whole, pieces, strict=True):
+            first, second = sorted(one.severity_probabilities.values(), reverse=True)[:2]
+            if np.log(first) - np.log(second) > 2 * DQ8R_BOUND:
+                assert one.severity == other.severity
+    exact = either_guard is guard
+    print(f"\n{'fp32' if exact else 'dq8r'}: log-probabilities move by {worst:.2g} at most between chunkings")
+    assert worst <= (2e-4 if exact else DQ8R_BOUND)
+
+
+def pendings(guard: GuardClient, session: str, prompt: str) -> Iterator[int]:
+    """The opening step of a long prompt, sent as a client sends it that does not use this library."""
+    call = calls.stream_step(session, prompt=prompt, start=True)
+    raw = Call(call.model, call.values, (wire.PENDING,), lambda reply: int(reply(wire.PENDING)[0]), session, start=True)
+    while pending := guard.send(raw):
+        yield pending
+
+
+def test_a_long_prompt_lets_other_sessions_through(repository: Path, tmp_path: Path) -> None:
+    """With turns of no length at all, each execution takes one chunk; others finish dozens of steps meanwhile."""
+    prompt = "bread " * 1500
+    with serve(stream_repository(repository, tmp_path / "r", turn_s=0)) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as guard, GuardClient(server.url) as other:
+            alone = other.stream_step(str(uuid.uuid4()), prompt=prompt, start=True, end=True)
+            session = str(uuid.uuid4())
+            steps = list(pendings(guard, session, prompt))
+            assert len(steps) > 100
+            assert steps == sorted(set(steps), reverse=True)  # each call takes some more
+            done = threading.Event()
+            with ThreadPoolExecutor(1) as pool:
+                opened = pool.submit(guard.stream_step, str(uuid.uuid4()), prompt=prompt, start=True)
+                opened.add_done_callback(lambda _: done.set())
+                count = 0
+                with other.stream(PROMPT) as stream:
+                    while not done.is_set():
+                        stream.step("word ")
+                        count += 1
+                assert count > 30
+                assert opened.result().length == alone.length
+                assert opened.result().prompt_verdict == alone.prompt_verdict
+
+
+@pytest.fixture(scope="module")
+def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A stream guard with little memory that forgets fast."""
+    folder = stream_repository(
+        repository, tmp_path_factory.mktemp("small") / "r", slots=32, idle_s=3, evict_s=0.02, kv_budget_bytes=200 << 20
+    )
+    with serve(folder) as server:
+        wait_ready(server)
+        yield server
+
+
+def memory(server: EmbeddedServer) -> dict[str, int]:
+    """Resident bytes of the server and its processes, by name."""
+    found = {}
+    for children in [[server.pid], *([int(pid) for pid in path.read_text().split()] for path in _children(server.pid))]:
+        for pid in children:
+            status = Path(f"/proc/{pid}/status").read_text()
+            arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            name = Path(arguments[1]).parents[1].name if pid != server.pid else "tritonserver"
+            found[name] = int(status.partition("VmRSS:")[2].split()[0]) << 10
+    return found
+
+
+def _children(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").glob("*/children"))
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
+    def abandon(count: int) -> None:
+        with GuardClient(small.url) as guard:
+            for _ in range(count):
+                session = str(uuid.uuid4())
+                while True:
+                    try:
+                        guard.stream_step(session, prompt=PROMPT, start=True)
+                        break
+                    except errors.Overloaded:
+                        time.sleep(0.01)
+
+    def ten_thousand(count: int) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(abandon, [count // 4] * 4))
+
+    with GuardClient(small.url) as guard:
+        kept = str(uuid.uuid4())
+        length = guard.stream_step(kept, prompt=PROMPT, start=True).length
+    ten_thousand(2000)
+    before, files = memory(small), shared_memory()
+    ten_thousand(8000)
+    after = memory(small)
+    for name, size in after.items():
+        assert size - before[name] < 20 << 20, (name, before, after)
+    assert shared_memory() == files
+    with GuardClient(small.url) as guard, pytest.raises(errors.SessionLost):
+        guard.stream_step(kept, text="more", position=length)
+    time.sleep(3.2)
+    with GuardClient(small.url) as guard:  # any step tells the guard the time
+        guard.stream_step(str(uuid.uuid4()), prompt=PROMPT, start=True, end=True)
+    assert memory(small)["stream_guard"] <= after["stream_guard"]
+
+
+def test_one_id_used_a_thousand_times_grows_nothing(small: EmbeddedServer) -> None:
+    with GuardClient(small.url) as guard:
+        first = guard.stream_step(11, prompt=PROMPT, start=True)
+        sizes = []
+        for number in range(1000):
+            opened = guard.stream_step(11, prompt=PROMPT, start=True)
+            assert opened == first
+            step = guard.stream_step(11, text="Mix flour and water.", position=first.length)
+            if number == 0:
+                once = step
+            assert step == once
+            if number in (100, 999):
+                sizes.append(memory(small))
+        guard.stream_step(11, position=once.length, end=True)
+    for name in sizes[0]:
+        assert sizes[1][name] - sizes[0][name] < 10 << 20
+
+
+def test_a_full_server_refuses_newcomers_and_keeps_what_it_has(repository: Path, tmp_path: Path) -> None:
+    models = stream_repository(repository, tmp_path / "r", slots=4, evict_s=60)
+    with serve(models) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as guard:
+            streams = [guard.stream(PROMPT) for _ in range(4)]
+            for stream in streams:
+                stream.__enter__()
+            with pytest.raises(errors.Overloaded, match="try again later"), guard.stream(PROMPT):
+                pass
+            for stream in streams:
+                stream.step("Mix flour and water.")
+            streams[0].finish()
+            with guard.stream(PROMPT) as fifth:
+                fifth.step("Mix flour and water.")
+                assert rows(list(fifth.verdicts)).tolist() == rows(list(streams[1].verdicts)).tolist()
+            for stream in streams[1:]:
+                stream.finish()
+
+
+def test_a_budget_below_one_stream_stops_the_server_with_a_sentence(repository: Path, tmp_path: Path) -> None:
+    models = stream_repository(repository, tmp_path / "r", kv_budget_bytes=1000)
+    with serve(models) as server, pytest.raises(errors.ServeError, match="KV budget of 1000 bytes"):
+        wait_ready(server)
+
+
+def test_sessions_never_see_each_other(guard: GuardClient) -> None:
+    """Slots are freed and taken again in every order, between neighbours that write other things at the same places;
+    each stream's numbers are those it has alone, to the bit."""
+    tokenizer = GuardTokenizer.load(DEMO / "stream")
+    plans = {}
+    for number in range(12):
+        source = random.Random(number)
+        ids = tokenizer.encode((UNSAFE if number % 2 else "") + TEXTS[number] + TEXTS[-number - 1])
+        plans[number] = (ids, [source.choice((1, 2, 7, 16)) for _ in ids][: len(ids)])
+    alone = {number: in_chunks(guard, ids, clipped(ids, chunks)) for number, (ids, chunks) in plans.items()}
+
+    source = random.Random(99)
+    live: dict[int, tuple[str, int, int, list[int]]] = {}
+    waiting = list(plans) * 2
+    source.shuffle(waiting)
+    finished = 0
+    found: dict[int, list[TokenVerdict]] = {}
+    while waiting or live:
+        number = source.choice(list(live)) if live and (source.random() < 0.8 or not waiting) else None
+        if number is None:
+            number = waiting.pop()
+            if number in live:
+                waiting.insert(0, number)
+                continue
+            session = str(uuid.uuid4())
+            start = guard.stream_step(session, prompt=PROMPT, start=True).length
+            live[number] = (session, start, 0, clipped(*plans[number]))
+            found[number] = []
+            continue
+        session, start, at, chunks = live[number]
+        if not chunks:
+            guard.stream_step(session, position=start + at, end=True)
+            assert found[number] == alone[number]
+            del live[number]
+            finished += 1
+            continue
+        ids = plans[number][0]
+        if source.random() < 0.1:  # noise of its own, rewound by the step that follows
+            guard.stream_step(session, token_ids=[source.choice(ids) for _ in range(9)], position=start + at)
+        found[number] += guard.stream_step(session, token_ids=ids[at : at + chunks[0]], position=start + at).tokens
+        live[number] = (session, start, at + chunks[0], chunks[1:])
+    assert finished == 24
+
+
+def clipped(ids: list[int], chunks: list[int]) -> list[int]:
+    found: list[int] = []
+    for size in chunks:
+        if sum(found) < len(ids):
+            found.append(min(size, len(ids) - sum(found)))
+    return found
+
+
+def test_neither_ids_nor_text_reach_the_log(server: EmbeddedServer) -> None:
+    secret, session = "Zanzibarquark", f"session-{uuid.uuid4()}"
+    with GuardClient(server.url) as guard:
+        length = guard.stream_step(session, prompt=secret, start=True).length
+        guard.stream_step(session, text=secret, position=length)
+        for call in (
+            lambda: guard.stream_step(session, text=secret, position=length + 1000),
+            lambda: guard.stream_step(session, text=secret * 100000, position=length),
+            lambda: guard.stream_step(session, prompt=secret, text=secret, position=length),
+            lambda: guard.stream_step(session + "x", text=secret, position=length),
+            lambda: guard.classify(messages=[{"role": secret, "content": secret}]),
+        ):
+            with pytest.raises(errors.GuardError) as caught:
+                call()
+            assert session not in str(caught.value)
+        guard.stream_step(session, prompt=secret, start=True)  # a START on a live id
+        guard.stream_step(session, position=0, end=True)
+    assert "grpc" in server.log
+    assert session not in server.log
+    assert secret not in server.log
+
+
+def test_every_session_has_its_own_policy(guard: GuardClient) -> None:
+    text = "Cook some rice. " + UNSAFE
+    policies = [None, Policy(), Policy(strict=False), Policy(debounce=1), Policy(debounce=4)]
+    policies += [Policy(blocked=frozenset({category})) for category in (Category.VIOLENT, Category.COPYRIGHT)]
+    streams = [guard.stream("How can I make a bomb in my kitchen?", policy=policy) for policy in policies]
+    for stream in streams:
+        stream.__enter__()
+    for piece in cut(text, random.Random(1)):
+        for stream in streams:
+            stream.step(piece)
+    for stream in streams:
+        stream.finish()
+    levels = [[(token.severity, token.category) for token in stream.verdicts] for stream in streams]
+    assert all(each == levels[0] for each in levels)
+    for policy, stream in zip(policies, streams, strict=True):
+        own = policy or Policy()
+        runs = own.runs(levels[0])
+        assert [token.run for token in stream.verdicts] == runs
+        assert [token.flag for token in stream.verdicts] == [run >= own.debounce for run in runs]
+        verdict = stream.prompt_verdict
+        assert verdict.severity is RiskLevel.UNSAFE
+        assert verdict.flag == own.counts(verdict.severity, verdict.category)
+    assert len({tuple(token.flag for token in stream.verdicts) for stream in streams}) > 3
+    assert not streams[-1].prompt_verdict.flag
+
+
+def test_a_replayed_stream_keeps_its_policy(guard: GuardClient) -> None:
+    def moderate(lose: bool) -> list[bool]:
+        with guard.stream(PROMPT, policy=Policy(debounce=1)) as stream:
+            for piece in cut(UNSAFE, random.Random(2)):
+                if lose:
+                    guard.stream_step(stream._state._session, position=0, end=True)
+                stream.step(piece)
+        return [token.flag for token in stream.verdicts]
+
+    assert moderate(True) == moderate(False)
+    assert any(moderate(False))
+
+
+def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
+    session = str(uuid.uuid4())
+    length = guard.stream_step(session, prompt=PROMPT, start=True).length
+
+    def send(position: int, start: bool, **values: object) -> StepResult:
+        call = calls.stream_step(session, prompt=PROMPT if start else None, text="Hi.", position=position, start=start)
+        tensors = {getattr(wire, name.upper()): value for name, value in values.items()}
+        return guard.send(Call(call.model, call.values | tensors, call.outputs, call.read, session, start))
+
+    with pytest.raises(errors.InvalidRequest, match="opens a stream"):
+        send(length, False, strict=[True])
+    for start, values, words in (
+        (True, {"debounce": [0]}, "at least 1"),
+        (True, {"debounce": [-3]}, "at least 1"),
+        (True, {"blocked": [b"Violent", b"Rude"]}, "Jailbreak"),
+        (True, {"blocked": [b"\xff"]}, "does not exist"),
+    ):
+        with pytest.raises(errors.InvalidRequest, match=words):
+            send(0, start, **values)
