@@ -14,6 +14,7 @@ import itertools
 import json
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ TIMEOUT_S = 1200.0
 
 
 class Stepper(threading.Thread):
-    """One session that writes one token after the other; `times` has (when it was sent, seconds)."""
+    """One session that writes one token after the other, each at the same place, so that all cost the same.
+
+    `times` has (when it was sent, seconds).
+    """
 
     def __init__(self, url: str, seed: int, context: int, stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -36,14 +40,17 @@ class Stepper(threading.Thread):
         self.times: list[tuple[float, float]] = []
 
     def run(self) -> None:
-        with GuardClient(self.url, timeout_s=TIMEOUT_S) as guard, guard.stream("Hello.") as stream:
-            stream.step(self.ids[: self.context])
+        session = str(uuid.uuid4())
+        with GuardClient(self.url, timeout_s=TIMEOUT_S) as guard:
+            length = guard.stream_step(session, prompt="Hello.", start=True).length
+            length = guard.stream_step(session, token_ids=self.ids[: self.context], position=length).length
             for token in self.ids[self.context :]:
                 if self.stop.is_set():
-                    return
+                    break
                 began = time.perf_counter()
-                stream.step([token])
+                guard.stream_step(session, token_ids=[token], position=length)
                 self.times.append((began, time.perf_counter() - began))
+            guard.stream_step(session, position=length, end=True)
 
 
 def main() -> None:
@@ -51,7 +58,7 @@ def main() -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--others", type=int, default=4)
-    parser.add_argument("--context", type=int, default=64)
+    parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--alone-s", type=float, default=20.0)
     parser.add_argument("--grpc-port", type=int, default=8901)
     arguments = parser.parse_args()

@@ -133,10 +133,10 @@ def test_a_lost_session_is_replayed_with_the_same_verdicts(guard: GuardClient, m
         with guard.stream(PROMPT) as stream:
             for piece in pieces:
                 if lose:
-                    guard.stream_step(stream._state._session, position=0, end=True)
+                    guard.stream_step(stream.session, position=0, end=True)
                 stream.step(piece)
             if lose:
-                guard.stream_step(stream._state._session, position=0, end=True)
+                guard.stream_step(stream.session, position=0, end=True)
         return list(stream.verdicts)
 
     lost, kept = moderate(True), moderate(False)

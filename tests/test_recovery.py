@@ -78,7 +78,7 @@ def test_a_stream_outlives_twenty_killed_processes(served: Served) -> None:
         undisturbed = stream.verdicts
 
         with guard.stream(PROMPT) as stream:
-            sessions = {stream._state._session}
+            sessions = {stream.session}
             for number, piece in enumerate(pieces):
                 killer = None
                 if number in victims:
@@ -89,7 +89,7 @@ def test_a_stream_outlives_twenty_killed_processes(served: Served) -> None:
                         killer = threading.Timer(source.random() * 0.01, served.kill, [what])
                         killer.start()
                 stream.step(piece)
-                sessions.add(stream._state._session)
+                sessions.add(stream.session)
                 if killer:
                     killer.join()
         same(stream.verdicts, undisturbed)

@@ -384,7 +384,7 @@ def test_a_replayed_stream_keeps_its_policy(guard: GuardClient) -> None:
         with guard.stream(PROMPT, policy=Policy(debounce=1)) as stream:
             for piece in cut(UNSAFE, random.Random(2)):
                 if lose:
-                    guard.stream_step(stream._state._session, position=0, end=True)
+                    guard.stream_step(stream.session, position=0, end=True)
                 stream.step(piece)
         return [token.flag for token in stream.verdicts]
 

@@ -174,6 +174,11 @@ class AsyncStream:
                 await self.finish()
 
     @property
+    def session(self) -> str:
+        """The id under which the server knows the stream now; a replay makes another."""
+        return self._state.session
+
+    @property
     def prompt_verdict(self) -> PromptVerdict:
         """Raises InternalError before the stream is entered."""
         if self._state.prompt_verdict is None:

@@ -30,6 +30,7 @@ class StreamState:
     """The session id is made here and never used again: a lost session is replayed under a new one."""
 
     def __init__(self, prompt: str | None, messages: Messages | str | None, policy: Policy | None) -> None:
+        self.session = ""
         self._prompt = prompt
         self._messages = messages
         self._policy = policy
@@ -44,12 +45,12 @@ class StreamState:
 
     def open(self) -> Exchange:
         """Opens a new session for the conversation, with nothing of the response yet."""
-        self._session = str(uuid.uuid4())
+        self.session = str(uuid.uuid4())
         self._text = ""
         self._offset: int | None = 0
         """Where `_text` begins in the response, in characters; None once token ids were written."""
         result = yield calls.stream_step(
-            self._session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
+            self.session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
         )
         self.is_open = self.was_open = True
         self.prompt_verdict = result.prompt_verdict
@@ -95,21 +96,21 @@ class StreamState:
     def _append(self, piece: Piece) -> Exchange:
         if isinstance(piece, str):
             text, position, offset = self._text + piece, self._position, self._offset
-            result = yield calls.stream_step(self._session, text=text, position=position)
+            result = yield calls.stream_step(self.session, text=text, position=position)
             self._text = text[result.final_characters :]
             self._position += result.final_tokens
             if self._offset is not None:
                 self._offset += result.final_characters
         else:
             position, offset = self._length, None
-            result = yield calls.stream_step(self._session, token_ids=piece, position=position)
+            result = yield calls.stream_step(self.session, token_ids=piece, position=position)
             self._text = ""
             self._position = result.length
             self._offset = None
         return self._take(result, position, offset)
 
     def _end(self) -> Exchange:
-        result = yield calls.stream_step(self._session, text=self._text, position=self._position, end=True)
+        result = yield calls.stream_step(self.session, text=self._text, position=self._position, end=True)
         return self._take(result, self._position, self._offset)
 
     def _take(self, result: StepResult, position: int, offset: int | None) -> StepResult:

@@ -35,7 +35,7 @@ STREAM_PARAMETERS = {
     "kv_budget_bytes": "0",
     "idle_s": str(IDLE_S),
     "evict_s": "5",
-    "chunk_tokens": "24",
+    "chunk_tokens": "16",
     "turn_s": "0.05",
     "debounce": "2",
     "strict": "true",

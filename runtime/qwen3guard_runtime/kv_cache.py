@@ -150,9 +150,12 @@ def slot_bytes(manifest: Manifest, capacity: int) -> int:
 
 
 def capacities(context: int) -> Iterator[int]:
-    """Powers of two up to the context, then the context itself with its slack, in whole pages of cells."""
+    """256, 384, 512, 768 and so on up to the context, then the context itself with its slack, in blocks of 256.
+
+    Attention reads a slot to its end, so no slot is more than half again as long as its tokens.
+    """
     capacity = SMALLEST
     while capacity - SLACK < context:
         yield capacity
-        capacity *= 2
+        capacity = capacity * 4 // 3 if capacity % 3 == 0 else capacity * 3 // 2
     yield -(-(context + SLACK) // SMALLEST) * SMALLEST

@@ -217,7 +217,6 @@ class Sessions:
             session = self._open(step, length, in_use)
         else:
             self._make_room(length, in_use, session.slot)
-            self._cache.grow(session.slot, length)
         session.slot.length = step.position
         del session.runs[step.position :]
         session.pending = None
@@ -240,9 +239,15 @@ class Sessions:
 
     def _forward(self, works: Sequence[Work]) -> None:
         """Runs the next chunk of each; where the graph fails, the step fails and its session keeps what it held."""
+        rows = []
+        for work in works:
+            try:
+                rows.append(self._next_chunk(work))
+            except GuardError as error:  # others have taken the room that there was for it
+                work.error = error
+        works = [work for work in works if not work.error]
         if not works:
             return
-        rows = [self._next_chunk(work) for work in works]
         try:
             found = self._runner.forward(rows)
         except Exception as error:
@@ -269,6 +274,7 @@ class Sessions:
             size = min(size, max(chunk, SMALLEST_CHUNK))
         end = work.done + size
         asked = [index - work.done for index in work.asked if work.done <= index < end]
+        self._cache.grow(work.session.slot, work.step.position + end)  # no more yet: attention reads all of a slot
         return Row(work.session.slot, work.step.ids[work.done : end], asked)
 
     def _reply(self, work: Work) -> Reply | GuardError:
@@ -301,7 +307,7 @@ class Sessions:
     def _open(self, step: Step, tokens: int, in_use: Collection[int | str]) -> Session:
         self._forget(step.session)
         self._make_room(tokens, in_use)
-        session = Session(self._cache.acquire(tokens), step.policy or self._policy, self._clock())
+        session = Session(self._cache.acquire(0), step.policy or self._policy, self._clock())
         self._live[step.session] = session
         return session
 
