@@ -15,7 +15,7 @@ from qwen3guard_client.manifest import Canary, Manifest
 from qwen3guard_client.policy import Policy
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.options import Options, memory_bytes
-from qwen3guard_runtime.runner import Logits, Row
+from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row
 from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
 
 MANIFEST = Manifest(
@@ -328,7 +328,8 @@ def test_a_long_step_lets_others_in_and_equals_one_pass() -> None:
         assert isinstance(reply, Reply)
         assert isinstance(other, Reply)
         assert other.length == 2 + sent
-        assert reply.pending < pending
+        # Every other turn is for short steps alone, and what is left at the end is one.
+        assert (reply.pending < pending) == (sent % 2 == 0 or pending <= STEP_TOKENS)
         pending = reply.pending
         sent += 1
     assert sent > 20

@@ -165,6 +165,8 @@ class Sessions:
         self._limits = limits
         self._clock = clock
         self._live: dict[int | str, Session] = {}
+        self._others_waited = False
+        """The last turn had chunks of long steps."""
 
     def steps(self, steps: Sequence[Step]) -> list[Reply | GuardError]:
         """One reply, or its own error, for each step. Steps of one session are taken in order."""
@@ -226,9 +228,17 @@ class Sessions:
         return Work(step, session, sorted(asked), self._clock())
 
     def _run(self, works: Sequence[Work], turn_ends: float) -> None:
-        """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts."""
-        self._forward([work for work in works if 0 < work.left <= STEP_TOKENS])
+        """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts.
+
+        A step that came too late for a turn with chunks waits for it, and shall not wait for chunks of its own turn
+        too: two turns in a row with short steps never both have chunks.
+        """
+        short = [work for work in works if 0 < work.left <= STEP_TOKENS]
+        self._forward(short)
         waiting = sorted((work for work in works if work.left), key=lambda work: work.served_s)
+        if short and self._others_waited:
+            waiting = [work for work in waiting if work.must_finish]
+        self._others_waited = bool(waiting)
         while waiting:
             work = waiting.pop(0)
             self._forward([work])
