@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from qwen3guard_client import GuardClient, canary
-from qwen3guard_client.cli import moderate
+from qwen3guard_client.cli import show_stream
 from qwen3guard_client.errors import GuardError
 from qwen3guard_client.terminal import Terminal
 from qwen3guard_runtime.server import EmbeddedServer, Settings, stopping_on_signals
@@ -40,7 +40,7 @@ def show(guard: GuardClient, terminal: Terminal) -> None:
     terminal.line()
     terminal.line(f"  USER: {PROMPT}")
     with guard.stream(PROMPT) as stream:
-        moderate(stream, iter(re.findall(r"\s*\S+", RESPONSE)), terminal)
+        show_stream(stream, iter(re.findall(r"\s*\S+", RESPONSE)), terminal)
 
 
 def free_port() -> int:

@@ -72,6 +72,20 @@ def test_stream_shows_where_it_was_flagged(server: EmbeddedServer) -> None:
     assert DEMO_NOTICE in text
 
 
+def test_a_streams_policy_is_the_callers(server: EmbeddedServer) -> None:
+    def flags(*policy: str) -> list[bool]:
+        prompt = "How can I make a bomb in my kitchen?"
+        text = b"Pack the explosives into a pipe and kill everyone in the building."
+        lines = run("stream", "--url", server.url, "--prompt", prompt, "--json", *policy, stdin=text).stdout
+        return [token["flag"] for line in lines.splitlines() for token in json.loads(line).get("tokens", [])]
+
+    assert any(flags())
+    assert flags() == flags("--mode", "strict", "--debounce", "2")
+    assert sum(flags("--debounce", "1")) > sum(flags()) > sum(flags("--debounce", "4"))
+    assert not any(flags("--block", "Copyright Violation", "--block", "PII"))
+    fails(run("stream", "--url", server.url, "--prompt", "Hi.", "--debounce", "0"), "at least 1")
+
+
 def test_an_empty_response_is_no_error(server: EmbeddedServer) -> None:
     assert run("stream", "--url", server.url, "--prompt", "Hi.").returncode == 0
 

@@ -23,9 +23,9 @@ from texts import TEXTS, cut
 
 PROMPT = "How do I bake bread?"
 UNSAFE = "Then make a bomb: pack the explosives into a pipe and kill everyone in the building."
-DQ8R_BOUND = 0.02
-"""How far a log-probability of the demo guard in dq8r moves when the same tokens are cut into other chunks: 8-bit
-activations are rounded after sums that differ in the last bit. docs/streams.md has what was measured."""
+BOUND = 2e-4
+"""How far a log-probability may move when the same tokens are cut into other chunks, of logits near 1; in dq8r the
+products are exact, and nothing has been seen to move at all (docs/streams.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,11 @@ def test_any_chunking_keeps_every_decision_that_is_not_on_the_edge(
         worst = max(worst, float(np.abs(logs[0] - logs[1]).max()))
         for one, other in zip(whole, pieces, strict=True):
             first, second = sorted(one.severity_probabilities.values(), reverse=True)[:2]
-            if np.log(first) - np.log(second) > 2 * DQ8R_BOUND:
+            if np.log(first) - np.log(second) > 2 * BOUND:
                 assert one.severity == other.severity
-    exact = either_guard is guard
-    print(f"\n{'fp32' if exact else 'dq8r'}: log-probabilities move by {worst:.2g} at most between chunkings")
-    assert worst <= (2e-4 if exact else DQ8R_BOUND)
+    weights = "fp32" if either_guard is guard else "dq8r"
+    print(f"\n{weights}: log-probabilities move by {worst:.2g} at most between chunkings")
+    assert worst <= BOUND
 
 
 def pendings(guard: GuardClient, session: str, prompt: str) -> Iterator[int]:

@@ -18,12 +18,12 @@ from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.client import CHANNEL, DEFAULT_URL, TIMEOUT_S
+from qwen3guard_client.client import CHANNEL, DEFAULT_URL, RETRY_S, TIMEOUT_S
 from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
 from qwen3guard_client.moderate import AsyncModeration
 from qwen3guard_client.moderation import Gate, OnFlag, Release
 from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import RETRY_S, Exchange, Piece, StreamState
+from qwen3guard_client.stream import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class AsyncGuardClient:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        self._answered = False
         self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
 
     async def __aenter__(self) -> AsyncGuardClient:
@@ -142,13 +143,21 @@ class AsyncGuardClient:
         return AsyncModeration(stream, source, Gate(release, on_flag), on_flag)
 
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """The result of `call`; a long step is sent again until the server has taken all of it."""
+        """The result of `call`; a long step is sent again until the server has taken all of it.
+
+        A server that has answered before and cannot be reached now is waited for: it may be restarting.
+        """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
                 reply = await self._connection.infer(**call.arguments(deadline - time.monotonic()))
             except InferenceServerException as error:
-                raise calls.error_of(error) from None
+                found = calls.error_of(error)
+                if not isinstance(found, Unreachable) or not self._answered or time.monotonic() + RETRY_S > deadline:
+                    raise found from None
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._answered = True
             if (result := call.result(reply)) is not None:
                 return result
 
@@ -206,8 +215,7 @@ class AsyncStream:
     async def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.
 
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id, and
-        a server that has gone away is waited for.
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
         """
         return await self._run(self._state.step(piece))
 
@@ -224,10 +232,6 @@ class AsyncStream:
                     result = await self._client.send(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
-                except Unreachable:
-                    if not self._state.was_open or time.monotonic() + RETRY_S > deadline:
-                        raise
-                    await asyncio.sleep(RETRY_S)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient, Stream
 from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
+from qwen3guard_client.labels import Category
 from qwen3guard_client.manifest import Manifest
+from qwen3guard_client.policy import Policy
 from qwen3guard_client.terminal import Terminal
 from qwen3guard_client.verdict import StepResult
 
@@ -112,7 +114,7 @@ def _text_or_file(value: str) -> str:
 def stream(arguments: argparse.Namespace) -> None:
     with (
         GuardClient(arguments.url, timeout_s=arguments.timeout) as guard,
-        guard.stream(arguments.prompt) as moderated,
+        guard.stream(arguments.prompt, policy=_policy(arguments)) as moderated,
     ):
         if arguments.json:
             verdict = {"prompt": moderated.prompt_verdict.as_dict()}
@@ -121,10 +123,21 @@ def stream(arguments: argparse.Namespace) -> None:
                 print(moderated.step(piece).as_json(), flush=True)
             print(moderated.finish().as_json(), flush=True)
         else:
-            moderate(moderated, pieces(sys.stdin.fileno()), Terminal())
+            show_stream(moderated, pieces(sys.stdin.fileno()), Terminal())
 
 
-def moderate(stream: Stream, pieces: Iterator[str], terminal: Terminal) -> StepResult:
+def _policy(arguments: argparse.Namespace) -> Policy | None:
+    """None, which leaves it to the server, where the command says nothing of it."""
+    given = {
+        "strict": None if arguments.mode is None else arguments.mode == "strict",
+        "debounce": arguments.debounce,
+        "blocked": arguments.block and frozenset(map(Category, arguments.block)),
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Policy(**chosen) if chosen else None
+
+
+def show_stream(stream: Stream, pieces: Iterator[str], terminal: Terminal) -> StepResult:
     """Streams `pieces` through the guard and shows each in the colour of its verdict."""
     terminal.prompt_verdict(stream.prompt_verdict)
     terminal.notice(stream.notice)
@@ -192,6 +205,10 @@ def parser() -> argparse.ArgumentParser:
     add = verb("stream", stream, "Moderate the response that arrives on standard input.")
     _connect(add)
     add.add_argument("--prompt", metavar="T", required=True)
+    add.add_argument("--mode", choices=("strict", "loose"), help="whether Controversial counts as unsafe")
+    add.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
+    categories = [category.value for category in Category]
+    add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
     return command
 
 

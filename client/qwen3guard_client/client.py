@@ -24,12 +24,14 @@ from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unr
 from qwen3guard_client.moderate import Moderation
 from qwen3guard_client.moderation import Gate, OnFlag, Release
 from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import RETRY_S, Exchange, Piece, StreamState
+from qwen3guard_client.stream import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
+RETRY_S = 0.1
+"""Between two attempts to reach a server that has gone away."""
 CHANNEL = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -46,6 +48,7 @@ class GuardClient:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        self._answered = False
         self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
 
     def __enter__(self) -> GuardClient:
@@ -153,13 +156,21 @@ class GuardClient:
         return Moderation(stream, source, Gate(release, on_flag), on_flag)
 
     def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """The result of `call`; a long step is sent again until the server has taken all of it."""
+        """The result of `call`; a long step is sent again until the server has taken all of it.
+
+        A server that has answered before and cannot be reached now is waited for: it may be restarting.
+        """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
                 reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
             except InferenceServerException as error:
-                raise calls.error_of(error) from None
+                found = calls.error_of(error)
+                if not isinstance(found, Unreachable) or not self._answered or time.monotonic() + RETRY_S > deadline:
+                    raise found from None
+                time.sleep(RETRY_S)
+                continue
+            self._answered = True
             if (result := call.result(reply)) is not None:
                 return result
 
@@ -217,8 +228,7 @@ class Stream:
     def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.
 
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id, and
-        a server that has gone away is waited for.
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
         """
         return self._run(self._state.step(piece))
 
@@ -235,10 +245,6 @@ class Stream:
                     result = self._client.send(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
-                except Unreachable:
-                    if not self._state.was_open or time.monotonic() + RETRY_S > deadline:
-                        raise
-                    time.sleep(RETRY_S)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

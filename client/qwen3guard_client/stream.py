@@ -20,8 +20,6 @@ Piece = str | Sequence[int]
 """What an LLM writes: text in any pieces, or ids of the guard's own tokenizer."""
 Exchange = Generator[Call[StepResult], StepResult, StepResult]
 """Calls to make, one after the other; returns the result that counts."""
-RETRY_S = 0.1
-"""Between two attempts to reach a server that has gone away."""
 REPLAYS = 5
 """Of one step; a session that is lost as often is not lost by accident."""
 
@@ -37,7 +35,6 @@ class StreamState:
         self._written: list[str | list[int]] = []
         """All of the response so far; neighbouring texts are one."""
         self.is_open = False
-        self.was_open = False
         self._is_lost = False
         self.prompt_verdict: PromptVerdict | None = None
         self.verdicts: list[TokenVerdict] = []
@@ -52,7 +49,7 @@ class StreamState:
         result = yield calls.stream_step(
             self.session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
         )
-        self.is_open = self.was_open = True
+        self.is_open = True
         self.prompt_verdict = result.prompt_verdict
         self.notice = result.notice
         self._position = self._length = result.length
