@@ -25,7 +25,7 @@ from qwen3guard_client import (
     TokenVerdict,
     errors,
 )
-from qwen3guard_client.moderation import Gate, OnFlag, Release
+from qwen3guard_client.gate import Gate, OnFlag, Release
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 from texts import TEXTS, cut
 

@@ -16,7 +16,8 @@ from qwen3guard_client.policy import Policy
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row
-from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
+from qwen3guard_runtime.sessions import Limits, Sessions
+from qwen3guard_runtime.steps import Reply, Step
 
 MANIFEST = Manifest(
     variant="stream",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from qwen3guard_client import aio, client, errors, labels, wire
+from qwen3guard_client import aio, client, errors, labels, stream, wire
 from qwen3guard_client.errors import GuardError, from_text
 from qwen3guard_client.labels import Category, RiskLevel
 from qwen3guard_client.policy import Policy, upstream_evaluation_rule
@@ -98,7 +98,7 @@ def test_every_error_has_a_code_of_its_own_and_stands_in_the_drawn_tree() -> Non
 
 
 def test_sync_and_async_clients_are_equal() -> None:
-    for ours, theirs in ((client.GuardClient, aio.AsyncGuardClient), (client.Stream, aio.AsyncStream)):
+    for ours, theirs in ((client.GuardClient, aio.AsyncGuardClient), (stream.Stream, stream.AsyncStream)):
         names = {name for name in vars(ours) if not name.startswith("_")}
         assert names == {name for name in vars(theirs) if not name.startswith("_")}
         for name in names:

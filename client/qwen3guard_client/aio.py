@@ -7,11 +7,10 @@ async with AsyncGuardClient("127.0.0.1:8001") as guard:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
@@ -19,12 +18,13 @@ from tritonclient.utils import InferenceServerException
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.client import CHANNEL, DEFAULT_URL, RETRY_S, TIMEOUT_S
-from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
-from qwen3guard_client.moderate import AsyncModeration
-from qwen3guard_client.moderation import Gate, OnFlag, Release
+from qwen3guard_client.errors import Unreachable
+from qwen3guard_client.gate import Gate, OnFlag, Release
+from qwen3guard_client.moderation import AsyncModeration
 from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import Exchange, Piece, StreamState
-from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+from qwen3guard_client.stream import AsyncStream
+from qwen3guard_client.stream_state import Piece, StreamState
+from qwen3guard_client.verdict import Classification, StepResult
 
 T = TypeVar("T")
 
@@ -118,7 +118,8 @@ class AsyncGuardClient:
         Without a `policy` the server's own decides what is flagged. Each step ends within `timeout_s`, also one
         that waits for a restarting server and replays the stream to it.
         """
-        return AsyncStream(self, StreamState(prompt, messages, policy), timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        return AsyncStream(self.send, StreamState(prompt, messages, policy), timeout_s)
 
     def moderate(
         self,
@@ -160,79 +161,3 @@ class AsyncGuardClient:
             self._answered = True
             if (result := call.result(reply)) is not None:
                 return result
-
-
-class AsyncStream:
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
-
-    def __init__(self, client: AsyncGuardClient, state: StreamState, timeout_s: float | None) -> None:
-        self._client = client
-        self._state = state
-        self._timeout_s = client.timeout_s if timeout_s is None else timeout_s
-
-    async def __aenter__(self) -> AsyncStream:
-        await self._run(self._state.open())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state.is_open:
-            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
-            with contextlib.suppress(*([GuardError] if kind else [])):
-                await self.finish()
-
-    @property
-    def session(self) -> str:
-        """The id under which the server knows the stream now; a replay makes another."""
-        return self._state.session
-
-    @property
-    def prompt_verdict(self) -> PromptVerdict:
-        """Raises InternalError before the stream is entered."""
-        if self._state.prompt_verdict is None:
-            raise InternalError("The stream has no prompt verdict yet.")
-        return self._state.prompt_verdict
-
-    @property
-    def verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdict of every response token so far."""
-        return tuple(self._state.verdicts)
-
-    @property
-    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdicts that later text cannot change: all but those of the last few characters."""
-        return tuple(self._state.final_verdicts())
-
-    @property
-    def notice(self) -> str:
-        return self._state.notice
-
-    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
-        return self._state.flagged(strict=strict)
-
-    async def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
-
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
-        """
-        return await self._run(self._state.step(piece))
-
-    async def finish(self) -> StepResult:
-        """Ends the stream: judges what was still provisional, and frees the session on the server."""
-        return await self._run(self._state.finish())
-
-    async def _run(self, exchange: Exchange) -> StepResult:
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            call = next(exchange)
-            while True:
-                try:
-                    result = await self._client.send(call, deadline - time.monotonic())
-                except SessionLost as lost:
-                    call = exchange.throw(lost)
-                else:
-                    call = exchange.send(result)
-        except StopIteration as done:
-            return cast(StepResult, done.value)

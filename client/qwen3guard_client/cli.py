@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient, Stream
+from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
 from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
 from qwen3guard_client.labels import Category
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import Policy
+from qwen3guard_client.stream import Stream
 from qwen3guard_client.terminal import Terminal
 from qwen3guard_client.verdict import StepResult
 

@@ -9,23 +9,23 @@ with GuardClient("127.0.0.1:8001") as guard:
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.errors import GuardError, InternalError, SessionLost, Unreachable
-from qwen3guard_client.moderate import Moderation
-from qwen3guard_client.moderation import Gate, OnFlag, Release
+from qwen3guard_client.errors import Unreachable
+from qwen3guard_client.gate import Gate, OnFlag, Release
+from qwen3guard_client.moderation import Moderation
 from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import Exchange, Piece, StreamState
-from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+from qwen3guard_client.stream import Stream
+from qwen3guard_client.stream_state import Piece, StreamState
+from qwen3guard_client.verdict import Classification, StepResult
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
@@ -131,7 +131,8 @@ class GuardClient:
         Without a `policy` the server's own decides what is flagged. Each step ends within `timeout_s`, also one
         that waits for a restarting server and replays the stream to it.
         """
-        return Stream(self, StreamState(prompt, messages, policy), timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        return Stream(self.send, StreamState(prompt, messages, policy), timeout_s)
 
     def moderate(
         self,
@@ -173,79 +174,3 @@ class GuardClient:
             self._answered = True
             if (result := call.result(reply)) is not None:
                 return result
-
-
-class Stream:
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
-
-    def __init__(self, client: GuardClient, state: StreamState, timeout_s: float | None) -> None:
-        self._client = client
-        self._state = state
-        self._timeout_s = client.timeout_s if timeout_s is None else timeout_s
-
-    def __enter__(self) -> Stream:
-        self._run(self._state.open())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state.is_open:
-            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
-            with contextlib.suppress(*([GuardError] if kind else [])):
-                self.finish()
-
-    @property
-    def session(self) -> str:
-        """The id under which the server knows the stream now; a replay makes another."""
-        return self._state.session
-
-    @property
-    def prompt_verdict(self) -> PromptVerdict:
-        """Raises InternalError before the stream is entered."""
-        if self._state.prompt_verdict is None:
-            raise InternalError("The stream has no prompt verdict yet.")
-        return self._state.prompt_verdict
-
-    @property
-    def verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdict of every response token so far."""
-        return tuple(self._state.verdicts)
-
-    @property
-    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdicts that later text cannot change: all but those of the last few characters."""
-        return tuple(self._state.final_verdicts())
-
-    @property
-    def notice(self) -> str:
-        return self._state.notice
-
-    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
-        return self._state.flagged(strict=strict)
-
-    def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
-
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
-        """
-        return self._run(self._state.step(piece))
-
-    def finish(self) -> StepResult:
-        """Ends the stream: judges what was still provisional, and frees the session on the server."""
-        return self._run(self._state.finish())
-
-    def _run(self, exchange: Exchange) -> StepResult:
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            call = next(exchange)
-            while True:
-                try:
-                    result = self._client.send(call, deadline - time.monotonic())
-                except SessionLost as lost:
-                    call = exchange.throw(lost)
-                else:
-                    call = exchange.send(result)
-        except StopIteration as done:
-            return cast(StepResult, done.value)

@@ -12,7 +12,7 @@ GuardError
 │   ├── PositionOutOfRange      POSITION_OUT_OF_RANGE
 │   └── InvalidRequest          INVALID_REQUEST
 ├── SessionLost                 SESSION_LOST
-├── Flagged                     FLAGGED       what `moderate(on_flag="raise")` raises
+├── gate.Flagged                FLAGGED       what `moderate(on_flag="raise")` raises; never sent by a server
 ├── ServerError                 the server could not answer a well-formed request
 │   ├── Overloaded              OVERLOADED
 │   ├── UnreadableAnswer        UNREADABLE_ANSWER
@@ -43,10 +43,7 @@ an ensemble or a back end has put words around it.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from qwen3guard_client.moderation import Flag
+from typing import ClassVar
 
 
 class GuardError(Exception):
@@ -102,16 +99,6 @@ class SessionLost(GuardError):
     """The server no longer holds this stream: open it again with START and everything so far."""
 
     code = "SESSION_LOST"
-
-
-class Flagged(GuardError):
-    """The guard found a prompt or a response unsafe; `flag` tells where and why."""
-
-    code = "FLAGGED"
-
-    def __init__(self, message: str, flag: Flag | None = None) -> None:
-        super().__init__(message)
-        self.flag = flag
 
 
 class ServerError(GuardError):

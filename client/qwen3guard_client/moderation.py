@@ -1,121 +1,287 @@
-"""What of a moderated response may be shown: pure decisions, shared by the sync and the async `moderate`."""
+"""Guarding an LLM: its text goes in as it is written, and what may be shown comes out.
+
+Three things go on at once: the LLM is read, its text is checked, and what is cleared is handed over. Pieces that
+arrive during a check share the next one, so a guard that is slower than the LLM falls behind by one check.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from qwen3guard_client.errors import InvalidRequest
-from qwen3guard_client.stream import Piece
+from qwen3guard_client.errors import GuardError
+from qwen3guard_client.gate import Flag, Flagged, Gate, OnFlag, Segment
+from qwen3guard_client.stream import AsyncStream, Stream
+from qwen3guard_client.stream_state import Piece
 from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
 
-Release = Literal["after_check", "before_check"]
-OnFlag = Literal["stop", "raise", "mark"]
+READ_AHEAD = 64
+"""Pieces that are read from the LLM and not handled yet."""
 
 
 @dataclass(frozen=True)
-class Flag:
-    """Why a conversation was stopped or marked, and where: before the unsafe run that ends with the flagged token.
-
-    `offset` counts the characters of the response, or its token ids where it came as such; 0 for a prompt.
-    """
-
-    verdict: PromptVerdict | TokenVerdict
-    offset: int
-
-    @property
-    def in_prompt(self) -> bool:
-        return isinstance(self.verdict, PromptVerdict)
-
-    def __str__(self) -> str:
-        category = f", {self.verdict.category.value}" if self.verdict.category else ""
-        found = f"{self.verdict.severity.value}{category}"
-        return f"The prompt is {found}." if self.in_prompt else f"The response is {found} from {self.offset} on."
+class _Written:
+    piece: Piece
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of the response that may be shown: text, or token ids. `flag` is set from the flagged place on."""
+class _Judged:
+    """What the guard has said since the last time; `last` when it has seen all."""
 
-    content: str | list[int]
-    flag: Flag | None = None
-
-    def __str__(self) -> str:
-        return str(self.content)
+    prompt: PromptVerdict | None
+    tokens: Sequence[TokenVerdict]
+    last: bool = False
 
 
-class Gate:
-    """Takes what an LLM writes and what the guard says of it, and gives what may be shown.
+@dataclass(frozen=True)
+class _ReadToEnd:
+    """The LLM has ended, or failed."""
 
-    After the check, text is shown when its tokens are final and stand in no unsafe run that may still grow into a
-    flag. Before the check, it is shown at once. From a flag on, nothing is shown, or all is marked.
-    """
+    error: BaseException | None
 
-    def __init__(self, release: Release, on_flag: OnFlag) -> None:
-        """Raises InvalidRequest for other words."""
-        for value, known in ((release, get_args(Release)), (on_flag, get_args(OnFlag))):
-            if value not in known:
-                raise InvalidRequest(f"{value!r} is not one of {', '.join(known)}.")
-        self._release = release
+
+_Event = _Written | _Judged | _ReadToEnd | GuardError
+
+
+class _Moderation:
+    """What the sync and the async one have in common."""
+
+    def __init__(self, gate: Gate, on_flag: OnFlag) -> None:
+        self._gate = gate
         self._on_flag = on_flag
-        self.flag: Flag | None = None
-        self._held: str | list[int] | None = None
-        """Written and not shown."""
-        self._shown = 0
-        self._ends = (0, 0)
-        """Where the last judged token ends, and the last one before it that ends elsewhere: several tokens may
-        spell one character."""
-        self._run_begins = 0
+        self._failure: BaseException | None = None
+        self.prompt_verdict: PromptVerdict | None = None
+        self.verdicts: list[TokenVerdict] = []
 
     @property
-    def stopped(self) -> bool:
-        return self.flag is not None and self._on_flag != "mark"
+    def flag(self) -> Flag | None:
+        """What was found, and where; None as long as all is well."""
+        return self._gate.flag
 
-    def wrote(self, piece: Piece) -> Iterator[Segment]:
-        """Raises InvalidRequest where text and token ids are mixed."""
-        content = piece if isinstance(piece, str) else list(piece)
-        if self._held is None:
-            self._held = content
-        elif isinstance(self._held, str) and isinstance(content, str):
-            self._held += content
-        elif isinstance(self._held, list) and isinstance(content, list):
-            self._held = self._held + content
-        else:
-            raise InvalidRequest("A response is moderated as text or as token ids, not as both.")
-        if self._release == "before_check":
-            yield from self._show(len(self._held))
+    def _take(self, event: _Judged) -> Iterator[Segment]:
+        if event.prompt:
+            self.prompt_verdict = event.prompt
+            self._gate.prompt_judged(event.prompt)
+        self.verdicts += event.tokens
+        yield from self._gate.judged(event.tokens)
+        if event.last and not self._gate.stopped:
+            yield from self._gate.finished()
 
-    def prompt_judged(self, verdict: PromptVerdict) -> None:
-        if verdict.flag:
-            self.flag = Flag(verdict, 0)
+    def _end(self) -> None:
+        """Raises what there is to raise when nothing more is shown."""
+        if self._gate.flag and self._on_flag == "raise":
+            raise Flagged(self._gate.flag)
+        if self._failure and not self._gate.stopped:
+            raise self._failure
 
-    def judged(self, tokens: Sequence[TokenVerdict]) -> Iterator[Segment]:
-        """Final tokens of the response, each given once, in order."""
-        for token in tokens:
-            last, other = self._ends
-            end = last + 1 if token.end is None else token.end
-            if end != last:
-                other = last
-            if token.run == 1:
-                self._run_begins = other
-            self._ends = (end, other)
-            if token.flag and self.flag is None:
-                self.flag = Flag(token, self._run_begins)
-        if self._release == "after_check":
-            clear = self._run_begins if tokens and tokens[-1].run and self.flag is None else self._ends[0]
-            yield from self._show(clear - self._shown)
 
-    def finished(self) -> Iterator[Segment]:
-        """All was written and judged: an unsafe run that has not grown into a flag passes."""
-        if self._held:
-            yield from self._show(len(self._held))
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(str(piece) for piece in pieces)
+    return [int(token) for piece in pieces for token in piece]
 
-    def _show(self, count: int) -> Iterator[Segment]:
-        """Up to `count` characters or ids of what is held, parted where the flag stands."""
-        before = count if self.flag is None else max(0, min(count, self.flag.offset - self._shown))
-        for size, flag in ((before, None), (0 if self.stopped else count - before, self.flag)):
-            if size > 0 and self._held:
-                shown, self._held = self._held[:size], self._held[size:]
-                self._shown += size
-                yield Segment(shown, flag)
+
+class Moderation(_Moderation):
+    """Iterate over it for the segments that may be shown; afterwards it tells what was found.
+
+    The LLM is read in a thread of its own, as a `close` on it is called from there.
+    """
+
+    def __init__(self, stream: Stream, source: Iterable[Piece], gate: Gate, on_flag: OnFlag) -> None:
+        super().__init__(gate, on_flag)
+        self._stream = stream
+        self._source = source
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._to_check: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._allowance = threading.Semaphore(READ_AHEAD)
+        self._closed = threading.Event()
+        self._segments = self._run()
+
+    def __iter__(self) -> Iterator[Segment]:
+        return self
+
+    def __next__(self) -> Segment:
+        return next(self._segments)
+
+    def close(self) -> None:
+        """Stops early; the session ends, and the LLM is read no further."""
+        self._segments.close()  # type: ignore[attr-defined]
+
+    def _run(self) -> Iterator[Segment]:
+        reader = threading.Thread(target=self._read, daemon=True)
+        checker = threading.Thread(target=self._check, daemon=True)
+        try:
+            reader.start()
+            checker.start()
+            while not self._gate.stopped:
+                event = self._events.get()
+                if isinstance(event, GuardError):
+                    raise event
+                if isinstance(event, _Written):
+                    self._allowance.release()
+                    shown = list(self._gate.wrote(event.piece))
+                    self._to_check.put(event.piece)
+                    yield from shown
+                elif isinstance(event, _ReadToEnd):
+                    self._failure = event.error
+                    self._to_check.put(None)
+                else:
+                    yield from self._take(event)
+                    if event.last:
+                        break
+            self._end()
+        finally:
+            self._closed.set()
+            self._allowance.release()
+            self._to_check.put(None)
+            if checker.ident:
+                checker.join()
+
+    def _read(self) -> None:
+        failure: BaseException | None = None
+        try:
+            for piece in self._source:
+                if len(piece):
+                    self._events.put(_Written(piece))
+                    self._allowance.acquire()
+                if self._closed.is_set():
+                    break
+        except BaseException as error:
+            failure = error
+        finally:
+            if (close := getattr(self._source, "close", None)) and self._closed.is_set():
+                with contextlib.suppress(Exception):
+                    close()
+        self._events.put(_ReadToEnd(failure))
+
+    def _check(self) -> None:
+        try:
+            with self._stream as stream:
+                self._events.put(_Judged(stream.prompt_verdict, ()))
+                seen = 0
+                while (piece := self._next()) is not None:
+                    stream.step(piece)
+                    final = stream.final_verdicts
+                    self._events.put(_Judged(None, final[seen:]))
+                    seen = len(final)
+            self._events.put(_Judged(None, stream.verdicts[seen:], last=True))
+        except GuardError as error:
+            self._events.put(error)
+
+    def _next(self) -> Piece | None:
+        """All that was written since the last check; None at the end, or when nobody listens any more."""
+        pieces = [self._to_check.get()]
+        while pieces[-1] is not None and not self._to_check.empty():
+            pieces.append(self._to_check.get())
+        if pieces[-1] is None:
+            self._to_check.put(None)  # for the next time
+            pieces.pop()
+        written = [piece for piece in pieces if piece is not None]
+        return _joined(written) if written and not self._closed.is_set() else None
+
+
+class AsyncModeration(_Moderation):
+    """Iterate over it, awaiting, for the segments that may be shown; afterwards it tells what was found.
+
+    An ordinary iterable is read in a thread, so that waiting for the LLM never stops the event loop.
+    """
+
+    def __init__(
+        self, stream: AsyncStream, source: AsyncIterable[Piece] | Iterable[Piece], gate: Gate, on_flag: OnFlag
+    ) -> None:
+        super().__init__(gate, on_flag)
+        self._stream = stream
+        self._source = source
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._to_check: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._allowance = asyncio.Semaphore(READ_AHEAD)
+        self._segments = self._run()
+
+    def __aiter__(self) -> AsyncIterator[Segment]:
+        return self
+
+    async def __anext__(self) -> Segment:
+        return await anext(self._segments)
+
+    async def aclose(self) -> None:
+        """Stops early; the session ends, and the LLM is read no further."""
+        await self._segments.aclose()  # type: ignore[attr-defined]
+
+    async def _run(self) -> AsyncIterator[Segment]:
+        reader = asyncio.create_task(self._read())
+        checker = asyncio.create_task(self._check())
+        try:
+            while not self._gate.stopped:
+                event = await self._events.get()
+                if isinstance(event, GuardError):
+                    raise event
+                if isinstance(event, _Written):
+                    self._allowance.release()
+                    shown = list(self._gate.wrote(event.piece))
+                    self._to_check.put_nowait(event.piece)
+                    for segment in shown:
+                        yield segment
+                elif isinstance(event, _ReadToEnd):
+                    self._failure = event.error
+                    self._to_check.put_nowait(None)
+                else:
+                    for segment in self._take(event):
+                        yield segment
+                    if event.last:
+                        break
+            self._end()
+        finally:
+            reader.cancel()
+            checker.cancel()
+            await asyncio.gather(reader, checker, return_exceptions=True)
+
+    async def _read(self) -> None:
+        failure: BaseException | None = None
+        pieces = self._source if isinstance(self._source, AsyncIterable) else _in_thread(self._source)
+        try:
+            async for piece in pieces:
+                if len(piece):
+                    await self._allowance.acquire()
+                    self._events.put_nowait(_Written(piece))
+        except Exception as error:
+            failure = error
+        finally:
+            if close := getattr(pieces, "aclose", None):
+                with contextlib.suppress(Exception):
+                    await close()
+        self._events.put_nowait(_ReadToEnd(failure))
+
+    async def _check(self) -> None:
+        try:
+            async with self._stream as stream:
+                self._events.put_nowait(_Judged(stream.prompt_verdict, ()))
+                seen = 0
+                while (piece := await self._next()) is not None:
+                    await stream.step(piece)
+                    final = stream.final_verdicts
+                    self._events.put_nowait(_Judged(None, final[seen:]))
+                    seen = len(final)
+            self._events.put_nowait(_Judged(None, stream.verdicts[seen:], last=True))
+        except GuardError as error:
+            self._events.put_nowait(error)
+
+    async def _next(self) -> Piece | None:
+        """All that was written since the last check; None at the end."""
+        pieces = [await self._to_check.get()]
+        while pieces[-1] is not None and not self._to_check.empty():
+            pieces.append(self._to_check.get_nowait())
+        if pieces[-1] is None:
+            self._to_check.put_nowait(None)  # for the next time
+            pieces.pop()
+        return _joined([piece for piece in pieces if piece is not None]) if pieces else None
+
+
+async def _in_thread(source: Iterable[Piece]) -> AsyncIterator[Piece]:
+    pieces = iter(source)
+    end = object()
+    while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
+        yield piece  # type: ignore[misc]

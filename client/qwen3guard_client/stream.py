@@ -1,129 +1,170 @@
-"""Where one moderated response stands: its session, position, and the text whose tokens are not final yet.
-
-Pure state, shared by the sync and the async stream. What takes several calls is written once, as a generator
-that yields calls and is sent their results, or thrown their errors.
-"""
+"""One moderated response, sync and async: what a caller steps through. The state is in `stream_state`."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import cast
 
-from qwen3guard_client import calls
-from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.errors import EmptyText, InvalidRequest, SessionLost
-from qwen3guard_client.policy import Policy
+from qwen3guard_client.calls import Call
+from qwen3guard_client.errors import GuardError, InternalError, SessionLost
+from qwen3guard_client.stream_state import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import PromptVerdict, StepResult, TokenVerdict
 
-Piece = str | Sequence[int]
-"""What an LLM writes: text in any pieces, or ids of the guard's own tokenizer."""
-Exchange = Generator[Call[StepResult], StepResult, StepResult]
-"""Calls to make, one after the other; returns the result that counts."""
-REPLAYS = 5
-"""Of one step; a session that is lost as often is not lost by accident."""
 
+class Stream:
+    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
 
-class StreamState:
-    """The session id is made here and never used again: a lost session is replayed under a new one."""
+    def __init__(
+        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
+    ) -> None:
+        self._send = send
+        self._state = state
+        self._timeout_s = timeout_s
 
-    def __init__(self, prompt: str | None, messages: Messages | str | None, policy: Policy | None) -> None:
-        self.session = ""
-        self._prompt = prompt
-        self._messages = messages
-        self._policy = policy
-        self._written: list[str | list[int]] = []
-        """All of the response so far; neighbouring texts are one."""
-        self.is_open = False
-        self._is_lost = False
-        self.prompt_verdict: PromptVerdict | None = None
-        self.verdicts: list[TokenVerdict] = []
-        self.notice = ""
+    def __enter__(self) -> Stream:
+        self._run(self._state.open())
+        return self
 
-    def open(self) -> Exchange:
-        """Opens a new session for the conversation, with nothing of the response yet."""
-        self.session = str(uuid.uuid4())
-        self._text = ""
-        self._offset: int | None = 0
-        """Where `_text` begins in the response, in characters; None once token ids were written."""
-        result = yield calls.stream_step(
-            self.session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
-        )
-        self.is_open = True
-        self.prompt_verdict = result.prompt_verdict
-        self.notice = result.notice
-        self._position = self._length = result.length
-        return result
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state.is_open:
+            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
+            with contextlib.suppress(*([GuardError] if kind else [])):
+                self.finish()
 
-    def step(self, piece: Piece) -> Exchange:
-        """Raises EmptyText for an empty piece, InvalidRequest on a stream that is not open."""
-        if not self.is_open:
-            raise InvalidRequest("The stream is not open.")
-        if not len(piece):
-            raise EmptyText("The piece is empty.")
-        result = yield from self._replaying(lambda: self._append(piece))
-        if isinstance(piece, str) and self._written and isinstance(self._written[-1], str):
-            self._written[-1] += piece
-        else:
-            self._written.append(piece if isinstance(piece, str) else list(piece))
-        return result
+    @property
+    def session(self) -> str:
+        """The id under which the server knows the stream now; a replay makes another."""
+        return self._state.session
 
-    def finish(self) -> Exchange:
-        """The last step: what was provisional becomes final, and the server forgets the session."""
-        self.is_open = False
-        try:
-            return (yield from self._replaying(self._end))
-        finally:
-            self.is_open = False
+    @property
+    def prompt_verdict(self) -> PromptVerdict:
+        """Raises InternalError before the stream is entered."""
+        if self._state.prompt_verdict is None:
+            raise InternalError("The stream has no prompt verdict yet.")
+        return self._state.prompt_verdict
 
-    def _replaying(self, exchange: Callable[[], Exchange]) -> Exchange:
-        """Opens the stream again where the session is lost, under another id, and writes all that it held."""
-        for _ in range(REPLAYS):
-            try:
-                if self._is_lost:
-                    yield from self.open()
-                    for piece in self._written:
-                        yield from self._append(piece)
-                    self._is_lost = False
-                return (yield from exchange())
-            except SessionLost:
-                self._is_lost = True
-        raise SessionLost(f"The server has lost the stream {REPLAYS} times in a row.")
+    @property
+    def verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdict of every response token so far."""
+        return tuple(self._state.verdicts)
 
-    def _append(self, piece: Piece) -> Exchange:
-        if isinstance(piece, str):
-            text, position, offset = self._text + piece, self._position, self._offset
-            result = yield calls.stream_step(self.session, text=text, position=position)
-            self._text = text[result.final_characters :]
-            self._position += result.final_tokens
-            if self._offset is not None:
-                self._offset += result.final_characters
-        else:
-            position, offset = self._length, None
-            result = yield calls.stream_step(self.session, token_ids=piece, position=position)
-            self._text = ""
-            self._position = result.length
-            self._offset = None
-        return self._take(result, position, offset)
+    @property
+    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdicts that later text cannot change: all but those of the last few characters."""
+        return tuple(self._state.final_verdicts())
 
-    def _end(self) -> Exchange:
-        result = yield calls.stream_step(self.session, text=self._text, position=self._position, end=True)
-        return self._take(result, self._position, self._offset)
+    @property
+    def notice(self) -> str:
+        return self._state.notice
 
-    def _take(self, result: StepResult, position: int, offset: int | None) -> StepResult:
-        """Keeps the verdicts from `position` on; their ends count from the response's beginning."""
-        ends = [None if offset is None or token.end is None else offset + token.end for token in result.tokens]
-        tokens = tuple(replace(token, end=end) for token, end in zip(result.tokens, ends, strict=True))
-        while self.verdicts and self.verdicts[-1].position >= position:
-            self.verdicts.pop()
-        self.verdicts += tokens
-        self._length = result.length
-        return replace(result, tokens=tokens)
-
-    def final_verdicts(self) -> list[TokenVerdict]:
-        """Verdicts of the tokens that later text cannot change; all of them once the stream is finished."""
-        return [token for token in self.verdicts if not self.is_open or token.position < self._position]
-
-    def flagged(self, *, strict: bool) -> TokenVerdict | None:
+    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
         """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
-        return next((token for token in self.verdicts if (token.strict if strict else token.loose)), None)
+        return self._state.flagged(strict=strict)
+
+    def step(self, piece: Piece) -> StepResult:
+        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
+
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        """
+        return self._run(self._state.step(piece))
+
+    def finish(self) -> StepResult:
+        """Ends the stream: judges what was still provisional, and frees the session on the server."""
+        return self._run(self._state.finish())
+
+    def _run(self, exchange: Exchange) -> StepResult:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            call = next(exchange)
+            while True:
+                try:
+                    result = self._send(call, deadline - time.monotonic())
+                except SessionLost as lost:
+                    call = exchange.throw(lost)
+                else:
+                    call = exchange.send(result)
+        except StopIteration as done:
+            return cast(StepResult, done.value)
+
+
+class AsyncStream:
+    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
+
+    def __init__(
+        self, send: Callable[[Call[StepResult], float], Awaitable[StepResult]], state: StreamState, timeout_s: float
+    ) -> None:
+        self._send = send
+        self._state = state
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> AsyncStream:
+        await self._run(self._state.open())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state.is_open:
+            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
+            with contextlib.suppress(*([GuardError] if kind else [])):
+                await self.finish()
+
+    @property
+    def session(self) -> str:
+        """The id under which the server knows the stream now; a replay makes another."""
+        return self._state.session
+
+    @property
+    def prompt_verdict(self) -> PromptVerdict:
+        """Raises InternalError before the stream is entered."""
+        if self._state.prompt_verdict is None:
+            raise InternalError("The stream has no prompt verdict yet.")
+        return self._state.prompt_verdict
+
+    @property
+    def verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdict of every response token so far."""
+        return tuple(self._state.verdicts)
+
+    @property
+    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
+        """The verdicts that later text cannot change: all but those of the last few characters."""
+        return tuple(self._state.final_verdicts())
+
+    @property
+    def notice(self) -> str:
+        return self._state.notice
+
+    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
+        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
+        return self._state.flagged(strict=strict)
+
+    async def step(self, piece: Piece) -> StepResult:
+        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
+
+        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        """
+        return await self._run(self._state.step(piece))
+
+    async def finish(self) -> StepResult:
+        """Ends the stream: judges what was still provisional, and frees the session on the server."""
+        return await self._run(self._state.finish())
+
+    async def _run(self, exchange: Exchange) -> StepResult:
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            call = next(exchange)
+            while True:
+                try:
+                    result = await self._send(call, deadline - time.monotonic())
+                except SessionLost as lost:
+                    call = exchange.throw(lost)
+                else:
+                    call = exchange.send(result)
+        except StopIteration as done:
+            return cast(StepResult, done.value)

@@ -27,7 +27,8 @@ from qwen3guard_runtime.kv_cache import KVCache
 from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.runner import OnnxRunner
-from qwen3guard_runtime.sessions import Limits, Reply, Sessions, Step
+from qwen3guard_runtime.sessions import Limits, Sessions
+from qwen3guard_runtime.steps import Reply, Step
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 
 

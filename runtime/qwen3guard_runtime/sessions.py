@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import numpy as np
 from qwen3guard_client.errors import (
     EmptyText,
     GuardError,
@@ -24,65 +22,17 @@ from qwen3guard_client.errors import (
     SessionLost,
     TextTooLong,
 )
-from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.gen import check_ids
-from qwen3guard_runtime.judgement import Judgement, judge
 from qwen3guard_runtime.kv_cache import KVCache, Slot
-from qwen3guard_runtime.runner import STEP_TOKENS, Ids, Logits, Row, Runner
+from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row, Runner
+from qwen3guard_runtime.steps import Flags, Reply, Step, judgements
 
 HALVED_AT = 1024
 """Position where a chunk has half the tokens that it has at 0: there, attention costs as much as all the rest."""
 SMALLEST_CHUNK = 4
-
-
-@dataclass(frozen=True)
-class Step:
-    """`ids` to write at `position`. Tokens from index `response_start` on are judged as the response;
-    the prompt is judged at index `query_index` (-1: not in this step). `policy` None is the server's own."""
-
-    session: int | str
-    ids: Ids
-    position: int
-    start: bool = False
-    end: bool = False
-    query_index: int = -1
-    response_start: int = 0
-    policy: Policy | None = None
-
-    def same_as(self, other: Step) -> bool:
-        mine, theirs = (
-            (step.position, step.start, step.end, step.query_index, step.response_start, step.policy)
-            for step in (self, other)
-        )
-        return mine == theirs and np.array_equal(self.ids, other.ids)
-
-
-class Flags(NamedTuple):
-    """One decision a row, in either mode and in the session's own."""
-
-    strict: tuple[bool, ...]
-    loose: tuple[bool, ...]
-    own: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The judged tokens of a step with their decisions; `run` is their run in the session's mode.
-
-    `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
-    `length` is where the step began.
-    """
-
-    length: int
-    pending: int
-    response: Judgement
-    flags: Flags
-    run: tuple[int, ...]
-    prompt: Judgement
-    prompt_flags: Flags
 
 
 @dataclass(frozen=True)
@@ -123,21 +73,6 @@ class Work:
     @property
     def left(self) -> int:
         return 0 if self.error else len(self.step.ids) - self.done
-
-    def judgements(self) -> tuple[Judgement, Judgement]:
-        """Of the response's tokens and of the prompt; nothing of either while tokens are left."""
-        asked = [] if self.left else self.asked
-        outputs = (
-            [np.concatenate(parts) for parts in zip(*self.found, strict=True)]
-            if asked
-            else [np.zeros((0, width), np.float32) for width in (3, 8, 3, 9)]
-        )
-        judged = [number for number, index in enumerate(asked) if index >= self.step.response_start]
-        queried = [number for number, index in enumerate(asked) if index == self.step.query_index]
-        return (
-            judge(outputs[0][judged], outputs[1][judged], RESPONSE_CATEGORY_ORDER),
-            judge(outputs[2][queried], outputs[3][queried], QUERY_CATEGORY_ORDER),
-        )
 
     @property
     def must_finish(self) -> bool:
@@ -294,7 +229,7 @@ class Sessions:
         if work.error:
             session.slot.length = step.position
             return work.error
-        response, prompt = work.judgements()
+        response, prompt = judgements(step, [] if work.left else work.asked, work.found)
         if not work.left:
             session.runs += [(0, 0)] * min(step.response_start, len(step.ids))
         policy = session.policy
@@ -304,14 +239,16 @@ class Sessions:
             for run, mode in zip(before, (True, False), strict=True)
         )
         session.runs += zip(strict, loose, strict=True)
+        flags = [[run >= policy.debounce for run in runs] for runs in (strict, loose)]
+        prompt_flags = [[policy.counts(*pair, strict=mode) for pair in prompt.pairs()] for mode in (True, False)]
         return Reply(
             len(session.runs),
             work.left,
             response,
-            _flags(policy, *([run >= policy.debounce for run in runs] for runs in (strict, loose))),
+            Flags.of(policy, *flags),
             tuple(strict if policy.strict else loose),
             prompt,
-            _flags(policy, *([policy.counts(*pair, strict=mode) for pair in prompt.pairs()] for mode in (True, False))),
+            Flags.of(policy, *prompt_flags),
         )
 
     def _open(self, step: Step, tokens: int, in_use: Collection[int | str]) -> Session:
@@ -346,7 +283,3 @@ class Sessions:
         now = self._clock()
         for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
             self._forget(name)
-
-
-def _flags(policy: Policy, strict: Sequence[bool], loose: Sequence[bool]) -> Flags:
-    return Flags(tuple(strict), tuple(loose), tuple(strict if policy.strict else loose))

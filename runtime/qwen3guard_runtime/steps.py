@@ -1,0 +1,80 @@
+"""One step of a stream: what it writes, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER
+from qwen3guard_client.policy import Policy
+
+from qwen3guard_runtime.judgement import Judgement, judge
+from qwen3guard_runtime.runner import Ids, Logits
+
+
+@dataclass(frozen=True)
+class Step:
+    """`ids` to write at `position`. Tokens from index `response_start` on are judged as the response;
+    the prompt is judged at index `query_index` (-1: not in this step). `policy` None is the server's own."""
+
+    session: int | str
+    ids: Ids
+    position: int
+    start: bool = False
+    end: bool = False
+    query_index: int = -1
+    response_start: int = 0
+    policy: Policy | None = None
+
+    def same_as(self, other: Step) -> bool:
+        mine, theirs = (
+            (step.position, step.start, step.end, step.query_index, step.response_start, step.policy)
+            for step in (self, other)
+        )
+        return mine == theirs and np.array_equal(self.ids, other.ids)
+
+
+class Flags(NamedTuple):
+    """One decision a row, in either mode and in the session's own."""
+
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+    own: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, policy: Policy, strict: Sequence[bool], loose: Sequence[bool]) -> Flags:
+        return cls(tuple(strict), tuple(loose), tuple(strict if policy.strict else loose))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The judged tokens of a step with their decisions; `run` is their run in the session's mode.
+
+    `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
+    `length` is where the step began.
+    """
+
+    length: int
+    pending: int
+    response: Judgement
+    flags: Flags
+    run: tuple[int, ...]
+    prompt: Judgement
+    prompt_flags: Flags
+
+
+def judgements(step: Step, asked: Sequence[int], found: Sequence[Logits]) -> tuple[Judgement, Judgement]:
+    """Of the response's tokens and of the prompt, from the logits of all chunks at the tokens `asked`."""
+    outputs = (
+        [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        if asked
+        else [np.zeros((0, width), np.float32) for width in (3, 8, 3, 9)]
+    )
+    judged = [number for number, index in enumerate(asked) if index >= step.response_start]
+    queried = [number for number, index in enumerate(asked) if index == step.query_index]
+    return (
+        judge(outputs[0][judged], outputs[1][judged], RESPONSE_CATEGORY_ORDER),
+        judge(outputs[2][queried], outputs[3][queried], QUERY_CATEGORY_ORDER),
+    )
