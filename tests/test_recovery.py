@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port, stream_repository
-from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict, errors
+from conftest import free_port, serve, stream_repository
+from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict, canary, errors
+from qwen3guard_runtime import supervisor
 from test_serve import COMMAND, children, traces
 from texts import TEXTS, cut
 
@@ -109,6 +110,59 @@ def test_an_async_stream_outlives_its_server(served: Served) -> None:
         return stream.verdicts
 
     same(asyncio.run(moderate(True)), asyncio.run(moderate(False)))
+
+
+class SecondStartError(Exception):
+    pass
+
+
+def test_a_hung_process_is_noticed_and_replaced(repository: Path, tmp_path: Path) -> None:
+    """It is alive, and Triton says that all is ready; only an answer tells."""
+    said: list[str] = []
+    with serve(stream_repository(repository, tmp_path / "r")) as server, GuardClient(server.url) as guard:
+        starts = []
+
+        def ready() -> None:
+            starts.append(server.pid)
+            if len(starts) > 1:
+                raise SecondStartError
+            hung = next(
+                pid for pid in children(server.pid) if "stream_guard" in Path(f"/proc/{pid}/cmdline").read_text()
+            )
+            os.kill(hung, signal.SIGSTOP)
+
+        with pytest.raises(SecondStartError):
+            supervisor.run(
+                server,
+                lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
+                ready=ready,
+                say=said.append,
+                canary_s=0.2,
+                canary_timeout_s=1.0,
+            )
+        assert starts[0] != starts[1]
+        assert len([line for line in said if line.endswith("; starting it again")]) == 1
+        with guard.stream(PROMPT) as stream:
+            stream.step("Mix flour.")
+
+
+def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository: Path, tmp_path: Path) -> None:
+    models = stream_repository(repository, tmp_path / "r")
+    said: list[str] = []
+    with serve(models) as server, GuardClient(server.url) as guard:
+
+        def ready() -> None:
+            (models / "stream_guard" / "1" / "model.onnx").unlink()
+            os.kill(server.pid, signal.SIGKILL)
+
+        with pytest.raises(errors.ServeError, match=r"model\.onnx is missing"):
+            supervisor.run(
+                server,
+                lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
+                ready=ready,
+                say=said.append,
+            )
+    assert len([line for line in said if line.endswith("starting it again")]) == 1 + supervisor.ATTEMPTS
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:

@@ -250,7 +250,8 @@ def _table(labels: Sequence[T], values: npt.NDArray[Any]) -> dict[T, float]:
     return dict(zip(labels, values.tolist(), strict=True))
 
 
-_OVERLOAD = ("queue size", "timeout expired")
+_OVERLOAD = "queue size"
+_LATE = "timeout expired"  # it never left Triton's queue
 _NOT_SERVED = ("unknown model", "is not ready")
 
 
@@ -268,10 +269,10 @@ def error_of(error: InferenceServerException) -> GuardError:
         return Unreachable("The server has lost the process of a model.")
     if any(words in text for words in _NOT_SERVED):
         return GuardNotServed(f"The server does not serve this guard: {sentence}.")
-    if any(words in text for words in _OVERLOAD):
+    if _OVERLOAD in text:
         return Overloaded("The server is overloaded; try again later.")
     status = (error.status() or "").rpartition(".")[2]
-    if status == "DEADLINE_EXCEEDED":
+    if status == "DEADLINE_EXCEEDED" or _LATE in text:
         return DeadlineExceeded("The server did not answer in time.")
     if status == "UNAVAILABLE":
         return Unreachable(f"The server cannot be reached: {sentence}.")
