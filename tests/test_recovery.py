@@ -119,7 +119,10 @@ class SecondStartError(Exception):
 def test_a_hung_process_is_noticed_and_replaced(repository: Path, tmp_path: Path) -> None:
     """It is alive, and Triton says that all is ready; only an answer tells."""
     said: list[str] = []
-    with serve(stream_repository(repository, tmp_path / "r")) as server, GuardClient(server.url) as guard:
+    with (
+        serve(stream_repository(repository, tmp_path / "r")) as server,
+        GuardClient(server.url, wait_for_server=False) as guard,
+    ):
         starts = []
 
         def ready() -> None:
@@ -149,7 +152,7 @@ def test_a_hung_process_is_noticed_and_replaced(repository: Path, tmp_path: Path
 def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository: Path, tmp_path: Path) -> None:
     models = stream_repository(repository, tmp_path / "r")
     said: list[str] = []
-    with serve(models) as server, GuardClient(server.url) as guard:
+    with serve(models) as server, GuardClient(server.url, wait_for_server=False) as guard:
 
         def ready() -> None:
             (models / "stream_guard" / "1" / "model.onnx").unlink()

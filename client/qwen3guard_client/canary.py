@@ -24,12 +24,12 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
         output = wire.ANSWER_LOGPROBS
         return Call(wire.GEN_GUARD, values, (output,), lambda reply: [float(reply(output)[0])])
     values = {wire.INPUT_IDS: ids, wire.POSITION: [0]}
-    probabilities = wire.RISK_PROBABILITIES
+    probabilities, pending = wire.RISK_PROBABILITIES, wire.PENDING
     return Call(
         wire.STREAM_GUARD,
         values,
-        (probabilities,),
-        lambda reply: [float(value) for value in reply(probabilities)[-1]],
+        (probabilities, pending),
+        lambda reply: None if reply(pending)[0] else [float(value) for value in reply(probabilities)[-1]],
         session=str(uuid.uuid4()),
         start=True,
         end=True,

@@ -68,7 +68,7 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     with stopping_on_signals():
         try:
-            with EmbeddedServer(settings) as server, GuardClient(server.url, timeout_s=settings.load_s) as client:
+            with EmbeddedServer(settings) as server, GuardClient(server.url, wait_for_server=False) as client:
                 say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
                     supervisor.run(

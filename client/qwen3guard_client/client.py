@@ -43,11 +43,16 @@ CHANNEL = (
 
 
 class GuardClient:
-    """A connection to a guard server. Every call ends within `timeout_s` seconds, or its own."""
+    """A connection to a guard server. Every call ends within `timeout_s` seconds, or its own.
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
+    Unless `wait_for_server` is False, a call waits for a server that has answered before and is gone: it may be
+    restarting.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, wait_for_server: bool = True) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        self._wait_for_server = wait_for_server
         self._answered = False
         self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
 
@@ -157,17 +162,15 @@ class GuardClient:
         return Moderation(stream, source, Gate(release, on_flag), on_flag)
 
     def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """The result of `call`; a long step is sent again until the server has taken all of it.
-
-        A server that has answered before and cannot be reached now is waited for: it may be restarting.
-        """
+        """The result of `call`; a long step is sent again until the server has taken all of it."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
                 reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
             except InferenceServerException as error:
                 found = calls.error_of(error)
-                if not isinstance(found, Unreachable) or not self._answered or time.monotonic() + RETRY_S > deadline:
+                gone = isinstance(found, Unreachable) and self._answered and self._wait_for_server
+                if not gone or time.monotonic() + RETRY_S > deadline:
                     raise found from None
                 time.sleep(RETRY_S)
                 continue
