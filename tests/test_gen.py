@@ -11,7 +11,10 @@ from conftest import DEMO
 from qwen3guard_client import errors
 from qwen3guard_client.labels import Category, Refusal, RiskLevel
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader
+from qwen3guard_runtime.chat import ChatTemplate, Message
+from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, log_probability
+from qwen3guard_runtime.heads import common, template_heads
 from qwen3guard_runtime.runner import Logits, Row
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 from test_sessions import MANIFEST
@@ -22,33 +25,50 @@ END = TOKENIZER.special[IM_END]
 DECISIONS = {field: np.ones(len(field.values), np.float32) for field in (SAFETY, CATEGORIES, REFUSAL)}
 
 
+QUESTION = 3
+"""Tokens of a conversation here; the first says what the answer is."""
+
+
 class Scripted:
-    """A graph that writes the answer that the first token of a conversation stands for."""
+    """A graph that writes the answer that the first token of a conversation stands for. It reads what stands in the
+    slot, and after anything but a beginning of that answer it writes nonsense."""
 
     def __init__(self, answers: dict[int, str], poison: int = -1) -> None:
         self.answers = {first: [*TOKENIZER.encode(answer), END] for first, answer in answers.items()}
         self.poison = poison
-        self.at: dict[int, tuple[int, int]] = {}
+        self.computed = 0
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
         results = []
         for row in rows:
             if self.poison in row.ids:
                 raise RuntimeError("the graph broke")
-            if row.slot.length == 0:
-                self.at[id(row.slot)] = (int(row.ids[0]), 0)
-            first, step = self.at[id(row.slot)]
-            self.at[id(row.slot)] = (first, step + 1)
-            row.slot.length += len(row.ids)
-            logits = np.zeros((1, VOCAB), np.float32)
-            logits[0, self.answers[first][step]] = 5
+            slot = row.slot
+            cells = slot.arena.arrays[0][slot.row, 0, :, 0]
+            cells[slot.length : slot.length + len(row.ids)] = row.ids
+            logits = np.zeros((len(row.asked), VOCAB), np.float32)
+            for number, index in enumerate(row.asked):
+                written = cells[QUESTION : slot.length + index + 1].astype(int).tolist()
+                answer = self.answers[int(cells[0])]
+                right = answer[: len(written)] == written
+                logits[number, answer[len(written)] if right else 77] = 5
+            slot.length += len(row.ids)
+            self.computed += len(row.ids)
             results.append((logits,))
         return results
 
 
-def guard(scripted: Scripted) -> GenGuard:
+def guard(scripted: Scripted, *, heads: Sequence[Sequence[int]] = (), drafts: bool = True) -> GenGuard:
     manifest = replace(MANIFEST, variant="gen", vocab_size=VOCAB)
-    return GenGuard(manifest, scripted, TOKENIZER, frozenset({END}), slots=8)
+    return GenGuard(
+        manifest,
+        scripted,
+        TOKENIZER,
+        frozenset({END}),
+        slots=8,
+        heads=[np.array(head) for head in heads],
+        drafts=Drafts(TOKENIZER) if drafts else None,
+    )
 
 
 def ask(gen: GenGuard, *firsts: int, response_mode: bool = False) -> list[Answer | errors.GuardError]:
@@ -96,6 +116,77 @@ def test_answers_are_read_field_by_field() -> None:
 def test_what_is_no_verdict_is_an_error(text: str) -> None:
     with pytest.raises(errors.UnreadableAnswer):
         AnswerReader(TOKENIZER).read(text, response_mode=False, decisions=DECISIONS)
+
+
+@pytest.mark.parametrize("response_mode", [False, True])
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("Safety: Safe\nCategories: None", 1),
+        ("Safety: Unsafe\nCategories: Violent", 2),
+        ("Safety: Controversial\nCategories: PII", 3),
+        ("Safety: Unsafe\nCategories: Violent, Jailbreak", None),
+        ("Safety: Safe\nCategories: PII", None),
+        ("I cannot say.", None),
+        ("Safety: Safe" + " a" * 200, None),
+    ],
+)
+def test_a_draft_changes_nothing_but_the_number_of_passes(text: str, passes: int | None, response_mode: bool) -> None:
+    """Right, wrong in the middle, wrong at once, and longer than an answer may be."""
+    answer = text + "\nRefusal: No" if response_mode and passes else text
+    found = {}
+    for drafts in (False, True):
+        gen = guard(Scripted({1: answer}), drafts=drafts)
+        [one] = ask(gen, 1, response_mode=response_mode)
+        assert isinstance(one, Answer)
+        found[drafts] = (one.ids, one.logprobs, one.text, one.ended, {f: p.tolist() for f, p in one.decisions.items()})
+        if drafts and passes:
+            assert one.passes == passes
+        if not drafts:
+            assert one.passes == len(one.ids)
+    assert found[True] == found[False]
+
+
+def test_drafts_of_a_batch_are_verified_row_by_row() -> None:
+    answers = {
+        1: "Safety: Safe\nCategories: None",
+        2: "Safety: Unsafe\nCategories: Jailbreak",
+        3: "Nonsense",
+        4: "Safety: Controversial\nCategories: PII",
+    }
+    together = ask(guard(Scripted(answers)), 1, 2, 3, 4, 1)
+    for first, one in zip((1, 2, 3, 4, 1), together, strict=True):
+        [alone] = ask(guard(Scripted(answers), drafts=False), first)
+        assert isinstance(one, Answer)
+        assert isinstance(alone, Answer)
+        assert (one.ids, one.logprobs) == (alone.ids, alone.logprobs)
+
+
+def test_a_held_head_is_computed_once() -> None:
+    answers = dict.fromkeys((1, 2), "Safety: Safe\nCategories: None")
+    without, held = Scripted(answers), Scripted(answers)
+    plain, fast = guard(without), guard(held, heads=[[1, 7], [2, 7, 8, 9]])
+    for first in (1, 2, 1, 2):
+        before = held.computed
+        [one], [other] = ask(plain, first), ask(fast, first)
+        assert isinstance(one, Answer)
+        assert isinstance(other, Answer)
+        assert (one.ids, one.logprobs) == (other.ids, other.logprobs)
+        assert held.computed - before < without.computed
+        assert held.computed - before == len(other.ids)  # one token of the question, and all but the end of the answer
+
+
+def test_the_heads_are_the_templates() -> None:
+    template = ChatTemplate.load(DEMO / "gen")
+    heads = template_heads(template, 2048)
+    for messages in (
+        [Message("user", "How do I bake bread?")],
+        [Message("user", "!!"), Message("assistant", "?!"), Message("user", "\n\nok")],
+        [Message("user", "Hi."), Message("assistant", " I'm fine. ")],
+    ):
+        ids = np.array(template.render(messages, 2048))
+        longest = max(common(ids, head) for head in heads)
+        assert longest == len(heads[messages[-1].role == "assistant"])
 
 
 def test_an_answer_without_an_end_is_no_verdict() -> None:

@@ -1,6 +1,8 @@
 """Gen: conversations to verdicts, by greedy decoding of the short answer.
 
-Knows token ids and slots; nothing of Triton.
+The template's head is in the slot already; the rest of the conversation goes into one pass together with a drafted
+answer, and the logits say how much of the draft greedy decoding would have written. Where it would have written
+something else, that token begins the next pass, with another draft. Knows token ids and slots; nothing of Triton.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from qwen3guard_client.errors import EmptyText, GuardError, InternalError, TextT
 from qwen3guard_client.manifest import Manifest
 
 from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdict
+from qwen3guard_runtime.drafts import Drafts
+from qwen3guard_runtime.heads import Heads
 from qwen3guard_runtime.kv_cache import KVCache, Slot
 from qwen3guard_runtime.runner import Ids, Row, Runner
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
@@ -43,18 +47,30 @@ class Answer:
     decisions: dict[Field, Probabilities] = field(default_factory=dict)
     text: str = ""
     ended: bool = False
+    passes: int = 0
 
 
 class GenGuard:
     """Answers questions in batches; each answer is what greedy decoding of its own conversation gives."""
 
     def __init__(
-        self, manifest: Manifest, runner: Runner, tokenizer: GuardTokenizer, end_ids: frozenset[int], *, slots: int
+        self,
+        manifest: Manifest,
+        runner: Runner,
+        tokenizer: GuardTokenizer,
+        end_ids: frozenset[int],
+        *,
+        slots: int,
+        heads: Sequence[Ids] = (),
+        drafts: Drafts | None = None,
     ) -> None:
+        """Without `heads` every conversation is computed whole; without `drafts` every token has its own pass."""
         self._manifest = manifest
         self._runner = runner
         self._cache = KVCache(manifest, slots=slots)
         self._end_ids = end_ids
+        self._heads = Heads(manifest, runner, heads)
+        self._drafts = drafts
         self.reader = AnswerReader(tokenizer)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
@@ -103,15 +119,36 @@ class GenGuard:
         check_ids(question.ids, self._manifest.vocab_size)
 
     def _decode(self, answers: Sequence[Answer]) -> None:
-        pending = {id(answer): answer.question.ids for answer in answers}
-        for _ in range(ANSWER_TOKENS):
-            active = [answer for answer in answers if not answer.ended]
-            if not active:
-                return
-            rows = [Row(each.slot, pending[id(each)], [len(pending[id(each)]) - 1]) for each in active]
-            for answer, (logits,) in zip(active, self._runner.forward(rows), strict=True):
-                token = self._extend(answer, logits[0])
-                pending[id(answer)] = np.array([token], np.int64)
+        pending = {id(each): each.question.ids[self._heads.begin(each.slot, each.question.ids) :] for each in answers}
+        while active := [each for each in answers if not each.ended and len(each.ids) < ANSWER_TOKENS]:
+            drafts = [self._draft(each) for each in active]
+            rows = []
+            for each, draft in zip(active, drafts, strict=True):
+                ids = pending[id(each)]
+                asked = range(len(ids) - 1, len(ids) + len(draft))
+                rows.append(Row(each.slot, np.concatenate([ids, draft]), asked))
+            for each, draft, (logits,) in zip(active, drafts, self._runner.forward(rows), strict=True):
+                token, accepted = self._verify(each, draft, logits)
+                each.passes += 1
+                each.slot.length -= len(draft) - accepted
+                pending[id(each)] = np.array([token], np.int64)
+
+    def _draft(self, answer: Answer) -> Ids:
+        if self._drafts is None:
+            return np.zeros(0, np.int64)
+        rest = self._drafts.rest(answer.ids, response_mode=answer.question.response_mode)
+        return np.array(rest[: ANSWER_TOKENS - len(answer.ids) - 1], np.int64)
+
+    def _verify(self, answer: Answer, draft: Ids, logits: npt.NDArray[np.float32]) -> tuple[int, int]:
+        """Takes greedy tokens from `logits` [1 + draft, vocab] as long as the draft has them too, and the one after.
+
+        Returns that last token, and how many of the draft's were right.
+        """
+        for accepted, row in enumerate(logits):
+            token = self._extend(answer, row)
+            if answer.ended or accepted == len(draft) or token != draft[accepted]:
+                return token, accepted
+        raise ValueError("there are no logits")
 
     def _extend(self, answer: Answer, logits: npt.NDArray[np.float32]) -> int:
         """Takes the most likely token from `logits` [vocab]."""

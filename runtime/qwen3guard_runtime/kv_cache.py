@@ -123,8 +123,7 @@ class KVCache:
         slot.arena = self._arena_for(tokens)
         slot.row = slot.arena.slots.index(None)
         slot.arena.slots[slot.row] = slot
-        for source, target in zip(old.arrays, slot.arena.arrays, strict=True):
-            target[slot.row, :, : slot.length] = source[old_row, :, : slot.length]
+        copy(Slot(old, old_row, slot.length), slot, slot.length)
         old.forget(old_row)
 
     def release(self, slot: Slot) -> None:
@@ -141,6 +140,13 @@ class KVCache:
 
     def _arena_for(self, tokens: int) -> Arena:
         return next(arena for arena in self._arenas if tokens <= arena.room)
+
+
+def copy(source: Slot, target: Slot, tokens: int) -> None:
+    """Makes the first `tokens` of `source` all that `target` holds. Either may be of another arena, or cache."""
+    for one, other in zip(source.arena.arrays, target.arena.arrays, strict=True):
+        other[target.row, :, :tokens] = one[source.row, :, :tokens]
+    target.length = tokens
 
 
 def slot_bytes(manifest: Manifest, capacity: int) -> int:

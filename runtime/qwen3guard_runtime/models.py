@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
 from qwen3guard_runtime.chat import ChatTemplate, conversation, text_of
+from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.heads import template_heads
 from qwen3guard_runtime.incremental import Increment, tokenize
 from qwen3guard_runtime.judgement import Judgement
 from qwen3guard_runtime.kv_cache import KVCache
@@ -30,6 +32,9 @@ from qwen3guard_runtime.runner import OnnxRunner
 from qwen3guard_runtime.sessions import Limits, Sessions
 from qwen3guard_runtime.steps import Reply, Step
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+
+CounterFactory = Callable[[str, str], Callable[[int], None]]
+"""Of a metric, from its name and description; what it returns adds to it."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -76,14 +81,26 @@ class GuardTokenizerModel(TokenizerModel):
 class GenGuardModel:
     """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
 
-    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, str], counter: CounterFactory) -> None:
         options = Options(parameters)
         manifest = read_manifest(folder)
         tokenizer = GuardTokenizer.load(folder)
+        self._count_answers = counter("qwen3guard_answers_total", "Answers that Gen wrote")
+        self._count_passes = counter(
+            "qwen3guard_answer_passes_total", "Passes that these answers took; one each where the draft was right"
+        )
         runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
         self._slots = slots = options.whole("slots", at_least=1)
         self._notice = manifest.notice
-        self._guard = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer), slots=slots)
+        self._guard = GenGuard(
+            manifest,
+            runner,
+            tokenizer,
+            end_ids(folder, tokenizer),
+            slots=slots,
+            heads=template_heads(ChatTemplate.load(folder), manifest.context),
+            drafts=Drafts(tokenizer),
+        )
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
         results: list[Outputs | GuardError] = []
@@ -94,6 +111,9 @@ class GenGuardModel:
                 for request in batch
             ]
             answers = self._guard.answer(questions)
+            passes = [answer.passes for answer in answers if isinstance(answer, Answer)]
+            self._count_answers(len(passes))
+            self._count_passes(sum(passes))
             results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
         return results
 

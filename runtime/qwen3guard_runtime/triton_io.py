@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,19 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
     """The `parameters` of config.pbtxt."""
     found = json.loads(args["model_config"])["parameters"]
     return {name: str(value["string_value"]) for name, value in found.items()}
+
+
+def counter(name: str, description: str) -> Callable[[int], None]:
+    """A Prometheus counter on Triton's metrics endpoint; where that is off, counting does nothing."""
+    try:
+        family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+        metric = family.Metric(labels={})
+    except pb_utils.TritonModelException:
+        return lambda _: None
+
+    def increment(by: int) -> None:
+        if by:  # each call goes to the server and back
+            metric.increment(by)
+
+    increment.family = family  # type: ignore[attr-defined]  # a family that is let go takes its metrics along
+    return increment
