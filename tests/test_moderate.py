@@ -99,6 +99,8 @@ def test_the_gate_never_shows_an_unsafe_run_and_loses_nothing_else(as_ids: bool)
                     shown += gate.wrote(content[written:need])
                     written = need
                 shown += gate.judged(batch)
+                if source.random() < 0.3:
+                    shown += gate.judged([])  # a check of half a word: nothing became final
             if not gate.stopped:
                 shown += gate.finished()
             clear = [each for segment in shown if segment.flag is None for each in segment.content]
@@ -235,16 +237,55 @@ def test_a_guard_that_cannot_say_is_an_error_and_shows_nothing(guard: GuardClien
         guard.moderate([SAFE], PROMPT, release="sometimes")  # type: ignore[arg-type]
 
 
-def test_leaving_early_ends_the_session_and_its_threads(guard: GuardClient) -> None:
+def test_leaving_early_ends_the_session_its_threads_and_the_llm(guard: GuardClient) -> None:
     before = threading.active_count()
+    closed = []
+
+    def forever() -> Iterator[str]:
+        try:
+            while True:
+                yield "Cook some rice. "
+        finally:
+            closed.append(True)
+
     for _ in range(5):
-        moderated = guard.moderate(cut(TURNS, random.Random(4)), PROMPT)
-        next(moderated)
-        moderated.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+        for _ in guard.moderate(forever(), PROMPT):
+            break
+    deadline = time.monotonic() + 10
+    while (threading.active_count() > before or len(closed) < 5) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == before
+    assert len(closed) == 5
+
+    async def leave() -> int:
+        async with AsyncGuardClient(guard.url) as client, asyncio.timeout(10):
+            for _ in range(3):
+                async for _ in client.moderate(forever(), PROMPT):
+                    break
+            while len(asyncio.all_tasks()) > 1:
+                await asyncio.sleep(0.01)
+            return len(closed)
+
+    assert asyncio.run(leave()) == 8
+
+
+def test_what_breaks_the_check_reaches_the_caller(guard: GuardClient) -> None:
+    """Pieces that are no text, and a client that is closed in the middle."""
+    with pytest.raises((TypeError, ValueError)):
+        list(guard.moderate([["Cook"]], PROMPT))  # type: ignore[list-item]
+    client = GuardClient(guard.url)
+
+    def closing() -> Iterator[str]:
+        yield "Cook some rice. "
+        client.close()
+        yield "And more."
+
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        list(client.moderate(closing(), PROMPT))
+    moderated = guard.moderate([SAFE], PROMPT)
+    assert text_of(moderated) == SAFE
+    with pytest.raises(errors.InvalidRequest, match="once"):
+        list(moderated)
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -486,3 +486,18 @@ def test_a_wrong_parameter_is_named(name: str, text: str) -> None:
 
 def test_memory_is_the_machines_or_the_control_groups() -> None:
     assert 1 << 30 < memory_bytes() < 1 << 50
+
+
+def test_a_long_step_gets_the_room_of_sessions_that_have_gone_idle_meanwhile() -> None:
+    bench = Bench(slots=100, budget_bytes=SLOT, evict_s=5)
+    bench.graph.pass_s = 2.0
+    assert bench.ok("long", [1] * 590, start=True).pending
+    bench.graph.pass_s = 0.0
+    number = 0
+    while isinstance(bench.step(str(number), [1, 2], start=True), Reply):
+        number += 1
+    assert number > 0
+    assert type(bench.step("long", [1] * 590, start=True)) is errors.Overloaded
+    assert type(bench.step("long", [1], 0)) is errors.SessionLost  # a START that failed holds nothing
+    bench.clock[0] += 6
+    assert bench.ok("long", [1] * 590, start=True).length == 590

@@ -229,10 +229,8 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) ->
     assert shared_memory() == files
     with GuardClient(small.url) as guard, pytest.raises(errors.SessionLost):
         guard.stream_step(kept, text="more", position=length)
-    time.sleep(3.2)
-    with GuardClient(small.url) as guard:  # any step tells the guard the time
-        guard.stream_step(str(uuid.uuid4()), prompt=PROMPT, start=True, end=True)
-    assert memory(small)["stream_guard"] <= after["stream_guard"]
+    time.sleep(5)  # longer than idle_s, and nobody asks anything
+    assert memory(small)["stream_guard"] < after["stream_guard"]
 
 
 def test_one_id_used_a_thousand_times_grows_nothing(small: EmbeddedServer) -> None:

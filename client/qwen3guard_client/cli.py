@@ -206,7 +206,11 @@ def parser() -> argparse.ArgumentParser:
     add = verb("stream", stream, "Moderate the response that arrives on standard input.")
     _connect(add)
     add.add_argument("--prompt", metavar="T", required=True)
-    add.add_argument("--mode", choices=("strict", "loose"), help="whether Controversial counts as unsafe")
+    add.add_argument(
+        "--mode",
+        choices=("strict", "loose"),
+        help="whether Controversial counts as unsafe; with any of these three, the others are strict, 2 and all",
+    )
     add.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
     categories = [category.value for category in Category]
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")

@@ -76,6 +76,7 @@ class Gate:
         self._ends = (0, 0)
         """Where the last judged token ends, and the last one before it that ends elsewhere: several tokens may
         spell one character."""
+        self._run = 0
         self._run_begins = 0
 
     @property
@@ -109,11 +110,12 @@ class Gate:
                 other = last
             if token.run == 1:
                 self._run_begins = other
+            self._run = token.run
             self._ends = (end, other)
             if token.flag and self.flag is None:
                 self.flag = Flag(token, self._run_begins)
         if self._release == "after_check":
-            clear = self._run_begins if tokens and tokens[-1].run and self.flag is None else self._ends[0]
+            clear = self._run_begins if self._run and self.flag is None else self._ends[0]
             yield from self._show(clear - self._shown)
 
     def finished(self) -> Iterator[Segment]:

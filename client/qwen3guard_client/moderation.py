@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from qwen3guard_client.errors import GuardError
+from qwen3guard_client.errors import InvalidRequest
 from qwen3guard_client.gate import Flag, Flagged, Gate, OnFlag, Segment
 from qwen3guard_client.stream import AsyncStream, Stream
 from qwen3guard_client.stream_state import Piece
 from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
 
 READ_AHEAD = 64
-"""Pieces that are read from the LLM and not handled yet."""
+"""Pieces that are read from the LLM before they are checked."""
+CLOSE_S = 1.0
+"""How long the end waits for a check that nobody needs any more; the session ends behind our back."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,14 @@ class _ReadToEnd:
     error: BaseException | None
 
 
-_Event = _Written | _Judged | _ReadToEnd | GuardError
+@dataclass(frozen=True)
+class _Failed:
+    """The check cannot go on."""
+
+    error: BaseException
+
+
+_Event = _Written | _Judged | _ReadToEnd | _Failed
 
 
 class _Moderation:
@@ -54,6 +64,7 @@ class _Moderation:
         self._gate = gate
         self._on_flag = on_flag
         self._failure: BaseException | None = None
+        self._begun = False
         self.prompt_verdict: PromptVerdict | None = None
         self.verdicts: list[TokenVerdict] = []
 
@@ -61,6 +72,11 @@ class _Moderation:
     def flag(self) -> Flag | None:
         """What was found, and where; None as long as all is well."""
         return self._gate.flag
+
+    def _begin(self) -> None:
+        if self._begun:
+            raise InvalidRequest("A moderation is iterated once.")
+        self._begun = True
 
     def _take(self, event: _Judged) -> Iterator[Segment]:
         if event.prompt:
@@ -86,9 +102,9 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 
 
 class Moderation(_Moderation):
-    """Iterate over it for the segments that may be shown; afterwards it tells what was found.
+    """Iterate over it, once, for the segments that may be shown; afterwards it tells what was found.
 
-    The LLM is read in a thread of its own, as a `close` on it is called from there.
+    The LLM is read in a thread of its own, and closed from there when nothing more is wanted of it.
     """
 
     def __init__(self, stream: Stream, source: Iterable[Piece], gate: Gate, on_flag: OnFlag) -> None:
@@ -99,19 +115,10 @@ class Moderation(_Moderation):
         self._to_check: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._allowance = threading.Semaphore(READ_AHEAD)
         self._closed = threading.Event()
-        self._segments = self._run()
 
     def __iter__(self) -> Iterator[Segment]:
-        return self
-
-    def __next__(self) -> Segment:
-        return next(self._segments)
-
-    def close(self) -> None:
-        """Stops early; the session ends, and the LLM is read no further."""
-        self._segments.close()  # type: ignore[attr-defined]
-
-    def _run(self) -> Iterator[Segment]:
+        """Leaving the loop early ends the session, and the LLM is read no further."""
+        self._begin()
         reader = threading.Thread(target=self._read, daemon=True)
         checker = threading.Thread(target=self._check, daemon=True)
         try:
@@ -119,10 +126,9 @@ class Moderation(_Moderation):
             checker.start()
             while not self._gate.stopped:
                 event = self._events.get()
-                if isinstance(event, GuardError):
-                    raise event
+                if isinstance(event, _Failed):
+                    raise event.error
                 if isinstance(event, _Written):
-                    self._allowance.release()
                     shown = list(self._gate.wrote(event.piece))
                     self._to_check.put(event.piece)
                     yield from shown
@@ -139,7 +145,7 @@ class Moderation(_Moderation):
             self._allowance.release()
             self._to_check.put(None)
             if checker.ident:
-                checker.join()
+                checker.join(CLOSE_S)
 
     def _read(self) -> None:
         failure: BaseException | None = None
@@ -169,8 +175,8 @@ class Moderation(_Moderation):
                     self._events.put(_Judged(None, final[seen:]))
                     seen = len(final)
             self._events.put(_Judged(None, stream.verdicts[seen:], last=True))
-        except GuardError as error:
-            self._events.put(error)
+        except BaseException as error:
+            self._events.put(_Failed(error))
 
     def _next(self) -> Piece | None:
         """All that was written since the last check; None at the end, or when nobody listens any more."""
@@ -181,11 +187,12 @@ class Moderation(_Moderation):
             self._to_check.put(None)  # for the next time
             pieces.pop()
         written = [piece for piece in pieces if piece is not None]
+        self._allowance.release(max(1, len(written)))
         return _joined(written) if written and not self._closed.is_set() else None
 
 
 class AsyncModeration(_Moderation):
-    """Iterate over it, awaiting, for the segments that may be shown; afterwards it tells what was found.
+    """Iterate over it, awaiting, once, for the segments that may be shown; afterwards it tells what was found.
 
     An ordinary iterable is read in a thread, so that waiting for the LLM never stops the event loop.
     """
@@ -199,28 +206,18 @@ class AsyncModeration(_Moderation):
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._to_check: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._allowance = asyncio.Semaphore(READ_AHEAD)
-        self._segments = self._run()
 
-    def __aiter__(self) -> AsyncIterator[Segment]:
-        return self
-
-    async def __anext__(self) -> Segment:
-        return await anext(self._segments)
-
-    async def aclose(self) -> None:
-        """Stops early; the session ends, and the LLM is read no further."""
-        await self._segments.aclose()  # type: ignore[attr-defined]
-
-    async def _run(self) -> AsyncIterator[Segment]:
+    async def __aiter__(self) -> AsyncIterator[Segment]:
+        """Leaving the loop early ends the session, and the LLM is read no further."""
+        self._begin()
         reader = asyncio.create_task(self._read())
         checker = asyncio.create_task(self._check())
         try:
             while not self._gate.stopped:
                 event = await self._events.get()
-                if isinstance(event, GuardError):
-                    raise event
+                if isinstance(event, _Failed):
+                    raise event.error
                 if isinstance(event, _Written):
-                    self._allowance.release()
                     shown = list(self._gate.wrote(event.piece))
                     self._to_check.put_nowait(event.piece)
                     for segment in shown:
@@ -237,7 +234,7 @@ class AsyncModeration(_Moderation):
         finally:
             reader.cancel()
             checker.cancel()
-            await asyncio.gather(reader, checker, return_exceptions=True)
+            await asyncio.wait([reader, checker], timeout=CLOSE_S)
 
     async def _read(self) -> None:
         failure: BaseException | None = None
@@ -250,9 +247,9 @@ class AsyncModeration(_Moderation):
         except Exception as error:
             failure = error
         finally:
-            if close := getattr(pieces, "aclose", None):
+            for each in (pieces, self._source):
                 with contextlib.suppress(Exception):
-                    await close()
+                    await _close(each)
         self._events.put_nowait(_ReadToEnd(failure))
 
     async def _check(self) -> None:
@@ -266,8 +263,8 @@ class AsyncModeration(_Moderation):
                     self._events.put_nowait(_Judged(None, final[seen:]))
                     seen = len(final)
             self._events.put_nowait(_Judged(None, stream.verdicts[seen:], last=True))
-        except GuardError as error:
-            self._events.put_nowait(error)
+        except Exception as error:
+            self._events.put_nowait(_Failed(error))
 
     async def _next(self) -> Piece | None:
         """All that was written since the last check; None at the end."""
@@ -277,6 +274,8 @@ class AsyncModeration(_Moderation):
         if pieces[-1] is None:
             self._to_check.put_nowait(None)  # for the next time
             pieces.pop()
+        for _ in pieces:
+            self._allowance.release()
         return _joined([piece for piece in pieces if piece is not None]) if pieces else None
 
 
@@ -285,3 +284,12 @@ async def _in_thread(source: Iterable[Piece]) -> AsyncIterator[Piece]:
     end = object()
     while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
         yield piece  # type: ignore[misc]
+
+
+async def _close(source: object) -> None:
+    """Ends whatever stands behind an iterator, under any of the names that this goes by."""
+    for name in ("aclose", "close"):
+        if close := getattr(source, name, None):
+            if inspect.isawaitable(closing := close()):
+                await closing
+            return

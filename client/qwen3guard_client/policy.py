@@ -18,7 +18,7 @@ class Policy:
 
     `strict` counts Controversial as unsafe. `blocked` names the categories that count; what the guard files
     under another category passes. `debounce` concerns the tokens of a response; a prompt is one judgement.
-    Raises InvalidRequest for a debounce below 1.
+    A policy replaces the server's own in every part. Raises InvalidRequest for a debounce below 1.
     """
 
     strict: bool = True

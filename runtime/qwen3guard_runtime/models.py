@@ -5,6 +5,7 @@ A model is loaded from the folder that an export filled; `triton_io` stands betw
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -187,6 +188,9 @@ class StreamTokenizerModel(TokenizerModel):
         return tokenize(self._template.tokenizer, text_of(text, "The text"), self._context, end=request.end)
 
 
+SWEEP_S = 60.0
+
+
 class StreamGuardModel:
     """stream_guard: a step's ids at a position to the verdict of each token. Holds the sessions."""
 
@@ -212,6 +216,15 @@ class StreamGuardModel:
             limits=limits,
             clock=time.monotonic,
         )
+        self._turn = threading.Lock()
+        threading.Thread(target=self._forget_idle, args=(min(limits.idle_s / 2, SWEEP_S),), daemon=True).start()
+
+    def _forget_idle(self, every_s: float) -> None:
+        """Gives memory back when no request comes that would."""
+        while True:
+            time.sleep(max(every_s, 0.1))
+            with self._turn:
+                self._sessions.forget_idle()
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
         results: dict[int, Outputs | GuardError] = {}
@@ -221,7 +234,12 @@ class StreamGuardModel:
                 steps[number] = self._step(request)
             except GuardError as error:
                 results[number] = error
-        for number, reply in zip(steps, self._sessions.steps(list(steps.values())), strict=True):
+                if request.end:
+                    with self._turn:
+                        self._sessions.forget(request.sequence)
+        with self._turn:
+            replies = self._sessions.steps(list(steps.values()))
+        for number, reply in zip(steps, replies, strict=True):
             found = reply if isinstance(reply, GuardError) else _outputs(reply) | {wire.NOTICE.name: [self._notice]}
             results[number] = found
         return [results[number] for number in range(len(requests))]

@@ -9,7 +9,7 @@ answered with the number of tokens that are pending; the same step sent again go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qwen3guard_client.errors import (
@@ -100,14 +100,16 @@ class Sessions:
         self._limits = limits
         self._clock = clock
         self._live: dict[int | str, Session] = {}
+        self._in_use: set[int | str] = set()
+        """Sessions with a step in this turn."""
         self._others_waited = False
         """The last turn had chunks of long steps."""
 
     def steps(self, steps: Sequence[Step]) -> list[Reply | GuardError]:
         """One reply, or its own error, for each step. Steps of one session are taken in order."""
         turn_ends = self._clock() + self._limits.turn_s
-        self._forget_idle()
-        in_use = {step.session for step in steps}
+        self.forget_idle()
+        self._in_use = {step.session for step in steps}
         replies: list[Reply | GuardError | None] = [None] * len(steps)
         while None in replies:
             turn: dict[int | str, tuple[int, Step]] = {}
@@ -117,19 +119,29 @@ class Sessions:
             works: dict[int, Work] = {}
             for number, step in turn.values():
                 try:
-                    works[number] = self._begin(step, in_use)
+                    works[number] = self._begin(step)
                 except GuardError as error:
                     replies[number] = error
             self._run(list(works.values()), turn_ends)
             for number, work in works.items():
                 replies[number] = self._reply(work)
             for number, step in turn.values():
-                if step.end and not (number in works and works[number].left):
-                    self._forget(step.session)
+                begun = works.get(number)
+                if (step.end and not (begun and begun.left)) or (step.start and begun and begun.error):
+                    self.forget(step.session)
         return [reply for reply in replies if reply is not None]
 
-    def _begin(self, step: Step, in_use: Collection[int | str]) -> Work:
-        """Checks a step and rewinds its session to where the step writes. Nothing changes if it raises."""
+    def forget_idle(self) -> None:
+        """Frees the slots of sessions that have not been used for `idle_s`."""
+        now = self._clock()
+        for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
+            self.forget(name)
+
+    def _begin(self, step: Step) -> Work:
+        """Checks a step and rewinds its session to where the step writes.
+
+        Nothing changes if it raises; but a START that there is no room for has forgotten what its id held.
+        """
         session = self._live.get(step.session)
         if session and session.pending and session.pending.step.same_as(step):
             return session.pending
@@ -151,9 +163,9 @@ class Sessions:
         if length > self._manifest.context:
             raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
         if step.start or not session:
-            session = self._open(step, length, in_use)
+            session = self._open(step, length)
         else:
-            self._make_room(length, in_use, session.slot)
+            self._make_room(length, session.slot)
         session.slot.length = step.position
         del session.runs[step.position :]
         session.pending = None
@@ -183,7 +195,7 @@ class Sessions:
                 waiting = [work for work in waiting if work.must_finish]
 
     def _forward(self, works: Sequence[Work]) -> None:
-        """Runs the next chunk of each; where the graph fails, the step fails and its session keeps what it held."""
+        """Runs the next chunk of each. Where the graph fails, the step does, and its session ends before it."""
         rows = []
         for work in works:
             try:
@@ -219,7 +231,9 @@ class Sessions:
             size = min(size, max(chunk, SMALLEST_CHUNK))
         end = work.done + size
         asked = [index - work.done for index in work.asked if work.done <= index < end]
-        self._cache.grow(work.session.slot, work.step.position + end)  # no more yet: attention reads all of a slot
+        length = work.step.position + end  # a slot for more than that would only cost: attention reads all of it
+        self._make_room(length, work.session.slot)
+        self._cache.grow(work.session.slot, length)
         return Row(work.session.slot, work.step.ids[work.done : end], asked)
 
     def _reply(self, work: Work) -> Reply | GuardError:
@@ -251,35 +265,31 @@ class Sessions:
             Flags.of(policy, *prompt_flags),
         )
 
-    def _open(self, step: Step, tokens: int, in_use: Collection[int | str]) -> Session:
-        self._forget(step.session)
-        self._make_room(tokens, in_use)
+    def _open(self, step: Step, tokens: int) -> Session:
+        self.forget(step.session)
+        self._make_room(tokens)
         session = Session(self._cache.acquire(0), step.policy or self._policy, self._clock())
         self._live[step.session] = session
         return session
 
-    def _make_room(self, tokens: int, in_use: Collection[int | str], slot: Slot | None = None) -> None:
+    def _make_room(self, tokens: int, slot: Slot | None = None) -> None:
         """Forgets idle sessions, the longest unused first, until `slot`, or a new one, can have `tokens`.
 
-        Raises Overloaded before it forgets one that was used within `evict_s`, or is `in_use` now.
+        Raises Overloaded before it forgets one that was used within `evict_s`, or has a step in this turn.
         """
         now = self._clock()
         while not self._cache.has_room(tokens, slot):
             idle = [
                 name
                 for name, session in self._live.items()
-                if name not in in_use and now - session.used_s >= self._limits.evict_s
+                if name not in self._in_use and now - session.used_s >= self._limits.evict_s
             ]
             if not idle:
                 raise Overloaded("All KV memory is taken by streams in use; try again later.")
-            self._forget(min(idle, key=lambda name: self._live[name].used_s))
+            self.forget(min(idle, key=lambda name: self._live[name].used_s))
 
-    def _forget(self, name: int | str) -> None:
+    def forget(self, name: int | str) -> None:
+        """Frees the slot of a session, if it is known."""
         session = self._live.pop(name, None)
         if session:
             self._cache.release(session.slot)
-
-    def _forget_idle(self) -> None:
-        now = self._clock()
-        for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
-            self._forget(name)

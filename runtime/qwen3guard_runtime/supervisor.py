@@ -16,7 +16,7 @@ WATCH_S = 0.2
 CANARY_S = 10.0
 CANARY_TIMEOUT_S = 30.0
 ATTEMPTS = 3
-"""Of starting it again, in a row."""
+"""Of starting it again, in a row. A server that does not start the first time never will."""
 MISSES = 2
 """Canaries in a row that may go unanswered: a server under load is late, a hung one never answers."""
 
@@ -36,22 +36,32 @@ def run(
     Raises ServeError or CanaryFailed where the server cannot be started, the first time or again.
     """
     load_s = server.settings.load_s
-    failures = ATTEMPTS  # a server that does not start the first time never will
+    failures = 0
+    first = True
     while True:
         try:
-            if failures < ATTEMPTS:
+            if not first:
                 server.restart()
-            server.wait_ready(lambda: canary(load_s), lambda: say("..."))
+            server.wait_ready(lambda: _answers(canary, load_s), lambda: say("..."))
         except GuardError as error:
             failures += 1
-            if failures > ATTEMPTS:
+            if first or failures == ATTEMPTS:
                 raise
             why = str(error).rstrip(".")
         else:
             failures = 0
+            first = False
             ready()
-            why = _watch(server, lambda: canary(canary_timeout_s), canary_s)
+            why = _watch(server, lambda: _answers(canary, canary_timeout_s), canary_s)
         say(f"{why}; starting it again")
+
+
+def _answers(canary: Callable[[float], bool], timeout_s: float) -> bool:
+    """A server that refuses the canary since it is full is well."""
+    try:
+        return canary(timeout_s)
+    except Overloaded:
+        return True
 
 
 def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float) -> str:
@@ -66,8 +76,6 @@ def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float) 
             continue
         try:
             missed = 0 if canary() else missed + 1
-        except Overloaded:
-            missed = 0
         except DeadlineExceeded:
             missed += 1
         except GuardError as error:
