@@ -14,27 +14,10 @@ from qwen3guard_client.stream_state import Exchange, Piece, StreamState
 from qwen3guard_client.verdict import PromptVerdict, StepResult, TokenVerdict
 
 
-class Stream:
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
+class _View:
+    """What is known of a stream without asking."""
 
-    def __init__(
-        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
-    ) -> None:
-        self._send = send
-        self._state = state
-        self._timeout_s = timeout_s
-
-    def __enter__(self) -> Stream:
-        self._run(self._state.open())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state.is_open:
-            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
-            with contextlib.suppress(*([GuardError] if kind else [])):
-                self.finish()
+    _state: StreamState
 
     @property
     def session(self) -> str:
@@ -65,6 +48,29 @@ class Stream:
     def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
         """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
         return self._state.flagged(strict=strict)
+
+
+class Stream(_View):
+    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
+
+    def __init__(
+        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
+    ) -> None:
+        self._send = send
+        self._state = state
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Stream:
+        self._run(self._state.open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state.is_open:
+            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
+            with contextlib.suppress(*([GuardError] if kind else [])):
+                self.finish()
 
     def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.
@@ -92,7 +98,7 @@ class Stream:
             return cast(StepResult, done.value)
 
 
-class AsyncStream:
+class AsyncStream(_View):
     """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
 
     def __init__(
@@ -113,36 +119,6 @@ class AsyncStream:
             # Behind another error, a failure to end the stream is no news: the server forgets it in time.
             with contextlib.suppress(*([GuardError] if kind else [])):
                 await self.finish()
-
-    @property
-    def session(self) -> str:
-        """The id under which the server knows the stream now; a replay makes another."""
-        return self._state.session
-
-    @property
-    def prompt_verdict(self) -> PromptVerdict:
-        """Raises InternalError before the stream is entered."""
-        if self._state.prompt_verdict is None:
-            raise InternalError("The stream has no prompt verdict yet.")
-        return self._state.prompt_verdict
-
-    @property
-    def verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdict of every response token so far."""
-        return tuple(self._state.verdicts)
-
-    @property
-    def final_verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdicts that later text cannot change: all but those of the last few characters."""
-        return tuple(self._state.final_verdicts())
-
-    @property
-    def notice(self) -> str:
-        return self._state.notice
-
-    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
-        return self._state.flagged(strict=strict)
 
     async def step(self, piece: Piece) -> StepResult:
         """Judges the next piece; tokens of earlier pieces that were not final come with it again.

@@ -1,7 +1,7 @@
 """gen_guard: token ids to a verdict."""
 
 from qwen3guard_client.wire import GEN_GUARD
-from qwen3guard_runtime.models import GenGuardModel
+from qwen3guard_runtime.gen_models import GenGuardModel
 from qwen3guard_runtime.triton_io import counter, model_folder, parameters, serve
 
 

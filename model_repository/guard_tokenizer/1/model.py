@@ -1,7 +1,7 @@
 """guard_tokenizer: a conversation, through the checkpoint's chat template, to token ids."""
 
 from qwen3guard_client.wire import GUARD_TOKENIZER
-from qwen3guard_runtime.models import GuardTokenizerModel
+from qwen3guard_runtime.gen_models import GuardTokenizerModel
 from qwen3guard_runtime.triton_io import model_folder, serve
 
 

@@ -1,7 +1,7 @@
 """stream_guard: a step's token ids at a position to the verdict of each token. Holds the sessions."""
 
 from qwen3guard_client.wire import STREAM_GUARD
-from qwen3guard_runtime.models import StreamGuardModel
+from qwen3guard_runtime.stream_models import StreamGuardModel
 from qwen3guard_runtime.triton_io import model_folder, parameters, serve
 
 

@@ -1,7 +1,7 @@
 """stream_tokenizer: a step's conversation and text to token ids. Stateless."""
 
 from qwen3guard_client.wire import STREAM_TOKENIZER
-from qwen3guard_runtime.models import StreamTokenizerModel
+from qwen3guard_runtime.stream_models import StreamTokenizerModel
 from qwen3guard_runtime.triton_io import model_folder, serve
 
 
