@@ -28,13 +28,51 @@ STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
 
 
-def past_name(layer: int, part: Literal["key", "value"]) -> str:
-    """[rows, kv_heads, capacity, head_dim]: a KV slot a row; bind it and `present_name` to one buffer."""
-    return f"past_{part}.{layer}"
+CAPACITY = "capacity"
 
 
-def present_name(layer: int, part: Literal["key", "value"]) -> str:
-    return f"present_{part}.{layer}"
+@dataclass(frozen=True)
+class Cache:
+    """One array of a layer's KV: a slot a row, [rows, *dims] with the slot's cells where `dims` say CAPACITY.
+
+    Bind the graph's input `past` and its output `present` to one buffer of numpy's `dtype`.
+    """
+
+    part: str
+    layer: int
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    @property
+    def past(self) -> str:
+        return f"past_{self.part}.{self.layer}"
+
+    @property
+    def present(self) -> str:
+        return f"present_{self.part}.{self.layer}"
+
+    @property
+    def cell_axis(self) -> int:
+        return 1 + self.dims.index(CAPACITY)
+
+    def shape(self, capacity: int) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(capacity if isinstance(dim, str) else dim for dim in self.dims)
+
+
+def caches(kv_dtype: str, *, layer: int, kv_heads: int, head_dim: int) -> tuple[Cache, ...]:
+    """The arrays of one layer. With int8, keys stand as columns, and the third array has a scale for each cell and
+    head, those of the keys before those of the values: a number is its int8 times its scale / 127."""
+    if kv_dtype == "int8":
+        return (
+            Cache("key", layer, "int8", (kv_heads, head_dim, CAPACITY)),
+            Cache("value", layer, "int8", (kv_heads, CAPACITY, head_dim)),
+            Cache("scale", layer, "float32", (2 * kv_heads, 1, CAPACITY)),
+        )
+    return (
+        Cache("key", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
+        Cache("value", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +122,15 @@ class Manifest:
     @property
     def outputs(self) -> tuple[str, ...]:
         return GEN_OUTPUTS if self.variant == "gen" else STREAM_OUTPUTS
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """The arrays of a KV slot, of all layers."""
+        return tuple(
+            cache
+            for layer in range(self.layers)
+            for cache in caches(self.kv_dtype, layer=layer, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        )
 
     @property
     def notice(self) -> str:

@@ -1,63 +1,138 @@
-"""Attention forms: how queries read a row's KV slot.
+"""Attention forms: how new keys and values get into a row's KV slot, and how queries read it.
 
-Both let a token see the cache indices up to its own position, after the new keys and values were written into the
-slot (TensorScatter, so that past and present may be one buffer). They differ in the operators that multiply:
-`portable` is standard opset 24, `decomposed` is what ONNX Runtime's CPU provider runs fastest.
+All let a token see the cells up to its own position, after the new cells were written in place (TensorScatter, so
+that past and present may be one buffer). They differ in the operators that multiply and in what a cell is made of:
+`portable` is standard opset 24, `decomposed` is what ONNX Runtime's CPU provider runs fastest, `int8` is the same
+over keys and values of eight bits, read four times as fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from qwen3guard_client.manifest import Cache
 
 from qwen3guard_export.emitter import CONTRIB, Emitter
+from qwen3guard_export.quantize import around_0, around_128, unit_rows
 
-AttentionForm = Literal["decomposed", "portable"]
+AttentionForm = Literal["decomposed", "int8", "portable"]
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
 
+CAPACITY_STEP = 64
+"""Slots have a multiple of as many cells."""
 _HIDDEN_SCORE = -1e30  # added to a score; exp() of it is 0, and a score plus it stays finite
+_SHARE_LEVELS, _LEVELS = 255.0, 127.0
+
+
+def fastest(variant: str, weights: str) -> AttentionForm:
+    """What was measured to be fastest on CPUs (docs/performance.md), where nothing is lost that `weights` keep.
+
+    Stream's steps read much KV for few tokens, and many sessions stay in memory; Gen's passes are long and few.
+    """
+    return "int8" if variant == "stream" and weights == "dq8r" else "decomposed"
+
+
+def kv_dtype(form: AttentionForm) -> str:
+    return "int8" if form == "int8" else "float32"
 
 
 @dataclass(frozen=True)
 class Attention:
     """The parts shared by all layers: the mask is computed once a graph.
 
-    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, group * tokens, capacity].
+    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, stacked tokens, capacity].
     """
 
+    graph: Emitter
     form: AttentionForm
     query_heads: int
     kv_heads: int
     head_dim: int
+    positions: str
     mask: str
 
-    def emit(self, graph: Emitter, queries: str, keys: str, values: str) -> str:
-        """queries [rows, query_heads, tokens, head_dim], keys and values [rows, kv_heads, capacity, head_dim]
+    def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
+        """Queries and new keys [rows, query_heads + kv_heads, tokens, head_dim], new values [rows, kv_heads, ...]
         -> [rows, tokens, query_heads * head_dim]. Scores are scaled by 1 / sqrt(head_dim)."""
-        scale = self.head_dim**-0.5
-        if self.form == "portable":
-            context = graph.op("Attention", [queries, keys, values, self.mask], scale=scale)
+        if self.form == "int8":
+            context = self._int8(caches, turned, values)
         else:
-            grouped = self._group(graph, queries)
-            scores = graph.op("FusedMatMul", [grouped, keys], domain=CONTRIB, transB=1, alpha=scale)
-            shares = graph.op("Softmax", [graph.op("Add", [scores, self.mask])], axis=-1)
-            context = self._ungroup(graph, graph.op("MatMul", [shares, values]))
-        joined = graph.op("Transpose", [context], perm=[0, 2, 1, 3])
-        return graph.op("Reshape", [joined, graph.ints(0, 0, self.query_heads * self.head_dim)])
+            queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
+            keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
+            read = self._portable if self.form == "portable" else self._decomposed
+            context = read(queries, keys, values)
+        joined = self.graph.op("Transpose", [context], perm=[0, 2, 1, 3])
+        return self.graph.op("Reshape", [joined, self.graph.ints(0, 0, self.query_heads * self.head_dim)])
 
-    def _group(self, graph: Emitter, queries: str) -> str:
+    def _write(self, cache: Cache, update: str) -> str:
+        """`update` written into each row's slot from `positions` [rows] on."""
+        inputs = [cache.past, update, self.positions]
+        return self.graph.op("TensorScatter", inputs, name=cache.present, mode="linear", axis=cache.cell_axis)
+
+    @property
+    def _scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
+    def _portable(self, queries: str, keys: str, values: str) -> str:
+        return self.graph.op("Attention", [queries, keys, values, self.mask], scale=self._scale)
+
+    def _decomposed(self, queries: str, keys: str, values: str) -> str:
+        graph = self.graph
+        scores = graph.op("FusedMatMul", [self._group(queries), keys], domain=CONTRIB, transB=1, alpha=self._scale)
+        shares = graph.op("Softmax", [graph.op("Add", [scores, self.mask])], axis=-1)
+        return self._ungroup(graph.op("MatMul", [shares, values]))
+
+    def _int8(self, caches: Sequence[Cache], turned: str, values: str) -> str:
+        """Each head's vector of a token has a scale of its own, so nothing depends on calibration or neighbours.
+
+        The shares are quantized in blocks of cells, each by its largest: a token that takes nearly all the attention
+        would else leave no levels for the many that divide the rest.
+        """
+        graph, (key_cache, value_cache, scale_cache) = self.graph, caches
+        units, largest = unit_rows(graph, graph.op("Concat", [turned, values], axis=1))
+        parts = [self.query_heads, self.kv_heads, self.kv_heads]
+        queries, keys, values = graph.split(units, parts, axis=1)
+        largest = graph.op("Transpose", [largest], perm=[0, 1, 3, 2])
+        query_scale, new_scales = graph.split(largest, [self.query_heads, 2 * self.kv_heads], axis=1)
+        keys = self._write(key_cache, graph.op("Transpose", [around_0(graph, keys)], perm=[0, 1, 3, 2]))
+        values = self._write(value_cache, around_0(graph, values))
+        scales = self._write(scale_cache, new_scales)
+        key_scale, value_scale = graph.split(scales, [self.kv_heads, self.kv_heads], axis=1)
+
+        queries = around_128(graph, graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, self.head_dim)]))
+        query_scale = graph.op("Reshape", [query_scale, graph.ints(0, self.kv_heads, -1, 1)])
+        unit = graph.scalar(self._scale / _LEVELS**2, np.float32)
+        zero = graph.scalar(128, np.uint8)
+        scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
+        scores = graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask])
+        shares = graph.op("Mul", [graph.op("Softmax", [scores], axis=-1), value_scale])
+        blocks, largest = unit_rows(
+            graph, graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)]), positive=True
+        )
+        zero = graph.scalar(0, np.uint8)
+        blocks = graph.op("QuantizeLinear", [blocks, graph.scalar(1 / _SHARE_LEVELS, np.float32), zero])
+        blocks, largest = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, largest))
+        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, self.head_dim)])
+        unit, one = graph.scalar(1 / _SHARE_LEVELS / _LEVELS, np.float32), graph.scalar(1.0, np.float32)
+        context = graph.op("MatMulIntegerToFloat", [blocks, values, unit, one, zero], domain=CONTRIB)
+        context = graph.op("ReduceSum", [graph.op("Mul", [context, largest]), graph.ints(2)], keepdims=0)
+        return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, self.head_dim)])
+
+    def _group(self, queries: str) -> str:
         """The query heads of one KV head stacked as rows of one matrix, so that K and V are never repeated.
 
         A head alone is stacked on itself: ONNX Runtime has another kernel for a single row, which rounds
         otherwise, and a token would then come out differently alone and in a batch of longer rows.
         """
         if self.query_heads == self.kv_heads:
-            return graph.op("Concat", [queries, queries], axis=2)
-        return graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, self.head_dim)])
+            return self.graph.op("Concat", [queries, queries], axis=2)
+        return self.graph.op("Reshape", [queries, self.graph.ints(0, self.kv_heads, -1, self.head_dim)])
 
-    def _ungroup(self, graph: Emitter, context: str) -> str:
+    def _ungroup(self, context: str) -> str:
+        graph = self.graph
         if self.query_heads == self.kv_heads:
             half = graph.op("Reshape", [context, graph.ints(0, self.kv_heads, 2, -1, self.head_dim)])
             return graph.op("Gather", [half, graph.scalar(0, np.int64)], axis=2)
@@ -71,20 +146,19 @@ def attention(
     query_heads: int,
     kv_heads: int,
     head_dim: int,
+    positions: str,
     places: str,
     capacity: str,
 ) -> Attention:
-    """`places` int64 [rows, tokens]: each token's absolute position; `capacity` int64 [1]."""
+    """`positions` int64 [rows]; `places` int64 [rows, tokens]: each token's position; `capacity` int64 [1]."""
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
     seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [places, graph.ints(1, 3)])])
-    if form == "decomposed":
+    if form != "portable":
         shown, hidden = graph.scalar(0.0, np.float32), graph.scalar(_HIDDEN_SCORE, np.float32)
         seen = graph.op("Where", [seen, shown, hidden])
-        seen = graph.op("Concat", [seen] * max(2, query_heads // kv_heads), axis=2)
-    return Attention(form, query_heads, kv_heads, head_dim, seen)
-
-
-def scatter(graph: Emitter, past: str, update: str, positions: str, present: str) -> str:
-    """`update` [rows, kv_heads, tokens, head_dim] written into each row's slot from `positions` [rows] on."""
-    return graph.op("TensorScatter", [past, update, positions], name=present, mode="linear", axis=2)
+        stacked = query_heads // kv_heads
+        if form == "decomposed":
+            stacked = max(2, stacked)
+        seen = graph.op("Concat", [seen] * stacked, axis=2)
+    return Attention(graph, form, query_heads, kv_heads, head_dim, positions, seen)

@@ -63,6 +63,29 @@ class Emitter:
         self._contrib = self._contrib or domain == CONTRIB
         return output
 
+    def split(self, whole: str, lengths: Sequence[int], *, axis: int) -> list[str]:
+        """Adds a Split and returns the names of its parts."""
+        parts = [f"Split_{len(self._nodes)}_{number}" for number in range(len(lengths))]
+        self._nodes.append(helper.make_node("Split", [whole, self.ints(*lengths)], parts, name=parts[0], axis=axis))
+        return parts
+
+    def add_and_norm(self, rows: str, update: str, scale: str, *, epsilon: float) -> tuple[str, str]:
+        """Adds ONNX Runtime's fused node for rows + update and the RMS norm of that; returns both names."""
+        node = f"SkipNorm_{len(self._nodes)}"
+        total, normed = f"{node}_sum", f"{node}_normed"
+        self._nodes.append(
+            helper.make_node(
+                "SkipSimplifiedLayerNormalization",
+                [rows, update, scale],
+                [normed, "", "", total],
+                name=node,
+                domain=CONTRIB,
+                epsilon=epsilon,
+            )
+        )
+        self._contrib = True
+        return total, normed
+
     def weight(self, name: str, array: Array) -> str:
         """Adds an initializer once under `name`; large ones go to the data file at once."""
         if name in self._initializers:

@@ -12,10 +12,11 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ import onnxruntime as ort
 from qwen3guard_client import wire
 from qwen3guard_client.manifest import MANIFEST, Manifest
 
-from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm
+from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_dtype
 from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph import write_graph
 from qwen3guard_export.parity import Proof, prove
@@ -43,22 +44,25 @@ def export(
     output: Path,
     *,
     weights: str = "fp32",
-    attention: str = "decomposed",
+    attention: str | None = None,
     say: Callable[[str], None],
 ) -> Manifest:
     """Exports `checkpoint` (a folder or hub id) into the model repository `output`, and returns the manifest.
 
-    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError); `say` hears one
-    line a stage. Raises a CheckpointError (ParityError if the graph does not agree with the checkpoint), or
-    OSError when the disk does not take it; `output` is then as it was.
+    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError) or None for the fastest;
+    `say` hears one line a stage. Raises a CheckpointError (ParityError if the graph does not agree with the
+    checkpoint), or OSError when the disk does not take it; `output` is then as it was.
     """
-    weight_format, form = _choices(weights, attention)
+    _check(weights, WEIGHT_FORMATS, "weights")
+    _check(attention, (*ATTENTION_FORMS, None), "attention")
     say(f"reading {checkpoint}")
     opened = open_checkpoint(checkpoint)
     architecture = opened.architecture
+    weight_format = cast(WeightFormat, weights)
+    form = cast(AttentionForm, attention or fastest(architecture.variant, weights))
     model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
     with _staging(model.parent) as staging:
-        say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {attention}")
+        say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
         write_graph(opened, staging, weight_format, form)
         say("proving it against the checkpoint in numpy")
         proof = prove(staging, opened, weight_format, form)
@@ -66,7 +70,7 @@ def export(
         for path in opened.carried:
             shutil.copyfile(path, staging / path.name)
         say("hashing the files")
-        manifest = _manifest(opened, weights, attention, proof, staging)
+        manifest = _manifest(opened, weights, form, proof, staging)
         manifest.write(staging)
         _place(staging, tokenizer, [path.name for path in opened.carried], keep=True)
         _place(staging, model, list(manifest.sha256), keep=False)
@@ -74,12 +78,9 @@ def export(
     return manifest
 
 
-def _choices(weights: str, attention: str) -> tuple[WeightFormat, AttentionForm]:
-    if weights not in WEIGHT_FORMATS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, not {weights!r}")
-    if attention not in ATTENTION_FORMS:
-        raise ValueError(f"attention must be one of {', '.join(ATTENTION_FORMS)}, not {attention!r}")
-    return weights, attention  # type: ignore[return-value]
+def _check(value: str | None, choices: Sequence[str | None], name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _former_names(target: Path) -> set[str]:
         return set()
 
 
-def _manifest(checkpoint: Checkpoint, weights: str, attention: str, proof: Proof, staging: Path) -> Manifest:
+def _manifest(checkpoint: Checkpoint, weights: str, attention: AttentionForm, proof: Proof, staging: Path) -> Manifest:
     architecture = checkpoint.architecture
     return Manifest(
         variant=architecture.variant,
@@ -141,7 +142,7 @@ def _manifest(checkpoint: Checkpoint, weights: str, attention: str, proof: Proof
         hidden_size=architecture.hidden,
         vocab_size=architecture.vocab,
         context=architecture.context,
-        kv_dtype="float32",
+        kv_dtype=kv_dtype(attention),
         demo=checkpoint.demo,
         parameters=checkpoint.parameters,
         parity=proof.figures,

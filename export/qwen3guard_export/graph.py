@@ -10,8 +10,8 @@ Formulas: transformers' modeling_qwen3.py; the heads from the model cards of Qwe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,11 @@ from qwen3guard_client.manifest import (
     INPUT_IDS,
     LOGIT_INDEX,
     POSITIONS,
-    past_name,
-    present_name,
+    Cache,
+    caches,
 )
 
-from qwen3guard_export.attention import Attention, AttentionForm, attention, scatter
+from qwen3guard_export.attention import Attention, AttentionForm, attention, kv_dtype
 from qwen3guard_export.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
@@ -40,6 +40,7 @@ from qwen3guard_export.quantize import Activation, Product, WeightFormat, activa
 from qwen3guard_export.weight_files import FloatArray
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+_CACHE_TYPES = {"float32": FLOAT, "int8": TensorProto.INT8}
 
 
 def write_graph(checkpoint: Checkpoint, folder: Path, weights: WeightFormat, form: AttentionForm) -> None:
@@ -64,8 +65,15 @@ class _Places:
     rope: str
     cos: str
     sin: str
-    positions: str
     logit_index: str
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """The residual stream [..., hidden], and what is still to be added to it."""
+
+    hidden: str
+    update: str | None = None
 
 
 class _Qwen3:
@@ -81,35 +89,35 @@ class _Qwen3:
         ids = graph.input(INPUT_IDS, INT64, ["rows", "tokens"])
         positions = graph.input(POSITIONS, INT64, ["rows"])
         logit_index = graph.input(LOGIT_INDEX, INT64, ["asked", 2])
-        slot: list[int | str] = ["rows", architecture.kv_heads, "capacity", architecture.head_dim]
-        for layer in range(architecture.layers):
-            graph.input(past_name(layer, "key"), FLOAT, slot)
-            graph.input(past_name(layer, "value"), FLOAT, slot)
+        kv = [cache for layer in range(architecture.layers) for cache in self._caches(layer)]
+        for cache in kv:
+            graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
         places, attend = self._places(ids, positions, logit_index)
-        hidden = self._embed(ids)
+        stream = _Residual(self._embed(ids))
         for layer in range(architecture.layers):
-            hidden = self._block(layer, hidden, places, attend)
-        hidden = self._norm(hidden, FINAL_NORM)
+            stream = self._block(layer, stream, places, attend)
+        _, hidden = self._join(stream, FINAL_NORM)
         if architecture.variant == "gen":
             graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
         else:
             self._stream_heads(hidden)
-        for layer in range(architecture.layers):
-            graph.output(present_name(layer, "key"), FLOAT, slot)
-            graph.output(present_name(layer, "value"), FLOAT, slot)
+        for cache in kv:
+            graph.output(cache.present, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
 
     def _places(self, ids: str, positions: str, logit_index: str) -> tuple[_Places, Attention]:
         graph, architecture = self.graph, self.architecture
         tokens = graph.op("Squeeze", [graph.op("Shape", [ids], start=1, end=2)])
         steps = graph.op("Range", [graph.scalar(0, np.int64), tokens, graph.scalar(1, np.int64)])
         absolute = graph.op("Add", [graph.op("Unsqueeze", [positions, graph.ints(1)]), steps])
-        capacity = graph.op("Shape", [past_name(0, "key")], start=2, end=3)
+        first = self._caches(0)[0]
+        capacity = graph.op("Shape", [first.past], start=first.cell_axis, end=first.cell_axis + 1)
         attend = attention(
             graph,
             self.form,
             query_heads=architecture.query_heads,
             kv_heads=architecture.kv_heads,
             head_dim=architecture.head_dim,
+            positions=positions,
             places=absolute,
             capacity=capacity,
         )
@@ -120,7 +128,6 @@ class _Qwen3:
             rope=graph.op("Min", [absolute, last]),
             cos=graph.weight("rope.cos", cos),
             sin=graph.weight("rope.sin", sin),
-            positions=positions,
             logit_index=logit_index,
         )
         return places, attend
@@ -132,9 +139,9 @@ class _Qwen3:
         table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
         return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], to=FLOAT)
 
-    def _block(self, layer: int, hidden: str, places: _Places, attend: Attention) -> str:
+    def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
         graph = self.graph
-        rows = self._norm(hidden, block_tensor(layer, "input_layernorm"))
+        hidden, rows = self._join(stream, block_tensor(layer, "input_layernorm"))
         context = self._attention(layer, rows, places, attend)
         if layer == self.architecture.layers - 1:
             # From here on a token meets no other: the last half-block runs for the asked tokens alone.
@@ -142,30 +149,51 @@ class _Qwen3:
             context = graph.op("GatherND", [context, places.logit_index])
         inputs = activation(graph, self.weights, context)
         attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
-        hidden = graph.op("Add", [hidden, attended.scaled(graph)])
-        rows = self._norm(hidden, block_tensor(layer, "post_attention_layernorm"))
-        return graph.op("Add", [hidden, self._feed_forward(layer, rows)])
+        stream = _Residual(hidden, attended.scaled(graph))
+        hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
+        return _Residual(hidden, self._feed_forward(layer, rows))
+
+    def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
+        """The residual stream with its update added, and its norm."""
+        graph = self.graph
+        if stream.update is None:
+            return stream.hidden, self._norm(stream.hidden, norm)
+        if self.form == "portable":
+            hidden = graph.op("Add", [stream.hidden, stream.update])
+            return hidden, self._norm(hidden, norm)
+        scale = graph.weight(norm, self.tensors.float32(norm))
+        return graph.add_and_norm(stream.hidden, stream.update, scale, epsilon=self.architecture.rms_eps)
 
     def _attention(self, layer: int, rows: str, places: _Places, attend: Attention) -> str:
         graph, architecture = self.graph, self.architecture
+        query_heads, kv_heads, size = architecture.query_heads, architecture.kv_heads, architecture.head_dim
         inputs = activation(graph, self.weights, rows)
-        heads: dict[str, str] = {}
-        for part, count in (
-            ("q", architecture.query_heads),
-            ("k", architecture.kv_heads),
-            ("v", architecture.kv_heads),
-        ):
-            name = block_tensor(layer, f"self_attn.{part}_proj")
-            projected = self._linear(inputs, name).scaled(graph)
-            split = graph.op("Reshape", [projected, graph.ints(0, 0, count, architecture.head_dim)])
-            if part != "v":
-                split = self._norm(split, block_tensor(layer, f"self_attn.{part}_norm"))
-            heads[part] = graph.op("Transpose", [split], perm=[0, 2, 1, 3])
-            if part != "v":
-                heads[part] = graph.op("RotaryEmbedding", [heads[part], places.cos, places.sin, places.rope])
-        keys = scatter(graph, past_name(layer, "key"), heads["k"], places.positions, present_name(layer, "key"))
-        values = scatter(graph, past_name(layer, "value"), heads["v"], places.positions, present_name(layer, "value"))
-        return attend.emit(graph, heads["q"], keys, values)
+        names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
+        projected = self._linear(inputs, block_tensor(layer, "self_attn.qkv_proj"), names).scaled(graph)
+        turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
+        turning = graph.op("Reshape", [turning, graph.ints(0, 0, query_heads + kv_heads, size)])
+        turning = graph.op("Transpose", [self._norm_heads(layer, turning)], perm=[0, 2, 1, 3])
+        turned = graph.op("RotaryEmbedding", [turning, places.cos, places.sin, places.rope])
+        values = graph.op("Reshape", [values, graph.ints(0, 0, kv_heads, size)])
+        return attend.emit(self._caches(layer), turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
+
+    def _norm_heads(self, layer: int, heads: str) -> str:
+        """[rows, tokens, query_heads + kv_heads, head_dim], each head by itself, by q_norm or k_norm."""
+        architecture = self.architecture
+        counts = [architecture.query_heads, architecture.kv_heads]
+        names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
+        if self.form == "portable":
+            parts = self.graph.split(heads, counts, axis=2)
+            normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
+            return self.graph.op("Concat", normed, axis=2)
+        # ONNX Runtime takes a scale for each head as well; the standard knows one for the last axis alone.
+        scales = [np.tile(self.tensors.float32(name), (count, 1)) for name, count in zip(names, counts, strict=True)]
+        scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
+        return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
+
+    def _caches(self, layer: int) -> tuple[Cache, ...]:
+        architecture = self.architecture
+        return caches(kv_dtype(self.form), layer=layer, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim)
 
     def _feed_forward(self, layer: int, rows: str) -> str:
         """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
@@ -201,5 +229,10 @@ class _Qwen3:
         scale = self.graph.weight(name, self.tensors.float32(name))
         return self.graph.op("RMSNormalization", [rows, scale], axis=-1, epsilon=self.architecture.rms_eps)
 
-    def _linear(self, inputs: Activation, name: str) -> Product:
-        return linear(self.graph, self.weights, inputs, name, partial(self.tensors.float32, name))
+    def _linear(self, inputs: Activation, name: str, parts: Sequence[str] = ()) -> Product:
+        """By the matrix `name`, or by the matrices `parts` as one of that name."""
+
+        def matrix() -> FloatArray:
+            return np.concatenate([self.tensors.float32(part) for part in parts or [name]])
+
+        return linear(self.graph, self.weights, inputs, name, matrix)

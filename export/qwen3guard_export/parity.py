@@ -24,12 +24,12 @@ from qwen3guard_client.manifest import (
     LOGIT_INDEX,
     POSITIONS,
     STREAM_OUTPUTS,
+    Cache,
     Canary,
-    past_name,
-    present_name,
+    caches,
 )
 
-from qwen3guard_export.attention import AttentionForm
+from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_dtype
 from qwen3guard_export.checkpoint import Architecture, Checkpoint
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import Tokens, reference_logits
@@ -40,7 +40,6 @@ FP32_BOUND = 1e-4
 DQ8R_BOUND = 0.5
 """Of the logits' scale: no statement of quality, only that the graph computes this model and no other."""
 
-_CAPACITY = 64
 _ROW_LENGTHS = (6, 13, 9)
 _CANARY_TOLERANCE = {"fp32": 1e-3, "dq8r": 2e-2}
 """Absolute, of a probability or log-probability: room for another CPU's kernels and another chunking."""
@@ -78,6 +77,7 @@ class BoundGraph:
         self,
         folder: Path,
         architecture: Architecture,
+        form: AttentionForm,
         *,
         slots: int,
         capacity: int,
@@ -88,12 +88,18 @@ class BoundGraph:
         options.log_severity_level = 4
         self._session = ort.InferenceSession(os.fspath(folder / GRAPH), options, providers=["CPUExecutionProvider"])
         self._outputs = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
-        shape = (slots, architecture.kv_heads, capacity, architecture.head_dim)
-        self.slots: dict[tuple[str, str], Array] = {
-            (past_name(layer, part), present_name(layer, part)): np.zeros(shape, np.float32)
+        self.slots: dict[Cache, Array] = {
+            cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype)
             for layer in range(architecture.layers)
-            for part in ("key", "value")
+            for cache in caches(
+                kv_dtype(form), layer=layer, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim
+            )
         }
+
+    def soil(self, random: np.random.Generator) -> None:
+        """Fills the slots with what another sequence might have left."""
+        for buffer in self.slots.values():
+            buffer[...] = 3 * random.standard_normal(buffer.shape, np.float32)
 
     def run(self, chunks: Sequence[Chunk]) -> list[Logits]:
         """One forward over the slots 0, 1, ... that `chunks` name, in that order, padded on the right; each chunk's
@@ -110,10 +116,10 @@ class BoundGraph:
         binding.bind_cpu_input(POSITIONS, np.array([chunk.position for chunk in chunks], np.int64))
         binding.bind_cpu_input(LOGIT_INDEX, np.array(asked, np.int64).reshape(-1, 2))
         first = chunks[0].slot
-        for (past, present), buffer in self.slots.items():
+        for cache, buffer in self.slots.items():
             value = ort.OrtValue.ortvalue_from_numpy(buffer[first : first + rows])
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+            binding.bind_ortvalue_input(cache.past, value)
+            binding.bind_ortvalue_output(cache.present, value)
         for name in self._outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
@@ -135,8 +141,8 @@ class BoundGraph:
 def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: AttentionForm) -> Proof:
     """Runs the graph in `folder` and the reference on the same tokens.
 
-    Raises ParityError beyond FP32_BOUND (or DQ8R_BOUND), or if rows of a decomposed dq8r graph depend on their
-    neighbours (Attention-24 promises nothing there).
+    Raises ParityError beyond FP32_BOUND (DQ8R_BOUND where anything has eight bits), or if rows of a dq8r graph
+    depend on their neighbours (the portable form promises nothing there).
     """
     architecture = checkpoint.architecture
     random = np.random.default_rng(0)
@@ -144,7 +150,7 @@ def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: Att
     rows = [random.integers(0, architecture.vocab, length) for length in lengths]
     expected = reference_logits(checkpoint, rows)
     try:
-        graph = BoundGraph(folder, architecture, slots=len(rows), capacity=_CAPACITY)
+        graph = BoundGraph(folder, architecture, form, slots=len(rows), capacity=CAPACITY_STEP)
         runs = {
             "one_pass": [graph.run([Chunk(0, 0, row)])[0] for row in rows],
             "chunks": [graph.run_pieces(0, row, _thirds(len(row))) for row in rows],
@@ -157,20 +163,21 @@ def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: Att
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
     figures = {name: max(map(_difference, run, expected)) for name, run in runs.items()}
     figures["mean"] = max(map(_mean_difference, runs["one_pass"], expected))
-    bound = FP32_BOUND if weights == "fp32" else DQ8R_BOUND
+    exact = weights == "fp32" and kv_dtype(form) == "float32"
+    bound = FP32_BOUND if exact else DQ8R_BOUND
     for name, figure in figures.items():
         if not figure <= bound:
             raise ParityError(
-                f"the {weights} graph differs from the checkpoint by {figure:.2e} of the logits' scale"
+                f"the {weights} graph ({form}) differs from the checkpoint by {figure:.2e} of the logits' scale"
                 f" in {name}; at most {bound:.0e} is allowed."
             )
     identical = all(map(_identical, alone, runs["ragged_batch"]))
-    if weights != "fp32" and form == "decomposed" and not identical:
+    if weights != "fp32" and form != "portable" and not identical:
         raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
     tokens = tuple(int(token) for token in rows[0])
     values = canary_values(runs["one_pass"][0])
-    return Proof(figures, Canary(tokens, values, _CANARY_TOLERANCE[weights]))
+    return Proof(figures, Canary(tokens, values, _CANARY_TOLERANCE["fp32" if exact else "dq8r"]))
 
 
 def canary_values(logits: Logits) -> tuple[float, ...]:
@@ -197,8 +204,7 @@ def _heads_and_tails(rows: Sequence[Tokens]) -> tuple[list[Chunk], list[Chunk]]:
 
 
 def _ragged(graph: BoundGraph, rows: Sequence[Tokens], random: np.random.Generator) -> list[Logits]:
-    for buffer in graph.slots.values():
-        buffer[...] = random.normal(0, 3, buffer.shape)
+    graph.soil(random)
     heads, tails = _heads_and_tails(rows)
     return [_joined(*pair) for pair in zip(graph.run(heads), graph.run(tails), strict=True)]
 

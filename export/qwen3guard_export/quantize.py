@@ -22,7 +22,6 @@ WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
 
 _LEVELS = 127.0
 _ZERO_POINT = 128
-_SMALLEST_SCALE = 1e-20  # for rows of zeros: 0 / 0 would be NaN
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,32 @@ def activation(graph: Emitter, weights: WeightFormat, rows: str, pending: str | 
     """
     if weights == "fp32":
         return Activation(rows)
-    largest = graph.op("ReduceMax", [graph.op("Abs", [rows]), graph.ints(-1)], keepdims=1)
-    scale = graph.op("Mul", [largest, graph.scalar(1 / _LEVELS, np.float32)])
-    scale = graph.op("Max", [scale, graph.scalar(_SMALLEST_SCALE, np.float32)])
-    one, zero = graph.scalar(1.0, np.float32), graph.scalar(_ZERO_POINT, np.uint8)
-    quantized = graph.op("QuantizeLinear", [graph.op("Div", [rows, scale]), one, zero])
-    return Activation(quantized, scale if pending is None else graph.op("Mul", [scale, pending]))
+    units, largest = unit_rows(graph, rows)
+    return Activation(around_128(graph, units), largest if pending is None else graph.op("Mul", [largest, pending]))
+
+
+def unit_rows(graph: Emitter, rows: str, *, positive: bool = False) -> tuple[str, str]:
+    """float32 [..., K] -> rows / largest, in -1..1, and largest [..., 1]: each row's largest absolute value.
+
+    A row of zeros becomes NaN, which quantizes to something, which `largest`, being 0, then makes 0 again.
+    """
+    absolute = rows if positive else graph.op("Abs", [rows])
+    largest = graph.op("ReduceMax", [absolute, graph.ints(-1)], keepdims=1)
+    return graph.op("Div", [rows, largest]), largest
+
+
+def around_128(graph: Emitter, units: str) -> str:
+    """-1..1 -> u8, 128 standing for 0 and a level for `level(graph)`: what u8 x s8 products take."""
+    return graph.op("QuantizeLinear", [units, level(graph), graph.scalar(_ZERO_POINT, np.uint8)])
+
+
+def around_0(graph: Emitter, units: str) -> str:
+    """-1..1 -> s8."""
+    return graph.op("QuantizeLinear", [units, level(graph), graph.scalar(0, np.int8)])
+
+
+def level(graph: Emitter) -> str:
+    return graph.scalar(1 / _LEVELS, np.float32)
 
 
 def linear(
@@ -72,7 +91,7 @@ def linear(
         [
             inputs.rows,
             graph.weight(f"{name}.s8", quantized.T),
-            graph.scalar(1.0, np.float32),
+            level(graph),
             graph.weight(f"{name}.scale", scale),
             graph.scalar(_ZERO_POINT, np.uint8),
         ],

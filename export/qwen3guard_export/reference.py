@@ -28,14 +28,8 @@ Tokens = npt.NDArray[np.int64]
 def reference_logits(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> list[dict[str, FloatArray]]:
     """For each row of token ids [tokens], its outputs by name, float32 [tokens, n] at every position."""
     architecture, read = checkpoint.architecture, checkpoint.weights.float32
-    table = checkpoint.weights.stored(EMBEDDING)
-    states = [table[row].astype(np.float32) for row in rows]
-    del table
-    for layer in range(architecture.layers):
-        block = {name: read(name) for name in architecture.block_shapes(layer)}
-        states = [_block(architecture, block, layer, state) for state in states]
     lengths = np.cumsum([len(row) for row in rows])[:-1]
-    hidden = _rms_norm(np.concatenate(states), read(FINAL_NORM), architecture.rms_eps)
+    hidden = np.concatenate(final_states(checkpoint, rows))
     if architecture.variant == "gen":
         outputs = {GEN_OUTPUTS[0]: hidden @ read(EMBEDDING if architecture.tied else LM_HEAD).T}
     else:
@@ -45,6 +39,18 @@ def reference_logits(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> list[dic
             outputs[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
     split = {name: np.split(values, lengths) for name, values in outputs.items()}
     return [{name: split[name][row] for name in split} for row in range(len(rows))]
+
+
+def final_states(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> list[FloatArray]:
+    """For each row of token ids [tokens], what the heads read: float32 [tokens, hidden] after the final norm."""
+    architecture, read = checkpoint.architecture, checkpoint.weights.float32
+    table = checkpoint.weights.stored(EMBEDDING)
+    states = [table[row].astype(np.float32) for row in rows]
+    del table
+    for layer in range(architecture.layers):
+        block = {name: read(name) for name in architecture.block_shapes(layer)}
+        states = [_block(architecture, block, layer, state) for state in states]
+    return [_rms_norm(state, read(FINAL_NORM), architecture.rms_eps) for state in states]
 
 
 def _block(architecture: Architecture, block: dict[str, FloatArray], layer: int, state: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ when a slot is freed.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,31 +15,30 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_client.errors import OverBudget, Overloaded
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_client.manifest import Cache, Manifest
 
 SLACK = 16
 """Cells at the end of every slot that hold no token: padding of a ragged batch is written there."""
 SMALLEST = 256
+BLOCK = 64
+"""Capacities are multiples of this: the int8 form of attention works in such blocks, softmax in fractions of them."""
 
 
 class Arena:
-    """`rows` slots of one `capacity`: for each layer and part an array [rows, kv_heads, capacity, head_dim]."""
+    """`rows` slots of one `capacity`: the arrays that the manifest's caches describe, [rows, ...] each."""
 
     def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
         self.rows = rows
         self.capacity = capacity
-        self.shape = (manifest.kv_heads, capacity, manifest.head_dim)
-        self.dtype = np.dtype(manifest.kv_dtype)
+        self.caches = manifest.caches
         self.slots: list[Slot | None] = [None] * rows
         self.slot_bytes = slot_bytes(manifest, capacity)
-        self.stride = int(np.prod(self.shape)) * self.dtype.itemsize
-        if self.stride % mmap.PAGESIZE:
-            raise ValueError(f"a slot of {self.stride} bytes does not fill whole pages")
         # Private pages, since the kernel takes shared ones back only with the whole mapping.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._maps = [mmap.mmap(-1, rows * self.stride, flags=private) for _ in range(2 * manifest.layers)]
+        self._maps = [mmap.mmap(-1, rows * row_bytes(cache, capacity), flags=private) for cache in self.caches]
         self.arrays: list[npt.NDArray[np.generic]] = [
-            np.frombuffer(memory, self.dtype).reshape(rows, *self.shape) for memory in self._maps
+            np.frombuffer(memory, cache.dtype).reshape(rows, *cache.shape(capacity))
+            for memory, cache in zip(self._maps, self.caches, strict=True)
         ]
 
     @property
@@ -50,14 +50,15 @@ class Arena:
         """Tokens that a slot of this arena can hold."""
         return self.capacity - SLACK
 
-    def address(self, array: int, row: int) -> int:
-        return int(self.arrays[array].ctypes.data) + row * self.stride
-
     def forget(self, row: int) -> None:
-        """Gives the row's memory back; what stood there reads as zeros from now on."""
+        """Gives the row's memory back: all the pages that are its alone."""
         self.slots[row] = None
-        for memory in self._maps:
-            memory.madvise(mmap.MADV_DONTNEED, row * self.stride, self.stride)
+        for memory, cache in zip(self._maps, self.caches, strict=True):
+            stride = row_bytes(cache, self.capacity)
+            first = -(-row * stride // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (row + 1) * stride // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 @dataclass(eq=False)
@@ -144,24 +145,32 @@ class KVCache:
 
 def copy(source: Slot, target: Slot, tokens: int) -> None:
     """Makes the first `tokens` of `source` all that `target` holds. Either may be of another arena, or cache."""
-    for one, other in zip(source.arena.arrays, target.arena.arrays, strict=True):
-        other[target.row, :, :tokens] = one[source.row, :, :tokens]
+    for cache, one, other in zip(source.arena.caches, source.arena.arrays, target.arena.arrays, strict=True):
+        cells = (slice(None),) * (cache.cell_axis - 1) + (slice(tokens),)
+        other[target.row][cells] = one[source.row][cells]
     target.length = tokens
 
 
 def slot_bytes(manifest: Manifest, capacity: int) -> int:
     """What a slot of `capacity` cells takes in all layers, keys and values together."""
-    cell = manifest.kv_heads * manifest.head_dim * np.dtype(manifest.kv_dtype).itemsize
-    return 2 * manifest.layers * capacity * cell
+    return sum(row_bytes(cache, capacity) for cache in manifest.caches)
+
+
+def row_bytes(cache: Cache, capacity: int) -> int:
+    return math.prod(cache.shape(capacity)) * np.dtype(cache.dtype).itemsize
 
 
 def capacities(context: int) -> Iterator[int]:
-    """256, 384, 512, 768 and so on up to the context, then the context itself with its slack, in blocks of 256.
+    """64 more than 256, 512, 768 and so on, from 2048 on in steps of a quarter of the last power of two, up to the
+    context with its slack.
 
-    Attention reads a slot to its end, so no slot is more than half again as long as its tokens.
+    Attention reads a slot to its end, so slots are little longer than their tokens; but only slots of one capacity
+    share a pass, so there are not too many. The 64 are for contexts that are a round number and a little more.
     """
-    capacity = SMALLEST
-    while capacity - SLACK < context:
-        yield capacity
-        capacity = capacity * 4 // 3 if capacity % 3 == 0 else capacity * 3 // 2
-    yield -(-(context + SLACK) // SMALLEST) * SMALLEST
+    step = tokens = SMALLEST
+    while tokens + BLOCK - SLACK < context:
+        yield tokens + BLOCK
+        if tokens >= 8 * step:
+            step *= 2
+        tokens += step
+    yield -(-(context + SLACK) // BLOCK) * BLOCK

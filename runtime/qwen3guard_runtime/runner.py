@@ -23,8 +23,6 @@ from qwen3guard_client.manifest import (
     LOGIT_INDEX,
     POSITIONS,
     Manifest,
-    past_name,
-    present_name,
 )
 
 from qwen3guard_runtime.kv_cache import SLACK, Arena, Slot
@@ -76,11 +74,6 @@ class OnnxRunner:
         except Exception as error:
             raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
         self._outputs = manifest.outputs
-        self._caches = [
-            (past_name(layer, part), present_name(layer, part))
-            for layer in range(manifest.layers)
-            for part in ("key", "value")
-        ]
         self._binding = lru_cache(BINDINGS)(self._bind)
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
@@ -139,11 +132,10 @@ class OnnxRunner:
     def _bind(self, arena: Arena, first: int, count: int) -> onnxruntime.IOBinding:
         """Past and present bound to the same memory, for a stretch of slots."""
         binding = self._session.io_binding()
-        shape = (count, *arena.shape)
-        for array, (past, present) in enumerate(self._caches):
-            address = arena.address(array, first)
-            binding.bind_input(past, "cpu", 0, arena.dtype, shape, address)
-            binding.bind_output(present, "cpu", 0, arena.dtype, shape, address)
+        for cache, array in zip(arena.caches, arena.arrays, strict=True):
+            rows = array[first : first + count]
+            binding.bind_input(cache.past, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
+            binding.bind_output(cache.present, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
         return binding
 
 

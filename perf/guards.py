@@ -1,0 +1,151 @@
+"""The guards that are measured: the true 0.6B shape, random weights, the real tokenizer.
+
+    .venv/bin/python perf/guards.py [FOLDER]
+
+Speed does not depend on what the weights are, with one exception: Gen answers in one pass only where its answer is
+one that the server drafts. So Gen's output head is arranged, by least squares over the states of one conversation,
+to write a well-formed answer there: `gen` the likeliest one, `gen_rejected` one whose draft is refused twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from qwen3guard_client import wire
+from qwen3guard_export import export
+from qwen3guard_export.checkpoint import open_checkpoint
+from qwen3guard_export.reference import final_states
+from qwen3guard_export.repository import place_models
+from qwen3guard_runtime.chat import ChatTemplate, Message
+from qwen3guard_runtime.heads import template_heads
+from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "export")]
+import random_checkpoint  # noqa: E402
+import real_tokenizer  # noqa: E402
+
+SHAPE = {
+    "hidden": 1024,
+    "layers": 28,
+    "heads": 16,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "ffn": 3072,
+    "vocab": 151936,
+    "inner": 512,
+    "context": 8192,
+}
+"""Qwen3Guard 0.6B's; Gen's real context is longer, which costs nothing until it is used."""
+HEAD, TEXT, TAIL = 201, 33, 96
+"""Tokens of the real template before a conversation, of a short conversation, and of the template behind it."""
+PROMPT = "How do I bake bread?"
+RESPONSE = "Mix flour, water, salt and yeast, wait, and bake it."
+ANSWERS = {
+    "gen": "Safety: Safe\nCategories: None\nRefusal: No",
+    "gen_rejected": "Safety: Unsafe\nCategories: Jailbreak\nRefusal: Yes",
+}
+CERTAIN = 30.0
+"""The logit of the arranged answer's tokens; the others' are about normal."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Checkpoints by name, and the repositories exported from them."""
+
+    folder: Path
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / name
+
+    def repository(self, name: str) -> Path:
+        return self.folder / "repositories" / name
+
+    def version(self, name: str) -> Path:
+        """The folder with the graph."""
+        model = wire.STREAM_GUARD if name == "stream" else wire.GEN_GUARD
+        return self.repository(name) / model.name / "1"
+
+
+def prepare(folder: Path) -> Guards:
+    """Makes what is missing: checkpoints of 1.2 GB, and their dq8r exports."""
+    guards = Guards(folder)
+    tokenizer = folder / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        tokenizer.mkdir(parents=True, exist_ok=True)
+        real_tokenizer.make(tokenizer)
+    for name in ("stream", *ANSWERS):
+        if (guards.version(name) / "manifest.json").is_file():
+            continue
+        checkpoint = guards.checkpoint(name)
+        variant = "stream" if name == "stream" else "gen"
+        random_checkpoint.make(checkpoint, variant, **SHAPE, tied=False, tokenizer_from=tokenizer)
+        if variant == "gen":
+            _lengthen_template(checkpoint)
+            _arrange(checkpoint, ANSWERS[name])
+        manifest = export(str(checkpoint), guards.repository(name), weights="dq8r", say=print)
+        place_models(guards.repository(name), manifest)
+    return guards
+
+
+def conversation(checkpoint: Path) -> list[int]:
+    """The measured conversation's ids, template and all."""
+    messages = [Message("user", PROMPT), Message("assistant", RESPONSE)]
+    return [int(token) for token in ChatTemplate.load(checkpoint).render(messages, SHAPE["context"])]
+
+
+def answer_ids(checkpoint: Path, answer: str) -> list[int]:
+    tokenizer = GuardTokenizer.load(checkpoint)
+    return [*tokenizer.encode(answer), tokenizer.special[IM_END]]
+
+
+def _lengthen_template(checkpoint: Path) -> None:
+    """A template with as many tokens before and after the conversation as the real one has."""
+    path = checkpoint / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    before = after = 0
+    while True:
+        settings["chat_template"] = (
+            "<|im_start|>user\nPolicy:" + " rule" * before + "\nCONVERSATION"
+            "{% for message in messages %}\n{{ message.role }}:{{ message.content }}{% endfor %}"
+            "\nEND" + " rule" * after + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        )
+        path.write_text(json.dumps(settings))
+        head = len(template_heads(ChatTemplate.load(checkpoint), SHAPE["context"])[0])
+        short = HEAD + TEXT + TAIL - len(conversation(checkpoint))
+        if head == HEAD and short == 0:
+            return
+        before += HEAD - head
+        after += short - (HEAD - head)
+
+
+def _arrange(checkpoint: Path, answer: str) -> None:
+    """Rewrites the output head so that greedy decoding of the measured conversation gives `answer`."""
+    question, wanted = conversation(checkpoint), answer_ids(checkpoint, answer)
+    opened = open_checkpoint(str(checkpoint))
+    (states,) = final_states(opened, [np.array([*question, *wanted[:-1]])])
+    states = states[-len(wanted) :]
+    tokens = sorted(set(wanted))
+    logits = np.array([[CERTAIN if token == right else 0.0 for right in wanted] for token in tokens], np.float32)
+    head = opened.weights.float32("lm_head.weight")
+    head[tokens] = logits @ np.linalg.pinv(states).T
+    _overwrite(checkpoint / "model.safetensors", "lm_head.weight", head)
+
+
+def _overwrite(path: Path, name: str, values: np.ndarray) -> None:
+    """Puts bfloat16 `values` where the safetensors file has the tensor `name`."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(size))[name]["data_offsets"]
+        data = values.astype(random_checkpoint.DTYPES["bf16"][1]).tobytes()
+        assert len(data) == end - begin
+        file.seek(8 + size + begin)
+        file.write(data)
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build/perf"))

@@ -1,0 +1,109 @@
+"""The same work in OpenVINO on the CPU, timed in its own process.
+
+    python with_openvino.py GEN CACHE bf16|int8
+
+GEN is converted once by optimum-intel into CACHE, a stateful model that keeps its KV inside: bf16 as it is, int8 with
+weights compressed by nncf. bf16 is asked for as inference precision where the CPU has it: where it has not, OpenVINO
+would emulate it (minutes a request), and its own default, fp32, is taken; the answer to `precision` says which.
+
+Reads one request a line, answers {"ms": ...} a line. `step` runs the same graph without the output head, since Stream
+has none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13
+
+
+class Peer:
+    def __init__(self, gen: str, cache: str, kind: str) -> None:
+        self.folder = Path(cache) / kind
+        if not (self.folder / "openvino_model.xml").is_file():
+            from optimum.intel import OVModelForCausalLM
+
+            model = OVModelForCausalLM.from_pretrained(gen, export=True, compile=False, load_in_8bit=kind == "int8")
+            model.save_pretrained(self.folder)
+        self.core = ov.Core()
+        self.options = {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 1}
+        if kind == "bf16" and "bf16" in Path("/proc/cpuinfo").read_text():
+            self.options["INFERENCE_PRECISION_HINT"] = "bf16"
+        self.causal: Any = None
+        self.backbone: Any = None
+        self.states: dict[int, Any] = {}
+
+    def precision(self) -> str:
+        if self.causal is None:
+            self.causal = self._compile(self._read())
+        return str(self.causal.get_compiled_model().get_property("INFERENCE_PRECISION_HINT"))
+
+    def classify(self, ids: list[int], answer: int) -> float:
+        self.precision()
+        self.causal.reset_state()
+        began = time.perf_counter()
+        tokens, at = np.array([ids], np.int64), 0
+        for _ in range(answer):
+            logits = self._run(self.causal, tokens, at)
+            at += tokens.shape[1]
+            tokens = logits[:, -1:].argmax(-1).astype(np.int64)
+        return time.perf_counter() - began
+
+    def step(self, context: int, tokens: int) -> float:
+        if self.backbone is None:
+            model = self._read()
+            product = model.get_results()[0].input_value(0).get_node()
+            while product.get_type_name() != "MatMul":
+                product = product.input_value(0).get_node()
+            hidden = opset13.result(product.input_value(0))
+            self.backbone = self._compile(ov.Model([hidden], model.get_sinks(), model.get_parameters()))
+        if context not in self.states:
+            self.backbone.reset_state()
+            self._run(self.backbone, self._ids(context), 0)
+            self.states[context] = [np.array(each.state.data) for each in self.backbone.query_state()]
+        for each, held in zip(self.backbone.query_state(), self.states[context], strict=True):
+            each.state = ov.Tensor(held)
+        began = time.perf_counter()
+        self._run(self.backbone, self._ids(tokens), context)
+        return time.perf_counter() - began
+
+    def _read(self) -> Any:
+        return self.core.read_model(self.folder / "openvino_model.xml")
+
+    def _compile(self, model: Any) -> Any:
+        return self.core.compile_model(model, "CPU", self.options).create_infer_request()
+
+    def _run(self, request: Any, ids: np.ndarray, at: int) -> np.ndarray:
+        count = ids.shape[1]
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones((1, at + count), np.int64),
+            "position_ids": np.arange(at, at + count)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        names = {name for each in request.model_inputs for name in each.names}
+        request.infer({name: value for name, value in feeds.items() if name in names})
+        return request.get_output_tensor(0).data
+
+    def _ids(self, count: int) -> np.ndarray:
+        return np.arange(1000, 1000 + count)[None]
+
+
+def main() -> None:
+    peer = Peer(*sys.argv[1:4])
+    for line in sys.stdin:
+        request = json.loads(line)
+        work = getattr(peer, request.pop("work"))
+        result = work(**request)
+        answer = {"precision": result} if isinstance(result, str) else {"ms": 1e3 * result}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
