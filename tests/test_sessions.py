@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -267,20 +268,24 @@ def test_end_with_nothing_to_say_frees_the_slot() -> None:
         assert bench.cache.live == 0
 
 
-def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another() -> None:
-    cache = KVCache(MANIFEST, slots=2)
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another(kv_dtype: str) -> None:
+    """With heads large enough that a slot has pages of its own."""
+    cache = KVCache(replace(MANIFEST, kv_dtype=kv_dtype, kv_heads=8, head_dim=64), slots=2)
     slot = cache.acquire(10)
-    key = slot.arena.arrays[0]
-    key[slot.row] = 7
+    before, tokens = slot.arena, np.arange(1, 11)
+    for each, array in zip(before.caches, before.arrays, strict=True):
+        np.moveaxis(array[slot.row], each.cell_axis - 1, -1)[..., :10] = tokens
     slot.length = 10
-    before = slot.arena
     cache.grow(slot, 400)
     assert slot.arena is not before
-    assert (slot.arena.arrays[0][slot.row, :, :10] == 7).all()
-    assert (key == 0).all()
-    cache.release(slot)
-    again = cache.acquire(400)
-    assert (again.arena.arrays[0][again.row] == 0).all()
+    for each, array in zip(slot.arena.caches, slot.arena.arrays, strict=True):
+        cells = np.moveaxis(array[slot.row], each.cell_axis - 1, -1)
+        assert (cells[..., :10] == tokens).all()
+        assert (cells[..., 10:] == 0).all()
+    big = [array for array in before.arrays if array[0].nbytes % 4096 == 0]
+    assert len(big) >= 2
+    assert all((array == 0).all() for array in big)
 
 
 def test_slots_run_out_with_an_error_and_come_back() -> None:
