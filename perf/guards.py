@@ -79,17 +79,26 @@ def prepare(folder: Path) -> Guards:
         tokenizer.mkdir(parents=True, exist_ok=True)
         real_tokenizer.make(tokenizer)
     for name in ("stream", *ANSWERS):
-        if (guards.version(name) / "manifest.json").is_file():
+        checkpoint, made = guards.checkpoint(name), guards.checkpoint(name) / "made"
+        if not made.is_file():
+            variant = "stream" if name == "stream" else "gen"
+            random_checkpoint.make(checkpoint, variant, **SHAPE, tied=False, tokenizer_from=tokenizer)
+            if variant == "gen":
+                _lengthen_template(checkpoint)
+                _arrange(checkpoint, ANSWERS[name])
+            made.touch()
+        manifest_file = guards.version(name) / "manifest.json"
+        if manifest_file.is_file() and manifest_file.stat().st_mtime > _newest_source():
             continue
-        checkpoint = guards.checkpoint(name)
-        variant = "stream" if name == "stream" else "gen"
-        random_checkpoint.make(checkpoint, variant, **SHAPE, tied=False, tokenizer_from=tokenizer)
-        if variant == "gen":
-            _lengthen_template(checkpoint)
-            _arrange(checkpoint, ANSWERS[name])
         manifest = export(str(checkpoint), guards.repository(name), weights="dq8r", say=print)
         place_models(guards.repository(name), manifest)
     return guards
+
+
+def _newest_source() -> float:
+    """When the code that an export contains, or that made it, was last changed."""
+    folders = ("export", "model_repository", "client")
+    return max(path.stat().st_mtime for name in folders for path in (TESTS.parent / name).rglob("*.py"))
 
 
 def conversation(checkpoint: Path) -> list[int]:

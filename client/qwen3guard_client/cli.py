@@ -11,7 +11,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
 from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
@@ -21,6 +23,9 @@ from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import Stream
 from qwen3guard_client.terminal import Terminal
 from qwen3guard_client.verdict import StepResult
+
+if TYPE_CHECKING:
+    from qwen3guard_client.analyzer import Figures
 
 
 def say(text: str) -> None:
@@ -127,6 +132,25 @@ def stream(arguments: argparse.Namespace) -> None:
             show_stream(moderated, pieces(sys.stdin.fileno()), Terminal())
 
 
+def perf(arguments: argparse.Namespace) -> None:
+    from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
+
+    loads = [Load(rate=rate) for rate in arguments.rate or ()] or [Load(count) for count in arguments.concurrency]
+    analyzer = Analyzer()
+    for load in loads:
+        if arguments.work != "stream":
+            found = analyzer.classify(arguments.url, load, arguments.seconds, CONVERSATIONS)
+            _show_figures(found, as_json=arguments.json)
+        if arguments.work != "classify":
+            found = analyzer.stream_step(arguments.url, load, arguments.seconds, arguments.tokens)
+            _show_figures(found, as_json=arguments.json)
+
+
+def _show_figures(figures: Iterable[Figures], *, as_json: bool) -> None:
+    for each in figures:
+        print(json.dumps(asdict(each)) if as_json else each.as_line(), flush=True)
+
+
 def _policy(arguments: argparse.Namespace) -> Policy | None:
     """None, which leaves it to the server, where the command says nothing of it."""
     given = {
@@ -219,6 +243,16 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
     categories = [category.value for category in Category]
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
+
+    add = verb("perf", perf, "Load a running server with perf_analyzer.")
+    add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
+    add.add_argument("--work", choices=("classify", "stream", "both"), default="both")
+    load = add.add_mutually_exclusive_group()
+    load.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    load.add_argument("--rate", type=float, nargs="+", metavar="R", help="requests a second at random instead")
+    add.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a measurement's length (default: 5)")
+    add.add_argument("--tokens", type=int, default=64, metavar="N", help="steps in each stream (default: 64)")
+    add.add_argument("--json", action="store_true", help="one JSON object a line")
     return command
 
 

@@ -165,6 +165,10 @@ class ServeError(GuardError):
     code = "SERVE"
 
 
+class PerfAnalyzerError(ServeError):
+    code = "PERF_ANALYZER"
+
+
 class ExportMissing(ServeError):
     code = "EXPORT_MISSING"
 

@@ -1,0 +1,80 @@
+"""A peer: an engine doing the same work in a process and an environment of its own.
+
+It reads one JSON request a line and answers one a line. Its script and its pinned packages are in peers/.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PEERS = Path(__file__).parent / "peers"
+
+
+class Peer:
+    """A running peer; use it in a `with`. `ask` raises RuntimeError with what it wrote if it dies."""
+
+    def __init__(self, name: str, python: Path, script: str, *arguments: str, log: Path) -> None:
+        self.name = name
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            [str(python), str(PEERS / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+        )
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ask(self, work: str, **values: Any) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps({"work": work, **values}) + "\n")
+        self._process.stdin.flush()
+        while line := self._process.stdout.readline():
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise RuntimeError(f"{self.name} died; its last words are in {self._log}")
+
+    def ms(self, work: str, **values: Any) -> float:
+        """How long the work took in the peer, without the way there."""
+        return float(self.ask(work, **values)["ms"])
+
+
+def environment(name: str, folder: Path) -> Path:
+    """The python of peers/NAME.txt's environment, made on first use."""
+    wanted = (PEERS / f"{name}.txt").read_text()
+    home = folder / name
+    made, python = home / "made-from.txt", home / "bin" / "python"
+    if not made.is_file() or made.read_text() != wanted:
+        print(f"making the environment of {name} ...", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        # torch by itself first: its exact version may lie on disk, and no other is wanted beside it
+        for line in wanted.split():
+            subprocess.run([*pip, "install", *_constraints(wanted, home), line], check=True)
+        # optimum-intel asks for torchvision and does not use it here; PyPI's does not fit every build of torch
+        subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
+        made.write_text(wanted)
+    return python
+
+
+def _constraints(wanted: str, home: Path) -> list[str]:
+    path = home / "constraints.txt"
+    path.write_text(wanted)
+    return ["--constraint", str(path)]

@@ -1,0 +1,118 @@
+"""The product as a client sees it: the embedded Triton, and calls over gRPC, timed in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from qwen3guard_client import GuardClient, canary
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_runtime.server import EmbeddedServer, Settings
+
+TIMEOUT_S = 1200.0
+PORT = 8911
+TOKENS = range(1000, 100000)
+
+
+@contextmanager
+def served(repository: Path) -> Iterator[EmbeddedServer]:
+    with (
+        EmbeddedServer(Settings(repository, grpc_port=PORT)) as server,
+        GuardClient(server.url, timeout_s=TIMEOUT_S) as guard,
+    ):
+        server.wait_ready(lambda: canary.check(guard, server.manifests))
+        yield server
+
+
+class Session:
+    """A stream held at `context` tokens: steps are written behind them, each at the same place."""
+
+    def __init__(self, url: str, context: int) -> None:
+        self._guard = GuardClient(url, timeout_s=TIMEOUT_S)
+        self._session = str(uuid.uuid4())
+        self.length = self._guard.stream_step(self._session, prompt="Hello.", start=True).length
+        self.grow(context)
+
+    def grow(self, context: int) -> None:
+        if context > self.length:
+            ids = TOKENS[self.length : context]
+            self.length = self._guard.stream_step(self._session, token_ids=ids, position=self.length).length
+        assert self.length == context
+
+    def step(self, tokens: int = 1) -> float:
+        """Milliseconds."""
+        began = time.perf_counter()
+        reply = self._guard.stream_step(self._session, token_ids=TOKENS[:tokens], position=self.length)
+        took = time.perf_counter() - began
+        assert len(reply.tokens) == tokens
+        return 1e3 * took
+
+    def close(self) -> None:
+        self._guard.stream_step(self._session, position=self.length, end=True)
+        self._guard.close()
+
+
+def classify_ms(guard: GuardClient, prompt: str, response: str) -> float:
+    began = time.perf_counter()
+    guard.classify(prompt=prompt, response=response)
+    return 1e3 * (time.perf_counter() - began)
+
+
+class Crowd:
+    """Workers that repeat a call, all at once, for a while."""
+
+    def __init__(self, calls: list) -> None:  # type: ignore[type-arg]
+        self._calls = calls
+
+    def rate(self, seconds: float) -> tuple[float, list[float]]:
+        """Calls a second in all, and each one's milliseconds."""
+        stop = time.perf_counter() + seconds
+        times: list[list[float]] = [[] for _ in self._calls]
+
+        def work(call, mine: list[float]) -> None:  # type: ignore[no-untyped-def]
+            while time.perf_counter() < stop:
+                mine.append(call())
+
+        threads = [
+            threading.Thread(target=work, args=(call, mine)) for call, mine in zip(self._calls, times, strict=True)
+        ]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        done = [took for mine in times for took in mine]
+        return len(done) / (time.perf_counter() - began), done
+
+
+def guard_bytes(pid: int) -> int:
+    """Resident memory of the guard's own process among the server's, the one that holds weights and KV."""
+    return max(rss for _, rss in models_bytes(pid))
+
+
+def models_bytes(pid: int) -> list[tuple[str, int]]:
+    """(model.py's path, resident bytes) of each process that the server has for a model."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+            if len(words) > 1:
+                found.append((words[1], rss_bytes(int(child))))
+    return found
+
+
+def rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10
+
+
+def median(values: list[float]) -> float:
+    return float(np.median(values))
+
+
+def described(manifest: Manifest) -> str:
+    return f"{manifest.weights}, KV {manifest.kv_dtype}, {manifest.layers} layers of {manifest.hidden_size}"

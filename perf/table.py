@@ -1,0 +1,348 @@
+"""The table of the README: the product beside its peers, on this machine, in one run.
+
+    .venv/bin/python perf/table.py [--rounds 5] [--folder build/perf]
+
+The product is measured through gRPC, each peer bare in its own process; they take turns, round after round, so that
+what else the machine does hits all of them. Writes perf/results/latest.json and one file of the run's time; `met` is
+whether `at_least` holds. perf/report.py makes the report of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import floor
+import guards
+import numpy as np
+import product
+from guards import Guards
+from peer import Peer, environment
+from product import Crowd, Session, median
+from qwen3guard_client import GuardClient
+from qwen3guard_client.manifest import Manifest
+
+RESULTS = Path(__file__).parent / "results"
+ANSWER_TOKENS = 12
+CONTEXTS = (512, 2048)
+CURVE = (256, 512, 1024, 2048, 4096)
+CROWDS = (1, 2, 4, 8, 16)
+CROWD_S = 12.0
+PAIRS = 60
+"""Served and bare steps that are compared one by one: their difference is small beside the noise of either."""
+PAUSE_S = 0.02
+"""Between two engines, so that no thread of the one still spins while the other is timed."""
+
+Times = dict[str, list[float]]
+Wanted = tuple[float | None, float | None]
+"""At least, and the aim."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `value` is how many times as fast as the peer, unless `unit` says otherwise; with a unit,
+    less is better, and `at_least` and `aim` are upper bounds."""
+
+    row: str
+    work: str
+    peer: str
+    value: float
+    at_least: float | None
+    aim: float | None
+    unit: str = "x"
+    ours: float | None = None
+    theirs: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.at_least is None:
+            return None
+        return self.value >= self.at_least if self.unit == "x" else self.value <= self.at_least
+
+
+class Run:
+    def __init__(self, guards: Guards, rounds: int) -> None:
+        self.guards = guards
+        self.rounds = rounds
+        self.rows: list[Row] = []
+        self.curves: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        self.floor = floor.probe()
+
+    def everything(self) -> None:
+        self.classify()
+        self.rejected()
+        self.stream()
+        self.rows.sort(key=lambda row: (int(row.row.rstrip("abc")), row.row))
+
+    # Gen ------------------------------------------------------------------------------------------------------
+
+    def classify(self) -> None:
+        manifest = Manifest.read(self.guards.version("gen"))
+        ids = guards.conversation(self.guards.checkpoint("gen"))
+        say(f"classify: {len(ids)} tokens and {ANSWER_TOKENS} of answer; {product.described(manifest)}")
+        with ExitStack() as stack:
+            server = stack.enter_context(product.served(self.guards.repository("gen")))
+            guard = stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S))
+            engines: dict[str, Callable[[], float]] = {
+                "product": lambda: product.classify_ms(guard, guards.PROMPT, guards.RESPONSE)
+            }
+            for peer in self.peers(stack, "gen"):
+                engines[peer.name] = lambda peer=peer: peer.ms("classify", ids=ids, answer=ANSWER_TOKENS)  # type: ignore[misc]
+            times = self.turns("classify", engines, {"product": 4})
+            work = "classify, 330 tokens (201 held), 12 answer tokens, draft accepted"
+            self.against("1", work, times, "transformers bf16", (7, 15))
+            self.against("1b", work, times, "transformers fp32")
+            self.against("2", work, times, "OpenVINO bf16", (5.5, 12))
+            self.against("2b", work, times, "OpenVINO int8")
+            ours = median(times["product"])
+            tokens = len(ids) - guards.HEAD + ANSWER_TOKENS
+            least = 1e3 * floor.classify_seconds(
+                manifest, self.floor, begin=guards.HEAD, tokens=tokens, answer=ANSWER_TOKENS
+            )
+            self.add(Row("11b", "classify against its floor", "the floor", ours / least, 5, 2, "x floor", ours, least))
+        with product.served(self.guards.repository("gen")) as server, ExitStack() as stack:
+            clients = [stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S)) for _ in range(8)]
+            calls = [lambda one=one: product.classify_ms(one, guards.PROMPT, guards.RESPONSE) for one in clients]
+            rates = self.crowds(calls, (1, 8), "classify")
+            self.add(
+                Row("8", "classify, 8 clients at once, requests/s", "1 client", rates[8] / rates[1], 1.2, 1.8, "x",
+                    rates[8], rates[1])
+            )  # fmt: skip
+
+    def rejected(self) -> None:
+        """Two of the answer's decisions are not the drafted ones."""
+        with (
+            product.served(self.guards.repository("gen_rejected")) as server,
+            GuardClient(server.url, timeout_s=product.TIMEOUT_S) as guard,
+        ):
+            times = [product.classify_ms(guard, guards.PROMPT, guards.RESPONSE) for _ in range(4 * self.rounds)]
+        self.notes["classify_rejected_ms"] = round(median(times), 1)
+        say(f"classify, draft rejected twice: {median(times):.0f} ms")
+
+    # Stream ---------------------------------------------------------------------------------------------------
+
+    def stream(self) -> None:
+        manifest = Manifest.read(self.guards.version("stream"))
+        say(f"stream_step: {product.described(manifest)}")
+        with ExitStack() as stack:
+            server = stack.enter_context(product.served(self.guards.repository("stream")))
+            python = Path(sys.executable)
+            bare = Peer("engine", python, "bare_engine.py", str(self.guards.version("stream")), log=self.log("engine"))
+            stack.enter_context(bare)
+            peers = self.peers(stack, "stream")
+            sessions = {context: Session(server.url, context) for context in CONTEXTS}
+            cached: dict[tuple[int, int], Times] = {}
+            for context, tokens in ((512, 1), (2048, 1), (512, 16)):
+                engines: dict[str, Callable[[], float]] = {"product": lambda c=context, t=tokens: sessions[c].step(t)}  # type: ignore[misc]
+                for peer in peers:
+                    engines[peer.name] = lambda p=peer, c=context, t=tokens: p.ms("step", context=c, tokens=t)  # type: ignore[misc]
+                cached[context, tokens] = self.turns(f"step {tokens} @{context}", engines, dict.fromkeys(engines, 5))
+            self.steps(cached)
+            for row, context, wanted in (("4a", 512, (14, 25)), ("4b", 2048, (50, 100))):
+                self.reforward(row, wanted, peers[0], context, sessions[context])
+            self.overhead(bare, sessions[512])
+            ours = median(cached[512, 1]["product"])
+            least = 1e3 * floor.step_seconds(manifest, self.floor, 512)
+            self.add(Row("11a", "step of 1 token at 512, against its floor", "the floor", ours / least, 2.5, 1.5,
+                         "x floor", ours, least))  # fmt: skip
+            for session in sessions.values():
+                session.close()
+        with product.served(self.guards.repository("stream")) as server:
+            self.sessions(server.url, server.pid)
+
+    def steps(self, cached: dict[tuple[int, int], Times]) -> None:
+        bounds = {
+            "transformers bf16": ("3", {(512, 1): (2.6, 4.0), (2048, 1): (2.0, 4.0), (512, 16): (2.2, 4.0)}),
+            "OpenVINO int8": ("5", {(512, 1): (1.3, 2.0), (2048, 1): (0.9, 1.7)}),
+            "OpenVINO bf16": ("6", {(512, 16): (2.0, 3.0)}),
+            "transformers fp32": ("3", {}),
+        }
+        for (context, tokens), times in cached.items():
+            for peer, (number, wanted) in bounds.items():
+                row = "6" if tokens > 1 else number
+                letter = "a" if context == 512 else "b"
+                self.against(
+                    row + letter,
+                    f"stream_step, {tokens} at context {context}",
+                    times,
+                    peer,
+                    wanted.get((context, tokens), (None, None)),
+                )
+
+    def reforward(self, row: str, wanted: Wanted, peer: Peer, context: int, session: Session) -> None:
+        theirs = min(peer.ms("reforward", context=context, tokens=1) for _ in range(2 if context == 512 else 1))
+        ours = median([session.step() for _ in range(9)])
+        name = "the published loop, bf16"
+        work = f"stream_step, 1 at context {context}"
+        self.add(Row(row, work, name, theirs / ours, *wanted, "x", ours, theirs))
+
+    def overhead(self, bare: Peer, session: Session) -> None:
+        """What Triton, Python, gRPC and the client add."""
+        more = []
+        for _ in range(PAIRS):
+            time.sleep(PAUSE_S)
+            one = session.step()
+            time.sleep(PAUSE_S)
+            more.append((one, bare.ms("step", context=512, tokens=1)))
+        served, alone = (median(list(each)) for each in zip(*more, strict=True))
+        difference = median([one - other for one, other in more])
+        self.add(Row("9", "served step minus the bare engine's, p50, ms", "the bare engine", difference, 2.5, 1.0, "ms",
+                     served, alone))  # fmt: skip
+
+    def sessions(self, url: str, pid: int) -> None:
+        held = [Session(url, 512) for _ in range(max(CROWDS))]
+        rates = self.crowds([one.step for one in held], CROWDS, "sessions")
+        self.add(Row("7", "16 live sessions, 1 token each, tokens/s", "1 session", rates[16] / rates[1], 2.5, 4.5, "x",
+                     rates[16], rates[1]))  # fmt: skip
+        memory = product.guard_bytes(pid) / 2**30
+        self.add(Row("10", "memory of the Stream process, 16 sessions at 512 tokens, GiB", "", memory, 1.7, 1.1, "GiB"))
+        for one in held:
+            one.close()
+        session = Session(url, CURVE[0])
+        self.curves["context"] = []
+        for context in CURVE:
+            session.grow(context)
+            found = {tokens: median([session.step(tokens) for _ in range(7)]) for tokens in (1, 16)}
+            self.curves["context"].append([context, found[1], found[16]])
+            say(f"step at {context}: 1 token {found[1]:.1f} ms, 16 tokens {found[16]:.1f} ms")
+        session.close()
+
+    # what they share ------------------------------------------------------------------------------------------
+
+    def peers(self, stack: ExitStack, variant: str) -> list[Peer]:
+        """transformers bf16 first."""
+        envs = self.guards.folder / "environments"
+        transformers, openvino = (environment(name, envs) for name in ("transformers", "openvino"))
+        gen, stream = (str(self.guards.checkpoint(name)) for name in ("gen", "stream"))
+        converted = str(self.guards.folder / "openvino")
+        found = []
+        for kind in ("bf16", "fp32"):
+            name = f"transformers {kind}"
+            found.append(
+                Peer(name, transformers, "with_transformers.py", gen, stream, kind, log=self.log(f"{name}-{variant}"))
+            )
+        for kind in ("bf16", "int8"):
+            name = f"OpenVINO {kind}"
+            found.append(
+                Peer(name, openvino, "with_openvino.py", gen, converted, kind, log=self.log(f"{name}-{variant}"))
+            )
+        for peer in found:
+            stack.enter_context(peer)
+        if variant == "gen":
+            precisions = {peer.name: peer.ask("precision")["precision"] for peer in found if "OpenVINO" in peer.name}
+            self.notes["openvino_inference_precision"] = precisions
+        return found
+
+    def turns(self, work: str, engines: dict[str, Callable[[], float]], samples: dict[str, int]) -> Times:
+        """Each engine's milliseconds: a warm-up, then in turns."""
+        times: Times = {name: [] for name in engines}
+        for number in range(1 + self.rounds):
+            for name, call in engines.items():
+                time.sleep(PAUSE_S)
+                found = [call() for _ in range(samples.get(name, 1))]
+                if number:
+                    times[name] += found
+        say(f"{work}: " + ", ".join(f"{name} {median(found):.1f} ms" for name, found in times.items()))
+        return times
+
+    def crowds(self, calls: list[Callable[[], float]], sizes: tuple[int, ...], name: str) -> dict[int, float]:
+        """Calls a second by how many call at once; each size twice, in turns."""
+        for call in calls:
+            call()
+        rates: dict[int, list[float]] = {size: [] for size in sizes}
+        p50: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(2):
+            for size in sizes:
+                rate, times = Crowd(calls[:size]).rate(CROWD_S / 2)
+                rates[size].append(rate)
+                p50[size] += times
+        found = {size: float(np.mean(each)) for size, each in rates.items()}
+        self.curves[name] = [[size, found[size], median(p50[size])] for size in sizes]
+        say(f"{name}: " + ", ".join(f"{size}: {rate:.2f}/s" for size, rate in found.items()))
+        return found
+
+    def against(self, row: str, work: str, times: Times, peer: str, wanted: Wanted = (None, None)) -> None:
+        ours, theirs = median(times["product"]), median(times[peer])
+        self.add(Row(row, work, peer, theirs / ours, *wanted, "x", ours, theirs))
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        bound = "" if row.at_least is None else f" (wanted {row.at_least}: {'met' if row.met else 'NOT MET'})"
+        say(f"  row {row.row}, {row.work}, against {row.peer}: {row.value:.2f} {row.unit}{bound}")
+
+    def log(self, name: str) -> Path:
+        return self.guards.folder / "logs" / f"{name.replace(' ', '-')}.log"
+
+    def result(self) -> dict[str, Any]:
+        rows = [asdict(row) | {"met": row.met} for row in self.rows]
+        return {
+            "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
+            "machine": machine() | {"floor": {name: _rounded(value) for name, value in self.floor.items()}},
+            "versions": versions(self.guards),
+            "curves": self.curves,
+            "notes": self.notes,
+        }
+
+
+def machine() -> dict[str, Any]:
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = [name for name in facts.get("flags", "").split() if name.startswith(("avx512_", "amx", "avx_vnni"))]
+    memory = Path("/proc/meminfo").read_text().split()[1]
+    return {
+        "cpu": facts.get("model name", platform.machine()),
+        "cores": os.cpu_count(),
+        "flags": flags,
+        "memory_gib": round(int(memory) / 2**20, 1),
+        "system": platform.platform(),
+        "threads": floor.THREADS,
+    }
+
+
+def versions(guards: Guards) -> dict[str, Any]:
+    ours = ("qwen3guard-triton", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy", "tokenizers")
+    found: dict[str, Any] = {name: metadata.version(name) for name in ours} | {"python": platform.python_version()}
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    found["commit"] = done.stdout.strip()
+    for name in ("transformers", "openvino"):
+        found[name] = (guards.folder / "environments" / name / "made-from.txt").read_text().split()
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("build/perf"))
+    arguments = parser.parse_args()
+    run = Run(guards.prepare(arguments.folder), arguments.rounds)
+    run.everything()
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(run.result(), indent=1) + "\n"
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%MZ")
+    for name in (f"{stamp}.json", "latest.json"):
+        (RESULTS / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
