@@ -7,7 +7,7 @@ PORT ?= 8001
 REPOSITORY := model_repository
 GUARDS := $(REPOSITORY)/gen_guard/1/manifest.json $(REPOSITORY)/stream_guard/1/manifest.json
 
-.PHONY: demo serve test test-large check clean
+.PHONY: demo serve test test-large check perf clean
 
 demo: $(GUARDS)  # export the demo guard, serve it, judge three conversations and a stream, stop
 	@$(BIN)/python demo/run.py
@@ -27,6 +27,10 @@ check: .venv/dev.done
 	$(BIN)/mypy
 	$(BIN)/python -m qwen3guard_export.repository --check
 
+perf: .venv/perf.done  # the table of docs/performance.md, beside its peers: half an hour, 30 GB of disk, 20 GB of memory
+	@$(BIN)/python perf/table.py
+	@$(BIN)/python perf/report.py
+
 clean:
 	rm -rf .venv build *.egg-info .*_cache $(GUARDS)
 
@@ -43,6 +47,10 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 	@echo "installing the server and the export (about a minute the first time) ..."
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[serve,export]'
 	@touch $@
+
+.venv/perf.done: pyproject.toml | .venv/bin/python
+	@$(BIN)/pip install --disable-pip-version-check --editable '.[perf]'
+	@touch $@ .venv/serve.done
 
 .venv/dev.done: pyproject.toml | .venv/bin/python
 	@echo "installing the tests' oracle: torch, transformers, optimum (some minutes the first time) ..."

@@ -97,7 +97,7 @@ def prepare(folder: Path) -> Guards:
 
 def _newest_source() -> float:
     """When the code that an export contains, or that made it, was last changed."""
-    folders = ("export", "model_repository", "client")
+    folders = ("export", "model_repository")
     return max(path.stat().st_mtime for name in folders for path in (TESTS.parent / name).rglob("*.py"))
 
 

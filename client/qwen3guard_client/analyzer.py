@@ -36,8 +36,8 @@ CONVERSATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What is sent where no file is given: turns of the user and the assistant."""
 SHORT_PROMPT = "Hello."
-"""Opens every stream: with its template it has some 16 tokens, which the server takes in one turn. Of a longer prompt it
-might answer with PENDING, and perf_analyzer cannot send a step again."""
+"""Opens every stream: with its template it has some 16 tokens, which the server takes in one turn. Of a longer prompt
+it might answer with PENDING, and perf_analyzer cannot send a step again."""
 WHEEL = "tritonclient==2.51.0"
 """The last tritonclient whose wheel carries a perf_analyzer that runs with an older glibc."""
 ANY_PERCENT, TRIALS = 999, 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -148,13 +149,17 @@ def stream_step(
     end: bool = False,
     policy: Policy | None = None,
 ) -> Call[StepResult]:
-    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent."""
+    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent.
+
+    A step of token ids alone goes to the guard itself, since there is nothing to tokenize.
+    """
     values: dict[wire.Tensor, Any] = {}
+    opens = start or prompt is not None or messages is not None
     if policy is not None:
         values[wire.STRICT] = [policy.strict]
         values[wire.DEBOUNCE] = [policy.debounce]
         values[wire.BLOCKED] = [category.value.encode() for category in policy.blocked]
-    if start or prompt is not None or messages is not None:
+    if opens:
         values |= _conversation(prompt, None, messages)
     if text is not None:
         values[wire.TEXT] = _utf8(text, "The text")
@@ -166,15 +171,12 @@ def stream_step(
         except (TypeError, ValueError):
             raise InvalidRequest("The token ids must be integers.") from None
     values[wire.POSITION] = [position]
-    return Call(
-        wire.STREAM_STEP,
-        values,
-        wire.STREAM_STEP.outputs,
-        _step_result,
-        session,
-        start,
-        end,
-    )
+    model, ids = wire.STREAM_STEP, None
+    if text is None and not opens and token_ids is not None and len(token_ids):
+        model, ids = wire.STREAM_GUARD, len(token_ids)
+        values[wire.INPUT_IDS] = values.pop(wire.TOKEN_IDS)
+    outputs = model.outputs if opens else tuple(each for each in model.outputs if each not in wire.PROMPT_OUTPUTS)
+    return Call(model, values, outputs, partial(_step_result, opens=opens, ids=ids), session, start, end)
 
 
 def _classification(reply: Reply) -> Classification:
@@ -193,14 +195,15 @@ def _classification(reply: Reply) -> Classification:
     )
 
 
-def _step_result(reply: Reply) -> StepResult | None:
+def _step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | None:
+    """`ids`: as many token ids were sent, which no text stands for; None where the server has tokenized."""
     if reply(wire.PENDING)[0]:
         return None
     length = int(reply(wire.LENGTH)[0])
     risks, categories = _words(reply(wire.RISK)), _words(reply(wire.CATEGORY))
     risk_rows, category_rows = reply(wire.RISK_PROBABILITIES), reply(wire.CATEGORY_PROBABILITIES)
     strict, loose, flag = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG), reply(wire.FLAG)
-    run, ends = reply(wire.RUN), reply(wire.TOKEN_ENDS)
+    run, ends = reply(wire.RUN), reply(wire.TOKEN_ENDS) if ids is None else ()
     first = length - len(risks)
     tokens = tuple(
         TokenVerdict(
@@ -218,7 +221,7 @@ def _step_result(reply: Reply) -> StepResult | None:
         for number, risk in enumerate(risks)
     )
     prompt = None
-    if len(prompt_risk := _words(reply(wire.PROMPT_RISK))):
+    if opens and len(prompt_risk := _words(reply(wire.PROMPT_RISK))):
         prompt = PromptVerdict(
             RiskLevel(prompt_risk[0]),
             _category(_words(reply(wire.PROMPT_CATEGORY))[0]),
@@ -231,8 +234,8 @@ def _step_result(reply: Reply) -> StepResult | None:
     return StepResult(
         tokens,
         length,
-        int(reply(wire.FINAL_TOKENS)[0]),
-        int(reply(wire.FINAL_CHARACTERS)[0]),
+        int(reply(wire.FINAL_TOKENS)[0]) if ids is None else ids,
+        int(reply(wire.FINAL_CHARACTERS)[0]) if ids is None else 0,
         prompt,
         _words(reply(wire.NOTICE))[0],
     )

@@ -169,6 +169,9 @@ STREAM_GUARD = Model(
     ),
 )
 
+PROMPT_OUTPUTS = frozenset(tensor for tensor in STREAM_GUARD.outputs if tensor.name.startswith("PROMPT_"))
+"""Outputs that say something on START alone."""
+
 STREAM_STEP = Model(
     "stream_step",
     (*STREAM_TOKENIZER.inputs, STRICT, DEBOUNCE, BLOCKED),

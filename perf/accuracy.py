@@ -1,0 +1,74 @@
+"""What eight bits cost: a Stream checkpoint's formats against its own fp32 graph, on labelled or plain texts.
+
+    .venv/bin/python perf/accuracy.py CHECKPOINT TEXTS.jsonl [--rows 300]
+
+TEXTS has a JSON object a line with `prompt` or `text`. Every token of every text is judged in one pass; a label counts
+as flipped where the most likely risk is another than in fp32, and as firmly flipped where fp32 was sure of it by 0.2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_export import export
+from qwen3guard_runtime.kv_cache import KVCache
+from qwen3guard_runtime.runner import OnnxRunner, Row
+from qwen3guard_runtime.tokenizer import GuardTokenizer
+
+FORMATS = (("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))
+FIRM = 0.2
+LONGEST = 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("--rows", type=int, default=300)
+    arguments = parser.parse_args()
+    lines = [json.loads(line) for line in arguments.texts.read_text().splitlines()]
+    lines = lines[:: max(1, len(lines) // arguments.rows)]
+    texts = [line.get("prompt") or line["text"] for line in lines]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for weights, attention in FORMATS:
+            output = Path(folder) / f"{weights}-{attention}"
+            export(arguments.checkpoint, output, weights=weights, attention=attention, say=lambda _: None)
+            found[weights, attention] = risks(output / "stream_guard" / "1", texts)
+    exact = found[FORMATS[0]]
+    first, second = np.sort(exact, axis=1)[:, :-3:-1].T
+    firm = first - second > FIRM
+    print(f"{arguments.checkpoint}: {len(texts)} texts, {len(exact)} tokens, {firm.sum()} of them firm in fp32")
+    for name in FORMATS[1:]:
+        off = np.abs(found[name] - exact).max(axis=1)
+        flipped = found[name].argmax(axis=1) != exact.argmax(axis=1)
+        print(
+            f"{' '.join(name):<18} probability off by {off.mean():.5f} on average, {np.quantile(off, 0.99):.4f} at p99,"
+            f" {off.max():.4f} at most; {100 * flipped.mean():.2f} % of labels flipped, "
+            f"{100 * flipped[firm].mean():.3f} % of the firm ones"
+        )
+
+
+def risks(folder: Path, texts: list[str]) -> np.ndarray:
+    """The risk probabilities of every token, [tokens, 3]."""
+    manifest = Manifest.read(folder)
+    runner, tokenizer = OnnxRunner(folder, manifest), GuardTokenizer.load(folder)
+    cache = KVCache(manifest, slots=1)
+    rows = []
+    for text in texts:
+        ids = np.array(tokenizer.encode(text)[: min(LONGEST, manifest.context)], np.int64)
+        slot = cache.acquire(len(ids))
+        ((logits, *_),) = runner.forward([Row(slot, ids, range(len(ids)))])
+        cache.release(slot)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        rows.append(shifted / shifted.sum(axis=1, keepdims=True))
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""docs/capacity.md: what a machine can hold and answer, from its memory, its bandwidth and its multiplications.
+
+    .venv/bin/python perf/capacity.py
+
+Checked against the curves in perf/results/latest.json; everything about a GPU is arithmetic on its data sheet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "capacity.md"
+GENERATED = "<!-- from here on written by perf/capacity.py -->"
+CONTEXTS = (512, 2048, 8192)
+STREAM_RATE = 30.0
+"""Tokens a second that one LLM writes to one reader."""
+NEW_TOKENS, HELD_TOKENS = 141, 201
+"""Of a short conversation: what a request computes, draft and all, and what the kept head saves."""
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    layer_weights: float
+    layers: int
+    kv_heads: int = 8
+    head_dim: int = 128
+
+    def weights(self, weight_bytes: float) -> float:
+        return self.layer_weights * weight_bytes
+
+    def cell(self, kv_bytes: float) -> float:
+        """Of one token in one stream; int8 has a scale of four bytes for each head's key and value."""
+        scale = 4 if kv_bytes == 1 else 0
+        return 2 * self.layers * self.kv_heads * (self.head_dim * kv_bytes + scale)
+
+
+SIZES = (Size("0.6B", 0.440e9, 28), Size("4B", 3.63e9, 36), Size("8B", 6.95e9, 36))
+"""Weights of the layers alone: what a step reads. From the Qwen3 configurations."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`beside_floor`: how many times the floor a step takes; measured on the CPU, assumed for the cards."""
+
+    name: str
+    memory: float
+    read_bytes: float
+    operations: float
+    weight_bytes: float
+    kv_bytes: float
+    beside_floor: float
+
+    def step_s(self, size: Size, context: int, sessions: int = 1) -> float:
+        """One token for each of `sessions` streams in one pass."""
+        read = size.weights(self.weight_bytes) + sessions * context * size.cell(self.kv_bytes)
+        return self.beside_floor * read / self.read_bytes
+
+    def sessions_in_memory(self, size: Size, context: int) -> int:
+        free = 0.85 * self.memory - 1.2 * size.weights(self.weight_bytes)
+        return max(0, int(free / (context * size.cell(self.kv_bytes))))
+
+    def sessions_in_time(self, size: Size, context: int) -> int:
+        """As many as get STREAM_RATE tokens a second each, a token a step."""
+        read = self.read_bytes / self.beside_floor / STREAM_RATE - size.weights(self.weight_bytes)
+        return max(0, int(read / (context * size.cell(self.kv_bytes))))
+
+    def requests_a_second(self, size: Size) -> float:
+        attention = 4 * NEW_TOKENS * (HELD_TOKENS + NEW_TOKENS / 2) * size.layers * size.kv_heads * 2 * size.head_dim
+        work = 2 * NEW_TOKENS * size.layer_weights + attention
+        return self.operations / (self.beside_floor * work)
+
+
+def machines(result: dict[str, Any]) -> list[Machine]:
+    floor, rows = result["machine"]["floor"], {row["row"]: row for row in result["rows"]}
+    cpu = Machine(
+        name=f"this CPU, {result['machine']['threads']} cores",
+        memory=result["machine"]["memory_gib"] * 2**30,
+        read_bytes=1e9 * floor["read_gb_s"],
+        operations=1e9 * floor["u8s8_gops"],
+        weight_bytes=1,
+        kv_bytes=1,
+        beside_floor=rows["11a"]["value"],
+    )
+    return [
+        cpu,
+        Machine("A10G, fp16", 24e9, 600e9, 70e12, 2, 2, 2.0),
+        Machine("H100 SXM, bf16", 80e9, 3350e9, 989e12, 2, 2, 2.0),
+    ]
+
+
+def page(result: dict[str, Any]) -> str:
+    every = machines(result)
+    lines = [
+        f"Streams of {STREAM_RATE:g} tokens a second, one token a step: as many as time allows / as memory holds.",
+        "",
+        "| machine | size | " + " | ".join(f"{context} tokens" for context in CONTEXTS) + " | classify, requests/s |",
+        "|---|---|" + "---|" * (len(CONTEXTS) + 1),
+    ]
+    for machine in every:
+        for size in SIZES:
+            cells = [
+                f"{machine.sessions_in_time(size, context):,} / {machine.sessions_in_memory(size, context):,}"
+                for context in CONTEXTS
+            ]
+            rate = machine.requests_a_second(size)
+            lines.append(f"| {machine.name} | {size.name} | " + " | ".join(cells) + f" | {rate:,.1f} |")
+    cpu, size = every[0], SIZES[0]
+    lines += [
+        "",
+        "The same arithmetic against what was measured here (0.6B, dq8r, int8 KV, one stream, one token):",
+        "",
+        "| context | predicted ms | measured ms |",
+        "|---|---|---|",
+    ]
+    for context, measured, _ in result["curves"]["context"]:
+        lines.append(f"| {context} | {1e3 * cpu.step_s(size, context):.0f} | {measured:.0f} |")
+    lines += ["", "| sessions at 512 tokens | predicted tokens/s | measured tokens/s |", "|---|---|---|"]
+    for sessions, rate, _ in result["curves"]["sessions"]:
+        lines.append(f"| {sessions} | {sessions / cpu.step_s(size, 512, sessions):.0f} | {rate:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    result = json.loads((Path(__file__).parent / "results" / "latest.json").read_text())
+    written = PAGE.read_text().partition(GENERATED)[0]
+    PAGE.write_text(written + GENERATED + "\n\n" + page(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""perf_analyzer, for real, on the served demo guard, and the arithmetic that reports divide by. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from floor import layer_weights, step_seconds
+from qwen3guard_client import errors
+from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
+from qwen3guard_client.cli import main
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_export.checkpoint import open_checkpoint
+from qwen3guard_runtime.server import EmbeddedServer
+
+
+@pytest.fixture(scope="module")
+def analyzer() -> Analyzer:
+    return Analyzer()
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(rate=30.0)], ids=str)
+def test_conversations_are_classified(analyzer: Analyzer, server: EmbeddedServer, load: Load) -> None:
+    (found,) = analyzer.classify(server.url, load, 0.5, CONVERSATIONS)
+    assert found.requests > 5
+    assert 0 < found.p50_ms <= found.p90_ms <= found.p99_ms
+    assert found.load == str(load)
+
+
+@pytest.mark.parametrize("load", [Load(2), Load(rate=60.0)], ids=str)
+def test_streams_step_at_their_positions(analyzer: Analyzer, server: EmbeddedServer, load: Load) -> None:
+    opened, stepped = analyzer.stream_step(server.url, load, 1.0, tokens=6)
+    assert (opened.work, stepped.work) == ("stream prefill", "stream step")
+    assert 0 < opened.requests < stepped.requests
+
+
+def test_the_command_writes_json(server: EmbeddedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["perf", "--url", server.url, "--work", "classify", "--concurrency", "1", "--seconds", "0.5", "--json"]
+    assert main(arguments) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["work"] == "classify"
+
+
+def test_a_server_that_is_not_there_is_named(analyzer: Analyzer) -> None:
+    with pytest.raises(errors.Unreachable):
+        analyzer.classify("127.0.0.1:9", Load(1), 0.5, CONVERSATIONS)
+    with pytest.raises(errors.Unreachable):
+        analyzer.stream_step("127.0.0.1:9", Load(1), 0.5, 6)
+
+
+def test_a_perf_analyzer_that_fails_is_quoted(analyzer: Analyzer, server: EmbeddedServer) -> None:
+    with pytest.raises(errors.PerfAnalyzerError, match=r"^perf_analyzer failed: .*EMPTY_TEXT"):
+        analyzer.classify(server.url, Load(1), 0.5, [("",)])
+
+
+def test_the_floor_counts_the_layers_weights_and_the_slots_cells(repository: Path) -> None:
+    """Of the demo, against its checkpoint's tensors and a slot's arrays."""
+    manifest = Manifest.read(repository / "stream_guard" / "1")
+    shapes = open_checkpoint("demo/stream").architecture.block_shapes(0)
+    matrices = sum(int(np.prod(shape)) for shape in shapes.values() if len(shape) == 2)
+    assert layer_weights(manifest) == manifest.layers * matrices
+    cells = 2 * manifest.layers * 100 * manifest.kv_heads * manifest.head_dim * 4
+    assert step_seconds(manifest, {"read_gb_s": 2.0}, 100) == pytest.approx((layer_weights(manifest) + cells) / 2e9)
