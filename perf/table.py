@@ -139,9 +139,6 @@ class Run:
         say(f"stream_step: {product.described(manifest)}")
         with ExitStack() as stack:
             server = stack.enter_context(product.served(self.guards.repository("stream")))
-            python = Path(sys.executable)
-            bare = Peer("engine", python, "bare_engine.py", str(self.guards.version("stream")), log=self.log("engine"))
-            stack.enter_context(bare)
             peers = self.peers(stack, "stream")
             sessions = {context: Session(server.url, context) for context in CONTEXTS}
             cached: dict[tuple[int, int], Times] = {}
@@ -153,7 +150,6 @@ class Run:
             self.steps(cached)
             for row, context, wanted in (("4a", 512, (14, 25)), ("4b", 2048, (50, 100))):
                 self.reforward(row, wanted, peers[0], context, sessions[context])
-            self.overhead(bare, sessions[512])
             ours = median(cached[512, 1]["product"])
             least = 1e3 * floor.step_seconds(manifest, self.floor, 512)
             self.add(Row("11a", "step of 1 token at 512, against its floor", "the floor", ours / least, 2.5, 1.5,
@@ -161,6 +157,7 @@ class Run:
             for session in sessions.values():
                 session.close()
         with product.served(self.guards.repository("stream")) as server:
+            self.overhead(server.url)
             self.sessions(server.url, server.pid)
 
     def steps(self, cached: dict[tuple[int, int], Times]) -> None:
@@ -189,14 +186,17 @@ class Run:
         work = f"stream_step, 1 at context {context}"
         self.add(Row(row, work, name, theirs / ours, *wanted, "x", ours, theirs))
 
-    def overhead(self, bare: Peer, session: Session) -> None:
-        """What Triton, Python, gRPC and the client add."""
-        more = []
-        for _ in range(PAIRS):
-            time.sleep(PAUSE_S)
-            one = session.step()
-            time.sleep(PAUSE_S)
-            more.append((one, bare.ms("step", context=512, tokens=1)))
+    def overhead(self, url: str) -> None:
+        """What Triton, Python, gRPC and the client add; with no other peer in memory."""
+        folder, session, more = self.guards.version("stream"), Session(url, 512), []
+        with Peer("engine", Path(sys.executable), "bare_engine.py", str(folder), log=self.log("engine")) as bare:
+            bare.ms("step", context=512, tokens=1)
+            for _ in range(PAIRS):
+                time.sleep(PAUSE_S)
+                one = session.step()
+                time.sleep(PAUSE_S)
+                more.append((one, bare.ms("step", context=512, tokens=1)))
+        session.close()
         served, alone = (median(list(each)) for each in zip(*more, strict=True))
         difference = median([one - other for one, other in more])
         self.add(Row("9", "served step minus the bare engine's, p50, ms", "the bare engine", difference, 2.5, 1.0, "ms",
