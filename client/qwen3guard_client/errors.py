@@ -29,7 +29,7 @@ GuardError
 │   ├── TokenizerMismatch       TOKENIZER_MISMATCH
 │   └── ParityError             PARITY
 └── ServeError                  the embedded server cannot run here
-    ├── PerfAnalyzerError       no perf_analyzer runs here, or it failed
+    ├── PerfAnalyzerError       PERF_ANALYZER
     ├── ExportMissing           EXPORT_MISSING
     ├── InvalidParameter        INVALID_PARAMETER
     ├── OverBudget              OVER_BUDGET
