@@ -28,19 +28,8 @@ TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "export")]
 import random_checkpoint  # noqa: E402
 import real_tokenizer  # noqa: E402
+from random_checkpoint import SHAPE_06B  # noqa: E402
 
-SHAPE = {
-    "hidden": 1024,
-    "layers": 28,
-    "heads": 16,
-    "kv_heads": 8,
-    "head_dim": 128,
-    "ffn": 3072,
-    "vocab": 151936,
-    "inner": 512,
-    "context": 8192,
-}
-"""Qwen3Guard 0.6B's; Gen's real context is longer, which costs nothing until it is used."""
 HEAD, TEXT, TAIL = 201, 33, 96
 """Tokens of the real template before a conversation, of a short conversation, and of the template behind it."""
 PROMPT = "How do I bake bread?"
@@ -82,7 +71,7 @@ def prepare(folder: Path) -> Guards:
         checkpoint, made = guards.checkpoint(name), guards.checkpoint(name) / "made"
         if not made.is_file():
             variant = "stream" if name == "stream" else "gen"
-            random_checkpoint.make(checkpoint, variant, **SHAPE, tied=False, tokenizer_from=tokenizer)
+            random_checkpoint.make(checkpoint, variant, **SHAPE_06B, tied=False, tokenizer_from=tokenizer)
             if variant == "gen":
                 _lengthen_template(checkpoint)
                 _arrange(checkpoint, ANSWERS[name])
@@ -104,7 +93,7 @@ def _newest_source() -> float:
 def conversation(checkpoint: Path) -> list[int]:
     """The measured conversation's ids, template and all."""
     messages = [Message("user", PROMPT), Message("assistant", RESPONSE)]
-    return [int(token) for token in ChatTemplate.load(checkpoint).render(messages, SHAPE["context"])]
+    return [int(token) for token in ChatTemplate.load(checkpoint).render(messages, SHAPE_06B["context"])]
 
 
 def answer_ids(checkpoint: Path, answer: str) -> list[int]:
@@ -124,7 +113,7 @@ def _lengthen_template(checkpoint: Path) -> None:
             "\nEND" + " rule" * after + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         )
         path.write_text(json.dumps(settings))
-        head = len(template_heads(ChatTemplate.load(checkpoint), SHAPE["context"])[0])
+        head = len(template_heads(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
         short = HEAD + TEXT + TAIL - len(conversation(checkpoint))
         if head == HEAD and short == 0:
             return

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from product import models_bytes, rss_bytes
 from qwen3guard_client import GuardClient, TokenVerdict, canary
 from qwen3guard_client.errors import GuardError
 from qwen3guard_runtime.server import EmbeddedServer, Settings
@@ -138,16 +139,8 @@ class Session(threading.Thread):
 
 def memory(pid: int) -> dict[str, int]:
     """Resident mebibytes of the server and of its models' processes."""
-    found = {"tritonserver": _resident(pid)}
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            model = Path(f"/proc/{child}/cmdline").read_text().split("\0")[1]
-            found[Path(model).parents[1].name] = _resident(int(child))
-    return found
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) >> 10
+    models = {Path(model).parents[1].name: size for model, size in models_bytes(pid)}
+    return {name: size >> 20 for name, size in ({"tritonserver": rss_bytes(pid)} | models).items()}
 
 
 def main() -> int:

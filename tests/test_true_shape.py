@@ -20,24 +20,11 @@ from conftest import serve, wait_ready
 from export_oracle import Oracle
 from qwen3guard_client import GuardClient, wire
 from qwen3guard_client.calls import Call
-from random_checkpoint import make
+from random_checkpoint import SHAPE_06B, make
 from test_oracle import BOUND, agrees, log_probabilities
 
 pytestmark = pytest.mark.large
 MEMORY_BYTES = 8 << 30
-SHAPE = {
-    "hidden": 1024,
-    "layers": 28,
-    "heads": 16,
-    "kv_heads": 8,
-    "head_dim": 128,
-    "ffn": 3072,
-    "vocab": 151936,
-    "inner": 512,
-    "context": 8192,
-    "tied": True,
-    "dtype": "bf16",
-}
 EXPORT = """
 import resource, sys
 from qwen3guard_client.cli import main
@@ -50,7 +37,7 @@ sys.exit(status)
 @pytest.fixture(scope="module", params=["gen", "stream"])
 def checkpoint(request: pytest.FixtureRequest, qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / request.param
-    return make(folder, request.param, **SHAPE, tokenizer_from=qwen_folder)  # type: ignore[arg-type]
+    return make(folder, request.param, **SHAPE_06B, tied=True, dtype="bf16", tokenizer_from=qwen_folder)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,18 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</t
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
 )
+SHAPE_06B: dict[str, Any] = {
+    "hidden": 1024,
+    "layers": 28,
+    "heads": 16,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "ffn": 3072,
+    "vocab": 151936,
+    "inner": 512,
+    "context": 8192,
+}
+"""Qwen3Guard 0.6B's; Gen's real context is longer, which costs nothing until it is used."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
