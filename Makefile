@@ -27,9 +27,10 @@ check: .venv/dev.done
 	$(BIN)/mypy
 	$(BIN)/python -m qwen3guard_export.repository --check
 
-perf: .venv/perf.done  # the table of docs/performance.md, beside its peers: half an hour, 30 GB of disk, 20 GB of memory
+perf: .venv/perf.done  # the table of docs/performance.md, beside its peers; best on a machine with 24 GB
 	@$(BIN)/python perf/table.py
 	@$(BIN)/python perf/report.py
+	@$(BIN)/python perf/capacity.py
 
 clean:
 	rm -rf .venv build *.egg-info .*_cache $(GUARDS)

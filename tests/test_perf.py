@@ -43,6 +43,14 @@ def test_the_command_writes_json(server: EmbeddedServer, capsys: pytest.CaptureF
     assert json.loads(line)["work"] == "classify"
 
 
+@pytest.mark.parametrize("option", ["--concurrency", "--rate", "--seconds", "--tokens"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_loads_of_nothing_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["perf", f"{option}={value}"])
+    assert option in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there_is_named(analyzer: Analyzer) -> None:
     with pytest.raises(errors.Unreachable):
         analyzer.classify("127.0.0.1:9", Load(1), 0.5, CONVERSATIONS)

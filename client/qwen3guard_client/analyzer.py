@@ -34,12 +34,12 @@ CONVERSATIONS: tuple[tuple[str, ...], ...] = (
     ("How can I pick the lock of my neighbour's door?", "I will not help to enter somebody else's home."),
     ("请用三句话介绍一下长城。", "长城是中国古代的军事防御工程。它绵延数千公里。今天它是世界文化遗产。"),
 )
-"""What is sent where no file is given: turns of the user and the assistant."""
+"""What is sent: turns of the user and the assistant."""
 SHORT_PROMPT = "Hello."
-"""Opens every stream: with its template it has some 16 tokens, which the server takes in one turn. Of a longer prompt
-it might answer with PENDING, and perf_analyzer cannot send a step again."""
+"""Opens every stream: short, so that the server takes it in one turn. Of a longer one it might answer with PENDING, and
+perf_analyzer cannot send a step again."""
 WHEEL = "tritonclient==2.51.0"
-"""The last tritonclient whose wheel carries a perf_analyzer that runs with an older glibc."""
+"""A tritonclient whose wheel carries a perf_analyzer that runs with an older glibc (seen with 2.36)."""
 ANY_PERCENT, TRIALS = 999, 3
 """perf_analyzer gives nothing where three windows differ by more; we tell percentiles over all three instead."""
 
@@ -97,10 +97,9 @@ class Analyzer:
 
     def stream_step(self, url: str, load: Load, seconds: float, tokens: int) -> list[Figures]:
         """Streams of `tokens` single-token steps each; opening steps and the others apart."""
-        prompt = SHORT_PROMPT
-        length = _prompt_length(url, prompt)
+        length = _prompt_length(url)
         ids = range(100, 100 + tokens)  # any valid ones; what they say does not change what they cost
-        opened = {wire.PROMPT.name: [prompt], wire.POSITION.name: [0]}
+        opened = {wire.PROMPT.name: [SHORT_PROMPT], wire.POSITION.name: [0]}
         steps = [
             {wire.TOKEN_IDS.name: {"content": [token], "shape": [1]}, wire.POSITION.name: [length + number]}
             for number, token in enumerate(ids)
@@ -166,10 +165,10 @@ def _load_options(load: Load, *, sequences: bool) -> list[str]:
     return ["--concurrency-range", str(load.concurrency), "--sync"]
 
 
-def _prompt_length(url: str, prompt: str) -> int:
+def _prompt_length(url: str) -> int:
     with GuardClient(url, wait_for_server=False) as guard:
         session = str(uuid.uuid4())
-        length = guard.stream_step(session, prompt=prompt, start=True).length
+        length = guard.stream_step(session, prompt=SHORT_PROMPT, start=True).length
         guard.stream_step(session, position=length, end=True)
     return length
 

@@ -248,10 +248,16 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
     add.add_argument("--work", choices=("classify", "stream", "both"), default="both")
     load = add.add_mutually_exclusive_group()
-    load.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
-    load.add_argument("--rate", type=float, nargs="+", metavar="R", help="requests a second at random instead")
-    add.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a measurement's length (default: 5)")
-    add.add_argument("--tokens", type=int, default=64, metavar="N", help="steps in each stream (default: 64)")
+    load.add_argument("--concurrency", type=_positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    load.add_argument(
+        "--rate", type=_positive(float), nargs="+", metavar="R", help="requests a second at random instead"
+    )
+    add.add_argument(
+        "--seconds", type=_positive(float), default=5.0, metavar="S", help="a measurement's length (default: 5)"
+    )
+    add.add_argument(
+        "--tokens", type=_positive(int), default=64, metavar="N", help="steps in each stream (default: 64)"
+    )
     add.add_argument("--json", action="store_true", help="one JSON object a line")
     return command
 
@@ -260,6 +266,16 @@ def _connect(add: argparse.ArgumentParser) -> None:
     add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
     add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
     add.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
 
 
 def _port(text: str) -> int:
