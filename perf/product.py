@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,31 +63,22 @@ def classify_ms(guard: GuardClient, prompt: str, response: str) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-class Crowd:
-    """Workers that repeat a call, all at once, for a while."""
+def crowd(calls: Sequence[Callable[[], float]], seconds: float) -> tuple[float, list[float]]:
+    """Each call repeated by a thread of its own, all at once: calls a second in all, and each one's milliseconds."""
+    times: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
 
-    def __init__(self, calls: list) -> None:  # type: ignore[type-arg]
-        self._calls = calls
+    def work(call: Callable[[], float], mine: list[float]) -> None:
+        while time.perf_counter() < began + seconds:
+            mine.append(call())
 
-    def rate(self, seconds: float) -> tuple[float, list[float]]:
-        """Calls a second in all, and each one's milliseconds."""
-        stop = time.perf_counter() + seconds
-        times: list[list[float]] = [[] for _ in self._calls]
-
-        def work(call, mine: list[float]) -> None:  # type: ignore[no-untyped-def]
-            while time.perf_counter() < stop:
-                mine.append(call())
-
-        threads = [
-            threading.Thread(target=work, args=(call, mine)) for call, mine in zip(self._calls, times, strict=True)
-        ]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        done = [took for mine in times for took in mine]
-        return len(done) / (time.perf_counter() - began), done
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls, times, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = [took for mine in times for took in mine]
+    return len(done) / (time.perf_counter() - began), done
 
 
 def guard_bytes(pid: int) -> int:

@@ -30,7 +30,7 @@ import numpy as np
 import product
 from guards import Guards
 from peer import Peer, environment
-from product import Crowd, Session, median
+from product import Session, crowd, median
 from qwen3guard_client import GuardClient
 from qwen3guard_client.manifest import Manifest
 
@@ -266,7 +266,7 @@ class Run:
         p50: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in range(2):
             for size in sizes:
-                rate, times = Crowd(calls[:size]).rate(CROWD_S / 2)
+                rate, times = crowd(calls[:size], CROWD_S / 2)
                 rates[size].append(rate)
                 p50[size] += times
         found = {size: float(np.mean(each)) for size, each in rates.items()}
