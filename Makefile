@@ -44,16 +44,21 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 	@echo "making .venv with $(PYTHON) ..."
 	@$(PYTHON) -m venv .venv
 
-.venv/serve.done: pyproject.toml | .venv/bin/python
+# What serves is installed by hash; SECURITY.md says how the lock is renewed.
+.venv/locked.done: requirements/serve.lock | .venv/bin/python
 	@echo "installing the server and the export (about a minute the first time) ..."
-	@$(BIN)/pip install --disable-pip-version-check --editable '.[serve,export]'
+	@$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
-.venv/perf.done: pyproject.toml | .venv/bin/python
+.venv/serve.done: pyproject.toml .venv/locked.done
+	@$(BIN)/pip install --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/perf.done: pyproject.toml .venv/locked.done
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[perf]'
 	@touch $@ .venv/serve.done
 
-.venv/dev.done: pyproject.toml | .venv/bin/python
+.venv/dev.done: pyproject.toml .venv/locked.done
 	@echo "installing the tests' oracle: torch, transformers, optimum (some minutes the first time) ..."
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/serve.done

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
+from conftest import free_port
 from floor import layer_weights, step_seconds
-from qwen3guard_client import errors
+from qwen3guard_client import GuardClient, Tls, canary, errors
 from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
 from qwen3guard_client.cli import main
+from qwen3guard_client.errors import TokenRefused
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_export.checkpoint import open_checkpoint
 from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_runtime.server_tls import ServerTls
+from qwen3guard_runtime.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +76,27 @@ def test_the_floor_counts_the_layers_weights_and_the_slots_cells(repository: Pat
     assert layer_weights(manifest) == manifest.layers * matrices
     cells = 2 * manifest.layers * 100 * manifest.kv_heads * manifest.head_dim * 4
     assert step_seconds(manifest, {"read_gb_s": 2.0}, 100) == pytest.approx((layer_weights(manifest) + cells) / 2e9)
+
+
+def test_a_closed_server_is_loaded_with_its_token_over_tls(repository: Path, tmp_path: Path) -> None:
+    """perf_analyzer can name no other server than the url's host, so the certificate is the host's."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    token = "an-api-token-of-the-tests-3141"
+    tls = ServerTls(tmp_path / "server.pem", tmp_path / "server.key")
+    settings = Settings(repository, grpc_port=free_port(), load_s=120, tls=tls, token=token)
+    with (
+        EmbeddedServer(settings) as server,
+        GuardClient(server.url, tls=server.tls, token=token) as own,
+    ):
+        server.wait_ready(lambda: canary.check(own, server.manifests))
+        analyzer = Analyzer(tls=Tls(ca=tmp_path / "ca.pem"), token=token)
+        url = f"localhost:{settings.grpc_port}"
+        (classify,) = analyzer.classify(url, Load(2), 0.5, CONVERSATIONS)
+        assert classify.requests > 0
+        assert [each.work for each in analyzer.stream_step(url, Load(2), 0.5, 8)] == ["stream prefill", "stream step"]
+        with pytest.raises(TokenRefused):
+            Analyzer(tls=Tls(ca=tmp_path / "ca.pem")).classify(url, Load(1), 0.5, CONVERSATIONS)

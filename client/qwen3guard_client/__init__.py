@@ -2,7 +2,8 @@
 
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.errors import GuardError, InputError, ServerError, SessionLost
+from qwen3guard_client.connection import Tls
+from qwen3guard_client.errors import AccessError, GuardError, InputError, ServerError, SessionLost
 from qwen3guard_client.gate import Flag, Flagged, Segment
 from qwen3guard_client.labels import Category, Refusal, RiskLevel
 from qwen3guard_client.moderation import AsyncModeration, Moderation
@@ -11,6 +12,7 @@ from qwen3guard_client.stream import AsyncStream, Stream
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 __all__ = [
+    "AccessError",
     "AsyncGuardClient",
     "AsyncModeration",
     "AsyncStream",
@@ -31,5 +33,6 @@ __all__ = [
     "SessionLost",
     "StepResult",
     "Stream",
+    "Tls",
     "TokenVerdict",
 ]

@@ -24,6 +24,7 @@ import numpy as np
 
 from qwen3guard_client import wire
 from qwen3guard_client.client import GuardClient
+from qwen3guard_client.connection import GRPC_PREFIX, TOKEN_HEADER, Tls
 from qwen3guard_client.errors import PerfAnalyzerError
 
 CONVERSATIONS: tuple[tuple[str, ...], ...] = (
@@ -75,9 +76,13 @@ class Figures:
 
 
 class Analyzer:
-    """A perf_analyzer that runs here: the one on PATH, or else the one in WHEEL, fetched once into `cache`."""
+    """A perf_analyzer that runs here: the one on PATH, or else the one in WHEEL, fetched once into `cache`.
 
-    def __init__(self, cache: Path | None = None) -> None:
+    `tls` and `token` are the server's; the token stands on perf_analyzer's command line while it runs.
+    """
+
+    def __init__(self, cache: Path | None = None, *, tls: Tls | None = None, token: str | None = None) -> None:
+        self._tls, self._token = tls, token
         found = shutil.which("perf_analyzer")
         self._command, self._libraries = found, ""
         if not found or not self._runs():
@@ -89,7 +94,7 @@ class Analyzer:
                     raise PerfAnalyzerError("No perf_analyzer runs here; put one on PATH (pip install perf-analyzer).")
 
     def classify(self, url: str, load: Load, seconds: float, conversations: Iterable[Sequence[str]]) -> list[Figures]:
-        with GuardClient(url, wait_for_server=False) as guard:
+        with self._client(url) as guard:
             guard.classify(CONVERSATIONS[0][0])  # whatever is wrong with the server is told better by ourselves
         data = [{wire.MESSAGES.name: [messages(turns)]} for turns in conversations]
         requests, span_s = self._run(url, wire.CLASSIFY, data, load, seconds)
@@ -97,7 +102,7 @@ class Analyzer:
 
     def stream_step(self, url: str, load: Load, seconds: float, tokens: int) -> list[Figures]:
         """Streams of `tokens` single-token steps each; opening steps and the others apart."""
-        length = _prompt_length(url)
+        length = self._prompt_length(url)
         ids = range(100, 100 + tokens)  # any valid ones; what they say does not change what they cost
         opened = {wire.PROMPT.name: [SHORT_PROMPT], wire.POSITION.name: [0]}
         steps = [
@@ -114,6 +119,29 @@ class Analyzer:
             for name, part in (("stream prefill", prefills), ("stream step", others))
             if part
         ]
+
+    def _client(self, url: str) -> GuardClient:
+        return GuardClient(url, wait_for_server=False, tls=self._tls, token=self._token)
+
+    def _prompt_length(self, url: str) -> int:
+        with self._client(url) as guard:
+            session = str(uuid.uuid4())
+            length = guard.stream_step(session, prompt=SHORT_PROMPT, start=True).length
+            guard.stream_step(session, position=length, end=True)
+        return length
+
+    def _access_options(self) -> list[str]:
+        options = ["-H", f"{GRPC_PREFIX}{TOKEN_HEADER}:{self._token}"] if self._token else []
+        if self._tls:
+            options += ["--ssl-grpc-use-ssl", "true"]
+            files = {
+                "root-certifications": self._tls.ca,
+                "certificate-chain": self._tls.cert,
+                "private-key": self._tls.key,
+            }
+            for name, file in files.items():
+                options += [f"--ssl-grpc-{name}-file", str(file)] if file else []
+        return options
 
     def _runs(self) -> bool:
         try:
@@ -138,7 +166,7 @@ class Analyzer:
             command = [str(self._command), "-m", model.name, "-u", url, "-i", "grpc", "--input-data", str(inputs)]
             command += ["--profile-export-file", str(profile), "-p", str(int(1000 * seconds))]
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
-            command += _load_options(load, sequences=model is wire.STREAM_STEP)
+            command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
             done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
             written = profile.read_text() if profile.is_file() else ""
             if done.returncode or not written:
@@ -163,14 +191,6 @@ def _load_options(load: Load, *, sequences: bool) -> list[str]:
         # one request of a stream at a time, since each says where it stands
         return options + (["--streaming", "--serial-sequences", "--num-of-sequences", "16"] if sequences else [])
     return ["--concurrency-range", str(load.concurrency), "--sync"]
-
-
-def _prompt_length(url: str) -> int:
-    with GuardClient(url, wait_for_server=False) as guard:
-        session = str(uuid.uuid4())
-        length = guard.stream_step(session, prompt=SHORT_PROMPT, start=True).length
-        guard.stream_step(session, position=length, end=True)
-    return length
 
 
 def _latencies(requests: Iterable[dict[str, Any]]) -> list[float]:

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
-from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidMessages, InvalidRequest, ServeError
+from qwen3guard_client.connection import Tls, read_token
+from qwen3guard_client.errors import (
+    GuardError,
+    InvalidCredentials,
+    InvalidEncoding,
+    InvalidMessages,
+    InvalidRequest,
+    ServeError,
+)
 from qwen3guard_client.labels import Category
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import Policy
@@ -44,7 +52,13 @@ def export(arguments: argparse.Namespace) -> None:
         export_with_optimum(arguments.checkpoint, arguments.output, say=say)
         return
     manifest = export_checkpoint(
-        arguments.checkpoint, arguments.output, weights=arguments.weights, attention=arguments.attention, say=say
+        arguments.checkpoint,
+        arguments.output,
+        weights=arguments.weights or ("fp16" if arguments.tensorrt else "fp32"),
+        attention=arguments.attention,
+        tensorrt=arguments.tensorrt,
+        slot_tokens=arguments.slot_tokens,
+        say=say,
     )
     place_models(arguments.output, manifest)
     if manifest.notice:
@@ -54,26 +68,37 @@ def export(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     try:
         from qwen3guard_runtime import supervisor
-        from qwen3guard_runtime.server import EmbeddedServer, Settings, stopping_on_signals
+        from qwen3guard_runtime.server import EmbeddedServer, stopping_on_signals
+        from qwen3guard_runtime.server_tls import ServerTls
+        from qwen3guard_runtime.settings import Settings
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[serve]'.") from None
     from qwen3guard_client import canary
 
-    if arguments.address not in ("127.0.0.1", "localhost", "::1") and not arguments.allow_remote:
-        raise ServeError(
-            "The embedded server is for this machine alone; production runs NVIDIA's container. "
-            "--allow-remote listens elsewhere all the same."
-        )
+    tls = None
+    if arguments.tls_cert and arguments.tls_key:
+        own = arguments.tls_own_cert, arguments.tls_own_key
+        tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, *own)
+    elif arguments.tls_cert or arguments.tls_key or arguments.tls_client_ca:
+        raise InvalidCredentials("A server that speaks TLS needs both --tls-cert and --tls-key.")
     settings = Settings(
         arguments.model_repository,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
         metrics_port=arguments.metrics_port,
         address=arguments.address,
+        tls=tls,
+        token=read_token(arguments.token_file),
+        allow_remote=arguments.allow_remote,
     )
+    if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
+        say(f"warning: whoever reaches {settings.address} may use the guard; --token-file or --tls-client-ca keeps it")
     with stopping_on_signals():
         try:
-            with EmbeddedServer(settings) as server, GuardClient(server.url, wait_for_server=False) as client:
+            with (
+                EmbeddedServer(settings) as server,
+                GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
+            ):
                 say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
                     supervisor.run(
@@ -98,12 +123,22 @@ def _say_ready(url: str, manifests: Iterable[Manifest]) -> None:
 
 def classify(arguments: argparse.Namespace) -> None:
     messages = None if arguments.messages is None else _text_or_file(arguments.messages)
-    with GuardClient(arguments.url, timeout_s=arguments.timeout) as guard:
+    with _client(arguments) as guard:
         found = guard.classify(arguments.prompt, arguments.response, messages=messages)
     if arguments.json:
         print(found.as_json())
     else:
         Terminal().classification(found)
+
+
+def _client(arguments: argparse.Namespace) -> GuardClient:
+    token = read_token(arguments.token_file)
+    return GuardClient(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments), token=token)
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    files = arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name
+    return Tls(*files) if arguments.tls or any(files) else None
 
 
 def _text_or_file(value: str) -> str:
@@ -119,7 +154,7 @@ def _text_or_file(value: str) -> str:
 
 def stream(arguments: argparse.Namespace) -> None:
     with (
-        GuardClient(arguments.url, timeout_s=arguments.timeout) as guard,
+        _client(arguments) as guard,
         guard.stream(arguments.prompt, policy=_policy(arguments)) as moderated,
     ):
         if arguments.json:
@@ -136,7 +171,7 @@ def perf(arguments: argparse.Namespace) -> None:
     from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
 
     loads = [Load(rate=rate) for rate in arguments.rate or ()] or [Load(count) for count in arguments.concurrency]
-    analyzer = Analyzer()
+    analyzer = Analyzer(tls=_tls(arguments), token=read_token(arguments.token_file))
     for load in loads:
         if arguments.work != "stream":
             found = analyzer.classify(arguments.url, load, arguments.seconds, CONVERSATIONS)
@@ -208,12 +243,24 @@ def parser() -> argparse.ArgumentParser:
     add = verb("export", export, "Turn a checkpoint into a model repository.")
     add.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a hub id such as Qwen/Qwen3Guard-Gen-0.6B")
     add.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model repository to fill")
-    add.add_argument("--weights", choices=("fp32", "dq8r"), default="fp32", help="default: fp32, the exact one")
+    add.add_argument(
+        "--weights",
+        choices=("fp32", "dq8r", "fp16", "bf16"),
+        help="fp32 is exact, dq8r fast on CPUs, fp16 and bf16 are for GPUs (default: fp32, with --tensorrt fp16)",
+    )
     add.add_argument(
         "--attention",
-        choices=("decomposed", "int8", "portable"),
-        help="how keys and values are kept and read; int8 takes a quarter of the memory"
-        " (default: int8 for Stream in dq8r, else decomposed)",
+        choices=("decomposed", "int8", "portable", "gqa"),
+        help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX, gqa is"
+        " for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16, else decomposed)",
+    )
+    add.add_argument("--tensorrt", action="store_true", help="build a TensorRT engine too, of fp16 or bf16")
+    add.add_argument(
+        "--slot-tokens",
+        type=_positive(int),
+        default=2048,
+        metavar="N",
+        help="tokens that a slot of the engine holds (default: 2048)",
     )
     add.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
 
@@ -222,8 +269,14 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--grpc-port", type=_port, default=8001, metavar="N")
     add.add_argument("--http-port", type=_port, default=0, metavar="N", help="default: no HTTP")
     add.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="default: no metrics")
-    add.add_argument("--address", default="127.0.0.1", help="default: 127.0.0.1")
-    add.add_argument("--allow-remote", action="store_true", help="let --address name another interface")
+    add.add_argument("--address", default="127.0.0.1", help="of gRPC; HTTP and metrics stay there (default: 127.0.0.1)")
+    add.add_argument("--allow-remote", action="store_true", help="let --address name another interface; needs TLS too")
+    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM); gRPC speaks TLS")
+    add.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    add.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
+    add.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
+    add.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
+    _token(add)
 
     add = verb("classify", classify, "Judge the last turn of a conversation.")
     _connect(add)
@@ -245,7 +298,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
 
     add = verb("perf", perf, "Load a running server with perf_analyzer.")
-    add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
+    _connect(add)
     add.add_argument("--work", choices=("classify", "stream", "both"), default="both")
     load = add.add_mutually_exclusive_group()
     load.add_argument("--concurrency", type=_positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
@@ -258,7 +311,6 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--tokens", type=_positive(int), default=64, metavar="N", help="steps in each stream (default: 64)"
     )
-    add.add_argument("--json", action="store_true", help="one JSON object a line")
     return command
 
 
@@ -266,6 +318,16 @@ def _connect(add: argparse.ArgumentParser) -> None:
     add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
     add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
     add.add_argument("--json", action="store_true", help="one JSON object a line")
+    add.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
+    add.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")
+    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate")
+    add.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    add.add_argument("--tls-server-name", metavar="NAME", help="the server's name, where it is not the host of --url")
+    _token(add)
+
+
+def _token(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

@@ -17,8 +17,9 @@ from typing import TypeVar
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client import calls
+from qwen3guard_client import calls, connection
 from qwen3guard_client.calls import Call, Messages
+from qwen3guard_client.connection import Tls
 from qwen3guard_client.errors import Unreachable
 from qwen3guard_client.gate import Gate, OnFlag, Release
 from qwen3guard_client.moderation import Moderation
@@ -32,29 +33,30 @@ DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
 RETRY_S = 0.1
 """Between two attempts to reach a server that has gone away."""
-CHANNEL = (
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    # A server that restarts is back in seconds; gRPC's own patience between two attempts grows to minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-)
 
 
 class GuardClient:
     """A connection to a guard server. Every call ends within `timeout_s` seconds, or its own.
 
     Unless `wait_for_server` is False, a call waits for a server that has answered before and is gone: it may be
-    restarting.
+    restarting. Without `tls` nothing is encrypted, not even the `token`.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S, wait_for_server: bool = True) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        wait_for_server: bool = True,
+        tls: Tls | None = None,
+        token: str | None = None,
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._wait_for_server = wait_for_server
         self._answered = False
-        self._connection = triton.InferenceServerClient(url, channel_args=CHANNEL)
+        self._token = token
+        self._connection = connection.connect(triton.InferenceServerClient, url, tls, token)
 
     def __enter__(self) -> GuardClient:
         return self
@@ -168,7 +170,7 @@ class GuardClient:
             try:
                 reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
             except InferenceServerException as error:
-                found = calls.error_of(error)
+                found = connection.error_of(error, token=self._token)
                 gone = isinstance(found, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:
                     raise found from None

@@ -20,6 +20,10 @@ GuardError
 │   ├── Unreachable             UNREACHABLE
 │   ├── DeadlineExceeded        DEADLINE_EXCEEDED
 │   └── InternalError           INTERNAL
+├── AccessError                 the client is not let in, or does not trust the server; waiting cannot help
+│   ├── InvalidCredentials      INVALID_CREDENTIALS   a certificate, a key or a token cannot be used
+│   ├── TlsFailed               TLS_FAILED
+│   └── TokenRefused            TOKEN_REFUSED
 ├── CheckpointError             what is to be exported is not a guard we can serve
 │   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND
 │   ├── WrongArchitecture       WRONG_ARCHITECTURE
@@ -27,11 +31,14 @@ GuardError
 │   ├── WrongShape              WRONG_SHAPE
 │   ├── CorruptFile             CORRUPT_FILE
 │   ├── TokenizerMismatch       TOKENIZER_MISMATCH
-│   └── ParityError             PARITY
+│   ├── ParityError             PARITY
+│   └── EngineError             ENGINE        no TensorRT engine can be built of it here
 └── ServeError                  the embedded server cannot run here
     ├── PerfAnalyzerError       PERF_ANALYZER
     ├── ExportMissing           EXPORT_MISSING
     ├── InvalidParameter        INVALID_PARAMETER
+    ├── EngineMismatch          ENGINE_MISMATCH
+    ├── DeviceError             DEVICE        the GPU, or its driver
     ├── OverBudget              OVER_BUDGET
     ├── PortBusy                PORT_BUSY
     ├── UnsupportedPython       UNSUPPORTED_PYTHON
@@ -130,6 +137,24 @@ class InternalError(ServerError):
     code = "INTERNAL"
 
 
+class AccessError(GuardError):
+    code = "ACCESS"
+
+
+class InvalidCredentials(AccessError):
+    code = "INVALID_CREDENTIALS"
+
+
+class TlsFailed(AccessError):
+    code = "TLS_FAILED"
+
+
+class TokenRefused(AccessError):
+    """The token is missing or wrong, or the call is one that the server keeps closed to everybody."""
+
+    code = "TOKEN_REFUSED"
+
+
 class CheckpointError(GuardError):
     code = "CHECKPOINT"
 
@@ -162,6 +187,10 @@ class ParityError(CheckpointError):
     code = "PARITY"
 
 
+class EngineError(CheckpointError):
+    code = "ENGINE"
+
+
 class ServeError(GuardError):
     code = "SERVE"
 
@@ -176,6 +205,14 @@ class ExportMissing(ServeError):
 
 class InvalidParameter(ServeError):
     code = "INVALID_PARAMETER"
+
+
+class EngineMismatch(ServeError):
+    code = "ENGINE_MISMATCH"
+
+
+class DeviceError(ServeError):
+    code = "DEVICE"
 
 
 class OverBudget(ServeError):

@@ -14,13 +14,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3guard_client.connection import TOKEN_VARIABLE
 from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError
 from qwen3guard_client.manifest import MANIFEST, Manifest
 
 from qwen3guard_runtime import installation
+from qwen3guard_runtime.settings import Settings
 
 ENSEMBLES = {"gen_guard": "classify", "stream_guard": "stream_step"}
 """The guard that holds an export, and the ensemble that answers for it."""
@@ -32,21 +33,6 @@ GAP_S = 5.0
 """Without a process for a model that had one: while Triton loads it may end one and start another, not later."""
 _STUB_DIED = "Failed to preinitialize Python stub"  # the server would wait for it all the same
 _SHARED_MEMORY = Path("/dev/shm")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where the server listens (port 0: not at all, but gRPC always does) and how long it may take to load."""
-
-    model_repository: Path
-    grpc_port: int = 8001
-    http_port: int = 0
-    metrics_port: int = 0
-    address: str = "127.0.0.1"
-    load_s: float = 600.0
-
-    def ports(self) -> list[int]:
-        return [port for port in (self.grpc_port, self.http_port, self.metrics_port) if port]
 
 
 def exported(model_repository: Path) -> dict[str, Manifest]:
@@ -72,6 +58,8 @@ class EmbeddedServer:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.tls = settings.tls.own_client() if settings.tls else None
+        """With which this machine's own clients reach the server."""
         self.manifests = exported(settings.model_repository)
         self._tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(4)}"
         self._folder: Path | None = None
@@ -81,7 +69,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        return f"{self.settings.address}:{self.settings.grpc_port}"
+        return f"{self.settings.host()}:{self.settings.grpc_port}"
 
     @property
     def pid(self) -> int:
@@ -102,16 +90,18 @@ class EmbeddedServer:
         """Raises UnsupportedPython, PortBusy or ServeError."""
         triton = installation.wheel()
         libpython = installation.libpython_folder()
-        for port in self.settings.ports():
-            _check_free(self.settings.address, port)
+        for address, port in self.settings.listeners():
+            _check_free(address, port)
         self._folder = Path(tempfile.mkdtemp(prefix="qwen3guard-"))
         backend = self._folder / "backends" / "python"
         shutil.copytree(triton / "backends" / "python", backend)
         shutil.copy(installation.stub(triton), backend)
+        environment = installation.environment(triton, libpython)
+        environment.pop(TOKEN_VARIABLE, None)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(triton),
-                env=installation.environment(triton, libpython),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -121,28 +111,20 @@ class EmbeddedServer:
 
     def _command(self, triton: Path) -> list[str]:
         settings = self.settings
-        secret = secrets.token_urlsafe(16)
-        command = [
+        return [
             str(triton / "bin" / "tritonserver"),
             f"--model-repository={settings.model_repository.resolve()}",
             f"--backend-directory={self._folder}/backends",
             "--model-control-mode=explicit",
             *(f"--load-model={ensemble}" for ensemble in self.manifests),
-            f"--grpc-address={settings.address}",
-            f"--grpc-port={settings.grpc_port}",
+            *settings.flags(),
             f"--exit-timeout-secs={EXIT_S}",
-            f"--grpc-restricted-protocol=shared-memory,model-repository,trace,logging:admin-key={secret}",
             f"--backend-config=python,stub-timeout-seconds={int(settings.load_s)}",
             f"--backend-config=python,shm-region-prefix-name={self._tag}",
             "--log-warning=false",  # a START on a live sequence is warned of with the session's id
             "--allow-cpu-metrics=false",
             "--allow-gpu-metrics=false",
         ]
-        for name, port in (("http", settings.http_port), ("metrics", settings.metrics_port)):
-            command += (
-                [f"--{name}-address={settings.address}", f"--{name}-port={port}"] if port else [f"--allow-{name}=false"]
-            )
-        return command
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -160,6 +142,7 @@ class EmbeddedServer:
         began = ticked = time.monotonic()
         seen: dict[str, float] = {}
         while not canary():
+            self._hide_shared_memory()
             if process.poll() is not None or _STUB_DIED in self.log:
                 raise ServeError(f"The server stopped while it was loading: {self._reason()}")
             now = time.monotonic()
@@ -173,7 +156,14 @@ class EmbeddedServer:
             if now - began > self.settings.load_s:
                 raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {self._reason()}")
             time.sleep(POLL_S)
+        self._hide_shared_memory()
         self._models = set(seen)
+
+    def _hide_shared_memory(self) -> None:
+        """Texts pass through it; Triton lets every user of the machine read it, whatever the umask."""
+        for region in _SHARED_MEMORY.glob(f"*{self._tag}*"):
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
 
     def fault(self) -> str | None:
         """Why the server cannot answer any more: it has ended, or one of its models' processes has. None: it can."""
@@ -240,12 +230,12 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def _check_free(address: str, port: int) -> None:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise PortBusy(f"Port {port} on {address} cannot be used: {os.strerror(error.errno or 0)}.") from None
+            raise PortBusy(f"Port {port} on {address} cannot be used: {error.strerror}.") from None
 
 
 def _die_with_parent() -> None:
