@@ -17,7 +17,8 @@ import numpy as np
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_export import export
 from qwen3guard_runtime.kv_cache import KVCache
-from qwen3guard_runtime.runner import OnnxRunner, Row
+from qwen3guard_runtime.onnx_runner import OnnxRunner
+from qwen3guard_runtime.runner import Row
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 FORMATS = (("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))

@@ -16,7 +16,7 @@ from qwen3guard_client.calls import Call
 from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, RiskLevel
 from qwen3guard_export import export
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
-from qwen3guard_runtime.runner import OnnxRunner
+from qwen3guard_runtime.onnx_runner import OnnxRunner
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 from texts import TEXTS
 from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,8 @@ from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult,
 
 T = TypeVar("T")
 Messages = Sequence[dict[str, Any]]
+SESSION_HEADER = "x-guard-session"
+"""The gRPC metadata that names a step's session: a proxy before several servers sends by it (deploy/)."""
 Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
 """A reply's tensor without its batch dimension."""
 
@@ -77,6 +80,7 @@ class Call(Generic[T]):
             "sequence_id": self.session,
             "sequence_start": self.start,
             "sequence_end": self.end,
+            "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
             "timeout": int(timeout_s * 1e6),
             "client_timeout": timeout_s,
         }
@@ -175,7 +179,8 @@ def stream_step(
     if text is None and not opens and token_ids is not None and len(token_ids):
         model, ids = wire.STREAM_GUARD, len(token_ids)
         values[wire.INPUT_IDS] = values.pop(wire.TOKEN_IDS)
-    outputs = model.outputs if opens else tuple(each for each in model.outputs if each not in wire.PROMPT_OUTPUTS)
+    unasked = wire.STEP_LABELS if opens else wire.STEP_LABELS | wire.PROMPT_OUTPUTS | {wire.NOTICE}
+    outputs = tuple(each for each in model.outputs if each not in unasked)
     return Call(model, values, outputs, partial(_step_result, opens=opens, ids=ids), session, start, end)
 
 
@@ -200,16 +205,14 @@ def _step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | 
     if reply(wire.PENDING)[0]:
         return None
     length = int(reply(wire.LENGTH)[0])
-    risks, categories = _words(reply(wire.RISK)), _words(reply(wire.CATEGORY))
     risk_rows, category_rows = reply(wire.RISK_PROBABILITIES), reply(wire.CATEGORY_PROBABILITIES)
     strict, loose, flag = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG), reply(wire.FLAG)
     run, ends = reply(wire.RUN), reply(wire.TOKEN_ENDS) if ids is None else ()
-    first = length - len(risks)
+    first = length - len(risk_rows)
     tokens = tuple(
         TokenVerdict(
             first + number,
-            RiskLevel(risk),
-            _category(categories[number]),
+            *_labels(risk_rows[number], category_rows[number], RESPONSE_CATEGORY_ORDER),
             _table(RISK_ORDER, risk_rows[number]),
             _table(RESPONSE_CATEGORY_ORDER, category_rows[number]),
             bool(strict[number]),
@@ -218,15 +221,15 @@ def _step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | 
             int(run[number]),
             int(ends[number]) if len(ends) else None,
         )
-        for number, risk in enumerate(risks)
+        for number in range(len(risk_rows))
     )
     prompt = None
-    if opens and len(prompt_risk := _words(reply(wire.PROMPT_RISK))):
+    if opens and len(rows := reply(wire.PROMPT_RISK_PROBABILITIES)):
+        categories = reply(wire.PROMPT_CATEGORY_PROBABILITIES)[0]
         prompt = PromptVerdict(
-            RiskLevel(prompt_risk[0]),
-            _category(_words(reply(wire.PROMPT_CATEGORY))[0]),
-            _table(RISK_ORDER, reply(wire.PROMPT_RISK_PROBABILITIES)[0]),
-            _table(QUERY_CATEGORY_ORDER, reply(wire.PROMPT_CATEGORY_PROBABILITIES)[0]),
+            *_labels(rows[0], categories, QUERY_CATEGORY_ORDER),
+            _table(RISK_ORDER, rows[0]),
+            _table(QUERY_CATEGORY_ORDER, categories),
             bool(reply(wire.PROMPT_STRICT_FLAG)[0]),
             bool(reply(wire.PROMPT_LOOSE_FLAG)[0]),
             bool(reply(wire.PROMPT_FLAG)[0]),
@@ -237,7 +240,7 @@ def _step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | 
         int(reply(wire.FINAL_TOKENS)[0]) if ids is None else ids,
         int(reply(wire.FINAL_CHARACTERS)[0]) if ids is None else 0,
         prompt,
-        _words(reply(wire.NOTICE))[0],
+        _words(reply(wire.NOTICE))[0] if opens else "",
     )
 
 
@@ -245,8 +248,12 @@ def _words(array: npt.NDArray[Any]) -> list[str]:
     return [bytes(value).decode() for value in array.reshape(-1)]
 
 
-def _category(name: str) -> Category | None:
-    return None if name == "None" else Category(name)
+def _labels(
+    risk: npt.NDArray[Any], category: npt.NDArray[Any], order: Sequence[Category]
+) -> tuple[RiskLevel, Category | None]:
+    """What the server sends as words to those who ask: the likeliest, and no category of what is safe."""
+    level = RISK_ORDER[int(risk.argmax())]
+    return level, None if level is RiskLevel.SAFE else order[int(category.argmax())]
 
 
 def _table(labels: Sequence[T], values: npt.NDArray[Any]) -> dict[T, float]:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 
@@ -35,7 +37,7 @@ CAPACITY = "capacity"
 class Cache:
     """One array of a layer's KV: a slot a row, [rows, *dims] with the slot's cells where `dims` say CAPACITY.
 
-    Bind the graph's input `past` and its output `present` to one buffer of numpy's `dtype`.
+    Bind the graph's input `past` and its output `present` to one buffer of `dtype`, in numpy's name or ml_dtypes'.
     """
 
     part: str
@@ -50,6 +52,11 @@ class Cache:
     @property
     def present(self) -> str:
         return f"present_{self.part}.{self.layer}"
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """`dtype`, or where numpy has no such numbers, one of the same size."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
     @property
     def cell_axis(self) -> int:
@@ -91,6 +98,38 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """The largest passes of one kind that an engine was built for; `asked` is the most tokens with logits."""
+
+    rows: int
+    tokens: int
+    asked: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT engine in `file` beside the graph: what built it, what it runs on, and the cells of its slots.
+
+    `package` is the Python module, tensorrt or tensorrt_rtx; another `version` of it cannot load the engine.
+    `profiles` are that of steps, and that of long rows.
+    """
+
+    file: str
+    package: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    capacity: int
+    profiles: tuple[Profile, ...]
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Engine:
+        """From what a manifest's JSON holds."""
+        profiles = tuple(Profile(**profile) for profile in data["profiles"])
+        capabilities = tuple(data["compute_capabilities"])
+        return cls(**data | {"profiles": profiles, "compute_capabilities": capabilities})
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Facts about one exported guard. `sha256` maps each file beside the manifest to its digest."""
 
@@ -111,6 +150,7 @@ class Manifest:
     sha256: dict[str, str]
     versions: dict[str, str]
     canary: Canary
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if self.variant not in ("gen", "stream"):
@@ -145,9 +185,10 @@ class Manifest:
         """Raises FileNotFoundError, or ValueError if the file is no manifest of this version."""
         data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         try:
-            values = {field.name: data[field.name] for field in fields(cls)}
+            values = {field.name: data[field.name] for field in fields(cls) if field.name != "engine"}
             canary = values["canary"]
             values["canary"] = Canary(tuple(canary["input_ids"]), tuple(canary["values"]), canary["tolerance"])
+            values["engine"] = Engine.of(data["engine"]) if data.get("engine") else None
         except KeyError as missing:
             raise ValueError(f"{folder / MANIFEST} has no {missing}; export the checkpoint again") from None
         return cls(**values)

@@ -118,7 +118,7 @@ class StreamState:
             self.verdicts.pop()
         self.verdicts += tokens
         self._length = result.length
-        return replace(result, tokens=tokens)
+        return replace(result, tokens=tokens, notice=self.notice)
 
     def final_verdicts(self) -> list[TokenVerdict]:
         """Verdicts of the tokens that later text cannot change; all of them once the stream is finished."""

@@ -125,7 +125,7 @@ class StepResult:
     `tokens` are the verdicts of this step's response tokens, `length` the tokens the session now holds.
     The first `final_tokens` of this step, spelling the first `final_characters` of its text, stay as they
     are whatever follows; the others are provisional: send their text again, at their position, with more.
-    `prompt_verdict` comes with the step that opens the stream.
+    `prompt_verdict` and `notice` come with the step that opens the stream.
     """
 
     tokens: tuple[TokenVerdict, ...]

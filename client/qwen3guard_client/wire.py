@@ -172,6 +172,9 @@ STREAM_GUARD = Model(
 PROMPT_OUTPUTS = frozenset(tensor for tensor in STREAM_GUARD.outputs if tensor.name.startswith("PROMPT_"))
 """Outputs that say something on START alone."""
 
+STEP_LABELS = frozenset({RISK, CATEGORY, PROMPT_RISK, PROMPT_CATEGORY})
+"""Outputs that say in words which of the probabilities is the largest; strings are the dearest to send."""
+
 STREAM_STEP = Model(
     "stream_step",
     (*STREAM_TOKENIZER.inputs, STRICT, DEBOUNCE, BLOCKED),

@@ -1,9 +1,10 @@
 """Attention forms: how new keys and values get into a row's KV slot, and how queries read it.
 
-All let a token see the cells up to its own position, after the new cells were written in place (TensorScatter, so
-that past and present may be one buffer). They differ in the operators that multiply and in what a cell is made of:
-`portable` is standard opset 24, `decomposed` is what ONNX Runtime's CPU provider runs fastest, `int8` is the same
-over keys and values of eight bits, read four times as fast.
+All let a token see the cells up to its own position, after the new cells were written in place (past and present may
+be one buffer). They differ in the operators that multiply and in what a cell is made of: `portable` is standard opset
+24, which TensorRT builds too; `decomposed` is what ONNX Runtime's CPU provider runs fastest, `int8` is the same over
+keys and values of eight bits, read four times as fast; `gqa` is one fused operator, which ONNX Runtime's CUDA provider
+has. `gqa` takes rows of one token together, a longer row alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from qwen3guard_client.manifest import Cache
+from onnx import TensorProto
+from qwen3guard_client.manifest import Cache, caches
 
+from qwen3guard_export.checkpoint import Architecture
 from qwen3guard_export.emitter import CONTRIB, Emitter
-from qwen3guard_export.quantize import around_0, around_128, unit_rows
+from qwen3guard_export.quantize import HALVES, WeightFormat, around_0, around_128, unit_rows
 
-AttentionForm = Literal["decomposed", "int8", "portable"]
+AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
 
 CAPACITY_STEP = 64
@@ -28,22 +31,40 @@ _SHARE_LEVELS, _LEVELS = 255.0, 127.0
 
 
 def fastest(variant: str, weights: str) -> AttentionForm:
-    """What was measured to be fastest on CPUs (docs/performance.md), where nothing is lost that `weights` keep.
+    """What was measured to be fastest on CPUs (docs/performance.md), where nothing is lost that `weights` keep; for
+    weights of two bytes, which are not for CPUs, what runs everywhere.
 
     Stream's steps read much KV for few tokens, and many sessions stay in memory; Gen's passes are long and few.
     """
+    if weights in HALVES:
+        return "portable"
     return "int8" if variant == "stream" and weights == "dq8r" else "decomposed"
 
 
-def kv_dtype(form: AttentionForm) -> str:
-    return "int8" if form == "int8" else "float32"
+def runs_in(form: AttentionForm, weights: WeightFormat) -> bool:
+    """Whether there is such a graph: the forms made for CPUs have no products in two bytes."""
+    return form in ("portable", "gqa") if weights in HALVES else True
+
+
+def kv_dtype(form: AttentionForm, weights: WeightFormat) -> str:
+    """numpy's name, or ml_dtypes', for what a cell of keys or values is made of."""
+    if form == "int8":
+        return "int8"
+    return HALVES[weights].name if weights in HALVES else "float32"
+
+
+def kv_caches(form: AttentionForm, weights: WeightFormat, architecture: Architecture) -> list[tuple[Cache, ...]]:
+    """The arrays that hold keys and values, for each layer."""
+    dtype, sizes = kv_dtype(form, weights), {"kv_heads": architecture.kv_heads, "head_dim": architecture.head_dim}
+    return [caches(dtype, layer=layer, **sizes) for layer in range(architecture.layers)]
 
 
 @dataclass(frozen=True)
 class Attention:
     """The parts shared by all layers: the mask is computed once a graph.
 
-    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, stacked tokens, capacity].
+    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, stacked tokens, capacity]; gqa masks by
+    itself, from `last` int32 [rows] and `longest` int32 [], where each row's last token stands and the most cells read.
     """
 
     graph: Emitter
@@ -52,7 +73,9 @@ class Attention:
     kv_heads: int
     head_dim: int
     positions: str
-    mask: str
+    mask: str = ""
+    last: str = ""
+    longest: str = ""
 
     def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
         """Queries and new keys [rows, query_heads + kv_heads, tokens, head_dim], new values [rows, kv_heads, ...]
@@ -60,7 +83,11 @@ class Attention:
         if self.form == "int8":
             context = self._int8(caches, turned, values)
         else:
+            if half := next((half for half in HALVES.values() if half.name == caches[0].dtype), None):
+                turned, values = (self.graph.op("Cast", [each], to=half.onnx) for each in (turned, values))
             queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
+            if self.form == "gqa":
+                return self._gqa(caches, queries, keys, values)
             keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
             read = self._portable if self.form == "portable" else self._decomposed
             context = read(queries, keys, values)
@@ -78,6 +105,23 @@ class Attention:
 
     def _portable(self, queries: str, keys: str, values: str) -> str:
         return self.graph.op("Attention", [queries, keys, values, self.mask], scale=self._scale)
+
+    def _gqa(self, caches: Sequence[Cache], queries: str, keys: str, values: str) -> str:
+        graph, sizes = self.graph, (self.query_heads, self.kv_heads, self.kv_heads)
+        rows = [
+            graph.op(
+                "Reshape",
+                [graph.op("Transpose", [each], perm=[0, 2, 1, 3]), graph.ints(0, 0, heads * self.head_dim)],
+            )
+            for each, heads in zip((queries, keys, values), sizes, strict=True)
+        ]
+        return graph.grouped_attention(
+            [*rows, *(cache.past for cache in caches), self.last, self.longest],
+            presents=[cache.present for cache in caches],
+            num_heads=self.query_heads,
+            kv_num_heads=self.kv_heads,
+            scale=self._scale,
+        )
 
     def _decomposed(self, queries: str, keys: str, values: str) -> str:
         graph = self.graph
@@ -151,6 +195,12 @@ def attention(
     capacity: str,
 ) -> Attention:
     """`positions` int64 [rows]; `places` int64 [rows, tokens]: each token's position; `capacity` int64 [1]."""
+    common = (graph, form, query_heads, kv_heads, head_dim, positions)
+    if form == "gqa":
+        ends = graph.op("ReduceMax", [places, graph.ints(1)], keepdims=0)
+        last = graph.op("Cast", [ends], to=TensorProto.INT32)
+        longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
+        return Attention(*common, last=last, longest=longest)
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
     seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [places, graph.ints(1, 3)])])
@@ -161,4 +211,4 @@ def attention(
         if form == "decomposed":
             stacked = max(2, stacked)
         seen = graph.op("Concat", [seen] * stacked, axis=2)
-    return Attention(graph, form, query_heads, kv_heads, head_dim, positions, seen)
+    return Attention(*common, mask=seen)

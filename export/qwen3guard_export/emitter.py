@@ -86,6 +86,17 @@ class Emitter:
         self._contrib = True
         return total, normed
 
+    def grouped_attention(self, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
+        """Adds ONNX Runtime's GroupQueryAttention, which writes `presents` too; returns what was attended to."""
+        output = f"GroupQueryAttention_{len(self._nodes)}"
+        self._nodes.append(
+            helper.make_node(
+                "GroupQueryAttention", list(inputs), [output, *presents], name=output, domain=CONTRIB, **attributes
+            )
+        )
+        self._contrib = True
+        return output
+
     def weight(self, name: str, array: Array) -> str:
         """Adds an initializer once under `name`; large ones go to the data file at once."""
         if name in self._initializers:

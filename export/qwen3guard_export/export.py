@@ -22,13 +22,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from qwen3guard_client import wire
-from qwen3guard_client.manifest import MANIFEST, Manifest
+from qwen3guard_client.manifest import MANIFEST, Engine, Manifest
 
-from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_dtype
+from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
 from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph import write_graph
 from qwen3guard_export.parity import Proof, prove
 from qwen3guard_export.quantize import WEIGHT_FORMATS, WeightFormat
+from qwen3guard_export.tensorrt import SLOT_TOKENS, build, capacity_for, check_can_build
 
 MODEL_FOLDERS = {
     "gen": (wire.GEN_GUARD.name, wire.GUARD_TOKENIZER.name),
@@ -45,21 +46,28 @@ def export(
     *,
     weights: str = "fp32",
     attention: str | None = None,
+    tensorrt: bool = False,
+    slot_tokens: int = SLOT_TOKENS,
     say: Callable[[str], None],
 ) -> Manifest:
     """Exports `checkpoint` (a folder or hub id) into the model repository `output`, and returns the manifest.
 
-    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError) or None for the fastest;
-    `say` hears one line a stage. Raises a CheckpointError (ParityError if the graph does not agree with the
-    checkpoint), or OSError when the disk does not take it; `output` is then as it was.
+    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError) or None for the fastest.
+    `tensorrt` builds an engine too, whose slots hold `slot_tokens`; `say` hears one line a stage. Raises a
+    CheckpointError (ParityError if the graph does not agree with the checkpoint, EngineError if there can be no
+    engine), or OSError when the disk does not take it; `output` is then as it was.
     """
     _check(weights, WEIGHT_FORMATS, "weights")
     _check(attention, (*ATTENTION_FORMS, None), "attention")
+    if tensorrt:
+        check_can_build(weights, attention)
     say(f"reading {checkpoint}")
     opened = open_checkpoint(checkpoint)
     architecture = opened.architecture
     weight_format = cast(WeightFormat, weights)
     form = cast(AttentionForm, attention or fastest(architecture.variant, weights))
+    if not runs_in(form, weight_format):
+        raise ValueError(f"the attention form {form} does not go with {weights} weights")
     model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
     with _staging(model.parent) as staging:
         say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
@@ -67,10 +75,16 @@ def export(
         say("proving it against the checkpoint in numpy")
         proof = prove(staging, opened, weight_format, form)
         say(f"proved: one pass differs by {proof.figures['one_pass']:.1e} of the logits' scale")
+        engine = None
+        if tensorrt:
+            say("building the TensorRT engine")
+            kv = [cache for layer in kv_caches(form, weight_format, architecture) for cache in layer]
+            engine = build(staging, architecture.variant, kv, capacity_for(architecture.context, slot_tokens))
+            say(f"built by {engine.package} {engine.version} for {', '.join(engine.compute_capabilities)}")
         for path in opened.carried:
             shutil.copyfile(path, staging / path.name)
         say("hashing the files")
-        manifest = _manifest(opened, weights, form, proof, staging)
+        manifest = _manifest(opened, weight_format, form, proof, engine, staging=staging)
         manifest.write(staging)
         _place(staging, tokenizer, [path.name for path in opened.carried], keep=True)
         _place(staging, model, list(manifest.sha256), keep=False)
@@ -129,7 +143,15 @@ def _former_names(target: Path) -> set[str]:
         return set()
 
 
-def _manifest(checkpoint: Checkpoint, weights: str, attention: AttentionForm, proof: Proof, staging: Path) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint,
+    weights: WeightFormat,
+    attention: AttentionForm,
+    proof: Proof,
+    engine: Engine | None,
+    *,
+    staging: Path,
+) -> Manifest:
     architecture = checkpoint.architecture
     return Manifest(
         variant=architecture.variant,
@@ -142,11 +164,12 @@ def _manifest(checkpoint: Checkpoint, weights: str, attention: AttentionForm, pr
         hidden_size=architecture.hidden,
         vocab_size=architecture.vocab,
         context=architecture.context,
-        kv_dtype=kv_dtype(attention),
+        kv_dtype=kv_dtype(attention, weights),
         demo=checkpoint.demo,
         parameters=checkpoint.parameters,
         parity=proof.figures,
         canary=proof.canary,
+        engine=engine,
         sha256={path.name: _sha256(path) for path in sorted(staging.iterdir())},
         versions={
             "numpy": np.__version__,

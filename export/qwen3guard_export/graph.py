@@ -22,11 +22,9 @@ from qwen3guard_client.manifest import (
     INPUT_IDS,
     LOGIT_INDEX,
     POSITIONS,
-    Cache,
-    caches,
 )
 
-from qwen3guard_export.attention import Attention, AttentionForm, attention, kv_dtype
+from qwen3guard_export.attention import Attention, AttentionForm, attention, kv_caches
 from qwen3guard_export.checkpoint import (
     EMBEDDING,
     FINAL_NORM,
@@ -36,11 +34,16 @@ from qwen3guard_export.checkpoint import (
     block_tensor,
 )
 from qwen3guard_export.emitter import Emitter
-from qwen3guard_export.quantize import Activation, Product, WeightFormat, activation, linear
+from qwen3guard_export.quantize import HALVES, Activation, Product, WeightFormat, activation, linear
 from qwen3guard_export.weight_files import FloatArray
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-_CACHE_TYPES = {"float32": FLOAT, "int8": TensorProto.INT8}
+_CACHE_TYPES = {
+    "float32": FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+}
 
 
 def write_graph(checkpoint: Checkpoint, folder: Path, weights: WeightFormat, form: AttentionForm) -> None:
@@ -83,13 +86,14 @@ class _Qwen3:
         self.architecture = checkpoint.architecture
         self.weights = weights
         self.form = form
+        self.caches = kv_caches(form, weights, checkpoint.architecture)
 
     def emit(self) -> None:
         graph, architecture = self.graph, self.architecture
         ids = graph.input(INPUT_IDS, INT64, ["rows", "tokens"])
         positions = graph.input(POSITIONS, INT64, ["rows"])
         logit_index = graph.input(LOGIT_INDEX, INT64, ["asked", 2])
-        kv = [cache for layer in range(architecture.layers) for cache in self._caches(layer)]
+        kv = [cache for layer in self.caches for cache in layer]
         for cache in kv:
             graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
         places, attend = self._places(ids, positions, logit_index)
@@ -109,7 +113,7 @@ class _Qwen3:
         tokens = graph.op("Squeeze", [graph.op("Shape", [ids], start=1, end=2)])
         steps = graph.op("Range", [graph.scalar(0, np.int64), tokens, graph.scalar(1, np.int64)])
         absolute = graph.op("Add", [graph.op("Unsqueeze", [positions, graph.ints(1)]), steps])
-        first = self._caches(0)[0]
+        first = self.caches[0][0]
         capacity = graph.op("Shape", [first.past], start=first.cell_axis, end=first.cell_axis + 1)
         attend = attention(
             graph,
@@ -133,10 +137,13 @@ class _Qwen3:
         return places, attend
 
     def _embed(self, ids: str) -> str:
-        """fp32 graphs hold the table in float32; the others as the checkpoint stores it, so nothing is lost."""
+        """The table is in the weights' own type; beside integers, as the checkpoint stores it: nothing is lost."""
         if self.weights == "fp32":
             return self.graph.op("Gather", [self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING)), ids])
-        table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
+        if half := HALVES.get(self.weights):
+            table = self.graph.weight(EMBEDDING, half.array(self.tensors.float32(EMBEDDING)))
+        else:
+            table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
         return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], to=FLOAT)
 
     def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
@@ -175,25 +182,21 @@ class _Qwen3:
         turning = graph.op("Transpose", [self._norm_heads(layer, turning)], perm=[0, 2, 1, 3])
         turned = graph.op("RotaryEmbedding", [turning, places.cos, places.sin, places.rope])
         values = graph.op("Reshape", [values, graph.ints(0, 0, kv_heads, size)])
-        return attend.emit(self._caches(layer), turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
+        return attend.emit(self.caches[layer], turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
 
     def _norm_heads(self, layer: int, heads: str) -> str:
         """[rows, tokens, query_heads + kv_heads, head_dim], each head by itself, by q_norm or k_norm."""
         architecture = self.architecture
         counts = [architecture.query_heads, architecture.kv_heads]
         names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
-        if self.form == "portable":
+        if self.form in ("portable", "gqa"):
             parts = self.graph.split(heads, counts, axis=2)
             normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
             return self.graph.op("Concat", normed, axis=2)
-        # ONNX Runtime takes a scale for each head as well; the standard knows one for the last axis alone.
+        # ONNX Runtime on a CPU takes a scale for each head as well; the standard knows one for the last axis alone.
         scales = [np.tile(self.tensors.float32(name), (count, 1)) for name, count in zip(names, counts, strict=True)]
         scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
         return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
-
-    def _caches(self, layer: int) -> tuple[Cache, ...]:
-        architecture = self.architecture
-        return caches(kv_dtype(self.form), layer=layer, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim)
 
     def _feed_forward(self, layer: int, rows: str) -> str:
         """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
@@ -210,6 +213,9 @@ class _Qwen3:
         graph, (logits,) = self.graph, GEN_OUTPUTS
         if self.weights == "fp32" and self.architecture.tied:
             return graph.op("Gemm", [hidden, EMBEDDING], name=logits, transB=1)
+        if self.weights in HALVES and self.architecture.tied:
+            inputs = activation(graph, self.weights, hidden)
+            return graph.op("Cast", [graph.op("Gemm", [inputs.rows, EMBEDDING], transB=1)], name=logits, to=FLOAT)
         name = EMBEDDING if self.architecture.tied else LM_HEAD
         product = self._linear(activation(graph, self.weights, hidden), name)
         return graph.op("Identity", [product.scaled(graph)], name=logits)

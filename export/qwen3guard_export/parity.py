@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto
 from qwen3guard_client.errors import ParityError
 from qwen3guard_client.manifest import (
     GEN_OUTPUTS,
@@ -26,22 +27,24 @@ from qwen3guard_client.manifest import (
     STREAM_OUTPUTS,
     Cache,
     Canary,
-    caches,
 )
 
-from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_dtype
+from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_caches, kv_dtype
 from qwen3guard_export.checkpoint import Architecture, Checkpoint
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import Tokens, reference_logits
 from qwen3guard_export.weight_files import Array, FloatArray
+from qwen3guard_export.widen import widen
 
 FP32_BOUND = 1e-4
 """Of the logits' scale, max |reference|: what float32 rounding leaves, with room."""
+HALF_BOUNDS = {"fp16": 1e-2, "bf16": 1e-1}
+"""The same for products in two bytes: about 16 of their roundings, 2^-11 and 2^-8."""
 DQ8R_BOUND = 0.5
 """Of the logits' scale: no statement of quality, only that the graph computes this model and no other."""
 
 _ROW_LENGTHS = (6, 13, 9)
-_CANARY_TOLERANCE = {"fp32": 1e-3, "dq8r": 2e-2}
+_CANARY_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "dq8r": 2e-2}
 """Absolute, of a probability or log-probability: room for another CPU's kernels and another chunking."""
 
 Logits = dict[str, FloatArray]
@@ -78,6 +81,7 @@ class BoundGraph:
         folder: Path,
         architecture: Architecture,
         form: AttentionForm,
+        weights: WeightFormat,
         *,
         slots: int,
         capacity: int,
@@ -86,14 +90,13 @@ class BoundGraph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
         options.log_severity_level = 4
-        self._session = ort.InferenceSession(os.fspath(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+        self._session = _session(folder, weights, options)
+        self._form = form
         self._outputs = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
         self.slots: dict[Cache, Array] = {
             cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype)
-            for layer in range(architecture.layers)
-            for cache in caches(
-                kv_dtype(form), layer=layer, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim
-            )
+            for layer in kv_caches(form, weights, architecture)
+            for cache in layer
         }
 
     def soil(self, random: np.random.Generator) -> None:
@@ -105,6 +108,8 @@ class BoundGraph:
         """One forward over the slots 0, 1, ... that `chunks` name, in that order, padded on the right; each chunk's
         outputs [tokens, n] at all of its tokens."""
         rows, width = len(chunks), max(len(chunk.tokens) for chunk in chunks)
+        if self._form == "gqa" and rows > 1 and width > 1:
+            return [self.run([chunk])[0] for chunk in chunks]
         if [chunk.slot for chunk in chunks] != list(range(chunks[0].slot, chunks[0].slot + rows)):
             raise ValueError("the chunks of one run must name neighbouring slots in order")
         ids = np.zeros((rows, width), np.int64)
@@ -117,9 +122,10 @@ class BoundGraph:
         binding.bind_cpu_input(LOGIT_INDEX, np.array(asked, np.int64).reshape(-1, 2))
         first = chunks[0].slot
         for cache, buffer in self.slots.items():
-            value = ort.OrtValue.ortvalue_from_numpy(buffer[first : first + rows])
-            binding.bind_ortvalue_input(cache.past, value)
-            binding.bind_ortvalue_output(cache.present, value)
+            cells = buffer[first : first + rows]
+            kind = TensorProto.BFLOAT16 if cache.dtype == "bfloat16" else cells.dtype
+            binding.bind_input(cache.past, "cpu", 0, kind, cells.shape, cells.ctypes.data)
+            binding.bind_output(cache.present, "cpu", 0, kind, cells.shape, cells.ctypes.data)
         for name in self._outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
@@ -138,11 +144,23 @@ class BoundGraph:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def _session(folder: Path, weights: WeightFormat, options: ort.SessionOptions) -> ort.InferenceSession:
+    graph = folder / GRAPH
+    if weights != "bf16":
+        return ort.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
+    widened = folder / f"wide-{GRAPH}"
+    try:
+        widen(graph, widened)
+        return ort.InferenceSession(os.fspath(widened), options, providers=["CPUExecutionProvider"])
+    finally:
+        widened.unlink(missing_ok=True)
+
+
 def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: AttentionForm) -> Proof:
     """Runs the graph in `folder` and the reference on the same tokens.
 
-    Raises ParityError beyond FP32_BOUND (DQ8R_BOUND where anything has eight bits), or if rows of a dq8r graph
-    depend on their neighbours (the portable form promises nothing there).
+    Raises ParityError beyond FP32_BOUND (HALF_BOUNDS, or DQ8R_BOUND where anything has eight bits), or if rows of a
+    dq8r graph depend on their neighbours (only the forms made for CPUs promise that they do not).
     """
     architecture = checkpoint.architecture
     random = np.random.default_rng(0)
@@ -150,7 +168,7 @@ def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: Att
     rows = [random.integers(0, architecture.vocab, length) for length in lengths]
     expected = reference_logits(checkpoint, rows)
     try:
-        graph = BoundGraph(folder, architecture, form, slots=len(rows), capacity=CAPACITY_STEP)
+        graph = BoundGraph(folder, architecture, form, weights, slots=len(rows), capacity=CAPACITY_STEP)
         runs = {
             "one_pass": [graph.run([Chunk(0, 0, row)])[0] for row in rows],
             "chunks": [graph.run_pieces(0, row, _thirds(len(row))) for row in rows],
@@ -163,8 +181,8 @@ def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: Att
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
     figures = {name: max(map(_difference, run, expected)) for name, run in runs.items()}
     figures["mean"] = max(map(_mean_difference, runs["one_pass"], expected))
-    exact = weights == "fp32" and kv_dtype(form) == "float32"
-    bound = FP32_BOUND if exact else DQ8R_BOUND
+    coarsest = "dq8r" if kv_dtype(form, weights) == "int8" else weights
+    bound = {"fp32": FP32_BOUND, "dq8r": DQ8R_BOUND, **HALF_BOUNDS}[coarsest]
     for name, figure in figures.items():
         if not figure <= bound:
             raise ParityError(
@@ -172,12 +190,12 @@ def prove(folder: Path, checkpoint: Checkpoint, weights: WeightFormat, form: Att
                 f" in {name}; at most {bound:.0e} is allowed."
             )
     identical = all(map(_identical, alone, runs["ragged_batch"]))
-    if weights != "fp32" and form != "portable" and not identical:
+    if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
         raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
     tokens = tuple(int(token) for token in rows[0])
     values = canary_values(runs["one_pass"][0])
-    return Proof(figures, Canary(tokens, values, _CANARY_TOLERANCE["fp32" if exact else "dq8r"]))
+    return Proof(figures, Canary(tokens, values, _CANARY_TOLERANCE[coarsest]))
 
 
 def canary_values(logits: Logits) -> tuple[float, ...]:

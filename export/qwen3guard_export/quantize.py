@@ -1,8 +1,9 @@
 """Weight formats: how a row of activations meets a weight matrix.
 
-`fp32` is a plain MatMul. `dq8r` quantizes each token's row by its own scale to u8 around 128 and each output
-channel of the weights to s8, multiplies in integers and rescales. A row's scale depends on that row alone, and
-integer sums are exact, so a token's result cannot depend on the rows beside it.
+`fp32` is a plain MatMul. `fp16` and `bf16` multiply in that type, and all between two products stays in float32, since
+a Qwen3's residual stream may outgrow float16. `dq8r` quantizes each token's row by its own scale to u8 around 128 and
+each output channel of the weights to s8, multiplies in integers and rescales. A row's scale depends on that row alone,
+and integer sums are exact, so a token's result cannot depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from qwen3guard_export.emitter import CONTRIB, Emitter
-from qwen3guard_export.weight_files import FloatArray
+from qwen3guard_export.weight_files import Array, FloatArray
 
-WeightFormat = Literal["fp32", "dq8r"]
+WeightFormat = Literal["fp32", "dq8r", "fp16", "bf16"]
 WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
+
+
+@dataclass(frozen=True)
+class Half:
+    """A float of two bytes: its ONNX type, its numpy type, and its name as a cache's dtype."""
+
+    onnx: int
+    numpy: np.dtype[np.generic]
+    name: str
+
+    def array(self, values: FloatArray) -> Array:
+        return values.astype(self.numpy)
+
+
+HALVES = {
+    "fp16": Half(TensorProto.FLOAT16, np.dtype(np.float16), "float16"),
+    "bf16": Half(TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bfloat16"),
+}
+"""The weight formats that multiply in two bytes."""
 
 _LEVELS = 127.0
 _ZERO_POINT = 128
@@ -51,6 +73,8 @@ def activation(graph: Emitter, weights: WeightFormat, rows: str, pending: str | 
     """
     if weights == "fp32":
         return Activation(rows)
+    if half := HALVES.get(weights):
+        return Activation(graph.op("Cast", [rows], to=half.onnx))
     units, largest = unit_rows(graph, rows)
     return Activation(around_128(graph, units), largest if pending is None else graph.op("Mul", [largest, pending]))
 
@@ -85,6 +109,9 @@ def linear(
     """rows [..., K] @ matrix.T, with matrix [N, K] as checkpoints store it; it is read here and let go."""
     if weights == "fp32":
         return Product(graph.op("MatMul", [inputs.rows, graph.weight(name, matrix().T)]))
+    if half := HALVES.get(weights):
+        product = graph.op("MatMul", [inputs.rows, graph.weight(name, half.array(matrix().T))])
+        return Product(graph.op("Cast", [product], to=TensorProto.FLOAT))
     quantized, scale = quantize_rows(matrix())
     values = graph.op(
         "MatMulIntegerToFloat",

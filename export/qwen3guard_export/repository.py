@@ -28,10 +28,11 @@ IDLE_S = 600
 SEQUENCES = 16384
 """Sequences that Triton follows at once. It holds each until it ends or was idle for IDLE_S, long after the model
 may have made room; one more would wait in silence, so there are many more than slots."""
-GEN_PARAMETERS = {"slots": str(GEN_BATCH), "threads": "0"}
-STREAM_PARAMETERS = {
+DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
+"""What each sets: docs/gpu.md."""
+GEN_PARAMETERS = DEVICE_PARAMETERS | {"slots": str(GEN_BATCH)}
+STREAM_PARAMETERS = DEVICE_PARAMETERS | {
     "slots": "256",
-    "threads": "0",
     "kv_budget_bytes": "0",
     "idle_s": str(IDLE_S),
     "evict_s": "5",

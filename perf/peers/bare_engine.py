@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_runtime.kv_cache import KVCache, Slot
-from qwen3guard_runtime.runner import OnnxRunner, Row
+from qwen3guard_runtime.onnx_runner import OnnxRunner
+from qwen3guard_runtime.runner import Row
 
 
 def main() -> None:

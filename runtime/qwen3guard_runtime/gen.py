@@ -20,7 +20,7 @@ from qwen3guard_client.manifest import Manifest
 from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdict
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.heads import Heads
-from qwen3guard_runtime.kv_cache import KVCache, Slot
+from qwen3guard_runtime.kv_cache import HOST, KVCache, Memory, Slot
 from qwen3guard_runtime.runner import Ids, Row, Runner
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 
@@ -63,13 +63,14 @@ class GenGuard:
         slots: int,
         heads: Sequence[Ids] = (),
         drafts: Drafts | None = None,
+        memory: Memory = HOST,
     ) -> None:
         """Without `heads` every conversation is computed whole; without `drafts` every token has its own pass."""
         self._manifest = manifest
         self._runner = runner
-        self._cache = KVCache(manifest, slots=slots)
+        self._cache = KVCache(manifest, slots=slots, memory=memory)
         self._end_ids = end_ids
-        self._heads = Heads(manifest, runner, heads)
+        self._heads = Heads(manifest, runner, heads, memory)
         self._drafts = drafts
         self.reader = AnswerReader(tokenizer)
 

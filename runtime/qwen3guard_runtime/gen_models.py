@@ -14,13 +14,13 @@ from qwen3guard_client.errors import GuardError
 
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
 from qwen3guard_runtime.chat import ChatTemplate, conversation
+from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.heads import template_heads
 from qwen3guard_runtime.models import TokenizerModel, read_manifest
 from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.request import Outputs, Request
-from qwen3guard_runtime.runner import OnnxRunner
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 CounterFactory = Callable[[str, str], Callable[[int], None]]
@@ -47,17 +47,18 @@ class GenGuardModel:
         self._count_passes = counter(
             "qwen3guard_answer_passes_total", "Passes that these answers took; one each where the draft was right"
         )
-        runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
+        place = open_guard(folder, manifest, options)
         self._slots = slots = options.whole("slots", at_least=1)
         self._notice = manifest.notice
         self._guard = GenGuard(
-            manifest,
-            runner,
+            place.manifest,
+            place.runner,
             tokenizer,
             end_ids(folder, tokenizer),
             slots=slots,
-            heads=template_heads(ChatTemplate.load(folder), manifest.context),
+            heads=template_heads(ChatTemplate.load(folder), place.manifest.context),
             drafts=Drafts(tokenizer),
+            memory=place.memory,
         )
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:

@@ -8,15 +8,15 @@ import numpy as np
 from qwen3guard_client.manifest import Manifest
 
 from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.kv_cache import KVCache, Slot, copy
+from qwen3guard_runtime.kv_cache import HOST, KVCache, Memory, Slot, copy
 from qwen3guard_runtime.runner import Ids, Row, Runner
 
 
 class Heads:
     """Keys and values of some token sequences, and how much of a conversation each begins."""
 
-    def __init__(self, manifest: Manifest, runner: Runner, heads: Sequence[Ids]) -> None:
-        cache = KVCache(manifest, slots=max(1, len(heads)))
+    def __init__(self, manifest: Manifest, runner: Runner, heads: Sequence[Ids], memory: Memory = HOST) -> None:
+        cache = KVCache(manifest, slots=max(1, len(heads)), memory=memory)
         self._held: list[tuple[Ids, Slot]] = []
         for ids in heads:
             slot = cache.acquire(len(ids))

@@ -1,21 +1,24 @@
 """KV slots: where the keys and values of each sequence stand, and how many of them count.
 
 A slot is never copied to be read and never zeroed to be rewound: rewinding sets its length. Slots live in
-arenas, one for each capacity; an arena is address space until a token is written, and gives its pages back
-when a slot is freed.
+arenas, one for each capacity: of this process's memory (`HostArena`), or of a GPU's (`cuda.DeviceArena`).
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_client.errors import OverBudget, Overloaded
 from qwen3guard_client.manifest import Cache, Manifest
+
+from qwen3guard_runtime.options import memory_bytes
 
 SLACK = 16
 """Cells at the end of every slot that hold no token: padding of a ragged batch is written there."""
@@ -24,8 +27,8 @@ BLOCK = 64
 """Capacities are multiples of this: the int8 form of attention works in such blocks, softmax in fractions of them."""
 
 
-class Arena:
-    """`rows` slots of one `capacity`: the arrays that the manifest's caches describe, [rows, ...] each."""
+class Arena(ABC):
+    """`rows` slots of one `capacity`: for each of the manifest's caches an array [rows, ...], all in one memory."""
 
     def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
         self.rows = rows
@@ -33,13 +36,6 @@ class Arena:
         self.caches = manifest.caches
         self.slots: list[Slot | None] = [None] * rows
         self.slot_bytes = slot_bytes(manifest, capacity)
-        # Private pages, since the kernel takes shared ones back only with the whole mapping.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._maps = [mmap.mmap(-1, rows * row_bytes(cache, capacity), flags=private) for cache in self.caches]
-        self.arrays: list[npt.NDArray[np.generic]] = [
-            np.frombuffer(memory, cache.dtype).reshape(rows, *cache.shape(capacity))
-            for memory, cache in zip(self._maps, self.caches, strict=True)
-        ]
 
     @property
     def live(self) -> int:
@@ -50,15 +46,77 @@ class Arena:
         """Tokens that a slot of this arena can hold."""
         return self.capacity - SLACK
 
+    @abstractmethod
+    def address(self, number: int, row: int) -> int:
+        """Where the part of the slot `row` begins that is of cache `number`."""
+
+    @abstractmethod
+    def copy(self, row: int, target: Slot, tokens: int) -> None:
+        """Writes the first `tokens` of the slot `row` into `target`, of the same memory but perhaps another arena."""
+
+    def forget(self, row: int) -> None:
+        """Frees the slot."""
+        self.slots[row] = None
+
+
+class HostArena(Arena):
+    """Slots in this process's memory: address space until a token is written."""
+
+    def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
+        super().__init__(manifest, rows, capacity)
+        # Private pages, since the kernel takes shared ones back only with the whole mapping.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._maps = [mmap.mmap(-1, rows * row_bytes(cache, capacity), flags=private) for cache in self.caches]
+        self.arrays: list[npt.NDArray[np.generic]] = [
+            np.frombuffer(memory, cache.numpy).reshape(rows, *cache.shape(capacity))
+            for memory, cache in zip(self._maps, self.caches, strict=True)
+        ]
+
+    def address(self, number: int, row: int) -> int:
+        array = self.arrays[number]
+        return int(array.ctypes.data) + row * array.strides[0]
+
+    def copy(self, row: int, target: Slot, tokens: int) -> None:
+        assert isinstance(target.arena, HostArena)
+        for cache, one, other in zip(self.caches, self.arrays, target.arena.arrays, strict=True):
+            cells = (slice(None),) * (cache.cell_axis - 1) + (slice(tokens),)
+            other[target.row][cells] = one[row][cells]
+
     def forget(self, row: int) -> None:
         """Gives the row's memory back: all the pages that are its alone."""
-        self.slots[row] = None
+        super().forget(row)
         for memory, cache in zip(self._maps, self.caches, strict=True):
             stride = row_bytes(cache, self.capacity)
             first = -(-row * stride // mmap.PAGESIZE) * mmap.PAGESIZE
             last = (row + 1) * stride // mmap.PAGESIZE * mmap.PAGESIZE
             if first < last:
                 memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class Memory(Protocol):
+    """Where slots are: what sizes they have there, and how much there is."""
+
+    def capacities(self, context: int) -> Sequence[int]: ...
+
+    def arena(self, manifest: Manifest, rows: int, capacity: int) -> Arena: ...
+
+    def free_bytes(self) -> int: ...
+
+
+class HostMemory:
+    """This process's own, where a slot that is not written costs nothing: many sizes, each for all the slots."""
+
+    def capacities(self, context: int) -> Sequence[int]:
+        return list(capacities(context))
+
+    def arena(self, manifest: Manifest, rows: int, capacity: int) -> Arena:
+        return HostArena(manifest, rows, capacity)
+
+    def free_bytes(self) -> int:
+        return memory_bytes()
+
+
+HOST = HostMemory()
 
 
 @dataclass(eq=False)
@@ -76,9 +134,11 @@ class KVCache:
     Raises OverBudget for a budget that one slot of the whole context exceeds.
     """
 
-    def __init__(self, manifest: Manifest, *, slots: int, budget_bytes: int | None = None) -> None:
-        sizes = {capacity: slot_bytes(manifest, capacity) for capacity in capacities(manifest.context)}
-        largest = self.least_bytes(manifest)
+    def __init__(
+        self, manifest: Manifest, *, slots: int, budget_bytes: int | None = None, memory: Memory = HOST
+    ) -> None:
+        sizes = {capacity: slot_bytes(manifest, capacity) for capacity in memory.capacities(manifest.context)}
+        largest = self.least_bytes(manifest, memory)
         self.slots = slots
         self.budget_bytes = slots * largest if budget_bytes is None else budget_bytes
         if self.budget_bytes < largest:
@@ -87,13 +147,13 @@ class KVCache:
                 f"{manifest.context} tokens takes: {largest} bytes."
             )
         self._arenas = [
-            Arena(manifest, min(slots, self.budget_bytes // size), capacity) for capacity, size in sizes.items()
+            memory.arena(manifest, min(slots, self.budget_bytes // size), capacity) for capacity, size in sizes.items()
         ]
 
     @staticmethod
-    def least_bytes(manifest: Manifest) -> int:
+    def least_bytes(manifest: Manifest, memory: Memory = HOST) -> int:
         """The smallest budget: one slot of the whole context."""
-        return max(slot_bytes(manifest, capacity) for capacity in capacities(manifest.context))
+        return max(slot_bytes(manifest, capacity) for capacity in memory.capacities(manifest.context))
 
     def has_room(self, tokens: int, slot: Slot | None = None) -> bool:
         """Whether `slot`, or a new one, can have `tokens` in all."""
@@ -144,10 +204,8 @@ class KVCache:
 
 
 def copy(source: Slot, target: Slot, tokens: int) -> None:
-    """Makes the first `tokens` of `source` all that `target` holds. Either may be of another arena, or cache."""
-    for cache, one, other in zip(source.arena.caches, source.arena.arrays, target.arena.arrays, strict=True):
-        cells = (slice(None),) * (cache.cell_axis - 1) + (slice(tokens),)
-        other[target.row][cells] = one[source.row][cells]
+    """Makes the first `tokens` of `source` all that `target` holds. Both are in one memory, perhaps of two caches."""
+    source.arena.copy(source.row, target, tokens)
     target.length = tokens
 
 
@@ -157,7 +215,7 @@ def slot_bytes(manifest: Manifest, capacity: int) -> int:
 
 
 def row_bytes(cache: Cache, capacity: int) -> int:
-    return math.prod(cache.shape(capacity)) * np.dtype(cache.dtype).itemsize
+    return math.prod(cache.shape(capacity)) * cache.numpy.itemsize
 
 
 def capacities(context: int) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen3guard_client.errors import InvalidParameter
@@ -18,13 +18,13 @@ class Options:
         self._parameters = parameters
 
     def whole(self, name: str, *, at_least: int = 0) -> int:
-        text = self._text(name)
+        text = self.text(name)
         if not text.isascii() or not text.isdigit() or int(text) < at_least:
             raise InvalidParameter(f"The parameter {name} is {text!r}; it must be a whole number from {at_least} on.")
         return int(text)
 
     def seconds(self, name: str) -> float:
-        text = self._text(name)
+        text = self.text(name)
         try:
             value = float(text)
         except ValueError:
@@ -34,12 +34,18 @@ class Options:
         return value
 
     def flag(self, name: str) -> bool:
-        text = self._text(name)
+        text = self.text(name)
         if text not in ("true", "false"):
             raise InvalidParameter(f"The parameter {name} is {text!r}; it must be true or false.")
         return text == "true"
 
-    def _text(self, name: str) -> str:
+    def one_of(self, name: str, choices: Sequence[str]) -> str:
+        text = self.text(name)
+        if text not in choices:
+            raise InvalidParameter(f"The parameter {name} is {text!r}; it must be one of {', '.join(choices)}.")
+        return text
+
+    def text(self, name: str) -> str:
         if name not in self._parameters:
             raise InvalidParameter(f"The parameter {name} is missing from config.pbtxt.")
         return self._parameters[name].strip()

@@ -1,29 +1,19 @@
-"""Running an exported graph over KV slots: any rows, ragged, in place.
+"""Running an exported guard over KV slots: any rows, ragged, in place.
 
-Knows tokens, positions and slots; nothing of text, verdicts or sessions. `Runner` is the seam: the graph may
-run in ONNX Runtime or elsewhere, and tests put a double in its place.
+Knows tokens, positions and slots; nothing of text, verdicts or sessions. `Runner` is the seam that tests put a double
+in; `Passes` is what ONNX Runtime (onnx_runner) and TensorRT (tensorrt_runner) have in common.
 """
 
 from __future__ import annotations
 
-import os
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from qwen3guard_client.errors import CorruptFile, ExportMissing
-from qwen3guard_client.manifest import (
-    GRAPH,
-    INPUT_IDS,
-    LOGIT_INDEX,
-    POSITIONS,
-    Manifest,
-)
 
 from qwen3guard_runtime.kv_cache import SLACK, Arena, Slot
 
@@ -34,8 +24,6 @@ STEP_TOKENS = SLACK
 """Rows of up to this many tokens share a pass; longer ones run alone, since padding to them would cost more."""
 CHUNK_TOKENS = 512
 """A longer row is run in chunks of this many tokens."""
-BINDINGS = 64
-"""Stretches of slots whose bindings are kept; binding the 56 caches of a 0.6B anew costs less than a millisecond."""
 GAP_ROWS = 3
 """Idle slots between two rows that are still cheaper to run along than a pass of their own."""
 
@@ -58,37 +46,42 @@ class Runner(Protocol):
         ...
 
 
-class OnnxRunner:
-    """One ONNX Runtime session; keys and values are read and written where the slots are."""
+@dataclass(frozen=True)
+class Limits:
+    """What one pass may be. Rows of up to `shared_tokens` share a pass, at most `rows` slots and `asked` tokens with
+    logits together; a longer row runs alone, in chunks of `chunk_tokens`, since padding to it would cost more."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
-        graph = folder / GRAPH
-        if not graph.is_file():
-            raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
-        options = onnxruntime.SessionOptions()
-        # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
-        options.intra_op_num_threads = threads or min(manifest.kv_heads, os.cpu_count() or 1)
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
-        self._outputs = manifest.outputs
-        self._binding = lru_cache(BINDINGS)(self._bind)
+    shared_tokens: int = STEP_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
+    rows: int = sys.maxsize
+    asked: int = sys.maxsize
+
+
+class Passes(ABC):
+    """A Runner that turns rows into passes over neighbouring slots; what runs a pass is the subclass's."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    @abstractmethod
+    def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
+        """One run of the graph over the slots from `first` on: its outputs, a row for each of `index` [asked, 2]."""
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
         logits: dict[int, Logits] = {}
+        short = [row for row in rows if len(row.ids) <= self._limits.shared_tokens]
         for row in rows:
-            if len(row.ids) > STEP_TOKENS:
+            if len(row.ids) > self._limits.shared_tokens:
                 logits[id(row)] = self._prefill(row)
-        for window in windows([row for row in rows if len(row.ids) <= STEP_TOKENS]):
+        for window in windows(short, self._limits):
             logits |= zip(map(id, window), self._run(window), strict=True)
         return [logits[id(row)] for row in rows]
 
     def _prefill(self, row: Row) -> Logits:
         found = []
-        for start in range(0, len(row.ids), CHUNK_TOKENS):
-            ids = row.ids[start : start + CHUNK_TOKENS]
+        size = min(self._limits.chunk_tokens, self._limits.asked)
+        for start in range(0, len(row.ids), size):
+            ids = row.ids[start : start + size]
             asked = [index - start for index in row.asked if start <= index < start + len(ids)]
             found += self._run([Row(row.slot, ids, asked)])
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -109,16 +102,8 @@ class OnnxRunner:
             at = row.slot.row - first
             ids[at, : len(row.ids)] = row.ids
             index += [(at, column) for column in row.asked]
-
-        binding = self._binding(arena, first, count)
-        binding.bind_cpu_input(INPUT_IDS, ids)
-        binding.bind_cpu_input(POSITIONS, positions)
         # A pass that only fills the cache still asks for one token: no kernel need know an empty batch.
-        binding.bind_cpu_input(LOGIT_INDEX, np.array(index or [(0, 0)], np.int64))
-        for name in self._outputs:
-            binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
-        outputs = [value.numpy() for value in binding.get_outputs()[-len(self._outputs) :]]
+        outputs = self._pass(arena, first, ids, positions, np.array(index or [(0, 0)], np.int64))
 
         results = []
         start = 0
@@ -129,25 +114,19 @@ class OnnxRunner:
             start = end
         return results
 
-    def _bind(self, arena: Arena, first: int, count: int) -> onnxruntime.IOBinding:
-        """Past and present bound to the same memory, for a stretch of slots."""
-        binding = self._session.io_binding()
-        for cache, array in zip(arena.caches, arena.arrays, strict=True):
-            rows = array[first : first + count]
-            binding.bind_input(cache.past, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
-            binding.bind_output(cache.present, "cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
-        return binding
 
-
-def windows(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def windows(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
     """Groups rows whose slots stand near enough to share a pass, each group in slot order."""
     window: list[Row] = []
+    asked = 0
     for row in sorted(rows, key=lambda row: (row.slot.arena.capacity, row.slot.row)):
         if window:
-            last = window[-1].slot
-            if row.slot.arena is not last.arena or row.slot.row - last.row - 1 > GAP_ROWS:
+            first, last = window[0].slot, window[-1].slot
+            apart = row.slot.arena is not last.arena or row.slot.row - last.row - 1 > GAP_ROWS
+            if apart or row.slot.row - first.row >= limits.rows or asked + len(row.asked) > limits.asked:
                 yield window
-                window = []
+                window, asked = [], 0
         window.append(row)
+        asked += len(row.asked)
     if window:
         yield window

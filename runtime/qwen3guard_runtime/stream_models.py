@@ -16,13 +16,13 @@ from qwen3guard_client.labels import Category
 from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.chat import conversation, text_of
+from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.incremental import Increment, tokenize
 from qwen3guard_runtime.judgement import Judgement
 from qwen3guard_runtime.kv_cache import KVCache
 from qwen3guard_runtime.models import TokenizerModel, read_manifest
-from qwen3guard_runtime.options import Options, memory_bytes
+from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.request import Outputs, Request
-from qwen3guard_runtime.runner import OnnxRunner
 from qwen3guard_runtime.sessions import Limits, Sessions
 from qwen3guard_runtime.steps import Reply, Step
 from qwen3guard_runtime.tokenizer import IM_END
@@ -78,10 +78,13 @@ class StreamGuardModel:
 
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         options = Options(parameters)
-        manifest = read_manifest(folder)
+        place = open_guard(folder, read_manifest(folder), options)
+        manifest, memory = place.manifest, place.memory
         slots = options.whole("slots", at_least=1)
-        budget = options.whole("kv_budget_bytes") or max(memory_bytes() // 2, KVCache.least_bytes(manifest))
-        cache = KVCache(manifest, slots=slots, budget_bytes=budget)
+        budget = options.whole("kv_budget_bytes") or max(
+            memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
+        )
+        cache = KVCache(manifest, slots=slots, budget_bytes=budget, memory=memory)
         limits = Limits(
             idle_s=options.seconds("idle_s"),
             evict_s=options.seconds("evict_s"),
@@ -92,7 +95,7 @@ class StreamGuardModel:
         self._policy = Policy(strict=options.flag("strict"), debounce=options.whole("debounce", at_least=1))
         self._sessions = Sessions(
             manifest,
-            OnnxRunner(folder, manifest, threads=options.whole("threads")),
+            place.runner,
             cache,
             policy=self._policy,
             limits=limits,

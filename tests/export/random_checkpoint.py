@@ -40,18 +40,14 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</t
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
 )
-SHAPE_06B: dict[str, Any] = {
-    "hidden": 1024,
-    "layers": 28,
-    "heads": 16,
-    "kv_heads": 8,
-    "head_dim": 128,
-    "ffn": 3072,
-    "vocab": 151936,
-    "inner": 512,
-    "context": 8192,
+_HEADS: dict[str, Any] = {"kv_heads": 8, "head_dim": 128, "vocab": 151936, "inner": 512, "context": 8192}
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.6B": _HEADS | {"hidden": 1024, "layers": 28, "heads": 16, "ffn": 3072},
+    "4B": _HEADS | {"hidden": 2560, "layers": 36, "heads": 32, "ffn": 9728},
+    "8B": _HEADS | {"hidden": 4096, "layers": 36, "heads": 32, "ffn": 12288, "tied": False},
 }
-"""Qwen3Guard 0.6B's; Gen's real context is longer, which costs nothing until it is used."""
+"""Qwen3Guard's. Gen's real context is longer, which costs nothing until it is used; `inner` of 4B and 8B is a guess."""
+SHAPE_06B = SHAPES["0.6B"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

@@ -201,7 +201,8 @@ def test_heads_in_another_order_come_out_in_ours(tmp_path: Path) -> None:
     export(str(checkpoint), tmp_path / "models", say=lambda _: None)
     opened = open_checkpoint(str(checkpoint))
     assert opened.architecture.heads[0].rows == (1, 2, 0)
-    graph = BoundGraph(tmp_path / "models/stream_guard/1", opened.architecture, "decomposed", slots=1, capacity=64)
+    folder = tmp_path / "models/stream_guard/1"
+    graph = BoundGraph(folder, opened.architecture, "decomposed", "fp32", slots=1, capacity=64)
     tokens = np.arange(9)
     assert difference(graph.run([Chunk(0, 0, tokens)])[0], Oracle(checkpoint).logits(tokens)) < 1e-4
 

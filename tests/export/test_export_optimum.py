@@ -23,7 +23,7 @@ def test_our_graph_and_optimums_agree(tmp_path: Path) -> None:
     export(str(checkpoint), tmp_path / "models", say=lambda _: None)
     architecture = open_checkpoint(str(checkpoint)).architecture
     tokens = np.random.default_rng(5).integers(0, architecture.vocab, 21)
-    ours = BoundGraph(tmp_path / "models/gen_guard/1", architecture, "decomposed", slots=1, capacity=64).run(
+    ours = BoundGraph(tmp_path / "models/gen_guard/1", architecture, "decomposed", "fp32", slots=1, capacity=64).run(
         [Chunk(0, 0, tokens)]
     )
     theirs = optimum_logits(tmp_path / "optimum", architecture, tokens)

@@ -1,18 +1,21 @@
-"""Exported graphs against PyTorch: every shape, both attention forms, every way the server writes a slot."""
+"""Exported graphs against PyTorch: every shape, every form, every way the server writes a slot."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from export_oracle import Oracle, difference
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_client.errors import ParityError
+from qwen3guard_client.manifest import GRAPH, Manifest
 from qwen3guard_export import export
-from qwen3guard_export.checkpoint import Architecture, open_checkpoint
+from qwen3guard_export.checkpoint import open_checkpoint
 from qwen3guard_export.export import MODEL_FOLDERS
+from qwen3guard_export.operators import is_standard, operators
 from qwen3guard_export.parity import BoundGraph, Chunk
 from random_checkpoint import make
 
@@ -46,66 +49,82 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-EXPORTS = (("fp32", "decomposed"), ("fp32", "portable"), ("fp32", "int8"), ("dq8r", "decomposed"), ("dq8r", "int8"))
+EXACT = (("fp32", "decomposed"), ("fp32", "portable"), ("fp32", "gqa"))
+HALVES = (("fp16", "portable"), ("fp16", "gqa"), ("bf16", "portable"))
+EIGHT_BITS = (("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))
+KV_DTYPES = {"fp32": "float32", "dq8r": "float32", "fp16": "float16", "bf16": "bfloat16"}
+BOUNDS = {"fp32": BOUND, "fp16": 5e-3, "bf16": 4e-2}
+"""Of the logits' scale: some roundings of each type, 2^-11 and 2^-8 for the halves."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guard:
-    """One checkpoint, its oracle, and its graphs by (weights, attention)."""
+    """One checkpoint, its oracle, and its graphs by (weights, attention), exported when they are asked for."""
 
-    oracle: Oracle
-    architecture: Architecture
-    manifests: dict[tuple[str, str], Manifest]
-    folders: dict[tuple[str, str], Path]
+    checkpoint: Path
     rows: list[np.ndarray]
+    manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.oracle = Oracle(self.checkpoint)
+        self.architecture = open_checkpoint(str(self.checkpoint)).architecture
+
+    def folder(self, weights: str, attention: str) -> Path:
+        key, output = (weights, attention), self.checkpoint.parent / f"{weights}-{attention}"
+        if key not in self.manifests:
+            self.manifests[key] = export(
+                str(self.checkpoint), output, weights=weights, attention=attention, say=lambda _: None
+            )
+        return output / MODEL_FOLDERS[self.manifests[key].variant][0] / "1"
 
     def bound(self, attention: str = "decomposed", weights: str = "fp32", **options: Any) -> BoundGraph:
         sizes = {"slots": len(self.rows), "capacity": CAPACITY} | options
-        return BoundGraph(self.folders[weights, attention], self.architecture, attention, **sizes)
+        return BoundGraph(self.folder(weights, attention), self.architecture, attention, weights, **sizes)
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def guard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Guard:
-    root = tmp_path_factory.mktemp("guard")
     seed = list(SHAPES).index(request.param)
-    checkpoint = make(root / "checkpoint", seed=seed, **SHAPES[request.param])
-    manifests, folders = {}, {}
-    for key in (*EXPORTS,):
-        weights, attention = key
-        output = root / "-".join(key)
-        manifests[key] = export(str(checkpoint), output, weights=weights, attention=attention, say=lambda _: None)
-        folders[key] = output / MODEL_FOLDERS[manifests[key].variant][0] / "1"
-    architecture = open_checkpoint(str(checkpoint)).architecture
+    checkpoint = make(tmp_path_factory.mktemp("guard") / "checkpoint", seed=seed, **SHAPES[request.param])
     random = np.random.default_rng(seed)
-    rows = [random.integers(0, architecture.vocab, length) for length in (17, 31, 1, 24)]
-    return Guard(Oracle(checkpoint), architecture, manifests, folders, rows)
+    vocab = open_checkpoint(str(checkpoint)).architecture.vocab
+    return Guard(checkpoint, [random.integers(0, vocab, length) for length in (17, 31, 1, 24)])
 
 
-FORMS = pytest.mark.parametrize("attention", ["decomposed", "portable"])
+def exists(shape: str, attention: str) -> bool:
+    """ONNX Runtime's grouped attention takes heads of a multiple of eight."""
+    return attention != "gqa" or SHAPES[shape].get("head_dim", 16) % 8 == 0
+
+
+FORMS = pytest.mark.parametrize(
+    ("guard", "weights", "attention"),
+    [(shape, *form) for shape in SHAPES for form in (*EXACT, *HALVES) if exists(shape, form[1])],
+    indirect=["guard"],
+)
 
 
 @FORMS
-def test_one_pass_agrees_with_torch_at_every_position(guard: Guard, attention: str) -> None:
-    graph = guard.bound(attention)
+def test_one_pass_agrees_with_torch_at_every_position(guard: Guard, weights: str, attention: str) -> None:
+    graph = guard.bound(attention, weights)
     for row in guard.rows:
-        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < BOUND
+        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < BOUNDS[weights]
 
 
 @FORMS
-def test_random_chunks_and_single_tokens_agree_with_torch(guard: Guard, attention: str) -> None:
-    graph, random = guard.bound(attention), np.random.default_rng(1)
+def test_random_chunks_and_single_tokens_agree_with_torch(guard: Guard, weights: str, attention: str) -> None:
+    graph, random = guard.bound(attention, weights), np.random.default_rng(1)
     for row in guard.rows:
         cuts = np.sort(random.choice(np.arange(1, len(row)), min(4, len(row) - 1), replace=False))
         lengths = np.diff([0, *cuts, len(row)]).tolist()
         expected = guard.oracle.logits(row)
-        assert difference(graph.run_pieces(0, row, lengths), expected) < BOUND
-        assert difference(graph.run_pieces(1, row, [1] * len(row)), expected) < BOUND
+        assert difference(graph.run_pieces(0, row, lengths), expected) < BOUNDS[weights]
+        assert difference(graph.run_pieces(1, row, [1] * len(row)), expected) < BOUNDS[weights]
 
 
 @FORMS
-def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, attention: str) -> None:
+def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, weights: str, attention: str) -> None:
     """Padding and a former sequence's keys and values must never be seen."""
-    graph, random = guard.bound(attention), np.random.default_rng(2)
+    graph, random = guard.bound(attention, weights), np.random.default_rng(2)
     graph.soil(random)
     expected = [guard.oracle.logits(row) for row in guard.rows]
     written = [0] * len(guard.rows)
@@ -119,24 +138,22 @@ def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, attention:
             start = chunks[slot].position
             stop = start + len(chunks[slot].tokens)
             wanted = {name: values[start:stop] for name, values in expected[slot].items()}
-            assert difference(found, wanted) < 2 * BOUND  # of a smaller scale: that of these tokens
+            assert difference(found, wanted) < 2 * BOUNDS[weights]  # of a smaller scale: that of these tokens
             written[slot] = stop
 
 
 @FORMS
-def test_a_rewind_forgets_what_stood_there(guard: Guard, attention: str) -> None:
-    graph = guard.bound(attention)
+def test_a_rewind_forgets_what_stood_there(guard: Guard, weights: str, attention: str) -> None:
+    graph = guard.bound(attention, weights)
     first, second = guard.rows[1], guard.rows[3]
     graph.run([Chunk(0, 0, first)])
     rewritten = np.concatenate([first[:5], second[:6]])
     found = graph.run([Chunk(0, 5, second[:6])])[0]
     expected = {name: values[5:] for name, values in guard.oracle.logits(rewritten).items()}
-    assert difference(found, expected) < 2 * BOUND
+    assert difference(found, expected) < 2 * BOUNDS[weights]
 
 
-WHOLE = pytest.mark.parametrize(
-    ("weights", "attention"), [("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8")]
-)
+WHOLE = pytest.mark.parametrize(("weights", "attention"), [("fp32", "decomposed"), *EIGHT_BITS])
 
 
 @WHOLE
@@ -182,7 +199,7 @@ def test_capacity_does_not_change_a_bit(guard: Guard, threads: int, attention: s
             np.testing.assert_array_equal(values, answers[0][name])
 
 
-@pytest.mark.parametrize(("weights", "attention"), [("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8")])
+@pytest.mark.parametrize(("weights", "attention"), EIGHT_BITS)
 def test_eight_bits_stay_near_fp32(guard: Guard, weights: str, attention: str) -> None:
     """On random weights, the worst case for quantization; no statement about a trained guard."""
     graph = guard.bound(attention, weights)
@@ -205,11 +222,11 @@ def test_chunks_of_an_int8_cache_are_the_whole_to_the_bit(guard: Guard, weights:
 def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     """In any order, twice, and none at all (a prefill that wants no logits)."""
     import onnxruntime as ort
-    from qwen3guard_client.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
+    from qwen3guard_client.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS
 
     key = ("fp32", "decomposed")
+    session = ort.InferenceSession(guard.folder(*key) / GRAPH, providers=["CPUExecutionProvider"])
     manifest, row = guard.manifests[key], guard.rows[0]
-    session = ort.InferenceSession(guard.folders[key] / GRAPH, providers=["CPUExecutionProvider"])
     slot = np.zeros((2, manifest.kv_heads, CAPACITY, manifest.head_dim), np.float32)
     feeds = {INPUT_IDS: np.stack([row, row[::-1]]), POSITIONS: np.zeros(2, np.int64)}
     feeds |= {graph_input.name: slot for graph_input in session.get_inputs() if "past" in graph_input.name}
@@ -223,13 +240,38 @@ def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     assert [len(values) for values in empty] == [0] * len(manifest.outputs)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "fp16", "bf16"])
+def test_a_portable_graph_is_of_standard_operators_alone(guard: Guard, weights: str) -> None:
+    found = operators(guard.folder(weights, "portable") / GRAPH)
+    assert is_standard(found)
+    assert {operator for _, operator in found} >= {"TensorScatter", "Attention", "RotaryEmbedding", "RMSNormalization"}
+    graph = onnx.load(guard.folder(weights, "portable") / GRAPH, load_external_data=False)
+    assert [opset.version for opset in graph.opset_import] == [24]
+    assert not is_standard(operators(guard.folder("fp32", "decomposed") / GRAPH))
+
+
+@pytest.mark.parametrize(("weights", "attention"), [("fp16", "decomposed"), ("bf16", "int8")])
+def test_halves_have_no_graph_for_cpus(weights: str, attention: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{attention} does not go with {weights}"):
+        export(str(make(tmp_path / "checkpoint", "gen")), tmp_path, weights=weights, attention=attention, say=print)
+    assert not list(tmp_path.glob("gen_guard/**"))
+
+
+def test_grouped_attention_with_other_heads_is_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen", head_dim=10)
+    with pytest.raises(ParityError, match="head_size must be a multiple of 8"):
+        export(str(checkpoint), tmp_path / "models", attention="gqa", say=lambda _: None)
+
+
 def test_the_manifest_tells_the_guard(guard: Guard) -> None:
-    for (weights, attention), manifest in guard.manifests.items():
+    for weights, attention in (*EXACT[:2], *HALVES[:1], *EIGHT_BITS):
+        folder = guard.folder(weights, attention)
+        manifest = guard.manifests[weights, attention]
         assert (manifest.weights, manifest.attention) == (weights, attention)
-        assert manifest == Manifest.read(guard.folders[weights, attention])
+        assert manifest == Manifest.read(folder)
         assert manifest.layers == guard.architecture.layers
-        assert manifest.parity["one_pass"] < (BOUND if weights == "fp32" and attention != "int8" else 0.5)
-        assert manifest.kv_dtype == ("int8" if attention == "int8" else "float32")
+        assert manifest.parity["one_pass"] < (0.5 if attention == "int8" else BOUNDS.get(weights, 0.5))
+        assert manifest.kv_dtype == ("int8" if attention == "int8" else KV_DTYPES[weights])
         assert manifest.parity["batch_bit_identical"] == 1.0 or attention == "portable"
     tokens = np.array(manifest.canary.input_ids)
     answer = {name: values[-1].astype(np.float64) for name, values in guard.oracle.logits(tokens).items()}

@@ -1,0 +1,200 @@
+"""TensorRT engines from the portable graph.
+
+TensorRT builds for the GPU it runs on; TensorRT for RTX builds anywhere, without a GPU or a driver, for several
+generations of GPUs at once. Both have one API. Knows the builder and the graph's tensor names, nothing of Qwen3.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+from qwen3guard_client.errors import EngineError
+from qwen3guard_client.manifest import (
+    CAPACITY,
+    GRAPH,
+    INPUT_IDS,
+    LOGIT_INDEX,
+    POSITIONS,
+    Cache,
+    Engine,
+    Profile,
+)
+
+from qwen3guard_export.quantize import HALVES
+
+ENGINE = "model.engine"
+TENSORRT, FOR_RTX = "tensorrt", "tensorrt_rtx"
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+"""What one engine of TensorRT for RTX runs on when nothing else is said."""
+SLOT_TOKENS = 2048
+"""What a slot holds by default: an engine's slots have one size, and attention reads all of it."""
+SLACK = 64
+STEP = Profile(rows=32, tokens=16, asked=512)
+"""Steps of many streams together."""
+CHUNK = Profile(rows=1, tokens=512, asked=512)
+"""A stretch of a long conversation, alone."""
+GEN_ASKED = 32
+"""Gen's logits are as wide as the vocabulary, and it asks for few."""
+
+
+def capacity_for(context: int, tokens: int = SLOT_TOKENS) -> int:
+    """Cells of an engine's slots: room for `tokens` and what padding writes behind them."""
+    return -(-min(context, tokens) // SLACK) * SLACK + SLACK
+
+
+def check_can_build(weights: str, attention: str | None) -> None:
+    """Raises EngineError where TensorRT has no kernels for such a graph, or no package is installed."""
+    if weights not in HALVES or attention not in ("portable", None):
+        raise EngineError("An engine is built of a portable graph with fp16 or bf16 weights: add --weights fp16.")
+    _package()
+
+
+def build(folder: Path, variant: str, caches: Sequence[Cache], capacity: int) -> Engine:
+    """Builds the engine from the portable graph in `folder`; returns what the manifest says of it.
+
+    Raises EngineError where neither package is installed, or the builder does not take the graph.
+    """
+    package = _package()
+    logger = _logger(package)
+    builder = package.Builder(logger)
+    network = builder.create_network(_strongly_typed(package))
+    parser = package.OnnxParser(network, logger)
+    with _of_capacity(folder / GRAPH, capacity) as graph:
+        if not parser.parse_from_file(str(graph)):
+            reason = parser.get_error(0).desc() if parser.num_errors else "it gives no reason"
+            raise EngineError(f"{_name(package)} cannot read the graph: {reason.splitlines()[0]}")
+    if (found := _in_place(package, network)) != len(caches):
+        raise EngineError(f"{_name(package)} updates {found} of {len(caches)} caches in place and would copy the rest.")
+
+    profiles = [_fitted(profile, variant, capacity) for profile in (STEP, CHUNK)]
+    config = builder.create_builder_config()
+    for profile in profiles:
+        config.add_optimization_profile(_optimization(builder, profile, caches, capacity))
+    capabilities = _target(package, config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(f"{_name(package)} could not build the engine: {logger.last or 'it gives no reason'}")
+    with (folder / ENGINE).open("wb") as file:
+        file.write(plan)
+    return Engine(
+        file=ENGINE,
+        package=package.__name__,
+        version=package.__version__,
+        compute_capabilities=capabilities,
+        capacity=capacity,
+        profiles=tuple(profiles),
+    )
+
+
+def _package() -> ModuleType:
+    """TensorRT where there is a GPU for it, else TensorRT for RTX."""
+    for name in (TENSORRT, FOR_RTX) if _has_gpu() else (FOR_RTX,):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise EngineError("There is nothing to build an engine with: pip install 'qwen3guard-triton[tensorrt]'.")
+
+
+def _has_gpu() -> bool:
+    """Whether NVIDIA's driver finds a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _name(package: ModuleType) -> str:
+    return {TENSORRT: "TensorRT", FOR_RTX: "TensorRT for RTX"}[package.__name__] + f" {package.__version__}"
+
+
+def _logger(package: ModuleType) -> Any:
+    class Logger(package.ILogger):  # type: ignore[name-defined,misc]
+        """Keeps the last error, for our own sentence."""
+
+        last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= package.ILogger.Severity.ERROR:
+                self.last = message.splitlines()[0]
+
+    return Logger()
+
+
+def _strongly_typed(package: ModuleType) -> int:
+    """The flag under which the graph's types are what is computed in; newer versions know nothing else."""
+    flag = getattr(package.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+@contextmanager
+def _of_capacity(graph: Path, capacity: int) -> Iterator[Path]:
+    """The graph with caches of a fixed length, which TensorRT needs to write them in place; gone afterwards."""
+    model = onnx.load(graph, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == CAPACITY:
+                dim.dim_value = capacity
+    fixed = graph.with_name(f"fixed-{graph.name}")
+    try:
+        fixed.write_bytes(model.SerializeToString())
+        yield fixed
+    finally:
+        fixed.unlink(missing_ok=True)
+
+
+def _in_place(package: ModuleType, network: Any) -> int:
+    """How many caches the network updates where they are."""
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    return kinds.count(package.LayerType.KV_CACHE_UPDATE)
+
+
+def _fitted(profile: Profile, variant: str, capacity: int) -> Profile:
+    asked = min(profile.asked, GEN_ASKED) if variant == "gen" else profile.asked
+    return replace(profile, tokens=min(profile.tokens, capacity), asked=asked)
+
+
+def _optimization(builder: Any, profile: Profile, caches: Sequence[Cache], capacity: int) -> Any:
+    """Fastest for one token of one row where rows share a pass, else for as long a row as there may be."""
+    usual = 1 if profile.rows > 1 else profile.tokens
+    optimization = builder.create_optimization_profile()
+
+    def shape(name: str, *sizes: tuple[int, ...]) -> None:
+        optimization.set_shape(name, *sizes)
+
+    shape(INPUT_IDS, (1, 1), (1, usual), (profile.rows, profile.tokens))
+    shape(POSITIONS, (1,), (1,), (profile.rows,))
+    shape(LOGIT_INDEX, (1, 2), (1, 2), (profile.asked, 2))
+    for cache in caches:
+        cells = cache.shape(capacity)
+        shape(cache.past, (1, *cells), (1, *cells), (profile.rows, *cells))
+    return optimization
+
+
+def _target(package: ModuleType, config: Any) -> tuple[str, ...]:
+    """What the engine will run on: this machine's GPU, or all of RTX_CAPABILITIES."""
+    if package.__name__ == TENSORRT:
+        return (_device_capability(),)
+    config.num_compute_capabilities = len(RTX_CAPABILITIES)
+    for index, capability in enumerate(RTX_CAPABILITIES):
+        config.set_compute_capability(getattr(package.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+    return RTX_CAPABILITIES
+
+
+def _device_capability() -> str:
+    driver = ctypes.CDLL("libcuda.so.1")
+    major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return f"{major.value}.{minor.value}"

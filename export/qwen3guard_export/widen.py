@@ -1,0 +1,40 @@
+"""A bf16 graph as ONNX Runtime's CPU provider can run it, which has no products in bfloat16.
+
+Each of those is done in float32 between casts, as the provider does by itself for float16: the inputs and results are
+rounded to bfloat16 where the graph says so, the sums within are not, as in the products of a GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+_FLOATS = {"MatMul": (2, 1), "Gemm": (2, 1), "Attention": (3, 1), "GroupQueryAttention": (5, 3)}
+"""Of each operator, how many of its first inputs and outputs are of the type that it computes in."""
+
+
+def widen(source: Path, target: Path) -> None:
+    """Writes `source` to `target`, in the same folder, since both read their weights from one file."""
+    model = onnx.load(source, load_external_data=False)
+    graph = model.graph
+    wide = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    nodes = []
+    for node in graph.node:
+        inputs, outputs = _FLOATS.get(node.op_type, (0, 0))
+        if not inputs or (node.op_type in ("MatMul", "Gemm") and node.input[1] in wide):
+            nodes.append(node)
+            continue
+        for index in range(inputs):
+            name = f"{node.name}_wide_{index}"
+            nodes.append(helper.make_node("Cast", [node.input[index]], [name], to=TensorProto.FLOAT))
+            node.input[index] = name
+        nodes.append(node)
+        for index in range(outputs):
+            name = f"{node.name}_narrow_{index}"
+            nodes.append(helper.make_node("Cast", [name], [node.output[index]], to=TensorProto.BFLOAT16))
+            node.output[index] = name
+    del graph.node[:]
+    graph.node.extend(nodes)
+    target.write_bytes(model.SerializeToString())
