@@ -251,8 +251,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--attention",
         choices=("decomposed", "int8", "portable", "gqa"),
-        help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX, gqa is"
-        " for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16, else decomposed)",
+        help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX,"
+        " gqa is for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16,"
+        " else decomposed)",
     )
     add.add_argument("--tensorrt", action="store_true", help="build a TensorRT engine too, of fp16 or bf16")
     add.add_argument(
