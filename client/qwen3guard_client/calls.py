@@ -284,7 +284,7 @@ def error_of(error: InferenceServerException) -> GuardError:
     status = (error.status() or "").rpartition(".")[2]
     if status == "DEADLINE_EXCEEDED" or _LATE in text:
         return DeadlineExceeded("The server did not answer in time.")
-    if status == "UNAVAILABLE":
+    if status in ("UNAVAILABLE", "CANCELLED"):  # the latter from a server that stops
         return Unreachable(f"The server cannot be reached: {sentence}.")
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(sentence)

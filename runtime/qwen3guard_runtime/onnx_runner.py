@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from qwen3guard_client.errors import CorruptFile, DeviceError, ExportMissing
 from qwen3guard_client.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
 
 from qwen3guard_runtime.kv_cache import Arena
+from qwen3guard_runtime.options import cores
 from qwen3guard_runtime.runner import Ids, Limits, Logits, Passes
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -42,7 +42,7 @@ class OnnxRunner(Passes):
             )
         options = onnxruntime.SessionOptions()
         # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
-        options.intra_op_num_threads = threads or min(manifest.kv_heads, os.cpu_count() or 1)
+        options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
         options.log_severity_level = 3
         providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from qwen3guard_client.errors import InvalidParameter
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Options:
@@ -56,3 +57,10 @@ def memory_bytes() -> int:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return physical if limit == "max" else min(physical, int(limit))
+
+
+def cores() -> int:
+    """How many this process may use: those it may run on, or its control group's share where that is less."""
+    allowed = len(os.sched_getaffinity(0))
+    share, period = _CGROUP_CORES.read_text().split() if _CGROUP_CORES.is_file() else ("max", "1")
+    return allowed if share == "max" else max(1, min(allowed, int(share) // int(period)))

@@ -1,0 +1,54 @@
+"""The container's command: Triton on every guard in /models. Arguments go to tritonserver and win over ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from qwen3guard_client.connection import TOKEN_VARIABLE, read_token
+from qwen3guard_client.errors import GuardError
+from qwen3guard_runtime.server import EXIT_S, exported
+from qwen3guard_runtime.settings import restrictions
+
+MODELS = Path("/models")
+SHARED_MEMORY = Path("/dev/shm")
+REGION = "qwen3guard_container"
+LOAD_S = 1800
+
+
+def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[str]:
+    """As `qwen3guard serve` starts Triton, but for the network: every interface, no TLS, and metrics."""
+    return [
+        "tritonserver",
+        f"--model-repository={models}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={ensemble}" for ensemble in ensembles),
+        "--allow-http=false",
+        "--allow-vertex-ai=false",
+        "--grpc-port=8001",
+        "--metrics-port=8002",
+        f"--exit-timeout-secs={EXIT_S}",
+        *restrictions(token),
+        f"--backend-config=python,stub-timeout-seconds={LOAD_S}",
+        f"--backend-config=python,shm-region-prefix-name={REGION}",
+        "--log-warning=false",  # a START on a live sequence is warned of with the session's id
+    ]
+
+
+def main() -> None:
+    models = Path(os.environ.get("MODEL_REPOSITORY", MODELS))
+    try:
+        ensembles, token = exported(models), read_token(None)
+    except GuardError as error:
+        sys.exit(f"serve: {error}")
+    for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # a pod's volume outlives a container that was killed
+        region.unlink()
+    os.environ.pop(TOKEN_VARIABLE, None)
+    tritonserver, *arguments = command(models, ensembles, token)
+    os.execvp(tritonserver, [tritonserver, *arguments, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

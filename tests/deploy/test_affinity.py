@@ -1,0 +1,232 @@
+"""Two real servers behind the shipped nginx configuration: where requests go, and what a lost replica costs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+import tritonclient.grpc as triton
+from conftest import free_port, serve, wait_ready
+from proxy import Proxy, nginx
+from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, TokenVerdict, calls, errors
+from qwen3guard_client.connection import Tls
+from qwen3guard_runtime.server import EmbeddedServer
+from test_recovery import PROMPT, TEXT, TIMEOUT_S, same
+from texts import cut
+from tritonclient.utils import InferenceServerException
+
+STREAMS = 24
+"""So many that the hash does not give all of them to one replica by chance."""
+
+
+@pytest.fixture(scope="module")
+def replicas(repository: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    nginx()  # without one there is nothing to start servers for
+    with serve(repository) as one, serve(repository) as other:
+        wait_ready(one)
+        wait_ready(other)
+        yield one, other
+
+
+@pytest.fixture
+def both(replicas: tuple[EmbeddedServer, EmbeddedServer]) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    """The replicas, for a test that stops the first."""
+    yield replicas
+    replicas[0].restart()
+    wait_ready(replicas[0])
+
+
+@pytest.fixture
+def proxy(replicas: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path) -> Iterator[Proxy]:
+    with Proxy(tmp_path, [replica.url for replica in replicas]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(replicas: tuple[EmbeddedServer, EmbeddedServer]) -> tuple[TokenVerdict, ...]:
+    with GuardClient(replicas[0].url) as guard, guard.stream(PROMPT) as stream:
+        stream.step(TEXT)
+    return stream.verdicts
+
+
+def executed(replica: EmbeddedServer, model: str) -> int:
+    """Requests that a replica's model has answered."""
+    with triton.InferenceServerClient(replica.url) as client:
+        return int(client.get_inference_statistics(model).model_stats[0].inference_stats.success.count)
+
+
+class Halfway:
+    """Calls `action` once, in a thread of its own, when half of all steps of all streams are done."""
+
+    def __init__(self, steps: int, action: Callable[[], object]) -> None:
+        self._left = steps // 2
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=action)
+
+    def step(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+class Crowd:
+    """As many streams of one text, each in pieces of its own, at once; the verdicts and the sessions of each."""
+
+    def __init__(self, proxy: Proxy, action: Callable[[], object] = lambda: None) -> None:
+        self._url = proxy.url
+        self._pieces = [cut(TEXT, Random(seed), longest=40) for seed in range(STREAMS)]
+        self.steps = sum(map(len, self._pieces))
+        self._halfway = Halfway(self.steps, action)
+        self.verdicts: list[tuple[TokenVerdict, ...]] = []
+        self.sessions: list[Counter[str]] = []
+
+    def run(self) -> Crowd:
+        with GuardClient(self._url, timeout_s=TIMEOUT_S) as guard:
+
+            def moderate(pieces: list[str]) -> tuple[tuple[TokenVerdict, ...], Counter[str]]:
+                sessions: Counter[str] = Counter()
+                with guard.stream(PROMPT) as stream:
+                    for piece in pieces:
+                        stream.step(piece)
+                        sessions[stream.session] += 1
+                        self._halfway.step()
+                return stream.verdicts, sessions
+
+            with ThreadPoolExecutor(STREAMS) as threads:
+                return self._done(list(threads.map(moderate, self._pieces)))
+
+    async def run_async(self) -> Crowd:
+        async with AsyncGuardClient(self._url, timeout_s=TIMEOUT_S) as guard:
+
+            async def moderate(pieces: list[str]) -> tuple[tuple[TokenVerdict, ...], Counter[str]]:
+                sessions: Counter[str] = Counter()
+                async with guard.stream(PROMPT) as stream:
+                    for piece in pieces:
+                        await stream.step(piece)
+                        sessions[stream.session] += 1
+                        self._halfway.step()
+                return stream.verdicts, sessions
+
+            return self._done(await asyncio.gather(*map(moderate, self._pieces)))
+
+    def _done(self, found: list[tuple[tuple[TokenVerdict, ...], Counter[str]]]) -> Crowd:
+        self._halfway.join()
+        self.verdicts, self.sessions = map(list, zip(*found, strict=True))
+        return self
+
+    def moved(self) -> int:
+        """Streams that were replayed under another session."""
+        return sum(len(sessions) > 1 for sessions in self.sessions)
+
+
+def test_every_step_of_a_stream_reaches_the_replica_that_holds_it(
+    replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...]
+) -> None:
+    before = [executed(replica, "stream_guard") for replica in replicas]
+    crowd = Crowd(proxy).run()
+    taken = [executed(replica, "stream_guard") - count for replica, count in zip(replicas, before, strict=True)]
+    assert crowd.moved() == 0
+    assert min(taken) > 0
+    assert sum(taken) >= crowd.steps + 2 * STREAMS  # each is opened and ended too; a long step may be sent again
+    for verdicts in crowd.verdicts:
+        same(verdicts, undisturbed)
+
+
+def test_without_the_header_steps_go_astray(proxy: Proxy) -> None:
+    failed = []
+    with triton.InferenceServerClient(proxy.url) as client:
+        for number in range(12):
+            opening = calls.stream_step(f"headless-{number}", prompt=PROMPT, start=True)
+            ending = calls.stream_step(f"headless-{number}", text="Mix flour.", position=0, end=True)
+            try:
+                for call in (opening, ending):
+                    client.infer(**call.arguments(TIMEOUT_S) | {"headers": None})
+            except InferenceServerException as error:
+                failed.append(calls.error_of(error))
+    assert {type(error) for error in failed} == {errors.SessionLost}
+
+
+def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy) -> None:
+    before = [executed(replica, "gen_guard") for replica in replicas]
+    with GuardClient(proxy.url) as guard:
+        for _ in range(10):
+            guard.classify(PROMPT)
+    taken = [executed(replica, "gen_guard") - count for replica, count in zip(replicas, before, strict=True)]
+    assert sum(taken) == 10
+    assert min(taken) >= 3
+
+
+@pytest.mark.parametrize("client", ["sync", "async"])
+def test_streams_outlive_a_killed_replica(
+    both: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...], client: str
+) -> None:
+    crowd = Crowd(proxy, lambda: both[0].stop(kill=True))
+    if client == "sync":
+        crowd.run()
+    else:
+        asyncio.run(crowd.run_async())
+    for verdicts in crowd.verdicts:
+        same(verdicts, undisturbed)
+    assert 0 < crowd.moved() < STREAMS
+    assert "upstream" in proxy.log  # it does say what happened
+    assert PROMPT not in proxy.log
+    assert not [session for sessions in crowd.sessions for session in sessions if session in proxy.log]
+    with GuardClient(proxy.url) as guard:
+        for _ in range(4):
+            guard.classify(PROMPT)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_streams_outlive_a_drained_replica(
+    both: tuple[EmbeddedServer, EmbeddedServer],
+    proxy: Proxy,
+    undisturbed: tuple[TokenVerdict, ...],
+    announced: bool,
+) -> None:
+    """SIGTERM, after nginx has been told, as on scale-in, or out of the blue."""
+    drained, other = both
+
+    def drain() -> None:
+        if announced:
+            proxy.use([f"{drained.url} down", other.url])
+        drained.stop()
+
+    crowd = Crowd(proxy, drain).run()
+    for verdicts in crowd.verdicts:
+        same(verdicts, undisturbed)
+    assert 0 < crowd.moved() < STREAMS
+
+
+def test_clients_speak_tls_to_it(proxy: Proxy) -> None:
+    with GuardClient(proxy.tls_url, tls=Tls(proxy.certificate)) as guard:
+        assert guard.classify(PROMPT).severity is RiskLevel.SAFE
+
+
+def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy, tmp_path: Path) -> None:
+    with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match="8 MiB"):
+        guard.classify("a" * 9 * 2**20)
+    with (
+        triton.InferenceServerClient(proxy.url) as client,
+        pytest.raises(InferenceServerException, match=re.escape("This call is not served here.")) as refused,
+    ):
+        client.get_inference_statistics("gen_guard")
+    assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    with (
+        Proxy(lonely, [f"127.0.0.1:{free_port()}"]) as alone,
+        GuardClient(alone.url) as guard,
+        pytest.raises(errors.Unreachable, match="no replica answers"),
+    ):
+        guard.classify(PROMPT)

@@ -1,0 +1,150 @@
+"""What the image runs, with the wheel's Triton in the place of NVIDIA's: its command, and its probe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, free_port
+from qwen3guard_client import GuardClient, errors
+from qwen3guard_client.connection import TOKEN_VARIABLE
+from qwen3guard_runtime import installation
+from qwen3guard_runtime.server import EXIT_S, EmbeddedServer, Settings
+from test_serve import children
+
+DEPLOY = ROOT / "deploy"
+REGIONS = "*qwen3guard_container*"
+TOKEN = "a-token-of-the-tests"
+
+
+class Container:
+    """deploy/serve.py on `models`, on a port of its own; what the image has in its place is put there."""
+
+    def __init__(self, models: Path, folder: Path) -> None:
+        triton = installation.wheel()
+        backend = folder / "backends" / "python"
+        shutil.copytree(triton / "backends" / "python", backend)
+        shutil.copy(installation.stub(triton), backend)
+        self.environment = installation.environment(triton, installation.libpython_folder())
+        self.environment["PATH"] += f":{triton / 'bin'}"
+        self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN}
+        self._port = free_port()
+        self._log = folder / "log"
+        self._command = [sys.executable, str(DEPLOY / "serve.py"), f"--backend-directory={folder / 'backends'}"]
+        self._command += ["--grpc-address=127.0.0.1", f"--grpc-port={self._port}", "--allow-metrics=false"]
+        self._command += ["--exit-timeout-secs=1"]
+        self.url = f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Container:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def probe(self, timeout_s: float = 10.0) -> int:
+        command = [sys.executable, str(DEPLOY / "canary.py"), "--url", self.url, "--timeout", str(timeout_s)]
+        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + 120
+        while self.probe():
+            assert self.process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+
+
+def regions() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob(REGIONS)}
+
+
+@pytest.fixture
+def container(repository: Path, tmp_path: Path) -> Iterator[Container]:
+    with Container(repository, tmp_path) as running:
+        yield running
+    for region in regions():
+        (Path("/dev/shm") / region).unlink()
+
+
+def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> None:
+    assert container.probe() == 1  # still loading
+    container.wait_ready()
+    with GuardClient(container.url) as stranger, pytest.raises(errors.TokenRefused):
+        stranger.classify("How do I bake bread?")
+    with GuardClient(container.url, token=TOKEN) as guard:
+        assert guard.classify("How do I bake bread?").strict is False
+        (tokenizer,) = (
+            pid for pid in children(container.process.pid) if b"stream_tok" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        os.kill(tokenizer, signal.SIGSTOP)
+        assert container.probe(timeout_s=0.5) == 2
+        os.kill(tokenizer, signal.SIGKILL)
+        assert guard.is_ready("stream_step")
+        assert container.probe() == 2
+    container.process.terminate()
+    container.process.wait(30)
+    assert container.probe() == 1
+
+
+def test_a_killed_container_leaves_its_successor_no_shared_memory(container: Container) -> None:
+    container.wait_ready()
+    before = regions()
+    container.kill()
+    assert regions() == before != set()
+    with container:
+        container.wait_ready()
+        assert not before & regions()
+        assert len(regions()) == len(before)
+
+
+def test_an_empty_repository_is_named(tmp_path: Path) -> None:
+    environment = os.environ | {"MODEL_REPOSITORY": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, str(DEPLOY / "serve.py")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("serve: ")
+    assert "qwen3guard export" in ended.stderr
+
+
+def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DEPLOY))
+    import serve
+
+    def flags(command: list[str]) -> dict[str, str]:
+        return dict(flag.partition("=")[::2] for flag in command if "backend-config" not in flag)
+
+    server = EmbeddedServer(Settings(repository))
+    ours = flags(serve.command(repository, server.manifests, token=None))
+    embedded = flags(server._command(Path("/opt/tritonserver")))
+    other = {flag for flag in embedded if ours.get(flag, "").partition("=")[0] != embedded[flag].partition("=")[0]}
+    assert other == {
+        "--backend-directory",
+        "--grpc-address",  # theirs is loopback, ours every interface
+        "--allow-metrics",
+        "--allow-cpu-metrics",
+        "--allow-gpu-metrics",
+    }
+
+
+def test_a_pod_is_given_the_time_it_takes_to_drain() -> None:
+    stateful = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "replicas.yaml").read_text()))
+    pod = stateful["spec"]["template"]["spec"]
+    forgotten_s = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > forgotten_s + EXIT_S
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert int(compose["services"]["replica"]["stop_grace_period"].removesuffix("s")) > EXIT_S
