@@ -162,7 +162,7 @@ def stream_step(
     if policy is not None:
         values[wire.STRICT] = [policy.strict]
         values[wire.DEBOUNCE] = [policy.debounce]
-        values[wire.BLOCKED] = [category.value.encode() for category in policy.blocked]
+        values[wire.BLOCKED] = [json.dumps(sorted(category.value for category in policy.blocked)).encode()]
     if opens:
         values |= _conversation(prompt, None, messages)
     if text is not None:

@@ -84,7 +84,7 @@ RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # the f
 # The policy of a session, sent with the step that opens it; what is left out is the server's own.
 STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
 DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
-BLOCKED = Tensor("BLOCKED", "BYTES", (-1,), optional=True)  # the categories that count
+BLOCKED = Tensor("BLOCKED", "BYTES", (1,), optional=True)  # the categories that count, a JSON list
 
 LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens the session holds after this step
 PENDING = Tensor("PENDING", "INT64", (1,))  # of this step's tokens; above 0, send the same step again to go on

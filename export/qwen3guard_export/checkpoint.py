@@ -80,8 +80,8 @@ class Architecture:
             raise WrongArchitecture(
                 f"{self.query_heads} query heads cannot be shared out over {self.kv_heads} key-value heads."
             )
-        if self.head_dim % 2:
-            raise WrongArchitecture(f"a head_dim of {self.head_dim} cannot be rotated: it must be even.")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise WrongArchitecture(f"a head_dim of {self.head_dim} cannot be rotated: it must be even, and not 0.")
 
     def block_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         queries, keys = self.query_heads * self.head_dim, self.kv_heads * self.head_dim
@@ -143,9 +143,11 @@ def open_checkpoint(source: str) -> Checkpoint:
     config = read_json_object(folder / "config.json")
     try:
         architecture = _architecture(config)
-    except (TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise WrongArchitecture(f"{folder / 'config.json'} holds a dimension that is not a number.") from None
     weights = WeightFiles.open(folder)
+    if architecture.layers > len(weights.tensors):  # or a lie in config.json would be spelt out below
+        raise MissingTensor(f"the checkpoint has {len(weights.tensors)} tensors, but {architecture.layers} layers.")
     shapes = architecture.shapes()
     for name, shape in shapes.items():
         if name not in weights.tensors:
@@ -189,7 +191,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
     variant = _VARIANTS.get(name) if isinstance(name, str) else None
     if variant is None:
         raise WrongArchitecture(
-            f"the architecture is {name!r}; a guard is {' or '.join(_VARIANTS)} (Qwen3Guard-Gen or -Stream)."
+            f"the architecture is {name!r:.100}; a guard is {' or '.join(_VARIANTS)} (Qwen3Guard-Gen or -Stream)."
         )
     _refuse_what_is_not_emitted(config)
     hidden, query_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
@@ -227,7 +229,7 @@ def _rows(config: dict[str, Any], map_name: str, order: Sequence[Enum]) -> tuple
     if sorted(index_of) != sorted(wanted) or sorted(index_of.values()) != list(range(len(wanted))):
         raise WrongArchitecture(
             f"{map_name} in config.json must number exactly these labels from 0: {', '.join(wanted)}; "
-            f"it has {', '.join(f'{index} {label}' for label, index in index_of.items())}."
+            f"it has {index_of!r:.400}."
         )
     return tuple(index_of[label] for label in wanted)
 
@@ -235,7 +237,7 @@ def _rows(config: dict[str, Any], map_name: str, order: Sequence[Enum]) -> tuple
 def _size(config: dict[str, Any], name: str) -> int:
     value = config.get(name)
     if not isinstance(value, int) or value < 1:
-        raise WrongArchitecture(f"config.json gives {name} = {value!r}; it must be a whole number of at least 1.")
+        raise WrongArchitecture(f"config.json gives {name} = {value!r:.100}; it must be a whole number of at least 1.")
     return value
 
 
@@ -243,8 +245,8 @@ def _rope_theta(config: dict[str, Any]) -> float:
     """transformers 4 keeps rope_theta at the top, transformers 5 inside rope_parameters."""
     parameters = config.get("rope_parameters") or {}
     theta = float(config.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
-    if not theta > 0:
-        raise WrongArchitecture(f"config.json gives rope_theta = {theta}, which must be positive.")
+    if not 0 < theta < math.inf:
+        raise WrongArchitecture(f"config.json gives rope_theta = {theta}, which must be positive and finite.")
     return theta
 
 
@@ -253,12 +255,12 @@ def _refuse_what_is_not_emitted(config: dict[str, Any]) -> None:
         rope = config.get(key) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
         if kind != "default":
-            raise WrongArchitecture(f"{key} asks for {kind!r} rotary embeddings, which are not implemented.")
+            raise WrongArchitecture(f"{key} asks for {kind!r:.100} rotary embeddings, which are not implemented.")
     if config.get("attention_bias"):
         raise WrongArchitecture("attention_bias is set; biases in the attention are not implemented.")
     if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
         raise WrongArchitecture("the checkpoint uses sliding-window attention, which is not implemented.")
     if config.get("hidden_act", "silu") != "silu":
-        raise WrongArchitecture(f"hidden_act is {config['hidden_act']!r}; only silu is implemented.")
+        raise WrongArchitecture(f"hidden_act is {config['hidden_act']!r:.100}; only silu is implemented.")
     if "quantization_config" in config:
         raise WrongArchitecture("the checkpoint is quantized; export the original in BF16, F16 or F32.")

@@ -32,7 +32,7 @@ def carried_files(folder: Path, vocab_size: int) -> tuple[Path, ...]:
     highest = max(ids, key=lambda token: ids[token])
     if ids[highest] >= vocab_size:
         raise TokenizerMismatch(
-            f"{tokenizer} has the id {ids[highest]} ({highest!r}), but the model embeds only {vocab_size} tokens."
+            f"{tokenizer} has the id {ids[highest]} ({highest!r:.100}), but the model embeds only {vocab_size} tokens."
         )
     for token in REQUIRED_TOKENS:
         if token not in ids:
@@ -55,7 +55,7 @@ def _token_ids(path: Path) -> dict[str, int]:
         vocabulary: dict[str, Any] = data["model"]["vocab"]
         ids = {str(token): int(token_id) for token, token_id in vocabulary.items()}
         ids.update({str(added["content"]): int(added["id"]) for added in data.get("added_tokens") or ()})
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise TokenizerMismatch(f"{path} has no vocabulary of tokens and ids.") from None
     if not ids:
         raise TokenizerMismatch(f"{path} has an empty vocabulary.")

@@ -28,6 +28,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
 }
 _LONGEST_HEADER = 100_000_000
+_MOST_DIMENSIONS = 8
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -112,11 +113,11 @@ def _open_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise CorruptFile(f"{index} names {shard!r}, which is not a file beside it.")
+            raise CorruptFile(f"{index} names {shard!r:.100}, which is not a file beside it.")
         header = _read_header(folder / shard)
         for name in (name for name, file in weight_map.items() if file == shard):
             if name not in header:
-                raise MissingTensor(f"{folder / shard} lacks {name}, which {INDEX} places there.")
+                raise MissingTensor(f"{folder / shard} lacks {name!r:.100}, which {INDEX} places there.")
             found[name] = header[name]
     return found
 
@@ -141,17 +142,20 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTensor:
     try:
-        dtype = str(entry["dtype"])
-        shape = tuple(int(dim) for dim in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
-        raise CorruptFile(f"{path} describes {name} in no safetensors way.") from None
+        raise CorruptFile(f"{path} describes {name!r:.100} in no safetensors way.") from None
+    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and each >= 0 for each in (*shape, begin, end)):
+        raise CorruptFile(f"{path} describes {name!r:.100} in no safetensors way.")
     if dtype not in _DTYPES:
-        raise WrongArchitecture(f"{path} stores {name} as {dtype}; only BF16, F16 and F32 checkpoints are read.")
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise CorruptFile(f"{path} gives {name} a size that does not match its shape.")
+        raise WrongArchitecture(
+            f"{path} stores {name!r:.100} as {dtype!r:.100}; only BF16, F16 and F32 checkpoints are read."
+        )
+    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise CorruptFile(f"{path} gives {name!r:.100} a size that does not match its shape.")
     if base + end > size:
-        raise CorruptFile(f"{path} is truncated: {name} ends at byte {base + end} of {size}.")
+        raise CorruptFile(f"{path} is truncated: {name!r:.100} ends at byte {base + end} of {size}.")
     return StoredTensor(path, dtype, shape, base + begin)
 
 

@@ -1,19 +1,20 @@
 """Conversations: from JSON to checked messages, and through the checkpoint's own chat template to token ids.
 
-The template is the checkpoint's and is never re-implemented; it runs in jinja's sandbox. Text inside a
-message cannot become a special token, nor end its turn, nor pass for reasoning that a template would cut.
+The template is the checkpoint's and is never re-implemented; it runs in a sandbox. Text inside a message cannot
+become a special token, nor end its turn, nor pass for reasoning that a template would cut. Text that cannot fit
+the context is refused before anything is done with it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from qwen3guard_client.errors import (
     EmptyText,
     InvalidEncoding,
@@ -25,9 +26,14 @@ from qwen3guard_client.errors import (
     UnknownRole,
 )
 
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_runtime import sandbox
+from qwen3guard_runtime.tokenizer import BYTES_PER_TOKEN, GuardTokenizer
 
 ROLES = ("system", "user", "assistant")
+CONTEXT = 32_768
+"""Tokens in the context of the published guards."""
+JSON_BYTES = 6
+"""Of JSON for a byte of text, at most: an escape such as \\u0041."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,17 @@ def text_of(data: bytes | str, what: str) -> str:
         raise InvalidEncoding(f"{what} is not valid UTF-8.") from None
 
 
-def parse_messages(data: bytes) -> list[Message]:
-    """Messages in OpenAI's form: a JSON list of {"role", "content"}; content a string or a list of text parts."""
+def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
+    """Messages in OpenAI's form: a JSON list of {"role", "content"}; content a string or a list of text parts.
+
+    Raises TextTooLong, before it parses, for more JSON than a context of `limit` tokens can have text.
+    """
+    longest = JSON_BYTES * BYTES_PER_TOKEN * limit
+    if len(data) > longest:
+        raise TextTooLong(f"The messages have {len(data)} bytes of JSON; a context of {limit} tokens takes {longest}.")
     try:
         raw = json.loads(text_of(data, "The list of messages"))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of thousands of digits is no JSONDecodeError
         raise InvalidMessages("The messages are not valid JSON.") from None
     if not isinstance(raw, list):
         raise InvalidMessages("The messages must be a JSON list.")
@@ -86,12 +98,14 @@ def message(role: str, content: bytes | str, what: str) -> Message:
     return Message(role, text)
 
 
-def conversation(messages: bytes | None, prompt: bytes | None, response: bytes | None) -> list[Message]:
+def conversation(
+    messages: bytes | None, prompt: bytes | None, response: bytes | None, limit: int = CONTEXT
+) -> list[Message]:
     """The one conversation that a request names, as messages or as a prompt with or without its response."""
     if messages is not None:
         if prompt is not None or response is not None:
             raise InvalidRequest("Send either messages or a prompt, not both.")
-        return parse_messages(messages)
+        return parse_messages(messages, limit)
     if prompt is None:
         raise EmptyText("There is neither a prompt nor a list of messages.")
     found = [message("user", prompt, "The prompt")]
@@ -104,30 +118,20 @@ class ChatTemplate:
     """Renders a conversation to token ids as the checkpoint was trained to see it."""
 
     def __init__(self, tokenizer: GuardTokenizer, template: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, indent=options.get("indent")
-        )
-        environment.globals["raise_exception"] = _refuse
         self.tokenizer = tokenizer
         try:
-            self._template = environment.from_string(template)
+            self._template = sandbox.run(lambda: sandbox.Sandbox().from_string(template))
         except TemplateError as error:
-            raise TokenizerMismatch(f"The chat template cannot be parsed: {error}.") from error
+            raise TokenizerMismatch(f"The chat template cannot be parsed: {_one_line(error)}.") from None
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
         """From chat_template.jinja, or the entry of tokenizer_config.json. Raises TokenizerMismatch."""
         tokenizer = GuardTokenizer.load(folder)
-        jinja = folder / "chat_template.jinja"
-        if jinja.is_file():
-            return cls(tokenizer, jinja.read_text(encoding="utf-8"))
-        config = folder / "tokenizer_config.json"
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-        if isinstance(template, list):
-            template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        try:
+            template = _stored_template(folder)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            raise TokenizerMismatch(f"The chat template in {folder} cannot be read.") from None
         if not isinstance(template, str):
             raise TokenizerMismatch(f"{folder} holds no chat template.")
         return cls(tokenizer, template)
@@ -140,16 +144,21 @@ class ChatTemplate:
         """
         if messages[-1].role == "system":
             raise LastRole("The last message is the system's; only a user's or an assistant's can be judged.")
+        self.tokenizer.check_size(sum(len(each.content.encode()) for each in messages), limit)
+        if len(messages) > limit:
+            raise TextTooLong(f"There are {len(messages)} messages; a context of {limit} tokens has no room for them.")
         mark = self._unused_character(messages)
         shielded = [{"role": each.role, "content": self._shield(each.content, mark)} for each in messages]
         try:
-            text = self._template.render(
-                messages=shielded, add_generation_prompt=True, enable_thinking=False, tools=None
+            text = sandbox.run(
+                lambda: self._template.render(
+                    messages=shielded, add_generation_prompt=True, enable_thinking=False, tools=None
+                )
             )
         except TemplateError as error:
-            raise InvalidMessages(f"The chat template refuses the conversation: {str(error)[:200]}") from None
+            raise InvalidMessages(f"The chat template refuses the conversation: {_one_line(error)}") from None
         ids: list[int] = []
-        for part in self.tokenizer.split_special(text):
+        for part in self.tokenizer.split_special(text_of(text, "The rendered conversation")):
             if isinstance(part, int):
                 ids.append(part)
             else:
@@ -168,9 +177,21 @@ class ChatTemplate:
 
     @staticmethod
     def _unused_character(messages: Sequence[Message]) -> str:
+        """A private-use character while there is one; text that has all the characters after them is too long."""
         used = set().union(*(each.content for each in messages))
-        return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in used)
+        return next(mark for mark in map(chr, range(0xE000, sys.maxunicode + 1)) if mark not in used)
 
 
-def _refuse(reason: str) -> None:
-    raise TemplateError(reason)
+def _stored_template(folder: Path) -> object:
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

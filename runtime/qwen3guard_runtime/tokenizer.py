@@ -6,6 +6,7 @@ Knows nothing of conversations or streams.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class GuardTokenizer:
         for name in (IM_START, IM_END):
             if name not in self.special:
                 raise TokenizerMismatch(f"The tokenizer has no {name} token.")
+        if min(map(len, self.special)) < 2:  # no mark could be put inside one
+            raise TokenizerMismatch("The tokenizer has an added token of less than two characters.")
+        names = sorted(self.special, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)))
 
     @classmethod
     def load(cls, folder: Path) -> GuardTokenizer:
@@ -54,14 +59,20 @@ class GuardTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise TokenizerMismatch(f"{path} is missing.")
-        return cls(path.read_text(encoding="utf-8"))
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise TokenizerMismatch(f"{path} is not valid UTF-8.") from None
 
     def encode(self, text: str) -> list[int]:
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def check_length(self, text: str, limit: int) -> None:
         """Raises TextTooLong for a text that is not worth tokenizing against a context of `limit` tokens."""
-        size = len(text.encode())
+        self.check_size(len(text.encode()), limit)
+
+    def check_size(self, size: int, limit: int) -> None:
+        """`check_length` of a text of `size` bytes."""
         if size > BYTES_PER_TOKEN * limit:
             raise TextTooLong(
                 f"The text has {size} bytes; a context of {limit} tokens takes at most {BYTES_PER_TOKEN * limit}."
@@ -77,17 +88,11 @@ class GuardTokenizer:
 
     def split_special(self, text: str) -> Iterator[str | int]:
         """The plain stretches of `text` as strings, and between them the special tokens as ids."""
-        names = sorted(self.special, key=len, reverse=True)
-        while text:
-            at, name = min(
-                ((text.find(name), name) for name in names if name in text),
-                default=(-1, ""),
-                key=lambda found: (found[0], -len(found[1])),
-            )
-            if at < 0:
-                yield text
-                return
-            if at:
-                yield text[:at]
-            yield self.special[name]
-            text = text[at + len(name) :]
+        start = 0
+        for found in self._special.finditer(text):
+            if found.start() > start:
+                yield text[start : found.start()]
+            yield self.special[found[0]]
+            start = found.end()
+        if start < len(text):
+            yield text[start:]
