@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import DEMO
+from conftest import DEMO, free_port
 from gpu_double import Runtime, tensorrt
 from qwen3guard_client import errors
 from qwen3guard_client.manifest import Engine, Manifest, Profile
 from qwen3guard_export import export
-from qwen3guard_export.repository import DEVICE_PARAMETERS
+from qwen3guard_export.repository import DEVICE_PARAMETERS, place_models
 from qwen3guard_runtime import cuda, devices
 from qwen3guard_runtime.cuda import Cuda, DeviceMemory
 from qwen3guard_runtime.devices import open_guard
@@ -26,6 +27,7 @@ from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.runner import Logits, Row, Runner
 from qwen3guard_runtime.tensorrt_runner import TensorRTRunner
 from random_checkpoint import make
+from test_serve import COMMAND
 
 CAPACITY = 192
 PROFILES = (Profile(rows=4, tokens=16, asked=20), Profile(rows=1, tokens=48, asked=40))
@@ -160,6 +162,18 @@ def test_without_a_gpu_a_guard_made_for_one_runs_on_the_cpu_and_says_so(
     assert "The guard was made for tensorrt and runs on the CPU" in caplog.text
     slot = KVCache(place.manifest, slots=1, memory=place.memory).acquire(4)
     assert np.isfinite(place.runner.forward([Row(slot, np.arange(3, 7), [3])])[0][0]).all()
+
+
+def test_the_command_that_serves_says_so_too(tmp_path: Path) -> None:
+    """And the guard answers its canary: ready is said after that."""
+    place_models(tmp_path, export(str(DEMO / "stream"), tmp_path, attention="gqa", say=lambda _: None))
+    command = [COMMAND, "serve", "--model-repository", tmp_path, "--grpc-port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready on ")
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert "warning: The guard was made for cuda and runs on the CPU: This ONNX Runtime knows no CUDA" in said
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])

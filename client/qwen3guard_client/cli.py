@@ -104,7 +104,7 @@ def serve(arguments: argparse.Namespace) -> None:
                     supervisor.run(
                         server,
                         lambda timeout_s: canary.check(client, server.manifests, timeout_s),
-                        ready=lambda: _say_ready(server.url, server.manifests.values()),
+                        ready=lambda: _say_ready(server.url, server.manifests.values(), server.warnings),
                         say=say,
                     )
                 finally:
@@ -114,7 +114,9 @@ def serve(arguments: argparse.Namespace) -> None:
             say("stopped")
 
 
-def _say_ready(url: str, manifests: Iterable[Manifest]) -> None:
+def _say_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
     for manifest in manifests:
         notice = f"; {manifest.notice}" if manifest.notice else ""
         say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")

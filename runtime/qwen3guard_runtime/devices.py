@@ -48,7 +48,7 @@ def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
     except DeviceError as error:
         if wanted != "auto":
             raise
-        logging.getLogger(__name__).warning("The guard was made for %s and runs on the CPU: %s", device, error)
+        logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
     return Place(manifest, OnnxRunner(folder, manifest, threads=options.whole("threads")), HOST)
 
 

@@ -183,6 +183,11 @@ class EmbeddedServer:
     def log(self) -> str:
         return (self._folder / "log").read_text(errors="replace") if self._folder else ""
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the models' processes want an operator to know."""
+        return re.findall(r'warning: ([^"\n]+)', self.log)
+
     def _reason(self) -> str:
         """The last sentence in the log that says what went wrong."""
         ours = re.findall(r"qwen3guard_client\.errors\.\w+: (.+)", self.log)
