@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import calls, connection
 from qwen3guard_client.calls import Call, Messages
+from qwen3guard_client.cascade import Cascade, Confirm
 from qwen3guard_client.client import DEFAULT_URL, RETRY_S, TIMEOUT_S
 from qwen3guard_client.connection import Tls
 from qwen3guard_client.errors import Unreachable
@@ -144,6 +145,7 @@ class AsyncGuardClient:
         messages: Messages | str | None = None,
         release: Release = "after_check",
         on_flag: OnFlag = "stop",
+        confirm: Confirm | None = None,
         policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> AsyncModeration:
@@ -151,12 +153,22 @@ class AsyncGuardClient:
 
         `release` is "after_check", which holds text back until it is cleared, or "before_check", which shows it at
         once and stops as soon as the check comes back. `on_flag` is "stop", "raise" (Flagged, when what came before
-        is shown) or "mark" (show everything; segments carry the flag from the flagged place on). The prompt is
-        checked while the LLM starts. Iterating raises a GuardError where the guard cannot say, and what `source`
+        is shown) or "mark" (show everything; segments carry the flag from the flagged place on). With `confirm`,
+        "strict" or "loose", each flag is put to Gen, with the conversation as far as it goes, and stands unless Gen
+        finds it safe in that mode; what was held back meanwhile is shown if not. The prompt is checked while the
+        LLM starts. Iterating raises a GuardError where the guard cannot say, and what `source`
         raises after all that it wrote before was checked.
         """
         stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
-        return AsyncModeration(stream, source, Gate(release, on_flag), on_flag)
+        cascade = Cascade(confirm, prompt, messages) if confirm else None
+        return AsyncModeration(
+            stream,
+            source,
+            Gate(release, on_flag),
+            on_flag,
+            cascade=cascade,
+            classify=lambda call: self.send(call, timeout_s),
+        )
 
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The result of `call`; a long step is sent again until the server has taken all of it."""

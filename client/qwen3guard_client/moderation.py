@@ -11,15 +11,19 @@ import contextlib
 import inspect
 import queue
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from qwen3guard_client.errors import InvalidRequest
+from qwen3guard_client.calls import Call
+from qwen3guard_client.cascade import Asking, Cascade
+from qwen3guard_client.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_client.gate import Flag, Flagged, Gate, OnFlag, Segment
 from qwen3guard_client.stream import AsyncStream, Stream
 from qwen3guard_client.stream_state import Piece
-from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
+from qwen3guard_client.verdict import Classification, PromptVerdict, TokenVerdict
 
+T = TypeVar("T")
 READ_AHEAD = 64
 """Pieces that are read from the LLM before they are checked."""
 CLOSE_S = 1.0
@@ -60,8 +64,9 @@ _Event = _Written | _Judged | _ReadToEnd | _Failed
 class _Moderation:
     """What the sync and the async one have in common."""
 
-    def __init__(self, gate: Gate, on_flag: OnFlag) -> None:
+    def __init__(self, gate: Gate, on_flag: OnFlag, cascade: Cascade | None) -> None:
         self._gate = gate
+        self._cascade = cascade
         self._on_flag = on_flag
         self._failure: BaseException | None = None
         self._begun = False
@@ -72,6 +77,16 @@ class _Moderation:
     def flag(self) -> Flag | None:
         """What was found, and where; None as long as all is well."""
         return self._gate.flag
+
+    @property
+    def asked(self) -> int:
+        """How often Gen was asked to confirm a flag."""
+        return self._cascade.asked if self._cascade else 0
+
+    @property
+    def overruled(self) -> int:
+        """How often it did not."""
+        return self._cascade.overruled if self._cascade else 0
 
     def _begin(self) -> None:
         if self._begun:
@@ -107,8 +122,18 @@ class Moderation(_Moderation):
     The LLM is read in a thread of its own, and closed from there when nothing more is wanted of it.
     """
 
-    def __init__(self, stream: Stream, source: Iterable[Piece], gate: Gate, on_flag: OnFlag) -> None:
-        super().__init__(gate, on_flag)
+    def __init__(
+        self,
+        stream: Stream,
+        source: Iterable[Piece],
+        gate: Gate,
+        on_flag: OnFlag,
+        *,
+        cascade: Cascade | None,
+        classify: Callable[[Call[Classification]], Classification],
+    ) -> None:
+        super().__init__(gate, on_flag, cascade)
+        self._classify = classify
         self._stream = stream
         self._source = source
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
@@ -167,16 +192,37 @@ class Moderation(_Moderation):
     def _check(self) -> None:
         try:
             with self._stream as stream:
-                self._events.put(_Judged(stream.prompt_verdict, ()))
+                self._events.put(_Judged(self._confirmed_prompt(stream.prompt_verdict), ()))
                 seen = 0
                 while (piece := self._next()) is not None:
+                    if self._cascade:
+                        self._cascade.wrote(piece)
                     stream.step(piece)
                     final = stream.final_verdicts
-                    self._events.put(_Judged(None, final[seen:]))
+                    self._events.put(_Judged(None, self._confirmed(final[seen:])))
                     seen = len(final)
-            self._events.put(_Judged(None, stream.verdicts[seen:], last=True))
+            self._events.put(_Judged(None, self._confirmed(stream.verdicts[seen:]), last=True))
         except BaseException as error:
             self._events.put(_Failed(error))
+
+    def _confirmed_prompt(self, verdict: PromptVerdict) -> PromptVerdict:
+        return self._ask(self._cascade.prompt(verdict)) if self._cascade else verdict
+
+    def _confirmed(self, tokens: Sequence[TokenVerdict]) -> Sequence[TokenVerdict]:
+        return self._ask(self._cascade.tokens(tokens)) if self._cascade else tokens
+
+    def _ask(self, asking: Asking[T]) -> T:
+        try:
+            call = next(asking)
+            while True:
+                try:
+                    found = self._classify(call)
+                except UnreadableAnswer as error:
+                    call = asking.throw(error)
+                else:
+                    call = asking.send(found)
+        except StopIteration as done:
+            return cast(T, done.value)
 
     def _next(self) -> Piece | None:
         """All that was written since the last check; None at the end, or when nobody listens any more."""
@@ -198,9 +244,17 @@ class AsyncModeration(_Moderation):
     """
 
     def __init__(
-        self, stream: AsyncStream, source: AsyncIterable[Piece] | Iterable[Piece], gate: Gate, on_flag: OnFlag
+        self,
+        stream: AsyncStream,
+        source: AsyncIterable[Piece] | Iterable[Piece],
+        gate: Gate,
+        on_flag: OnFlag,
+        *,
+        cascade: Cascade | None,
+        classify: Callable[[Call[Classification]], Awaitable[Classification]],
     ) -> None:
-        super().__init__(gate, on_flag)
+        super().__init__(gate, on_flag, cascade)
+        self._classify = classify
         self._stream = stream
         self._source = source
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
@@ -255,16 +309,37 @@ class AsyncModeration(_Moderation):
     async def _check(self) -> None:
         try:
             async with self._stream as stream:
-                self._events.put_nowait(_Judged(stream.prompt_verdict, ()))
+                self._events.put_nowait(_Judged(await self._confirmed_prompt(stream.prompt_verdict), ()))
                 seen = 0
                 while (piece := await self._next()) is not None:
+                    if self._cascade:
+                        self._cascade.wrote(piece)
                     await stream.step(piece)
                     final = stream.final_verdicts
-                    self._events.put_nowait(_Judged(None, final[seen:]))
+                    self._events.put_nowait(_Judged(None, await self._confirmed(final[seen:])))
                     seen = len(final)
-            self._events.put_nowait(_Judged(None, stream.verdicts[seen:], last=True))
+            self._events.put_nowait(_Judged(None, await self._confirmed(stream.verdicts[seen:]), last=True))
         except Exception as error:
             self._events.put_nowait(_Failed(error))
+
+    async def _confirmed_prompt(self, verdict: PromptVerdict) -> PromptVerdict:
+        return await self._ask(self._cascade.prompt(verdict)) if self._cascade else verdict
+
+    async def _confirmed(self, tokens: Sequence[TokenVerdict]) -> Sequence[TokenVerdict]:
+        return await self._ask(self._cascade.tokens(tokens)) if self._cascade else tokens
+
+    async def _ask(self, asking: Asking[T]) -> T:
+        try:
+            call = next(asking)
+            while True:
+                try:
+                    found = await self._classify(call)
+                except UnreadableAnswer as error:
+                    call = asking.throw(error)
+                else:
+                    call = asking.send(found)
+        except StopIteration as done:
+            return cast(T, done.value)
 
     async def _next(self) -> Piece | None:
         """All that was written since the last check; None at the end."""
