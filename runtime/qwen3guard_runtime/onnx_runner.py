@@ -37,9 +37,7 @@ class OnnxRunner(Passes):
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
         if manifest.weights == "bf16" and cuda is None:
-            raise DeviceError(
-                "A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16."
-            )
+            raise DeviceError("A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16.")
         options = onnxruntime.SessionOptions()
         # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
