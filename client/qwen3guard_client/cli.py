@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
-from qwen3guard_client.connection import Tls, read_token
+from qwen3guard_client import options
+from qwen3guard_client.client import GuardClient
+from qwen3guard_client.connection import read_token
 from qwen3guard_client.errors import (
     GuardError,
     InvalidCredentials,
@@ -67,7 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     try:
-        from qwen3guard_runtime import supervisor
+        from qwen3guard_runtime import logs, supervisor
         from qwen3guard_runtime.server import EmbeddedServer, stopping_on_signals
         from qwen3guard_runtime.server_tls import ServerTls
         from qwen3guard_runtime.settings import Settings
@@ -81,6 +82,13 @@ def serve(arguments: argparse.Namespace) -> None:
         tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, *own)
     elif arguments.tls_cert or arguments.tls_key or arguments.tls_client_ca:
         raise InvalidCredentials("A server that speaks TLS needs both --tls-cert and --tls-key.")
+    as_json = arguments.log_format == "json"
+    if as_json:
+        os.environ[logs.LOG_VARIABLE] = "json"  # for the models' processes
+
+    def tell(text: str) -> None:
+        say(logs.line("info", "supervisor", message=text) if as_json else text)
+
     settings = Settings(
         arguments.model_repository,
         grpc_port=arguments.grpc_port,
@@ -99,22 +107,23 @@ def serve(arguments: argparse.Namespace) -> None:
                 EmbeddedServer(settings) as server,
                 GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
             ):
-                say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                tell(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
                     supervisor.run(
                         server,
                         lambda timeout_s: canary.check(client, server.manifests, timeout_s),
-                        ready=lambda: _say_ready(server.url, server.manifests.values(), server.warnings),
-                        say=say,
+                        ready=lambda: _say_ready(server.url, server.manifests.values(), server.warnings, tell),
+                        say=tell,
+                        relay=say,
                     )
                 finally:
                     if arguments.debug:
                         say(server.log)
         except KeyboardInterrupt:
-            say("stopped")
+            tell("stopped")
 
 
-def _say_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str]) -> None:
+def _say_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str], say: Callable[[str], None]) -> None:
     for warning in warnings:
         say(f"warning: {warning}")
     for manifest in manifests:
@@ -125,22 +134,12 @@ def _say_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str])
 
 def classify(arguments: argparse.Namespace) -> None:
     messages = None if arguments.messages is None else _text_or_file(arguments.messages)
-    with _client(arguments) as guard:
+    with options.client(arguments) as guard:
         found = guard.classify(arguments.prompt, arguments.response, messages=messages)
     if arguments.json:
         print(found.as_json())
     else:
         Terminal().classification(found)
-
-
-def _client(arguments: argparse.Namespace) -> GuardClient:
-    token = read_token(arguments.token_file)
-    return GuardClient(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments), token=token)
-
-
-def _tls(arguments: argparse.Namespace) -> Tls | None:
-    files = arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name
-    return Tls(*files) if arguments.tls or any(files) else None
 
 
 def _text_or_file(value: str) -> str:
@@ -156,7 +155,7 @@ def _text_or_file(value: str) -> str:
 
 def stream(arguments: argparse.Namespace) -> None:
     with (
-        _client(arguments) as guard,
+        options.client(arguments) as guard,
         guard.stream(arguments.prompt, policy=_policy(arguments)) as moderated,
     ):
         if arguments.json:
@@ -173,7 +172,7 @@ def perf(arguments: argparse.Namespace) -> None:
     from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
 
     loads = [Load(rate=rate) for rate in arguments.rate or ()] or [Load(count) for count in arguments.concurrency]
-    analyzer = Analyzer(tls=_tls(arguments), token=read_token(arguments.token_file))
+    analyzer = Analyzer(tls=options.tls(arguments), token=read_token(arguments.token_file))
     for load in loads:
         if arguments.work != "stream":
             found = analyzer.classify(arguments.url, load, arguments.seconds, CONVERSATIONS)
@@ -186,6 +185,19 @@ def perf(arguments: argparse.Namespace) -> None:
 def _show_figures(figures: Iterable[Figures], *, as_json: bool) -> None:
     for each in figures:
         print(json.dumps(asdict(each)) if as_json else each.as_line(), flush=True)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from qwen3guard_client.doctor import Patient, report
+
+    token = read_token(arguments.token_file)
+    patient = Patient(arguments.model_repository, arguments.url, arguments.metrics, options.tls(arguments), token)
+    failed = report(
+        patient.findings(),
+        lambda finding: print(json.dumps(finding.as_dict()) if arguments.json else finding.as_line(), flush=True),
+    )
+    if failed:
+        raise ServeError(f"{failed} of the checks failed.")
 
 
 def _policy(arguments: argparse.Namespace) -> Policy | None:
@@ -267,29 +279,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
 
-    add = verb("serve", serve, "Run the embedded Triton server until Ctrl-C.")
-    add.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
-    add.add_argument("--grpc-port", type=_port, default=8001, metavar="N")
-    add.add_argument("--http-port", type=_port, default=0, metavar="N", help="default: no HTTP")
-    add.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="default: no metrics")
-    add.add_argument("--address", default="127.0.0.1", help="of gRPC; HTTP and metrics stay there (default: 127.0.0.1)")
-    add.add_argument("--allow-remote", action="store_true", help="let --address name another interface; needs TLS too")
-    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM); gRPC speaks TLS")
-    add.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
-    add.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
-    add.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
-    add.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
-    _token(add)
+    _serving(verb("serve", serve, "Run the embedded Triton server until Ctrl-C."))
 
     add = verb("classify", classify, "Judge the last turn of a conversation.")
-    _connect(add)
+    options.connect(add)
     judged = add.add_mutually_exclusive_group(required=True)
     judged.add_argument("--prompt", metavar="T")
     judged.add_argument("--messages", metavar="JSON|@FILE", help="messages in OpenAI's form")
     add.add_argument("--response", metavar="T", help="judge this response to the prompt")
 
     add = verb("stream", stream, "Moderate the response that arrives on standard input.")
-    _connect(add)
+    options.connect(add)
     add.add_argument("--prompt", metavar="T", required=True)
     add.add_argument(
         "--mode",
@@ -301,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
 
     add = verb("perf", perf, "Load a running server with perf_analyzer.")
-    _connect(add)
+    options.connect(add)
     add.add_argument("--work", choices=("classify", "stream", "both"), default="both")
     load = add.add_mutually_exclusive_group()
     load.add_argument("--concurrency", type=_positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
@@ -314,23 +314,42 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--tokens", type=_positive(int), default=64, metavar="N", help="steps in each stream (default: 64)"
     )
+
+    _add_others(verb)
     return command
 
 
-def _connect(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
-    add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
-    add.add_argument("--json", action="store_true", help="one JSON object a line")
-    add.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
-    add.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")
-    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate")
+def _serving(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    add.add_argument("--grpc-port", type=_port, default=8001, metavar="N")
+    add.add_argument("--http-port", type=_port, default=0, metavar="N", help="default: no HTTP")
+    add.add_argument("--metrics-port", type=_port, default=0, metavar="N", help="default: no metrics")
+    add.add_argument("--address", default="127.0.0.1", help="of gRPC; HTTP and metrics stay there (default: 127.0.0.1)")
+    add.add_argument("--allow-remote", action="store_true", help="let --address name another interface; needs TLS too")
+    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM); gRPC speaks TLS")
     add.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
-    add.add_argument("--tls-server-name", metavar="NAME", help="the server's name, where it is not the host of --url")
-    _token(add)
+    add.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
+    add.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
+    add.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
+    options.token(add)
+    add.add_argument("--log-format", choices=("text", "json"), default="text", help="json: failed requests too")
 
 
-def _token(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
+def _add_others(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    from qwen3guard_apps import annotate, evaluate, playground, proxy
+
+    playground.add_arguments(verb("playground", playground.run, "Show a guard at work, in one local page."))
+    annotate.add_arguments(verb("annotate", annotate.run, "Put the guard's verdict beside every row of a file."))
+    evaluate.add_arguments(verb("evaluate", evaluate.run, "Measure the guards on labelled rows."))
+    proxy.add_arguments(verb("proxy", proxy.run, "Guard an LLM: OpenAI's API in front, and behind. Until Ctrl-C."))
+    _examined(verb("doctor", doctor, "Check this installation, a model repository and a running server."))
+
+
+def _examined(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--model-repository", type=Path, metavar="DIR", help="check what was exported there too")
+    add.add_argument("--url", metavar="HOST:PORT", help="check this server; alone, not what is installed here")
+    add.add_argument("--metrics", metavar="HOST:PORT", help="check its metrics endpoint")
+    options.secure(add)
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

@@ -22,7 +22,7 @@ FAMILIES: dict[str, tuple[Model, ...]] = {
 }
 """The models of each variant, the ensemble last."""
 
-GEN_BATCH = 8
+GEN_SLOTS = 8
 STREAM_BATCH = 16
 IDLE_S = 600
 SEQUENCES = 16384
@@ -30,7 +30,10 @@ SEQUENCES = 16384
 may have made room; one more would wait in silence, so there are many more than slots."""
 DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
 """What each sets: docs/gpu.md."""
-GEN_PARAMETERS = DEVICE_PARAMETERS | {"slots": str(GEN_BATCH)}
+WAITING = "waiting"
+TOKENIZER_PARAMETERS = {WAITING: "64"}
+GEN_PARAMETERS = DEVICE_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
+"""What each sets: docs/operations.md."""
 STREAM_PARAMETERS = DEVICE_PARAMETERS | {
     "slots": "256",
     "kv_budget_bytes": "0",
@@ -92,8 +95,6 @@ def config(model: Model) -> str:
         message.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     for name, value in _parameters(model).items():
         message.parameters[name].string_value = value
-    if model is wire.GEN_GUARD:
-        message.dynamic_batching.SetInParent()
     if model is wire.STREAM_GUARD:
         message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
         message.sequence_batching.oldest.max_candidate_sequences = SEQUENCES
@@ -101,12 +102,16 @@ def config(model: Model) -> str:
 
 
 def _batch(model: Model) -> int:
-    """Only the guards see several requests at once; each request still carries one row."""
-    return {wire.GEN_GUARD.name: GEN_BATCH, wire.STREAM_GUARD.name: STREAM_BATCH}.get(model.name, 1)
+    """Only stream_guard gets several requests at once from Triton; each request still carries one row."""
+    return STREAM_BATCH if model is wire.STREAM_GUARD else 1
 
 
 def _parameters(model: Model) -> dict[str, str]:
-    return {wire.GEN_GUARD.name: GEN_PARAMETERS, wire.STREAM_GUARD.name: STREAM_PARAMETERS}.get(model.name, {})
+    return {
+        wire.GUARD_TOKENIZER.name: TOKENIZER_PARAMETERS,
+        wire.GEN_GUARD.name: GEN_PARAMETERS,
+        wire.STREAM_GUARD.name: STREAM_PARAMETERS,
+    }.get(model.name, {})
 
 
 def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:

@@ -8,7 +8,8 @@ something else, that token begins the next pass, with another draft. Knows token
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdic
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.heads import Heads
 from qwen3guard_runtime.kv_cache import HOST, KVCache, Memory, Slot
+from qwen3guard_runtime.metrics import GenMetrics
 from qwen3guard_runtime.runner import Ids, Row, Runner
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 
@@ -64,6 +66,8 @@ class GenGuard:
         heads: Sequence[Ids] = (),
         drafts: Drafts | None = None,
         memory: Memory = HOST,
+        metrics: GenMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Without `heads` every conversation is computed whole; without `drafts` every token has its own pass."""
         self._manifest = manifest
@@ -72,6 +76,8 @@ class GenGuard:
         self._end_ids = end_ids
         self._heads = Heads(manifest, runner, heads, memory)
         self._drafts = drafts
+        self._metrics = metrics or GenMetrics()
+        self._clock = clock
         self.reader = AnswerReader(tokenizer)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
@@ -84,6 +90,7 @@ class GenGuard:
             return [InternalError(f"The model could not be run ({type(error).__name__}).")]
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
+        began = self._clock()
         answers: list[Answer | GuardError] = []
         for question in questions:
             try:
@@ -98,6 +105,10 @@ class GenGuard:
             for answer in answers:
                 if isinstance(answer, Answer):
                     self._cache.release(answer.slot)
+        seconds = self._clock() - began
+        for answer in answers:
+            if isinstance(answer, Answer):
+                self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
         return answers
 
     def read(self, answer: Answer) -> Verdict:
@@ -128,8 +139,12 @@ class GenGuard:
                 ids = pending[id(each)]
                 asked = range(len(ids) - 1, len(ids) + len(draft))
                 rows.append(Row(each.slot, np.concatenate([ids, draft]), asked))
-            for each, draft, (logits,) in zip(active, drafts, self._runner.forward(rows), strict=True):
+            began = self._clock()
+            found = self._runner.forward(rows)
+            self._metrics.ran("decode" if active[0].ids else "prefill", len(rows), self._clock() - began)
+            for each, draft, (logits,) in zip(active, drafts, found, strict=True):
                 token, accepted = self._verify(each, draft, logits)
+                self._metrics.drafted(len(draft), accepted)
                 each.passes += 1
                 each.slot.length -= len(draft) - accepted
                 pending[id(each)] = np.array([token], np.int64)
@@ -185,5 +200,5 @@ def end_ids(folder: Path, tokenizer: GuardTokenizer) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        found.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)
     return frozenset(found)

@@ -5,7 +5,7 @@ A model is loaded from the folder that an export filled; `triton_io` stands betw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,21 @@ from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.heads import template_heads
+from qwen3guard_runtime.integrity import check_files
+from qwen3guard_runtime.metrics import GenMetrics
 from qwen3guard_runtime.models import TokenizerModel, read_manifest
 from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.tokenizer import GuardTokenizer
-
-CounterFactory = Callable[[str, str], Callable[[int], None]]
-"""Of a metric, from its name and description; what it returns adds to it."""
 
 
 class GuardTokenizerModel(TokenizerModel):
     """guard_tokenizer: a conversation to Gen's input ids."""
 
     def _one(self, request: Request) -> Outputs:
-        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE))
+        messages = conversation(
+            request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE), self._context
+        )
         ids = self._template.render(messages, self._context)
         return {wire.INPUT_IDS.name: ids, wire.RESPONSE_MODE.name: messages[-1].role == "assistant"}
 
@@ -39,17 +40,17 @@ class GuardTokenizerModel(TokenizerModel):
 class GenGuardModel:
     """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
 
-    def __init__(self, folder: Path, parameters: Mapping[str, str], counter: CounterFactory) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         options = Options(parameters)
         manifest = read_manifest(folder)
+        check_files(folder, manifest)
         tokenizer = GuardTokenizer.load(folder)
-        self._count_answers = counter("qwen3guard_answers_total", "Answers that Gen wrote")
-        self._count_passes = counter(
-            "qwen3guard_answer_passes_total", "Passes that these answers took; one each where the draft was right"
-        )
         place = open_guard(folder, manifest, options)
-        self._slots = slots = options.whole("slots", at_least=1)
+        self.slots = slots = options.whole("slots", at_least=1)
+        self.waiting = options.whole("waiting")
         self._notice = manifest.notice
+        self._metrics = GenMetrics()
+        self.metrics = self._metrics.all()
         self._guard = GenGuard(
             place.manifest,
             place.runner,
@@ -59,20 +60,18 @@ class GenGuardModel:
             heads=template_heads(ChatTemplate.load(folder), place.manifest.context),
             drafts=Drafts(tokenizer),
             memory=place.memory,
+            metrics=self._metrics,
         )
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
         results: list[Outputs | GuardError] = []
-        for start in range(0, len(requests), self._slots):
-            batch = requests[start : start + self._slots]
+        for start in range(0, len(requests), self.slots):
+            batch = requests[start : start + self.slots]
             questions = [
                 Question(request.tensors[wire.INPUT_IDS.name], bool(request.number(wire.RESPONSE_MODE, 0)))
                 for request in batch
             ]
             answers = self._guard.answer(questions)
-            passes = [answer.passes for answer in answers if isinstance(answer, Answer)]
-            self._count_answers(len(passes))
-            self._count_passes(sum(passes))
             results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
         return results
 
@@ -92,6 +91,7 @@ class GenGuardModel:
         except GuardError as error:
             return error
         severity = verdict.severity
+        self._metrics.judged(severity, response_mode=answer.question.response_mode)
         return outputs | {
             wire.SEVERITY.name: [severity.value],
             wire.CATEGORIES.name: [category.value for category in verdict.categories],

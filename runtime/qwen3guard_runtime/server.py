@@ -64,6 +64,8 @@ class EmbeddedServer:
         self._tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(4)}"
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._read_from: tuple[Path | None, int] = (None, 0)
+        """How far `events` has read whose log."""
         self._models: set[str] = set()
         """Each has a process of its own while the server is well."""
 
@@ -182,6 +184,18 @@ class EmbeddedServer:
     @property
     def log(self) -> str:
         return (self._folder / "log").read_text(errors="replace") if self._folder else ""
+
+    def events(self) -> list[str]:
+        """The lines of JSON (`logs`) that the models' processes have written since the last call."""
+        if not self._folder:
+            return []
+        if self._read_from[0] != self._folder:
+            self._read_from = (self._folder, 0)
+        with (self._folder / "log").open("rb") as log:
+            log.seek(self._read_from[1])
+            whole = log.read().rpartition(b"\n")[0]
+        self._read_from = (self._folder, self._read_from[1] + len(whole) + bool(whole))
+        return [line for line in whole.decode(errors="replace").splitlines() if line.startswith("{")]
 
     @property
     def warnings(self) -> list[str]:

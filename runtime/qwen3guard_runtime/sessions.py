@@ -27,6 +27,7 @@ from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.gen import check_ids
 from qwen3guard_runtime.kv_cache import KVCache, Slot
+from qwen3guard_runtime.metrics import Closed, Pass, StreamMetrics
 from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row, Runner
 from qwen3guard_runtime.steps import Flags, Reply, Step, judgements
 
@@ -56,15 +57,19 @@ class Session:
     runs: list[tuple[int, int]] = field(default_factory=list)
     """For each token held, its run in strict and in loose mode; 0 for tokens that are not of the response."""
     pending: Work | None = None
+    flagged: bool = False
+    """By its own policy, in the response so far or before a rewind."""
 
 
 @dataclass(eq=False)
 class Work:
-    """One step, taken up to its token `done`, last at `served_s`; `found` has the logits of its chunks so far."""
+    """One step, begun at `begun_s` and taken up to its token `done`, last at `served_s`; `found` has the logits of its
+    chunks so far."""
 
     step: Step
     session: Session
     asked: list[int]
+    begun_s: float
     served_s: float
     done: int = 0
     found: list[Logits] = field(default_factory=list)
@@ -73,6 +78,10 @@ class Work:
     @property
     def left(self) -> int:
         return 0 if self.error else len(self.step.ids) - self.done
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.step.start or len(self.step.ids) > STEP_TOKENS
 
     @property
     def must_finish(self) -> bool:
@@ -92,6 +101,7 @@ class Sessions:
         policy: Policy,
         limits: Limits,
         clock: Callable[[], float],
+        metrics: StreamMetrics | None = None,
     ) -> None:
         self._manifest = manifest
         self._runner = runner
@@ -99,6 +109,7 @@ class Sessions:
         self._policy = policy
         self._limits = limits
         self._clock = clock
+        self._metrics = metrics or StreamMetrics()
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """Sessions with a step in this turn."""
@@ -127,15 +138,17 @@ class Sessions:
                 replies[number] = self._reply(work)
             for number, step in turn.values():
                 begun = works.get(number)
-                if (step.end and not (begun and begun.left)) or (step.start and begun and begun.error):
+                if step.end and not (begun and begun.left):
                     self.forget(step.session)
+                elif step.start and begun and begun.error:
+                    self.forget(step.session, "failed")
         return [reply for reply in replies if reply is not None]
 
     def forget_idle(self) -> None:
         """Frees the slots of sessions that have not been used for `idle_s`."""
         now = self._clock()
         for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
-            self.forget(name)
+            self.forget(name, "idle")
 
     def _begin(self, step: Step) -> Work:
         """Checks a step and rewinds its session to where the step writes.
@@ -172,7 +185,8 @@ class Sessions:
         asked = set(range(step.response_start, len(step.ids)))
         if step.query_index >= 0:
             asked.add(step.query_index)
-        return Work(step, session, sorted(asked), self._clock())
+        now = self._clock()
+        return Work(step, session, sorted(asked), now, now)
 
     def _run(self, works: Sequence[Work], turn_ends: float) -> None:
         """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts.
@@ -205,6 +219,7 @@ class Sessions:
         works = [work for work in works if not work.error]
         if not works:
             return
+        began = self._clock()
         try:
             found = self._runner.forward(rows)
         except Exception as error:
@@ -217,6 +232,8 @@ class Sessions:
                 self._forward([work])
             return
         now = self._clock()
+        kind: Pass = "prefill" if all(work.is_prefill for work in works) else "decode"
+        self._metrics.ran(kind, len(rows), now - began)
         for work, row, logits in zip(works, rows, found, strict=True):
             work.done += len(row.ids)
             work.found.append(logits)
@@ -255,7 +272,7 @@ class Sessions:
         session.runs += zip(strict, loose, strict=True)
         flags = [[run >= policy.debounce for run in runs] for runs in (strict, loose)]
         prompt_flags = [[policy.counts(*pair, strict=mode) for pair in prompt.pairs()] for mode in (True, False)]
-        return Reply(
+        reply = Reply(
             len(session.runs),
             work.left,
             response,
@@ -264,12 +281,28 @@ class Sessions:
             prompt,
             Flags.of(policy, *prompt_flags),
         )
+        if not work.left:
+            self._count(work, reply)
+        return reply
+
+    def _count(self, work: Work, reply: Reply) -> None:
+        step, session = work.step, work.session
+        self._metrics.judged(reply.response.risk, reply.prompt.risk)
+        if len(step.ids):
+            prompt_tokens = min(step.response_start, len(step.ids)) if step.start else 0
+            self._metrics.stepped(session.used_s - work.begun_s, prompt_tokens=prompt_tokens, opening=step.start)
+        if any(reply.prompt_flags.own):
+            self._metrics.flagged("prompt")
+        if any(reply.flags.own) and not session.flagged:
+            session.flagged = True
+            self._metrics.flagged("response")
 
     def _open(self, step: Step, tokens: int) -> Session:
-        self.forget(step.session)
+        self.forget(step.session, "restarted")
         self._make_room(tokens)
         session = Session(self._cache.acquire(0), step.policy or self._policy, self._clock())
         self._live[step.session] = session
+        self._metrics.opened()
         return session
 
     def _make_room(self, tokens: int, slot: Slot | None = None) -> None:
@@ -286,10 +319,15 @@ class Sessions:
             ]
             if not idle:
                 raise Overloaded("All KV memory is taken by streams in use; try again later.")
-            self.forget(min(idle, key=lambda name: self._live[name].used_s))
+            self.forget(min(idle, key=lambda name: self._live[name].used_s), "room")
 
-    def forget(self, name: int | str) -> None:
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
+    def forget(self, name: int | str, reason: Closed = "ended") -> None:
         """Frees the slot of a session, if it is known."""
         session = self._live.pop(name, None)
         if session:
             self._cache.release(session.slot)
+            self._metrics.closed(reason)

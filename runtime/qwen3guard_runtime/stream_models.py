@@ -5,21 +5,24 @@ A model is loaded from the folder that an export filled; `triton_io` stands betw
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen3guard_client import wire
-from qwen3guard_client.errors import EmptyText, GuardError, InvalidRequest, LastRole
+from qwen3guard_client.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
 from qwen3guard_client.labels import Category
 from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.chat import conversation, text_of
 from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.incremental import Increment, tokenize
+from qwen3guard_runtime.integrity import check_files
 from qwen3guard_runtime.judgement import Judgement
 from qwen3guard_runtime.kv_cache import KVCache
+from qwen3guard_runtime.metrics import StreamMetrics
 from qwen3guard_runtime.models import TokenizerModel, read_manifest
 from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.request import Outputs, Request
@@ -51,7 +54,7 @@ class StreamTokenizerModel(TokenizerModel):
             if request.has(wire.MESSAGES) or request.has(wire.PROMPT):
                 raise InvalidRequest("Only the step that opens a stream carries a conversation.")
             return []
-        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), None)
+        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), None, self._context)
         if messages[-1].role != "user":
             raise LastRole(f"The last message is the {messages[-1].role}'s; a stream opens after a user's message.")
         return self._template.render(messages, self._context)
@@ -61,7 +64,10 @@ class StreamTokenizerModel(TokenizerModel):
         if request.has(wire.TOKEN_IDS):
             if text is not None:
                 raise InvalidRequest("Send either text or token ids, not both.")
-            ids = tuple(request.tensors[wire.TOKEN_IDS.name].tolist())
+            sent = request.tensors[wire.TOKEN_IDS.name]
+            if len(sent) > self._context:
+                raise TextTooLong(f"The step has {len(sent)} tokens; the context holds {self._context}.")
+            ids = tuple(sent.tolist())
             return Increment(ids, (), len(ids), 0)
         if not text:
             if not request.start and not request.end:
@@ -71,6 +77,8 @@ class StreamTokenizerModel(TokenizerModel):
 
 
 SWEEP_S = 60.0
+LONGEST_LIST = 1000
+"""Bytes of BLOCKED; all categories there are take fewer."""
 
 
 class StreamGuardModel:
@@ -78,7 +86,9 @@ class StreamGuardModel:
 
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         options = Options(parameters)
-        place = open_guard(folder, read_manifest(folder), options)
+        exported = read_manifest(folder)
+        check_files(folder, exported)
+        place = open_guard(folder, exported, options)
         manifest, memory = place.manifest, place.memory
         slots = options.whole("slots", at_least=1)
         budget = options.whole("kv_budget_bytes") or max(
@@ -93,6 +103,7 @@ class StreamGuardModel:
         )
         self._notice = manifest.notice
         self._policy = Policy(strict=options.flag("strict"), debounce=options.whole("debounce", at_least=1))
+        metrics = StreamMetrics()
         self._sessions = Sessions(
             manifest,
             place.runner,
@@ -100,7 +111,15 @@ class StreamGuardModel:
             policy=self._policy,
             limits=limits,
             clock=time.monotonic,
+            metrics=metrics,
         )
+        metrics.watch(
+            sessions=lambda: self._sessions.live,
+            slots=slots,
+            used=lambda: cache.used_bytes,
+            budget_bytes=cache.budget_bytes,
+        )
+        self.metrics = metrics.all()
         self._turn = threading.Lock()
         threading.Thread(target=self._forget_idle, args=(min(limits.idle_s / 2, SWEEP_S),), daemon=True).start()
 
@@ -148,11 +167,10 @@ class StreamGuardModel:
         blocked = self._policy.blocked
         if request.has(wire.BLOCKED):
             try:
-                names = [bytes(name).decode() for name in request.tensors[wire.BLOCKED.name]]
-                blocked = frozenset(map(Category, names))
-            except ValueError:
+                blocked = frozenset(map(Category, json.loads((request.text(wire.BLOCKED) or b"")[:LONGEST_LIST])))
+            except (ValueError, TypeError, RecursionError):
                 known = ", ".join(category.value for category in Category)
-                raise InvalidRequest(f"BLOCKED names a category that does not exist; there are: {known}.") from None
+                raise InvalidRequest(f"BLOCKED must be a JSON list of categories; there are: {known}.") from None
         return Policy(
             strict=bool(request.number(wire.STRICT, self._policy.strict)),
             debounce=request.number(wire.DEBOUNCE, self._policy.debounce),

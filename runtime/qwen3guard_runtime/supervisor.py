@@ -27,11 +27,13 @@ def run(
     *,
     ready: Callable[[], None],
     say: Callable[[str], None],
+    relay: Callable[[str], None] = lambda _: None,
     canary_s: float = CANARY_S,
     canary_timeout_s: float = CANARY_TIMEOUT_S,
 ) -> None:
     """Returns never. `canary` takes a time-out in seconds, says False while nobody answers, and raises a GuardError
-    where the answer is wrong. `ready` is called when the server answers, the first time and after each restart.
+    where the answer is wrong. `ready` is called when the server answers, the first time and after each restart; `relay`
+    gets the server's events.
 
     Raises ServeError or CanaryFailed where the server cannot be started, the first time or again.
     """
@@ -52,7 +54,7 @@ def run(
             failures = 0
             first = False
             ready()
-            why = _watch(server, lambda: _answers(canary, canary_timeout_s), canary_s)
+            why = _watch(server, lambda: _answers(canary, canary_timeout_s), canary_s, relay)
         say(f"{why}; starting it again")
 
 
@@ -64,12 +66,14 @@ def _answers(canary: Callable[[float], bool], timeout_s: float) -> bool:
         return True
 
 
-def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float) -> str:
+def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float, relay: Callable[[str], None]) -> str:
     """Waits until the server can no longer answer, and says why."""
     missed = 0
     asked = time.monotonic()
     while missed < MISSES:
         time.sleep(WATCH_S)
+        for event in server.events():
+            relay(event)
         if fault := server.fault():
             return fault
         if time.monotonic() - asked < canary_s:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from qwen3guard_client.errors import (
 )
 from qwen3guard_client.wire import NUMPY_DTYPES, Dtype, Model
 
+from qwen3guard_runtime import logs, metrics
 from qwen3guard_runtime.request import Handler, Outputs, Request
 
 START, END = 1, 2
 
 
-def serve(requests: Sequence[Any], model: Model, handle: Handler) -> list[Any]:
-    """Triton responses for Triton requests: `handle` sees those that are well-formed."""
+def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: Refusals) -> list[Any]:
+    """Triton responses for Triton requests: `handle` sees those that are well-formed, `refusals` those that failed."""
+    began = time.monotonic()
     results: list[Outputs | GuardError] = []
     parsed: list[Request] = []
     for request in requests:
@@ -45,19 +49,30 @@ def serve(requests: Sequence[Any], model: Model, handle: Handler) -> list[Any]:
         logging.getLogger(__name__).error("execution failed: %s", type(error).__name__)
         handled = iter([InternalError(f"The model failed ({type(error).__name__}).")] * len(parsed))
     results = [result if isinstance(result, GuardError) else next(handled) for result in results]
+    seconds = time.monotonic() - began
+    for request, result in zip(requests, results, strict=True):
+        if isinstance(result, GuardError):
+            refusals.note(request, result, seconds)
     return [
         _error(result) if isinstance(result, GuardError) else _response(request, model, result)
         for request, result in zip(requests, results, strict=True)
     ]
 
 
+def send(requests: Sequence[Any], responses: Sequence[Any]) -> None:
+    """Answers requests that were taken before, from any thread; each gets its one response."""
+    for request, response in zip(requests, responses, strict=True):
+        request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
 def _parse(request: Any, model: Model) -> Request:
     tensors = {}
+    dims = {tensor.name: tensor.dims for tensor in model.inputs}
     for tensor in request.inputs():
-        array = tensor.as_numpy()
-        if array.ndim < 1 or array.shape[0] != 1:
-            raise InvalidRequest(f"{tensor.name()} must have a batch dimension of 1.")
-        tensors[tensor.name()] = array[0]
+        array, name = _read(tensor), tensor.name()
+        if not _fits(array.shape, (1, *dims.get(name, ()))):
+            raise InvalidRequest(f"{name} must have the shape {[1, *dims.get(name, ())]}.")
+        tensors[name] = array[0]
     missing = [tensor.name for tensor in model.inputs if not tensor.optional and tensor.name not in tensors]
     if missing:
         raise InvalidRequest(f"{missing[0]} is missing.")
@@ -69,6 +84,17 @@ def _parse(request: Any, model: Model) -> Request:
         bool(flags & START),
         bool(flags & END),
     )
+
+
+def _read(tensor: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(tensor.as_numpy())
+    except Exception as error:
+        raise InvalidRequest(f"{tensor.name()} cannot be read ({type(error).__name__}).") from None
+
+
+def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    return len(shape) == len(dims) and all(dim in (-1, size) for size, dim in zip(shape, dims, strict=True))
 
 
 def _response(request: Any, model: Model, outputs: Outputs) -> Any:
@@ -98,6 +124,8 @@ def _error(error: GuardError) -> Any:
         code = kind.NOT_FOUND
     elif isinstance(error, Overloaded):
         code = kind.UNAVAILABLE
+    # Its frames hold the request, and the results that hold it: a circle that lives until the garbage collector runs.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
     return pb_utils.InferenceResponse(error=kind(error.wire_text(), code))
 
 
@@ -112,17 +140,72 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: str(value["string_value"]) for name, value in found.items()}
 
 
-def counter(name: str, description: str) -> Callable[[int], None]:
-    """A Prometheus counter on Triton's metrics endpoint; where that is off, counting does nothing."""
+class Refusals:
+    """Counts the requests of one model that are answered with an error, and writes them to the log if there is one."""
+
+    def __init__(self, model: Model) -> None:
+        self.metric = metrics.Refusals(model.name)
+        self._log = logs.failure_log(model.name)
+        self._lock = threading.Lock()
+
+    def note(self, request: Any, error: GuardError, seconds: float) -> None:
+        """From any thread."""
+        with self._lock:
+            self.metric.count(error)
+            if self._log:
+                request_id = logs.safe_request_id(request.request_id(), request.correlation_id())
+                self._log.write(error.code, request_id, seconds)
+
+
+FLUSH_S = 1.0
+
+
+class Endpoint:
+    """Triton's metrics endpoint: each call goes to the server and back, so what has changed is told once a second."""
+
+    def __init__(self, told: Sequence[metrics.Metric]) -> None:
+        """Tells everything once. Raises TritonModelException where the endpoint is off."""
+        self._metrics = told
+        self._families: dict[str, Any] = {}
+        """A family that is let go takes its series along."""
+        self._series: dict[tuple[object, ...], Any] = {}
+        self._told: dict[tuple[object, ...], float] = {}
+        self.flush()
+
+    def flush(self) -> None:
+        for metric in self._metrics:
+            for sample in metric.samples():
+                key = (sample.name, sample.labels)
+                if key not in self._series:
+                    self._series[key] = self._new(sample)
+                change = sample.value - self._told.get(key, 0.0)
+                if change and sample.kind == "counter":
+                    self._series[key].increment(change)
+                elif change:
+                    self._series[key].set(sample.value)
+                self._told[key] = sample.value
+
+    def _new(self, sample: metrics.Sample) -> Any:
+        kind = pb_utils.MetricFamily
+        if sample.name not in self._families:
+            self._families[sample.name] = kind(
+                name=sample.name,
+                description=sample.description,
+                kind=kind.COUNTER if sample.kind == "counter" else kind.GAUGE,
+            )
+        return self._families[sample.name].Metric(labels=dict(sample.labels))
+
+    def keep(self) -> None:
+        """Flushes for ever."""
+        while True:
+            time.sleep(FLUSH_S)
+            self.flush()
+
+
+def publish(told: Sequence[metrics.Metric]) -> None:
+    """Brings `told` to Triton's metrics endpoint from now on; where that is off, does nothing."""
     try:
-        family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-        metric = family.Metric(labels={})
+        endpoint = Endpoint(told)
     except pb_utils.TritonModelException:
-        return lambda _: None
-
-    def increment(by: int) -> None:
-        if by:  # each call goes to the server and back
-            metric.increment(by)
-
-    increment.family = family  # type: ignore[attr-defined]  # a family that is let go takes its metrics along
-    return increment
+        return
+    threading.Thread(target=endpoint.keep, daemon=True).start()

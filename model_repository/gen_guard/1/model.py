@@ -1,13 +1,27 @@
 """gen_guard: token ids to a verdict."""
 
 from qwen3guard_client.wire import GEN_GUARD
+from qwen3guard_runtime.admission import Admission
 from qwen3guard_runtime.gen_models import GenGuardModel
-from qwen3guard_runtime.triton_io import counter, model_folder, parameters, serve
+from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.model = GenGuardModel(model_folder(args), parameters(args), counter)
+        self.model = GenGuardModel(model_folder(args), parameters(args))
+        self.refusals = Refusals(GEN_GUARD)
+        publish([*self.model.metrics, self.refusals.metric])
+        self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)
 
     def execute(self, requests):
-        return serve(requests, GEN_GUARD, self.model.handle)
+        for request in requests:
+            self.admission.offer(request, request.timeout() / 1e6)
+
+    def finalize(self):
+        self.admission.close()
+
+    def answer(self, requests):
+        send(requests, serve(requests, GEN_GUARD, self.model.handle, self.refusals))
+
+    def refuse(self, request, error):
+        send([request], serve([request], GEN_GUARD, lambda _: [error], self.refusals))

@@ -1,13 +1,29 @@
 """guard_tokenizer: a conversation, through the checkpoint's chat template, to token ids."""
 
 from qwen3guard_client.wire import GUARD_TOKENIZER
+from qwen3guard_runtime.admission import Admission
 from qwen3guard_runtime.gen_models import GuardTokenizerModel
-from qwen3guard_runtime.triton_io import model_folder, serve
+from qwen3guard_runtime.options import Options
+from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
         self.model = GuardTokenizerModel(model_folder(args))
+        self.refusals = Refusals(GUARD_TOKENIZER)
+        publish([self.refusals.metric])
+        waiting = Options(parameters(args)).whole("waiting")
+        self.admission = Admission(self.answer, self.refuse, waiting=waiting)
 
     def execute(self, requests):
-        return serve(requests, GUARD_TOKENIZER, self.model.handle)
+        for request in requests:
+            self.admission.offer(request, request.timeout() / 1e6)
+
+    def finalize(self):
+        self.admission.close()
+
+    def answer(self, requests):
+        send(requests, serve(requests, GUARD_TOKENIZER, self.model.handle, self.refusals))
+
+    def refuse(self, request, error):
+        send([request], serve([request], GUARD_TOKENIZER, lambda _: [error], self.refusals))

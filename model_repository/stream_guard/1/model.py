@@ -2,12 +2,14 @@
 
 from qwen3guard_client.wire import STREAM_GUARD
 from qwen3guard_runtime.stream_models import StreamGuardModel
-from qwen3guard_runtime.triton_io import model_folder, parameters, serve
+from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
         self.model = StreamGuardModel(model_folder(args), parameters(args))
+        self.refusals = Refusals(STREAM_GUARD)
+        publish([*self.model.metrics, self.refusals.metric])
 
     def execute(self, requests):
-        return serve(requests, STREAM_GUARD, self.model.handle)
+        return serve(requests, STREAM_GUARD, self.model.handle, self.refusals)

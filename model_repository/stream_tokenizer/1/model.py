@@ -2,12 +2,14 @@
 
 from qwen3guard_client.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream_models import StreamTokenizerModel
-from qwen3guard_runtime.triton_io import model_folder, serve
+from qwen3guard_runtime.triton_io import Refusals, model_folder, publish, serve
 
 
 class TritonPythonModel:
     def initialize(self, args):
         self.model = StreamTokenizerModel(model_folder(args))
+        self.refusals = Refusals(STREAM_TOKENIZER)
+        publish([self.refusals.metric])
 
     def execute(self, requests):
-        return serve(requests, STREAM_TOKENIZER, self.model.handle)
+        return serve(requests, STREAM_TOKENIZER, self.model.handle, self.refusals)

@@ -1,0 +1,1 @@
+"""Small adapters to other people's frameworks; each module needs the package it is named after."""

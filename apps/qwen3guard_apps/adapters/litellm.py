@@ -1,0 +1,79 @@
+# ruff: noqa: ARG002 (the hooks are as LiteLLM calls them)
+"""A custom guardrail for LiteLLM, as SDK or as proxy: the prompt before the call, the answer after it or in its stream.
+
+Needs `pip install litellm` and a served Stream guard. What the guard cannot judge is not let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from litellm.exceptions import GuardrailRaisedException
+from litellm.integrations.custom_guardrail import CustomGuardrail
+from litellm.types.guardrails import GuardrailEventHooks
+from qwen3guard_client import AsyncGuardClient, Flagged, GuardError, Policy
+
+from qwen3guard_apps.proxy import conversation, texts
+from qwen3guard_apps.proxy.api_error import ApiError
+
+
+class Qwen3Guardrail(CustomGuardrail):
+    """Raises GuardrailRaisedException at a flag; `blocked_content` is False where the guard could not say."""
+
+    def __init__(self, *, url: str = "127.0.0.1:8001", policy: Policy | None = None, **options: Any) -> None:
+        self._url = url
+        self._policy = policy
+        hooks = [GuardrailEventHooks.pre_call, GuardrailEventHooks.post_call]
+        super().__init__(**({"guardrail_name": "qwen3guard", "event_hook": hooks} | options))
+
+    async def async_pre_call_hook(
+        self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
+    ) -> Any:
+        async for _ in self._moderated([], data):
+            pass
+        return data
+
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
+        for choice in response.choices:
+            text = texts.written(choice.message.model_dump())
+            async for _ in self._moderated([text] if text else [], data):
+                pass
+        return response
+
+    async def async_post_call_streaming_iterator_hook(
+        self,
+        user_api_key_dict: Any,
+        response: Any,
+        request_data: dict[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        """Text as it is cleared, of one choice; what has no content (tools, usage) follows it, tools unjudged."""
+        like: list[Any] = []
+        others: list[Any] = []
+
+        async def written() -> AsyncIterator[str]:
+            async for chunk in response:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    like[:] = [chunk]
+                    yield chunk.choices[0].delta.content
+                else:
+                    others.append(chunk)
+
+        async for text in self._moderated(written(), request_data):
+            shown = like[0].model_copy(deep=True)
+            shown.choices[0].delta.content = text
+            yield shown
+        for chunk in others:
+            yield chunk
+
+    async def _moderated(self, source: Any, data: dict[str, Any]) -> AsyncIterator[str]:
+        name = self.guardrail_name
+        try:
+            messages = conversation.read(data).messages
+            async with AsyncGuardClient(self._url) as guard:
+                async for segment in guard.moderate(source, messages=messages, policy=self._policy, on_flag="raise"):
+                    yield str(segment)
+        except Flagged as flagged:
+            raise GuardrailRaisedException(name, str(flagged), False, blocked_content=True) from None
+        except (GuardError, ApiError) as error:
+            raise GuardrailRaisedException(name, f"The guard cannot judge: {error}", False, 503) from None

@@ -1,0 +1,153 @@
+"""Rows to judge: from JSON lines, Parquet or a data set of the hub, each an object or the error that it is.
+
+A row is counted wherever it stands: what cannot be read is a row too. Knows nothing of a server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_client import calls
+from qwen3guard_client.calls import Call
+from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidRequest, ServeError
+from qwen3guard_client.verdict import Classification
+
+PARQUET_ROWS = 1024
+"""Read at once."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`number` counts from 1. `record` is None where `error` says why there is none."""
+
+    number: int
+    record: dict[str, Any] | None
+    error: GuardError | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`total` rows; `read` gives them from the first on, each time it is called."""
+
+    name: str
+    total: int
+    read: Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a row make its conversation: messages, or else a prompt with or without its response.
+
+    A field that is missing or null is not there. `prompts_only` leaves responses alone.
+    """
+
+    prompt: str = "prompt"
+    response: str = "response"
+    messages: str = "messages"
+    prompts_only: bool = False
+
+    def conversation(self, record: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Prompt, response and messages, None each where there is none. Raises InvalidRequest."""
+        messages = record.get(self.messages)
+        if messages is not None and not self.prompts_only:
+            return None, None, messages
+        prompt = record.get(self.prompt)
+        if prompt is None:
+            raise InvalidRequest(f"The row has neither a field {self.prompt!r} nor a field {self.messages!r}.")
+        return prompt, None if self.prompts_only else record.get(self.response), None
+
+    def call(self, record: dict[str, Any]) -> Call[Classification]:
+        """Raises an InputError."""
+        return calls.classify(*self.conversation(record))
+
+
+def open_rows(source: str, split: str) -> Rows:
+    """A file of JSON lines or Parquet, or else a folder or a hub id that `datasets` can load. Raises a GuardError."""
+    path = Path(source)
+    if path.suffix == ".parquet" and path.is_file():
+        return _parquet(path)
+    if path.is_file():
+        return _json_lines(path)
+    if path.suffix in (".jsonl", ".json", ".parquet"):
+        raise InvalidRequest(f"{source} is no file.")
+    return _dataset(source, split)
+
+
+def _json_lines(path: Path) -> Rows:
+    def read() -> Iterator[Row]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield _parsed(number, line)
+
+    with path.open("rb") as file:
+        return Rows(str(path), sum(1 for _ in file), read)
+
+
+def _parsed(number: int, line: bytes) -> Row:
+    try:
+        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError:
+        return Row(number, None, InvalidEncoding("The line is not valid UTF-8."))
+    except (ValueError, RecursionError):
+        return Row(number, None, InvalidRequest("The line is not JSON."))
+    if not isinstance(record, dict):
+        return Row(number, None, InvalidRequest("The line is not a JSON object."))
+    return Row(number, record)
+
+
+def _parquet(path: Path) -> Rows:
+    parquet = _module("pyarrow.parquet")
+    try:
+        total = parquet.ParquetFile(path).metadata.num_rows
+    except Exception as error:
+        raise InvalidRequest(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
+
+    def read() -> Iterator[Row]:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(number, record)
+
+    return Rows(str(path), total, read)
+
+
+def _dataset(source: str, split: str) -> Rows:
+    try:
+        found = _module("datasets").load_dataset(source, split=split)
+    except ServeError:
+        raise
+    except Exception as error:
+        raise InvalidRequest(
+            f"{source} is no file, and no data set with a split {split!r} that can be loaded ({type(error).__name__})."
+        ) from None
+
+    def read() -> Iterator[Row]:
+        for number, record in enumerate(found, start=1):
+            yield Row(number, dict(record))
+
+    return Rows(f"{source}, {split}", len(found), read)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing = name.partition(".")[0]
+        raise ServeError(f"{missing} is not installed: pip install 'qwen3guard-triton[data]'.") from None
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """One line; a value that JSON does not know (a date, bytes) becomes its text."""
+    try:
+        line = json.dumps(record, ensure_ascii=False, default=str)
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair can only be written as an escape
+        return json.dumps(record, default=str)
+    return line

@@ -1,0 +1,1 @@
+"""The measures of a guard on labelled rows: pure functions on arrays, and a report made of them."""

@@ -1,0 +1,137 @@
+"""Every measure of one guard on labelled rows, as plain values for JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qwen3guard_client.errors import InvalidRequest
+from qwen3guard_client.labels import Category
+
+from qwen3guard_apps.evaluation import curves
+from qwen3guard_apps.evaluation.hits import hits
+from qwen3guard_apps.evaluation.intervals import bootstrap
+from qwen3guard_apps.evaluation.judged import MODES, SCORES, Judged
+from qwen3guard_apps.evaluation.metrics import Confusion, measured, rate
+from qwen3guard_apps.thresholds import Thresholds
+
+FALSE_POSITIVE_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Each gets a row in the table of thresholds."""
+
+
+def figures(judged: Judged) -> dict[str, Any]:
+    found: dict[str, Any] = {"decisions": both_modes(judged.unsafe, judged)}
+    if any(answer.upstream for answer in judged.answers):
+        found["upstream_rule"] = _upstream(judged)
+    if 0 < judged.unsafe.sum() < len(judged.unsafe):
+        found["curves"] = {name: _curve(judged.scores(field), judged.unsafe) for name, field in SCORES.items()}
+    if located := _hits(judged):
+        found["hits"] = located
+    found["categories"] = _categories(judged)
+    found["groups"] = {name: _groups(judged, values) for name, values in judged.groups.items()}
+    return found
+
+
+def both_modes(unsafe: npt.NDArray[np.bool_], judged: Judged, chosen: Any = slice(None)) -> dict[str, Any]:
+    return {mode: Confusion.of(unsafe[chosen], judged.decisions(mode)[chosen]).as_dict() for mode in MODES}
+
+
+def _upstream(judged: Judged) -> dict[str, Any]:
+    """A prompt has one judgement and no run, so there the rule is the ordinary decision."""
+    rows = [answer.upstream or answer.decisions for answer in judged.answers]
+    flagged = {mode: np.array([row[mode] for row in rows], np.bool_) for mode in MODES}
+    return {mode: Confusion.of(judged.unsafe, flagged[mode]).as_dict() for mode in MODES}
+
+
+def _curve(scores: npt.NDArray[np.float64], unsafe: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    found = curves.curve(scores, unsafe)
+    table = []
+    for wanted in FALSE_POSITIVE_RATES:
+        threshold = curves.choose(scores[~unsafe], wanted)
+        table.append({"wanted": wanted, "threshold": threshold} | Confusion.of(unsafe, scores > threshold).as_dict())
+    return {
+        "area": measured(found.area, bootstrap(curves.area, scores, unsafe)),
+        "average_precision": measured(found.average_precision, bootstrap(curves.average_precision, scores, unsafe)),
+        "thresholds": table,
+    }
+
+
+def _hits(judged: Judged) -> dict[str, Any]:
+    located = [
+        answer.distances
+        for answer, unsafe in zip(judged.answers, judged.unsafe, strict=True)
+        if unsafe and answer.distances is not None
+    ]
+    return {name: hits([row[name] for row in located]) for name in (*MODES, "upstream")} if located else {}
+
+
+def _categories(judged: Judged) -> dict[str, Any]:
+    """Of each labelled category, the unsafe rows: how many are flagged, and of those how many bear its name."""
+    found = {}
+    for name in sorted({name for names in judged.labelled for name in names}):
+        rows = [
+            answer
+            for answer, names, unsafe in zip(judged.answers, judged.labelled, judged.unsafe, strict=True)
+            if unsafe and name in names
+        ]
+        if rows:
+            found[name] = {mode: _recall(rows, mode, name) for mode in MODES}
+    return found
+
+
+def _recall(rows: Sequence[Any], mode: str, name: str) -> dict[str, Any]:
+    flagged = [answer for answer in rows if answer.decisions[mode]]
+    named = sum(name in answer.categories for answer in flagged)
+    return {"recall": rate(len(flagged), len(rows)), "named": rate(named, len(flagged))}
+
+
+def _groups(judged: Judged, values: Sequence[str]) -> dict[str, Any]:
+    array = np.array(values)
+    return {
+        value: {"rows": int((array == value).sum())} | both_modes(judged.unsafe, judged, array == value)
+        for value in sorted(set(values))
+    }
+
+
+def propose(judged: Judged, wanted: float, *, per_category: bool) -> tuple[Thresholds, dict[str, Any]]:
+    """Thresholds under which at most the share `wanted` of the safe rows is flagged, and what they give.
+
+    With `per_category`, each category with at least 1 / `wanted` safe rows has its own, and the default is for the
+    others. `held_out` is what thresholds chosen on every other row give on the rest. Raises InvalidRequest where there
+    are no safe rows.
+    """
+    everything = np.ones(len(judged.unsafe), np.bool_)
+    halves = np.arange(len(judged.unsafe)) % 2 == 0
+    thresholds = _fit(judged, everything, wanted, per_category)
+    found = thresholds.as_dict() | {"wanted": wanted, "rows": _outcome(judged, everything, thresholds)}
+    if (~judged.unsafe[halves]).any():
+        found["held_out"] = _outcome(judged, ~halves, _fit(judged, halves, wanted, per_category))
+    return thresholds, found
+
+
+def _fit(judged: Judged, chosen: npt.NDArray[np.bool_], wanted: float, per_category: bool) -> Thresholds:
+    safe = chosen & ~judged.unsafe
+    if not safe.any():
+        raise InvalidRequest("There are no rows labelled safe to choose a threshold on.")
+    scores = judged.scores("risk")
+    own = {}
+    rest = safe
+    for category in Category if per_category else ():
+        named = safe & np.array([category.value in answer.categories for answer in judged.answers], np.bool_)
+        if named.sum() * wanted >= 1:
+            own[category] = curves.choose(scores[named], wanted)
+            rest = rest & ~named
+    return Thresholds(curves.choose(scores[rest if rest.any() else safe], wanted), own)
+
+
+def _outcome(judged: Judged, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:
+    own = {category.value: value for category, value in thresholds.categories.items()}
+    limits = np.array(
+        [
+            min((own.get(name, thresholds.default) for name in answer.categories), default=thresholds.default)
+            for answer in judged.answers
+        ]
+    )
+    return Confusion.of(judged.unsafe[chosen], (judged.scores("risk") > limits)[chosen]).as_dict()

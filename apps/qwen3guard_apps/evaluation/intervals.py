@@ -1,0 +1,55 @@
+"""95 % confidence intervals: Wilson's for a share of rows, the percentile bootstrap over rows for all else. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Interval = tuple[float, float]
+Floats = npt.NDArray[np.float64]
+
+Z = 1.959963984540054
+"""The normal distribution's 97.5 % point."""
+RESAMPLES = 1000
+SEED = 0
+
+
+def wilson(part: int, whole: int) -> Interval | None:
+    """Of `part` of `whole`; None where there is nothing. E. B. Wilson, JASA 22 (1927), 209."""
+    if not whole:
+        return None
+    share = part / whole
+    middle = share + Z**2 / (2 * whole)
+    spread = Z * (share * (1 - share) / whole + Z**2 / (4 * whole**2)) ** 0.5
+    scale = 1 + Z**2 / whole
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def f1_interval(tp: int, fp: int, fn: int, tn: int) -> Interval | None:
+    """F1 over resampled rows. F1 sees only the four counts, so they are drawn, as a multinomial."""
+    cells = np.array([tp, fp, fn, tn])
+    if not tp + fp + fn:
+        return None
+    drawn = np.random.default_rng(SEED).multinomial(cells.sum(), cells / cells.sum(), RESAMPLES)
+    below = 2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2]
+    return _percentiles(2 * drawn[:, 0][below > 0] / below[below > 0])
+
+
+def bootstrap(
+    statistic: Callable[[Floats, npt.NDArray[np.bool_]], float], scores: Floats, unsafe: npt.NDArray[np.bool_]
+) -> Interval | None:
+    """`statistic` of `scores` and `unsafe`, both [rows], over resampled rows; resamples of one class are left out."""
+    source = np.random.default_rng(SEED)
+    found = []
+    for _ in range(RESAMPLES if 0 < unsafe.sum() < len(unsafe) else 0):
+        chosen = source.integers(0, len(unsafe), len(unsafe))
+        if 0 < unsafe[chosen].sum() < len(unsafe):
+            found.append(statistic(scores[chosen], unsafe[chosen]))
+    return _percentiles(np.array(found)) if found else None
+
+
+def _percentiles(values: Floats) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,77 @@
+"""What each guard is asked of a labelled row, and what is kept of its answer: enough for every measure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from qwen3guard_client.aio import AsyncGuardClient
+from qwen3guard_client.errors import InvalidMessages
+from qwen3guard_client.labels import RISK_ORDER, Category
+from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
+
+from qwen3guard_apps.annotate_rows import Fields
+
+DIGITS = 6
+
+
+async def ask_gen(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads((await guard.send(fields.call(record))).as_json()))
+
+
+async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
+    """Judges the response of a pair, token by token, or the prompt where there is none. Raises a GuardError."""
+    prompt, response, messages = fields.conversation(record)
+    if messages is not None:
+        messages, response = _split(messages)
+    async with guard.stream(prompt, messages=messages) as stream:
+        if response is not None:
+            await stream.step(response)
+    kept = {"prompt": _prompt(stream.prompt_verdict), "notice": stream.notice}
+    return kept | {"tokens": None if response is None else _tokens(stream.verdicts)}
+
+
+def _split(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
+    """The conversation up to the response, and the response; None where the user has the last word."""
+    try:
+        turns = json.loads(messages) if isinstance(messages, str) else list(messages)
+        last = turns[-1]
+        if last["role"] != "assistant":
+            return turns, None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise InvalidMessages("The messages are no list of objects with a role.") from None
+    content = last.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    if not isinstance(content, str):
+        raise InvalidMessages("The content of the last message is not text.")
+    return turns[:-1], content
+
+
+def _prompt(verdict: PromptVerdict) -> dict[str, Any]:
+    return {
+        "severity": _rounded(verdict.severity_probabilities.values()),
+        "level": verdict.severity.value,
+        "category": _name(verdict.category),
+    }
+
+
+def _tokens(verdicts: Sequence[TokenVerdict]) -> dict[str, Any]:
+    """Lists over the response's tokens; `severity` rows are in RISK_ORDER."""
+    return {
+        "first": verdicts[0].position if verdicts else 0,
+        "severity": [_rounded(token.severity_probabilities[level] for level in RISK_ORDER) for token in verdicts],
+        "levels": [token.severity.value for token in verdicts],
+        "categories": [_name(token.category) for token in verdicts],
+        "ends": [token.end for token in verdicts],
+    }
+
+
+def _name(category: Category | None) -> str | None:
+    return category.value if category else None
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(value, DIGITS) for value in values]

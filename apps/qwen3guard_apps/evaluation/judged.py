@@ -1,0 +1,123 @@
+"""The answers of one guard to labelled rows, as arrays: labels, decisions in both modes, and scores. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
+from qwen3guard_client.policy import DEBOUNCE, Policy, upstream_evaluation_rule
+
+from qwen3guard_apps.evaluation.hits import Span
+from qwen3guard_apps.evaluation.labels import LabelFields, span
+
+SAFE, UNSAFE = RISK_ORDER.index(RiskLevel.SAFE), RISK_ORDER.index(RiskLevel.UNSAFE)
+MODES = ("strict", "loose")
+SCORES = {"1 - P(Safe)": "risk", "P(Unsafe)": "unsafe"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's. `decisions` are strict and loose, `upstream` the same by upstream's rule (streams alone).
+
+    `risk` is 1 - P(Safe) and `unsafe` P(Unsafe); of a response that was streamed, the highest t at which it is
+    flagged: the maximum over its tokens of the least in DEBOUNCE tokens in a row. `distances` say how far from the
+    labelled sentence it was flagged, by each rule; None where it was not.
+    """
+
+    decisions: dict[str, bool]
+    categories: tuple[str, ...]
+    risk: float
+    unsafe: float
+    upstream: dict[str, bool] | None = None
+    distances: dict[str, int | None] | None = None
+
+
+def gen_answer(found: dict[str, Any]) -> Answer:
+    """Of what `judge.ask_gen` has kept. Its categories are those that it names, or else the likeliest."""
+    levels = found["probabilities"]["severity"]
+    likely = {name: value for name, value in found["probabilities"]["categories"].items() if name != "None"}
+    categories = tuple(found["categories"]) or (max(likely, key=lambda name: likely[name]),)
+    decisions = {mode: bool(found[mode]) for mode in MODES}
+    return Answer(decisions, categories, 1 - levels[RiskLevel.SAFE.value], levels[RiskLevel.UNSAFE.value])
+
+
+def stream_answer(found: dict[str, Any], record: dict[str, Any]) -> Answer:
+    """Of what `judge.ask_stream` has kept of the row `record`."""
+    tokens = found["tokens"]
+    if tokens is None:
+        level, severity = RiskLevel(found["prompt"]["level"]), found["prompt"]["severity"]
+        decisions = {mode: level.is_unsafe(strict=mode == "strict") for mode in MODES}
+        return Answer(decisions, _named(found["prompt"]["category"]), 1 - severity[SAFE], severity[UNSAFE])
+    levels = [RiskLevel(name) for name in tokens["levels"]]
+    categories = [name and Category(name) for name in tokens["categories"]]
+    flagged = {mode: first_flag(levels, categories, strict=mode == "strict") for mode in MODES}
+    rule, rule_at = upstream_evaluation_rule(levels)
+    sentence = span(record, tokens["first"], tokens["ends"])
+    places = {**flagged, "upstream": rule_at if rule is not RiskLevel.SAFE else None}
+    rows = np.array(tokens["severity"], np.float64).reshape(-1, len(RISK_ORDER))
+    at = flagged["strict"]
+    return Answer(
+        {mode: place is not None for mode, place in flagged.items()},
+        () if at is None else _named(tokens["categories"][at]),
+        debounced(1 - rows[:, SAFE]),
+        debounced(rows[:, UNSAFE]),
+        {mode: rule.is_unsafe(strict=mode == "strict") for mode in MODES},
+        None if sentence is None else _distances(places, tokens["first"], sentence),
+    )
+
+
+def _named(category: str | None) -> tuple[str, ...]:
+    return () if category is None else (category,)
+
+
+def first_flag(levels: Sequence[RiskLevel], categories: Sequence[Category | None], *, strict: bool) -> int | None:
+    """The index of the first token that is flagged by the causal rule (the report's 4.4), or None."""
+    runs = Policy().runs(zip(levels, categories, strict=True), strict=strict)
+    return next((index for index, run in enumerate(runs) if run >= DEBOUNCE), None)
+
+
+def debounced(scores: npt.NDArray[np.float64]) -> float:
+    """Of scores [tokens], the t below which DEBOUNCE tokens in a row are above t somewhere; 0 for fewer tokens."""
+    if len(scores) < DEBOUNCE:
+        return 0.0
+    return float(np.lib.stride_tricks.sliding_window_view(scores, DEBOUNCE).min(axis=1).max())
+
+
+def _distances(places: dict[str, int | None], first: int, sentence: Span) -> dict[str, int | None]:
+    return {name: None if at is None else sentence.distance(first + at) for name, at in places.items()}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled rows and a guard's answers to them, in step."""
+
+    unsafe: npt.NDArray[np.bool_]
+    labelled: tuple[tuple[str, ...], ...]
+    groups: dict[str, tuple[str, ...]]
+    answers: tuple[Answer, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[dict[str, Any], Answer]], fields: LabelFields) -> Judged:
+        """Of rows whose labels can be read, each a record and its answer."""
+        pairs = list(rows)
+        records = [record for record, _ in pairs]
+        return cls(
+            np.array([fields.unsafe(record) for record in records], np.bool_),
+            tuple(fields.categories(record) for record in records),
+            {
+                name: tuple(str(record.get(name)) for record in records)
+                for name in fields.groups
+                if any(record.get(name) is not None for record in records)
+            },
+            tuple(answer for _, answer in pairs),
+        )
+
+    def decisions(self, mode: str) -> npt.NDArray[np.bool_]:
+        return np.array([answer.decisions[mode] for answer in self.answers], np.bool_)
+
+    def scores(self, name: str) -> npt.NDArray[np.float64]:
+        return np.array([getattr(answer, name) for answer in self.answers], np.float64)

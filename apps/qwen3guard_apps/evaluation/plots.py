@@ -1,0 +1,35 @@
+"""The curves as pictures, with matplotlib, which is an extra."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen3guard_client.errors import ServeError
+
+from qwen3guard_apps.evaluation.curves import Curve
+
+
+def plot(folder: Path, found: Mapping[str, Curve]) -> list[Path]:
+    """roc.png and precision_recall.png of the named curves. Raises ServeError where matplotlib is missing."""
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+        matplotlib.use("Agg")
+        pyplot = importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        raise ServeError("matplotlib is not installed, so there are no plots: pip install matplotlib.") from None
+    paths = []
+    for name, x, y in (("roc", "false_positive_rate", "recall"), ("precision_recall", "recall", "precision")):
+        figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+        for label, points in found.items():
+            begin, style = ([0], "default") if name == "roc" else ([], "steps")
+            columns = ([*begin, *getattr(points, column)] for column in (x, y))
+            axes.plot(*columns, label=label, drawstyle=style)
+        axes.set(xlabel=x.replace("_", " "), ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+        pyplot.close(figure)
+    return paths

@@ -1,0 +1,127 @@
+"""The figures of an evaluation as Markdown, strict and loose always side by side. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qwen3guard_apps.evaluation.judged import MODES
+
+RATES = {"f1": "F1", "precision": "precision", "recall": "recall", "false_positive_rate": "false positives"}
+
+
+def report(found: dict[str, Any], pictures: Sequence[str]) -> str:
+    data = found["data"]
+    lines = [
+        "# Evaluation of a Qwen3Guard server",
+        "",
+        f"{data['name']}: {data['rows']:,} rows, {data['unlabelled']:,} of them without a label that can be read.",
+        f"A row labelled Controversial counts as {'unsafe' if data['controversial_is_unsafe'] else 'safe'}."
+        " The positive class is unsafe. Strict counts a judgement of Controversial as unsafe, loose does not;"
+        " both are given, whichever is better. In brackets: 95 % intervals, Wilson's for shares of rows, the"
+        " percentile bootstrap over rows (1,000 resamples) for F1, areas and average precision. A rate of nothing"
+        " is n/a.",
+        "",
+    ]
+    for name, guard in found["guards"].items():
+        lines += _guard(name, guard)
+    for picture in pictures:
+        lines += [f"![{picture}]({picture})", ""]
+    return "\n".join(lines)
+
+
+def _guard(name: str, guard: dict[str, Any]) -> list[str]:
+    figures = guard["figures"]
+    lines = [f"## {name.capitalize()}", ""]
+    if guard["notice"]:
+        lines += [f"**{guard['notice']}**", ""]
+    if guard["bad"]:
+        lines += [f"{guard['bad']:,} labelled rows could not be judged and are left out.", ""]
+    lines += _decisions(figures["decisions"])
+    if "upstream_rule" in figures:
+        lines += [
+            "By upstream's evaluation rule instead (two neighbouring Unsafe tokens anywhere, else two Controversial"
+            " ones; it looks ahead, and its own script prints strict and loose swapped):",
+            "",
+            *_decisions(figures["upstream_rule"]),
+        ]
+    if "hits" in figures:
+        lines += _hits(figures["hits"])
+    for score, each in figures.get("curves", {}).items():
+        lines += _curve(score, each)
+    if "chosen" in guard:
+        lines += _chosen(guard["chosen"])
+    if figures["categories"]:
+        header = ["category", "unsafe rows", *(f"{what}, {mode}" for what in ("flagged", "named") for mode in MODES)]
+        rows = [
+            [category, each["strict"]["recall"]["of"]]
+            + [_rate(each[mode][what]) for what in ("recall", "named") for mode in MODES]
+            for category, each in figures["categories"].items()
+        ]
+        lines += ["### By labelled category", "", "Named: of the flagged ones, those that bear the category.", ""]
+        lines += _table(header, rows)
+    for group, values in figures["groups"].items():
+        header = [group, "rows", *(f"{word}, {mode}" for word in RATES.values() for mode in MODES)]
+        rows = [
+            [value, each["rows"], *(_rate(each[mode][rate]) for rate in RATES for mode in MODES)]
+            for value, each in values.items()
+        ]
+        lines += [f"### By {group}", "", *_table(header, rows)]
+    return lines
+
+
+def _decisions(both: dict[str, Any]) -> list[str]:
+    rows = [[word, *(_rate(both[mode][rate]) for mode in MODES)] for rate, word in RATES.items()]
+    counts = [f"{each['tp']} / {each['fp']} / {each['fn']} / {each['tn']}" for each in (both[mode] for mode in MODES)]
+    return _table(["", *MODES], [*rows, ["tp / fp / fn / tn", *counts]])
+
+
+def _hits(both: dict[str, Any]) -> list[str]:
+    rows = [
+        [word, *(_rate(each[rate]) for each in both.values())]
+        for rate, word in (("exact", "exact hit"), ("within_128", "within 128 tokens"))
+    ]
+    rows += [[name, *(each["bins"][name] for each in both.values())] for name in both["strict"]["bins"]]
+    return [
+        "### Where streams were flagged",
+        "",
+        "Against the labelled sentence of unsafe responses. Strict and loose are causal: two tokens in a row.",
+        "",
+        *_table(["", "strict", "loose", "upstream's rule"], rows),
+    ]
+
+
+def _curve(score: str, each: dict[str, Any]) -> list[str]:
+    header = ["false positives wanted", "t", *(word for word in RATES.values())]
+    rows = [
+        [f"{row['wanted']:.0%}", f"{row['threshold']:.4f}", *(_rate(row[rate]) for rate in RATES)]
+        for row in each["thresholds"]
+    ]
+    areas = f"Area under the ROC {_rate(each['area'])}, average precision {_rate(each['average_precision'])}."
+    return [f"### Score {score}", "", areas, "Unsafe where the score is above t:", "", *_table(header, rows)]
+
+
+def _chosen(chosen: dict[str, Any]) -> list[str]:
+    own = [[name, f"{value:.4f}"] for name, value in chosen["categories"].items()]
+    outcomes = [("all rows", chosen["rows"]), ("chosen on half, measured on the rest", chosen.get("held_out"))]
+    rows = [[name, *(_rate(each[rate]) for rate in RATES)] for name, each in outcomes if each]
+    return [
+        "### Chosen thresholds",
+        "",
+        f"For {chosen['wanted']:.1%} false positives: unsafe where 1 - P(Safe) > {chosen['default']:.4f}.",
+        "",
+        *(_table(["category with its own", "t"], own) if own else []),
+        *_table(["", *RATES.values()], rows),
+    ]
+
+
+def _rate(each: dict[str, Any]) -> str:
+    if each["value"] is None:
+        return "n/a"
+    low, high = each["interval"]
+    return f"{each['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [*("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines), ""]

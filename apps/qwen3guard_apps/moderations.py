@@ -1,0 +1,97 @@
+"""OpenAI's `/v1/moderations`, answered by the guard: each input is judged as a user's prompt.
+
+Judged by Gen where it is served, else by Stream. Categories carry Qwen3Guard's own names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3guard_client import AsyncGuardClient, Category, Policy, RiskLevel, wire
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER
+
+from qwen3guard_apps.proxy.api_error import invalid
+from qwen3guard_apps.proxy.conversation import text_of_part
+
+MAX_INPUTS = 32
+AT_ONCE = 4
+"""Inputs of one request that are judged at the same time."""
+
+
+class Moderations:
+    """`gen` tells which guard judges: True for Gen, False for Stream."""
+
+    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool) -> None:
+        self._guard = guard
+        self._policy = policy
+        self._gen = gen
+        self.model = "qwen3guard-gen" if gen else "qwen3guard-stream"
+        self.served = (wire.CLASSIFY if gen else wire.STREAM_STEP).name
+
+    async def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """OpenAI's answer to OpenAI's request. Raises ApiError or a GuardError."""
+        texts = _inputs(asked.get("input"))
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def judge(text: str) -> dict[str, Any]:
+            async with turns:
+                return await (self._by_gen(text) if self._gen else self._by_stream(text))
+
+        # Also where nobody waits any more: a session that is opened is ended.
+        judging = asyncio.gather(*map(judge, texts), return_exceptions=True)
+        results = []
+        for found in await asyncio.shield(judging):
+            if isinstance(found, BaseException):
+                raise found
+            results.append(found)
+        return {"id": f"modr-{uuid.uuid4().hex}", "model": self.model, "results": results}
+
+    async def _by_gen(self, text: str) -> dict[str, Any]:
+        found = await self._guard.classify(text)
+        probabilities = {each: found.category_probabilities[each] for each in QUERY_CATEGORY_ORDER}
+        return self._result(found.severity, found.categories, found.severity_probabilities, probabilities)
+
+    async def _by_stream(self, text: str) -> dict[str, Any]:
+        async with self._guard.stream(text, policy=self._policy) as stream:
+            found = stream.prompt_verdict
+        categories = (found.category,) if found.category else ()
+        return self._result(found.severity, categories, found.severity_probabilities, found.category_probabilities)
+
+    def _result(
+        self,
+        severity: RiskLevel,
+        categories: tuple[Category, ...],
+        levels: Mapping[RiskLevel, float],
+        probabilities: Mapping[Category, float],
+    ) -> dict[str, Any]:
+        counted = {each for each in categories if self._policy.counts(severity, each)}
+        unsafe = sum(value for level, value in levels.items() if level.is_unsafe(strict=self._policy.strict))
+        return {
+            "flagged": bool(counted),
+            "categories": {each.value: each in counted for each in QUERY_CATEGORY_ORDER},
+            "category_scores": {each.value: round(unsafe * probabilities[each], 6) for each in QUERY_CATEGORY_ORDER},
+            "category_applied_input_types": {each.value: ["text"] for each in QUERY_CATEGORY_ORDER},
+            "guard": {
+                "severity": severity.value,
+                "categories": [each.value for each in categories],
+                "probabilities": {level.value: round(value, 6) for level, value in levels.items()},
+                "strict": any(self._policy.counts(severity, each, strict=True) for each in categories),
+                "loose": any(self._policy.counts(severity, each, strict=False) for each in categories),
+            },
+        }
+
+
+def _inputs(given: Any) -> list[str]:
+    """A text, a list of texts, or one input in parts. Raises ApiError for images and token ids."""
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list) or not given:
+        raise invalid("The input must be a text, or a list of texts.")
+    if len(given) > MAX_INPUTS:
+        raise invalid(f"There are {len(given)} inputs; a request takes {MAX_INPUTS}.")
+    if all(isinstance(each, str) for each in given):
+        return list(given)
+    return ["".join(text_of_part(each, "The input") for each in given)]

@@ -1,0 +1,43 @@
+"""`qwen3guard playground`: one local page that shows a guard at work. Needs aiohttp, the extra `playground`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+from qwen3guard_client import options
+from qwen3guard_client.aio import AsyncGuardClient
+from qwen3guard_client.connection import read_token
+from qwen3guard_client.errors import InvalidRequest, ServeError
+
+PORT = 8008
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.connect(parser)
+    parser.add_argument(
+        "--port", type=int, default=PORT, metavar="N", help=f"of the page, on 127.0.0.1; 0 takes any (default: {PORT})"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C. Raises ServeError without aiohttp, PortBusy, InvalidCredentials."""
+    try:
+        from qwen3guard_apps.playground import server
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[playground]'.") from None
+    if not 0 <= arguments.port < 65536:
+        raise InvalidRequest(f"{arguments.port} is no port.")
+    token = read_token(arguments.token_file)
+
+    def ready(url: str) -> None:
+        print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it", flush=True)
+
+    async def serve() -> None:
+        async with AsyncGuardClient(
+            arguments.url, timeout_s=arguments.timeout, tls=options.tls(arguments), token=token
+        ) as guard:
+            await server.serve(guard, arguments.port, ready)
+
+    asyncio.run(serve())

@@ -1,0 +1,145 @@
+"""`qwen3guard proxy`: OpenAI's chat completions, guarded. An application changes its base URL and nothing else.
+
+This module knows the command line; server.py answers HTTP, completion.py and streamed.py guard one answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import signal
+import sys
+from typing import get_args
+
+from qwen3guard_client import AsyncGuardClient, Category, Policy, options
+from qwen3guard_client.connection import read_token
+from qwen3guard_client.errors import ServeError
+from qwen3guard_client.gate import Release
+
+from qwen3guard_apps.proxy.settings import OnFlag, OnGuardError, PromptCheck, Settings
+
+PORT = 8010
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.connect(parser)
+    own = Settings()
+    policy = Policy()
+    parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL (default: moderations alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on; it speaks plain HTTP (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"0 takes a free one (default: {PORT})")
+    parser.add_argument("--mode", choices=("strict", "loose"), default="strict", help="strict: Controversial is unsafe")
+    parser.add_argument(
+        "--debounce",
+        type=int,
+        default=policy.debounce,
+        metavar="N",
+        help=f"unsafe tokens in a row before a flag (default: {policy.debounce})",
+    )
+    categories = [each.value for each in Category]
+    parser.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
+    parser.add_argument("--on-flag", choices=get_args(OnFlag), default=own.on_flag, help=f"default: {own.on_flag}")
+    parser.add_argument(
+        "--on-guard-error",
+        choices=get_args(OnGuardError),
+        default=own.on_guard_error,
+        help="what becomes of text that the guard cannot judge, because it is down or overloaded (default: block)",
+    )
+    parser.add_argument(
+        "--release",
+        choices=get_args(Release),
+        default=own.release,
+        help=f"show text when it is cleared, or at once until a flag (default: {own.release})",
+    )
+    parser.add_argument(
+        "--prompt-check",
+        choices=get_args(PromptCheck),
+        default=own.prompt_check,
+        help=f"before the LLM is asked, while it starts, or not at all (default: {own.prompt_check})",
+    )
+    limits = (
+        ("upstream_timeout_s", float, "S", "seconds between two pieces of the LLM's"),
+        ("client_timeout_s", float, "S", "seconds that a client may read nothing"),
+        ("max_body_bytes", int, "N", "of a request"),
+        ("max_response_bytes", int, "N", "of an answer of the LLM's, as it is sent"),
+        ("max_in_flight", int, "N", "requests at a time; more are told to come back"),
+        ("max_choices", int, "N", "the largest n of a request"),
+    )
+    for name, kind, metavar, text in limits:
+        value = getattr(own, name)
+        option = "--" + name.removesuffix("_s").replace("_", "-")
+        parser.add_argument(option, type=kind, default=value, dest=name, metavar=metavar, help=f"{text} ({value:g})")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """Raises InvalidParameter and InvalidRequest."""
+    blocked = frozenset(map(Category, arguments.block)) if arguments.block else frozenset(Category)
+    return Settings(
+        upstream=arguments.upstream,
+        policy=Policy(arguments.mode == "strict", arguments.debounce, blocked),
+        on_flag=arguments.on_flag,
+        release=arguments.release,
+        prompt_check=arguments.prompt_check,
+        on_guard_error=arguments.on_guard_error,
+        guard_timeout_s=arguments.timeout,
+        upstream_timeout_s=arguments.upstream_timeout_s,
+        client_timeout_s=arguments.client_timeout_s,
+        max_body_bytes=arguments.max_body_bytes,
+        max_response_bytes=arguments.max_response_bytes,
+        max_in_flight=arguments.max_in_flight,
+        max_choices=arguments.max_choices,
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = settings_of(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("qwen3guard.proxy").setLevel(logging.INFO)
+    asyncio.run(_serve(settings, arguments))
+
+
+async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
+    try:
+        from qwen3guard_apps.proxy.server import listening
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[proxy]'.") from None
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    token = read_token(arguments.token_file)
+    async with (
+        AsyncGuardClient(
+            arguments.url, timeout_s=settings.guard_timeout_s, tls=options.tls(arguments), token=token
+        ) as guard,
+        listening(settings, guard, arguments.host, arguments.port) as listens,
+    ):
+        for line in _told(settings, arguments.host):
+            print(line, file=sys.stderr)
+        if listens.notice:
+            print(f"note: {listens.notice}", file=sys.stderr)
+        url = f"http://{arguments.host}:{listens.port}/v1"
+        print(json.dumps({"url": url}) if arguments.json else f"ready on {url}", flush=True)
+        await stop.wait()
+
+
+def _told(settings: Settings, host: str) -> list[str]:
+    """What an operator is told at the start."""
+    told = []
+    if settings.upstream:
+        does = "is blocked (fail closed)" if settings.on_guard_error == "block" else "PASSES UNJUDGED (fail open)"
+        told.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
+    if not (host == "localhost" or _is_loopback(host)):
+        told.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
+    return told
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

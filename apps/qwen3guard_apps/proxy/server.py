@@ -1,0 +1,215 @@
+"""The proxy's HTTP side: its routes, its limits, and one line in the log for each request.
+
+A line has an id, the route, the status, the time and what was flagged; never a text, a key or a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+from qwen3guard_client import AsyncGuardClient, GuardError, wire
+from qwen3guard_client.client import RETRY_S
+from qwen3guard_client.errors import PortBusy, Unreachable
+
+from qwen3guard_apps.moderations import Moderations
+from qwen3guard_apps.proxy.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place, WholeCompletion
+from qwen3guard_apps.proxy.settings import Settings
+from qwen3guard_apps.proxy.streamed import StreamedCompletion
+from qwen3guard_apps.proxy.upstream import Upstream
+
+LOG = logging.getLogger("qwen3guard.proxy")
+CLIENT_LEFT = 499
+"""The status in the log; nobody is told."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """`moderator` is the guard that answers moderations; `notice` is what the guard says of itself, or empty."""
+
+    port: int
+    moderator: str
+    notice: str
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Proxy:
+    """What the routes do. Where nothing is upstream, `place` is None and moderations are all there is."""
+
+    def __init__(
+        self, settings: Settings, guard: AsyncGuardClient, place: Place | None, moderations: Moderations
+    ) -> None:
+        self._settings = settings
+        self._guard = guard
+        self._place = place
+        self._moderations = moderations
+        self._in_flight = 0
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[self._logged], client_max_size=self._settings.max_body_bytes)
+        add = application.router.add_route
+        add("POST", "/v1/moderations", self._limited(self._moderate))
+        add("GET", "/health", self._health)
+        if self._place:
+            add("POST", "/v1/chat/completions", self._limited(self._complete))
+            add("GET", "/v1/models", self._limited(self._models))
+            add("GET", "/v1/models/{model:.+}", self._limited(self._models))
+        return application
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        assert self._place
+        asked = await _json(request)
+        kind = StreamedCompletion if asked.get("stream") else WholeCompletion
+        completion: Completion = kind(self._place, request, asked)
+        try:
+            return await completion.answer()
+        finally:
+            error = completion.error.code if completion.error else None
+            request[RECORD] |= {
+                "flagged_by": completion.flagged_by,
+                "unguarded": completion.unguarded or None,
+                "error": error,
+            }
+
+    async def _moderate(self, request: web.Request) -> web.StreamResponse:
+        try:
+            found = await self._moderations.answer(await _json(request))
+        except GuardError as error:
+            raise of_guard(error) from None
+        if any(each["flagged"] for each in found["results"]):
+            request[RECORD]["flagged_by"] = "moderation"
+        return web.json_response(found)
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        assert self._place
+        names = ["models", *request.match_info.get("model", "").split("/")]
+        if "." in names or ".." in names:  # it would lead to another route of the LLM's
+            raise web.HTTPNotFound
+        path = "/".join(quote(name, safe="") for name in names if name)
+        async with self._place.upstream.call("GET", path, request.query_string, request.headers) as answer:
+            found = await self._place.upstream.whole(answer)
+        return found.response()
+
+    async def _health(self, _: web.Request) -> web.StreamResponse:
+        ready = await self._guard.is_ready(wire.STREAM_STEP.name if self._place else self._moderations.served)
+        return web.json_response({"guard": "ready" if ready else "not ready"}, status=200 if ready else 503)
+
+    def _limited(self, handle: Handler) -> Handler:
+        async def handle_limited(request: web.Request) -> web.StreamResponse:
+            if self._in_flight >= self._settings.max_in_flight:
+                raise ApiError(429, "rate_limit_error", "too_many_requests", "Too many requests at once.", retry=True)
+            self._in_flight += 1
+            try:
+                return await handle(request)
+            finally:
+                self._in_flight -= 1
+
+        return handle_limited
+
+    @web.middleware
+    async def _logged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.monotonic()
+        name = uuid.uuid4().hex
+        record = request[RECORD] = {"id": name}
+        status = CLIENT_LEFT
+        try:
+            response = await self._answered(request, handler)
+            status = response.status
+            if not response.prepared:
+                response.headers[ID_HEADER] = name
+            return response
+        except ConnectionError:
+            return web.Response(status=CLIENT_LEFT)
+        finally:
+            resource = request.match_info.route.resource
+            record |= {
+                "route": f"{request.method} {resource.canonical if resource else '?'}",
+                "status": status,
+                "ms": round((time.monotonic() - began) * 1000),
+            }
+            LOG.info(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+    async def _answered(self, request: web.Request, handle: Handler) -> web.StreamResponse:
+        try:
+            return await handle(request)
+        except ApiError as error:
+            found = error
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._settings.max_body_bytes
+            found = ApiError(413, "invalid_request_error", "too_large", f"A request takes {limit} bytes at most.")
+        except web.HTTPException as error:
+            if error.status not in (404, 405):
+                raise
+            found = ApiError(error.status, "invalid_request_error", "not_relayed", "This proxy does not relay that.")
+        except ConnectionError:
+            raise
+        except Exception as error:
+            found = ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
+        request[RECORD]["error"] = found.code
+        return web.json_response(found.body(), status=found.status, headers=found.headers)
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    """Raises ApiError. What is sent on is this, so that nobody reads a duplicated name in another way."""
+    data = await request.read()
+
+    def no_number(name: str) -> None:
+        raise ValueError(name)
+
+    try:
+        asked = json.loads(data, parse_constant=no_number)
+    except (ValueError, RecursionError):
+        raise invalid("The request is not valid JSON.") from None
+    if not isinstance(asked, dict):
+        raise invalid("The request is not a JSON object.")
+    return asked
+
+
+@asynccontextmanager
+async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port: int) -> AsyncIterator[Listening]:
+    """Answers until it is left. Raises GuardNotServed, or what else keeps the guard from judging, and PortBusy."""
+    notice = await _first_judgement(guard, settings)
+    gen = await guard.is_ready(wire.CLASSIFY.name)
+    moderations = Moderations(guard, settings.policy, gen=gen)
+    async with AsyncExitStack() as stack:
+        place = None
+        if settings.upstream:
+            place = Place(settings, guard, Upstream(settings))
+            stack.push_async_callback(place.close)
+        application = Proxy(settings, guard, place, moderations).application()
+        runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=ENDING_S)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            site = web.TCPSite(runner, host, port)
+            await site.start()
+        except OSError as error:
+            raise PortBusy(f"The proxy cannot listen on {host}:{port}: {error.strerror}.") from None
+        yield Listening(runner.addresses[0][1], moderations.model, notice)
+
+
+async def _first_judgement(guard: AsyncGuardClient, settings: Settings) -> str:
+    """What the guard says of itself, once it judges; it is waited for as long as for any call."""
+    deadline = time.monotonic() + settings.guard_timeout_s
+    while True:
+        try:
+            if not settings.upstream and await guard.is_ready(wire.CLASSIFY.name):
+                return (await guard.classify("Hello.")).notice
+            async with guard.stream("Hello.", policy=settings.policy) as stream:
+                return stream.notice
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,58 @@
+"""What an operator decides about the proxy, checked where it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+from qwen3guard_client import Policy
+from qwen3guard_client.errors import InvalidParameter
+from qwen3guard_client.gate import Release
+
+OnFlag = Literal["stop", "mark", "error"]
+OnGuardError = Literal["block", "pass"]
+PromptCheck = Literal["before", "while", "off"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
+
+    Raises InvalidParameter.
+    """
+
+    upstream: str | None = None
+    policy: Policy = field(default_factory=Policy)
+    on_flag: OnFlag = "stop"
+    release: Release = "after_check"
+    prompt_check: PromptCheck = "while"
+    on_guard_error: OnGuardError = "block"
+    guard_timeout_s: float = 30.0
+    upstream_timeout_s: float = 300.0
+    client_timeout_s: float = 60.0
+    max_body_bytes: int = 4 * 2**20
+    max_response_bytes: int = 8 * 2**20
+    max_in_flight: int = 64
+    max_choices: int = 8
+
+    def __post_init__(self) -> None:
+        words = (
+            (self.on_flag, OnFlag),
+            (self.release, Release),
+            (self.prompt_check, PromptCheck),
+            (self.on_guard_error, OnGuardError),
+        )
+        for value, known in words:
+            if value not in get_args(known):
+                raise InvalidParameter(f"{value!r} is not one of {', '.join(get_args(known))}.")
+        if self.upstream is not None:
+            parts = urlsplit(self.upstream)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise InvalidParameter("The upstream must be a base URL such as http://127.0.0.1:8080/v1.")
+        for name in ("guard_timeout_s", "upstream_timeout_s", "client_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidParameter(f"{name} must be above 0.")
+        for name in ("max_body_bytes", "max_response_bytes", "max_in_flight", "max_choices"):
+            if getattr(self, name) < 1:
+                raise InvalidParameter(f"{name} must be at least 1.")

@@ -1,0 +1,100 @@
+"""A reward for RL: how safe a response is by Gen's probabilities, and whether it refuses.
+
+    reward = s x (1 - refusal x P(Refusal = Yes)),    s = P(Safe) + controversial x P(Controversial)
+
+It lies in 0 to 1: near 1 for a safe answer, near 1 - `refusal` for a safe refusal, near 0 for anything unsafe. With
+`controversial` = 0 and `refusal` = 0 it is P(Safe), the smooth form of the report's guard-only reward, which is 1 where
+Gen says Safe and else 0 (arXiv 2510.14276, 3.5.1). That reward made the report's model refuse; `refusal` is against it.
+
+    rewards = reward([("How do I bake bread?", "Mix flour and water."), ...], url="127.0.0.1:8001")
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qwen3guard_client import calls
+from qwen3guard_client.aio import AsyncGuardClient
+from qwen3guard_client.calls import Call, Messages
+from qwen3guard_client.client import DEFAULT_URL
+from qwen3guard_client.errors import GuardError, InvalidRequest, LastRole
+from qwen3guard_client.labels import Refusal, RiskLevel
+from qwen3guard_client.verdict import Classification
+
+from qwen3guard_apps.annotate import TIMEOUT_S, is_of_the_row
+from qwen3guard_apps.annotate_flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
+
+Conversation = tuple[str, str] | Messages | str
+"""A prompt and its response, or messages in OpenAI's form (a list, or JSON text) that end with the assistant's."""
+CONTROVERSIAL = 0.5
+REFUSAL = 0.5
+
+
+def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL) -> float:
+    """The reward of one judged response, as above. Raises LastRole where a prompt was judged."""
+    if found.refusal is None:
+        raise LastRole("A reward is for a response: the last turn must be the assistant's.")
+    levels = found.severity_probabilities
+    safety = levels[RiskLevel.SAFE] + controversial * levels[RiskLevel.CONTROVERSIAL]
+    return safety * (1 - refusal * found.refusal_probabilities[Refusal.YES])
+
+
+def reward(conversations: Iterable[Conversation], **how: Any) -> list[float]:
+    """`reward_async`, for code without an event loop; its arguments are the same."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(reward_async(conversations, **how))
+    raise InvalidRequest("There is an event loop here already: await reward_async.")
+
+
+async def reward_async(
+    conversations: Iterable[Conversation],
+    *,
+    url: str = DEFAULT_URL,
+    controversial: float = CONTROVERSIAL,
+    refusal: float = REFUSAL,
+    bad: float | None = None,
+    in_flight: int = IN_FLIGHT,
+    timeout_s: float = TIMEOUT_S,
+    patience_s: float = PATIENCE_S,
+    **connection: Any,
+) -> list[float]:
+    """One reward for each conversation, in order.
+
+    `controversial` and `refusal`, 0 to 1, are the formula's. A conversation that cannot be judged is worth `bad`;
+    without one its error is raised, with its number from 0. Waits up to `patience_s` for a server that is full or
+    restarting. `connection` is AsyncGuardClient's tls and token. Raises a GuardError.
+    """
+    for name, value in (("controversial", controversial), ("refusal", refusal)):
+        if not 0 <= value <= 1:
+            raise InvalidRequest(f"{name} is {value}; it must be from 0 to 1.")
+    flight = Flight(in_flight, patience_s)
+    rewards: list[float] = []
+    async with AsyncGuardClient(url, timeout_s=timeout_s, **connection) as guard:
+
+        async def judge(numbered: tuple[int, Conversation]) -> float:
+            number, conversation = numbered
+            try:
+                found = await flight.call(lambda: guard.send(_call(conversation)))
+                return score(found, controversial=controversial, refusal=refusal)
+            except GuardError as error:
+                if not is_of_the_row(error):
+                    raise
+                if bad is None:
+                    raise type(error)(f"Conversation {number}: {error}") from None
+                return bad
+
+        await in_order(enumerate(conversations), judge, lambda _, found: rewards.append(found), in_flight)
+    return rewards
+
+
+def _call(conversation: Any) -> Call[Classification]:
+    if isinstance(conversation, tuple) and len(conversation) == 2:
+        prompt, response = conversation
+        return calls.classify(prompt, response, None)
+    if isinstance(conversation, str | Sequence):
+        return calls.classify(None, None, conversation)
+    raise InvalidRequest("A conversation is a pair of prompt and response, or a list of messages.")

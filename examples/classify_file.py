@@ -1,0 +1,43 @@
+"""Judge each line of a text file as a prompt; one line of JSON each, in their order.
+
+    python examples/classify_file.py prompts.txt 127.0.0.1:8001
+
+A few requests are in flight at a time; where the server is overloaded, the next try waits a little longer.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qwen3guard_client import Classification, GuardClient
+from qwen3guard_client.errors import Overloaded
+
+IN_FLIGHT = 4
+PATIENCE_S = 10
+
+
+def judge(guard: GuardClient, prompt: str) -> Classification:
+    wait_s = 0.1
+    while True:
+        try:
+            return guard.classify(prompt)
+        except Overloaded:
+            if wait_s > PATIENCE_S:
+                raise
+        time.sleep(wait_s)
+        wait_s *= 2
+
+
+def main(file: str, guard_url: str) -> int:
+    prompts = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    with GuardClient(guard_url) as guard, ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for found in pool.map(lambda prompt: judge(guard, prompt), prompts):
+            print(found.as_json(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

@@ -1,0 +1,298 @@
+"""Ten times more requests than the server can answer: are the accepted ones fast, the others refused at once?
+
+    .venv/bin/python perf/overload.py MODEL_REPOSITORY [--factor 10] [--seconds 120] [--words 60] [--waiting N]
+
+A process of its own first asks one at a time, then with several callers for the rate that can be sustained, then sends
+`--factor` times that rate at random moments (Poisson) over `--connections` connections, whatever the answers, then
+asks one at a time again. Answers are compared with those to one caller alone. The last lines are one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from product import described, models_bytes, rss_bytes
+from qwen3guard_client import GuardClient, canary, wire
+from qwen3guard_client.connection import CHANNEL
+from qwen3guard_runtime.server import EmbeddedServer, Settings
+from tritonclient.grpc import service_pb2
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+SHED = "OVERLOADED"
+NORMAL = 3.0
+"""Times the p99 of one caller alone: what is faster is normal."""
+SAMPLE_S = 0.5
+QUIET_S = 15.0
+"""After the load: how long the return to normal is looked for."""
+BACK_OFF_S = 0.005
+SLOW = """
+import time
+from qwen3guard_runtime.onnx_runner import OnnxRunner
+
+passed = OnnxRunner._pass
+OnnxRunner._pass = lambda *arguments: (time.sleep({seconds}), passed(*arguments))[1]
+"""
+WAITING, THREADS = (rf'("{name}"\s+value {{\s+string_value: ")\d+' for name in ("waiting", "threads"))
+REFUSED = re.compile(r'qwen3guard_refused_total\{code="OVERLOADED",model="(\w+)"\} (\d+)')
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Sent `at` on the monotonic clock, `late_s` after it was due; `found` is the verdict, or an error's name."""
+
+    at: float
+    late_s: float
+    took_s: float
+    found: bytes | str
+    text: int
+
+
+def request(text: str, timeout_s: float) -> bytes:
+    """A classify request as it goes over the wire."""
+    data = text.encode()
+    message = service_pb2.ModelInferRequest(model_name=wire.CLASSIFY.name)
+    message.inputs.add(name=wire.PROMPT.name, datatype="BYTES", shape=[1, 1])
+    message.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+    message.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    for tensor in (wire.SEVERITY, wire.SEVERITY_PROBABILITIES):
+        message.outputs.add(name=tensor.name)
+    return bytes(message.SerializeToString())
+
+
+class Caller:
+    """Sends prepared requests over several connections, and keeps what came of each."""
+
+    def __init__(self, url: str, texts: list[str], connections: int, timeout_s: float) -> None:
+        options = [*CHANNEL, ("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(url, options) for _ in range(connections)]
+        self._send = [channel.unary_unary(METHOD) for channel in self._channels]
+        self._requests = [request(text, timeout_s) for text in texts]
+        self._timeout_s = timeout_s
+        self._source = random.Random(0)
+        self.outcomes: list[Outcome] = []
+
+    async def call(self, due: float | None = None) -> Outcome:
+        number = self._source.randrange(len(self._requests))
+        send = self._source.choice(self._send)
+        at = time.monotonic()
+        try:
+            reply = service_pb2.ModelInferResponse.FromString(
+                await send(self._requests[number], timeout=self._timeout_s)
+            )
+            found: bytes | str = b"".join(reply.raw_output_contents)
+        except grpc.aio.AioRpcError as error:
+            full = f"[{SHED}]" in (error.details() or "")
+            found = SHED if full else error.code().name
+        done = time.monotonic()
+        outcome = Outcome(at, at - (at if due is None else due), done - at, found, number)
+        self.outcomes.append(outcome)
+        return outcome
+
+    async def closed(self, callers: int, seconds: float) -> list[Outcome]:
+        """`callers` that each ask again when they are answered; one that is refused waits a moment."""
+        first, until = len(self.outcomes), time.monotonic() + seconds
+
+        async def ask() -> None:
+            while time.monotonic() < until:
+                if (await self.call()).found == SHED:
+                    await asyncio.sleep(BACK_OFF_S)
+
+        await asyncio.gather(*(ask() for _ in range(callers)))
+        return self.outcomes[first:]
+
+    async def poisson(self, rate: float, seconds: float) -> list[Outcome]:
+        first, began = len(self.outcomes), time.monotonic()
+        due, running = began, set()
+        while (due := due + self._source.expovariate(rate)) < began + seconds:
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            task = asyncio.create_task(self.call(due))
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+        return self.outcomes[first:]
+
+
+def in_a_process(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+    """What `work` returns, run in a process that shares nothing with this one."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run, (work, arguments))
+
+
+def _run(work: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]) -> Any:
+    return asyncio.run(work(*arguments))
+
+
+async def load(url: str, texts: list[str], options: argparse.Namespace) -> dict[str, list[Outcome]]:
+    caller = Caller(url, texts, options.connections, options.timeout_s)
+    found = {"warm-up": await caller.closed(2, 3.0)}
+    found["alone"] = await caller.closed(1, options.alone_s)
+    found["saturated"] = await caller.closed(options.callers, options.alone_s)
+    rate = options.factor * sustainable(found)
+    found["growth"] = await caller.poisson(rate, min(10.0, options.seconds))  # allocates what is allocated once
+    await asyncio.sleep(2)
+    found["overload"] = await caller.poisson(rate, options.seconds)
+    found["after"] = await caller.closed(1, QUIET_S)
+    return found
+
+
+def answered(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    return [each for each in outcomes if isinstance(each.found, bytes)]
+
+
+def answered_rate(outcomes: list[Outcome]) -> float:
+    span = max(each.at + each.took_s for each in outcomes) - outcomes[0].at
+    return len(answered(outcomes)) / span
+
+
+def sustainable(found: dict[str, list[Outcome]]) -> float:
+    """Answers a second, whether one caller gets more or several that are refused in between."""
+    return max(answered_rate(found["alone"]), answered_rate(found["saturated"]))
+
+
+def milliseconds(outcomes: Iterable[Outcome]) -> dict[str, float]:
+    times = [1e3 * each.took_s for each in outcomes]
+    return {f"p{q}": round(float(np.percentile(times, q)), 1) for q in (50, 99)} if times else {}
+
+
+def normal_again_s(outcomes: list[Outcome], bound_s: float) -> float:
+    """From the first question after the load until the last one that was refused or slow."""
+    bad = [each.at + each.took_s for each in outcomes if isinstance(each.found, str) or each.took_s > bound_s]
+    return round(max(bad) - outcomes[0].at, 2) if bad else 0.0
+
+
+class Memory(threading.Thread):
+    """Resident memory of a server and its models' processes, and its shared memory, in MiB, sampled."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._samples: list[tuple[float, dict[str, float]]] = []
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError, IndexError):  # the server has gone
+            while True:
+                self._samples.append((time.monotonic(), self._now()))
+                time.sleep(SAMPLE_S)
+
+    def _now(self) -> dict[str, float]:
+        found = {"tritonserver": rss_bytes(self._pid)}
+        found |= {Path(model).parents[1].name: size for model, size in models_bytes(self._pid)}
+        shared = Path("/dev/shm").glob(f"*qwen3guard_{os.getpid()}_*")
+        found["shared memory"] = sum(region.stat().st_blocks * 512 for region in shared)
+        return {name: round(size / 2**20, 1) for name, size in found.items()}
+
+    def most(self, begin: float, end: float) -> dict[str, float]:
+        """The largest of each between two moments."""
+        samples = [sample for at, sample in self._samples if begin <= at <= end]
+        return {name: max(sample[name] for sample in samples) for name in samples[0]}
+
+
+def counted(port: int) -> dict[str, int]:
+    """What the server has counted as refused since it began, by model."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        return {model: int(count) for model, count in REFUSED.findall(page.read().decode())}
+
+
+def report(found: dict[str, list[Outcome]], memory: Memory) -> dict[str, Any]:
+    alone, overload, after = found["alone"], found["overload"], found["after"]
+    unloaded = milliseconds(alone)
+    expected = {each.text: each.found for each in answered(alone)}
+    taken = answered(overload)
+    refused = [each for each in overload if each.found == SHED]
+    everything = [each for phase in found.values() for each in phase]
+    errors = [each.found for each in overload if isinstance(each.found, str)]
+    began, ended = overload[0].at, max(each.at for each in overload)
+    return {
+        "unloaded_ms": unloaded,
+        "sustainable_per_s": round(sustainable(found), 1),
+        "sent_per_s": round(len(overload) / (ended - began), 1),
+        "seconds": round(ended - began, 1),
+        "accepted": len(taken),
+        "accepted_per_s": round(answered_rate(overload), 1),
+        "accepted_ms": milliseconds(taken),
+        "p99_ratio": round(milliseconds(taken)["p99"] / unloaded["p99"], 2),
+        "refused": len(refused),
+        "refused_ms": milliseconds(refused),
+        "other_errors": dict(Counter(each for each in errors if each != SHED)),
+        "wrong_verdicts": sum(each.found != expected.get(each.text, each.found) for each in answered(everything)),
+        "sender_late_ms_p99": round(1e3 * float(np.percentile([each.late_s for each in overload], 99)), 1),
+        "normal_again_s": normal_again_s(after, NORMAL * unloaded["p99"] / 1e3),
+        "after_ms": milliseconds(answered(after)),
+        "memory_mib_before": memory.most(began - 2, began),
+        "memory_mib_during": memory.most(began, ended),
+        "memory_mib_after": memory.most(ended + 5, ended + QUIET_S),
+    }
+
+
+def changed(repository: Path, folder: Path, waiting: int | None, pass_ms: float) -> Path:
+    """A copy of the Gen guard's models with another `waiting`, or with passes that sleep: the sender needs a core."""
+    for name in ("gen_guard", "guard_tokenizer", "classify"):
+        shutil.copytree(repository / name, folder / name)
+    config, model = (folder / "gen_guard" / name for name in ("config.pbtxt", "1/model.py"))
+    if waiting is not None:
+        config.write_text(re.sub(WAITING, rf"\g<1>{waiting}", config.read_text()))
+    if pass_ms:
+        config.write_text(re.sub(THREADS, r"\g<1>1", config.read_text()))
+        model.write_text(model.read_text() + SLOW.format(seconds=pass_ms / 1e3))
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--factor", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--alone-s", type=float, default=20.0)
+    parser.add_argument("--words", type=int, default=60, help="of each prompt")
+    parser.add_argument("--callers", type=int, default=4, help="that look for the sustainable rate")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--timeout-s", type=float, default=30.0)
+    parser.add_argument("--waiting", type=int, help="instead of the repository's own")
+    parser.add_argument("--pass-ms", type=float, default=0.0, help="that each pass sleeps, as on a device of its own")
+    parser.add_argument("--grpc-port", type=int, default=8903)
+    options = parser.parse_args()
+    source = random.Random(1)
+    words = ["how", "do", "I", "bake", "bread", "with", "flour", "and", "water", "on", "a", "quiet", "sunday"]
+    texts = [" ".join(source.choices(words, k=options.words)) + "?" for _ in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        models = changed(options.repository, Path(folder), options.waiting, options.pass_ms)
+        ports = {"grpc_port": options.grpc_port, "metrics_port": options.grpc_port + 1}
+        with EmbeddedServer(Settings(models, **ports)) as server:
+            with GuardClient(server.url, timeout_s=120) as guard:
+                server.wait_ready(lambda: canary.check(guard, server.manifests))
+            memory = Memory(server.pid)
+            memory.start()
+            found = in_a_process(load, server.url, texts, options)
+            refused = counted(ports["metrics_port"])
+            guards = [described(each) for each in server.manifests.values() if each.variant == "gen"]
+        rows = {"guard": guards, "words": options.words, "waiting": options.waiting, "pass_ms": options.pass_ms}
+        asked = [each for phase in found.values() for each in phase]
+        rows |= report(found, memory)
+        rows |= {"refused_in_all": sum(each.found == SHED for each in asked), "counted_by_server": refused}
+    print(json.dumps(rows, indent=1))
+    return 1 if rows["wrong_verdicts"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Lines of JSON for those who run the server: a line for each failed request, but few in any second.
+
+They name the model, the error's code, the milliseconds and the client's own id of the request; never a text, a session
+id or a token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+LOG_VARIABLE = "QWEN3GUARD_LOG"
+"""`json` writes these lines; without it, failed requests are counted and not written."""
+LINES_A_SECOND = 10
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def json_lines(environment: Mapping[str, str] = os.environ) -> bool:
+    return environment.get(LOG_VARIABLE) == "json"
+
+
+def line(level: str, event: str, **facts: object) -> str:
+    """One JSON object with the UTC time first; facts that are None are left out."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return json.dumps({"time": stamp, "level": level, "event": event, **known})
+
+
+def safe_request_id(request_id: str, sequence: int | str) -> str | None:
+    """The id if it is one that may be written: short, of plain characters, and not the session's."""
+    return request_id if _REQUEST_ID.fullmatch(request_id) and request_id != str(sequence) else None
+
+
+class FailureLog:
+    """Writes failed requests of one model to `out`: at most LINES_A_SECOND, the next line says how many were left."""
+
+    def __init__(self, model: str, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._model = model
+        self._out = out
+        self._clock = clock
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+
+    def write(self, code: str, request_id: str | None, seconds: float) -> None:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written == LINES_A_SECOND:
+            self._left_out += 1
+            return
+        self._written += 1
+        text = line(
+            "warning",
+            "request_failed",
+            model=self._model,
+            code=code,
+            request_id=request_id,
+            ms=round(1000 * seconds, 3),
+            left_out=self._left_out or None,
+        )
+        self._left_out = 0
+        self._out.write(text + "\n")  # in one piece: other processes write to the same file
+        self._out.flush()
+
+
+class JsonFormatter(logging.Formatter):
+    """For what the runtime's own loggers say."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+
+    def format(self, record: logging.LogRecord) -> str:
+        return line(record.levelname.lower(), "message", model=self._model, message=record.getMessage())
+
+
+def failure_log(model: str) -> FailureLog | None:
+    """Where QWEN3GUARD_LOG asks for it: the log of failed requests, and the runtime's own lines as JSON too."""
+    if not json_lines():
+        return None
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(model))
+    logging.getLogger("qwen3guard_runtime").addHandler(handler)
+    return FailureLog(model, sys.stderr)

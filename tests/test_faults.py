@@ -1,0 +1,92 @@
+"""Each fault of perf/faults.py in short: injected into live processes, and no wrong verdict comes of it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+from conftest import serve, wait_ready
+from qwen3guard_client import GuardClient
+from qwen3guard_client.errors import GuardError, ServeError
+
+Fault = Callable[[Path, int], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        (faults.model_killed, 4),
+        (faults.server_killed, 1),
+        (faults.model_hung, 1),
+        (faults.client_gone, 3),
+        (faults.cancelled, 5),
+        (faults.reload_refused, 1),
+        (faults.out_of_memory, 2),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_only_right_verdicts_and_errors(repository: Path, fault: Fault, times: int) -> None:
+    random.seed(7)
+    found = fault(repository, times)
+    assert found["injected"] == times
+    assert found["right"] > 0
+    assert found["wrong"] == 0
+
+
+def test_streams_outlive_a_server_that_is_told_to_stop(repository: Path) -> None:
+    found = faults.drained(repository, 1)
+    assert (found["right"], found["wrong"], found["errors"]) == (4, 0, {})
+
+
+def test_an_export_onto_a_full_disk_leaves_the_former_one(repository: Path) -> None:
+    random.seed(7)
+    found = faults.disk_full(repository, 2)
+    assert (found["right"], found["wrong"], found["errors"]) == (2, 0, {})
+
+
+def test_nobody_reloads_a_model(repository: Path) -> None:
+    assert faults.reload_refused(repository, 1)["refused"] == 2
+
+
+@pytest.mark.parametrize("guard_name", ["gen_guard", "stream_guard"])
+@pytest.mark.parametrize("change", [faults.truncate, faults.overwrite, faults.replace])
+def test_changed_weights_are_not_served(
+    repository: Path, tmp_path: Path, guard_name: str, change: Callable[[Path], None]
+) -> None:
+    random.seed(7)
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    change(models / guard_name / "1" / "model.onnx.data")
+    with serve(models) as server, pytest.raises(ServeError):
+        wait_ready(server)
+
+
+def test_weights_replaced_under_a_server_change_nothing_that_it_says(repository: Path, tmp_path: Path) -> None:
+    random.seed(7)
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    with serve(models) as server, GuardClient(server.url) as guard:
+        wait_ready(server)
+        before = guard.classify(faults.PROMPT)
+        faults.replace(models / "gen_guard" / "1" / "model.onnx.data")
+        assert faults.same(guard.classify(faults.PROMPT), before)
+
+
+def test_a_caller_hears_of_a_fault_unless_it_says_otherwise(repository: Path) -> None:
+    """Fail-closed: nothing of a response is shown that was not checked, and the loop raises."""
+    with serve(repository) as server, GuardClient(server.url, timeout_s=2, wait_for_server=False) as guard:
+        wait_ready(server)
+
+        def llm() -> Any:
+            yield "Mix flour."
+            server.stop(kill=True)
+            yield " And water." * 5
+
+        shown: list[str] = []
+        moderated = guard.moderate(llm(), prompt=faults.PROMPT)
+        with pytest.raises(GuardError):
+            shown.extend(str(segment) for segment in moderated)
+        assert "And water" not in "".join(shown)
