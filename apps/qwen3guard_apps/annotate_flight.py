@@ -28,7 +28,8 @@ from qwen3guard_client.errors import (
 T = TypeVar("T")
 R = TypeVar("R")
 
-IN_FLIGHT = 64
+IN_FLIGHT = 8
+"""A batch of the served Gen. More did not give more, and what its queue refuses was tokenized in vain."""
 PATIENCE_S = 600.0
 ATTEMPTS = 4
 """Of one row that the server fails at, or does not answer in time."""

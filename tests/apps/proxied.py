@@ -48,7 +48,7 @@ class Proxied:
         self.url = f"http://127.0.0.1:{listens.port}/v1"
 
     def client(self, key: str = "sk-secret") -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=90)
 
     def assert_all_sessions_ended(self, guard: GuardClient) -> None:
         """Over another connection: the server knows none of them any more."""

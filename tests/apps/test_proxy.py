@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import free_port, serve, wait_ready
+from conftest import free_port, serve, stream_repository, wait_ready
 from fake_llm import FakeLLM, Loop
 from proxied import Proxied
 from qwen3guard_apps.proxy import sse
@@ -420,6 +420,25 @@ def test_a_guard_that_dies_is_answered_as_configured(proxied: Open, llm: FakeLLM
                 assert again.status_code == status
                 assert ("retry-after" in again.headers) == (status == 503)
                 assert httpx.get(f"{proxy.url.removesuffix('/v1')}/health", timeout=30).status_code == 503
+
+
+def test_a_guard_that_comes_back_goes_on_where_it_was(
+    proxied: Open, llm: FakeLLM, repository: Path, tmp_path: Path, offset: int
+) -> None:
+    """Killed in the middle of a stream and started again: the flag stands where it would have stood."""
+    llm.text, llm.token_s, llm.longest = TURNS, 0.1, 5
+    with serve(stream_repository(repository, tmp_path)) as server:
+        wait_ready(server)
+        with proxied(server.url, guard_timeout_s=60.0) as proxy, ThreadPoolExecutor() as threads:
+            running = threads.submit(streamed, proxy.client())
+            eventually(lambda: llm.started == 1)
+            time.sleep(0.5)
+            server.restart()
+            wait_ready(server)
+            found = running.result(60)
+    assert text_of(found) == TURNS[:offset]
+    assert last(found).model_extra["guard"]["checked"]
+    assert last(found).model_extra["guard"]["position"] == offset
 
 
 def test_a_text_that_is_too_long_never_passes(proxied: Open) -> None:
