@@ -25,7 +25,7 @@ CHANNEL: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", 2**31 - 1),
     # A server that restarts is back in seconds; gRPC's own patience between two attempts grows to minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # how long one attempt may take, whatever its name says
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 

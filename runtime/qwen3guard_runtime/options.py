@@ -48,7 +48,7 @@ class Options:
 
     def text(self, name: str) -> str:
         if name not in self._parameters:
-            raise InvalidParameter(f"The parameter {name} is missing from config.pbtxt.")
+            raise InvalidParameter(f"The parameter {name} is missing from config.pbtxt: export the checkpoint again.")
         return self._parameters[name].strip()
 
 

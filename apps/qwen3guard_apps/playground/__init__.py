@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from qwen3guard_apps.playground import server
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[playground]'.") from None
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
     if not 0 <= arguments.port < 65536:
         raise InvalidRequest(f"{arguments.port} is no port.")
     token = read_token(arguments.token_file)

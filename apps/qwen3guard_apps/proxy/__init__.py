@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     categories = [each.value for each in Category]
     parser.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
-    parser.add_argument("--on-flag", choices=get_args(OnFlag), default=own.on_flag, help=f"default: {own.on_flag}")
+    parser.add_argument(
+        "--on-flag",
+        choices=get_args(OnFlag),
+        default=own.on_flag,
+        help=f"end the answer there, show all and mark it, or fail (default: {own.on_flag})",
+    )
     parser.add_argument(
         "--on-guard-error",
         choices=get_args(OnGuardError),
@@ -72,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind, metavar, text in limits:
         value = getattr(own, name)
         option = "--" + name.removesuffix("_s").replace("_", "-")
-        parser.add_argument(option, type=kind, default=value, dest=name, metavar=metavar, help=f"{text} ({value:g})")
+        parser.add_argument(
+            option, type=kind, default=value, dest=name, metavar=metavar, help=f"{text} (default: {value})"
+        )
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -106,7 +113,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
     try:
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[proxy]'.") from None
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):
