@@ -422,7 +422,7 @@ def drained(repository: Path, times: int) -> dict[str, Any]:
     ends: list[float] = []
     port = free_port()
     command = [Path(sys.executable).parent / "qwen3guard", "serve", "--model-repository", repository]
-    with contextlib.ExitStack() as stack, GuardClient(f"127.0.0.1:{port}", timeout_s=60) as guard:
+    with GuardClient(f"127.0.0.1:{port}", timeout_s=60) as guard:
         server = serving([*command, "--grpc-port", str(port)])
         expected = streamed(guard)
         for _ in range(times):
@@ -431,8 +431,7 @@ def drained(repository: Path, times: int) -> dict[str, Any]:
                 stream.__enter__()
                 stream.step(TEXT[:50])
             began = time.monotonic()
-            server.terminate()
-            counts["exit status not 0"] += server.wait(60) != 0
+            counts["exit status not 0"] += stopped(server) != 0
             ends.append(time.monotonic() - began)
             server = serving([*command, "--grpc-port", str(port)])
             for stream in streams:
@@ -442,8 +441,7 @@ def drained(repository: Path, times: int) -> dict[str, Any]:
                     counts["right" if agree(shown(stream.verdicts), expected) else "wrong"] += 1
                 except GuardError as error:
                     counts[f"stream {error.code}"] += 1
-        stack.callback(server.wait)
-        server.terminate()
+        stopped(server)
     return row(+counts, times, [], end_s={"median": round(statistics.median(ends), 1), "worst": round(max(ends), 1)})
 
 
@@ -452,6 +450,12 @@ def serving(command: list[Any]) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready on ")
     return process
+
+
+def stopped(process: subprocess.Popen[str]) -> int:
+    with process:
+        process.terminate()
+        return process.wait(60)
 
 
 def disk_full(repository: Path, times: int) -> dict[str, Any]:

@@ -404,8 +404,11 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
     for start, values, words in (
         (True, {"debounce": [0]}, "at least 1"),
         (True, {"debounce": [-3]}, "at least 1"),
-        (True, {"blocked": [b"Violent", b"Rude"]}, "Jailbreak"),
-        (True, {"blocked": [b"\xff"]}, "does not exist"),
+        (True, {"blocked": [b'["Violent", "Rude"]']}, "Jailbreak"),
+        (True, {"blocked": [b"\xff"]}, "must be a JSON list"),
+        (True, {"blocked": [b"Violent"]}, "must be a JSON list"),
+        (True, {"blocked": [b"3"]}, "must be a JSON list"),
+        (True, {"blocked": [b'[["Violent"]]']}, "must be a JSON list"),
     ):
         with pytest.raises(errors.InvalidRequest, match=words):
             send(0, start, **values)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from qwen3guard_client.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
@@ -70,16 +70,21 @@ class Admission(Generic[T]):
         self._worker.join()
 
     def _work(self) -> None:
-        while batch := self._next():
-            now = self._clock()
-            try:
-                for request, until in batch:
-                    if until <= now:
-                        self._refuse(request, DeadlineExceeded("The server had no time for the request in time."))
-                if in_time := [request for request, until in batch if until > now]:
-                    self._answer(in_time)
-            except Exception as error:  # of sending an answer; the next request shall have its own all the same
-                logging.getLogger(__name__).error("answering failed: %s", type(error).__name__)
+        while self._take(self._next()):
+            pass
+
+    def _take(self, batch: Sequence[tuple[T, float]]) -> bool:
+        """False where there is nothing to take. A method of its own, so that nothing holds the requests afterwards."""
+        now = self._clock()
+        try:
+            for request, until in batch:
+                if until <= now:
+                    self._refuse(request, DeadlineExceeded("The server had no time for the request in time."))
+            if in_time := [request for request, until in batch if until > now]:
+                self._answer(in_time)
+        except Exception as error:  # of sending an answer; the next request shall have its own all the same
+            logging.getLogger(__name__).error("answering failed: %s", type(error).__name__)
+        return bool(batch)
 
     def _next(self) -> list[tuple[T, float]]:
         """The next batch; empty when this is closed and nobody waits."""
