@@ -31,7 +31,7 @@ may have made room; one more would wait in silence, so there are many more than 
 DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
 """What each sets: docs/gpu.md."""
 WAITING = "waiting"
-TOKENIZER_PARAMETERS = {WAITING: "64"}
+TOKENIZER_PARAMETERS = {WAITING: "16"}
 GEN_PARAMETERS = DEVICE_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
 """What each sets: docs/operations.md."""
 STREAM_PARAMETERS = DEVICE_PARAMETERS | {
