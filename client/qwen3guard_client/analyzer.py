@@ -171,7 +171,10 @@ class Analyzer:
             written = profile.read_text() if profile.is_file() else ""
             if done.returncode or not written:
                 raise PerfAnalyzerError(f"perf_analyzer failed: {_reason(done.stdout + done.stderr)}")
-            experiment = json.loads(written)["experiments"][-1]
+            try:
+                experiment = json.loads(written)["experiments"][-1]
+            except ValueError:  # seen once on a busy machine: it ended before all of its profile was written
+                raise PerfAnalyzerError("perf_analyzer left an incomplete profile; run it again.") from None
         requests = [each for each in experiment["requests"] if each["response_timestamps"]]
         if not requests:
             raise PerfAnalyzerError("perf_analyzer measured no request.")
