@@ -167,19 +167,27 @@ class Analyzer:
             command += ["--profile-export-file", str(profile), "-p", str(int(1000 * seconds))]
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
             command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
-            done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
-            written = profile.read_text() if profile.is_file() else ""
-            if done.returncode or not written:
-                raise PerfAnalyzerError(f"perf_analyzer failed: {_reason(done.stdout + done.stderr)}")
-            try:
-                experiment = json.loads(written)["experiments"][-1]
-            except ValueError:  # seen once on a busy machine: it ended before all of its profile was written
-                raise PerfAnalyzerError("perf_analyzer left an incomplete profile; run it again.") from None
+            for last in (False, True):  # it was seen to measure, and then to end before its profile was whole
+                profile.unlink(missing_ok=True)
+                done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
+                if experiment := _last_experiment(profile):
+                    break
+                if last or "throughput" not in done.stdout:
+                    raise PerfAnalyzerError(f"perf_analyzer failed: {_reason(done.stdout + done.stderr)}")
         requests = [each for each in experiment["requests"] if each["response_timestamps"]]
         if not requests:
             raise PerfAnalyzerError("perf_analyzer measured no request.")
         ends = [each["response_timestamps"][-1] for each in requests]
         return requests, (max(ends) - min(each["timestamp"] for each in requests)) / 1e9
+
+
+def _last_experiment(profile: Path) -> dict[str, Any]:
+    """Empty where the profile is missing or cut."""
+    try:
+        found: dict[str, Any] = json.loads(profile.read_text())["experiments"][-1]
+    except (OSError, ValueError, LookupError):
+        return {}
+    return found
 
 
 def messages(turns: Sequence[str]) -> str:
