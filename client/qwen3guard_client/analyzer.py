@@ -170,7 +170,8 @@ class Analyzer:
             for last in (False, True):  # it was seen to measure, and then to end before its profile was whole
                 profile.unlink(missing_ok=True)
                 done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
-                if experiment := _last_experiment(profile):
+                experiment = _last_experiment(profile)
+                if experiment and not done.returncode:
                     break
                 if last or "throughput" not in done.stdout:
                     raise PerfAnalyzerError(f"perf_analyzer failed: {_reason(done.stdout + done.stderr)}")
