@@ -13,7 +13,7 @@ from conftest import free_port, serve, stream_repository, wait_ready
 from overload import changed, counted
 from qwen3guard_client import Classification, GuardClient, canary
 from qwen3guard_client.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
-from qwen3guard_runtime.admission import STUCK_S, Admission
+from qwen3guard_runtime.admission import CALM_S, STUCK_S, Admission
 from qwen3guard_runtime.server import EmbeddedServer, Settings
 
 
@@ -36,6 +36,8 @@ class Model:
         self.answered.append(requests)
 
     def _refuse(self, request: str, error: GuardError) -> None:
+        if request == "bad":
+            raise ValueError
         self.refused[request] = type(error)
 
     def busy(self) -> Model:
@@ -50,12 +52,26 @@ class Model:
 
 
 def test_so_many_wait_and_one_more_is_refused_before_offer_returns() -> None:
-    model = Model(waiting=2).busy()
-    for name in ("second", "third", "fourth", "fifth"):
+    model = Model(waiting=3).busy()
+    for name in ("second", "third", "fourth"):
         model.admission.offer(name)
-    assert model.refused == {"fourth": Overloaded, "fifth": Overloaded}
+    assert model.refused == {}
+    model.admission.offer("fifth")
+    assert "fifth" in model.refused
     model.end()
-    assert model.answered == [["running"], ["second"], ["third"]]
+
+
+def test_a_queue_that_overflows_is_cut_to_one_until_nobody_was_refused_for_a_while() -> None:
+    model = Model(waiting=3).busy()
+    for name in ("second", "third", "fourth", "fifth", "sixth"):
+        model.admission.offer(name)
+    assert model.refused == dict.fromkeys(("third", "fourth", "fifth", "sixth"), Overloaded)
+    model.now = CALM_S + 0.1
+    for name in ("seventh", "eighth"):
+        model.admission.offer(name)
+    assert len(model.refused) == 4
+    model.end()
+    assert model.answered == [["running"], ["second"], ["seventh"], ["eighth"]]
 
 
 def test_without_room_to_wait_one_at_a_time_is_let_in() -> None:
@@ -94,6 +110,14 @@ def test_a_hung_model_does_not_pass_for_an_overloaded_one() -> None:
     model.now = STUCK_S + 1
     model.admission.offer("second")
     assert model.refused == {"second": InternalError}
+    model.end()
+
+
+def test_a_refusal_that_cannot_be_sent_leaves_the_others_theirs() -> None:
+    model = Model(waiting=2).busy()
+    for name in ("second", "third", "bad"):
+        model.admission.offer(name)
+    assert model.refused == {"third": Overloaded}
     model.end()
 
 

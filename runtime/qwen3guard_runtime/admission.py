@@ -6,16 +6,20 @@ the model is free again (seen with 2.51). Knows nothing of Triton, nor of what a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from qwen3guard_client.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
 
 T = TypeVar("T")
+CALM_S = 1.0
+"""For so long after a refusal one request may wait and no more. Where more come than can be answered, a long queue is
+always full: it delays everybody by its length, and not one request more is answered."""
 STUCK_S = 60.0
 """A model that works on one batch for as long is hung, not overloaded, and says so: the supervisor starts it anew."""
 
@@ -23,7 +27,8 @@ STUCK_S = 60.0
 class Admission(Generic[T]):
     """`answer` gets up to `batch` requests at a time, in order, in a thread of its own; `refuse` the others, with why.
 
-    Up to `waiting` wait for the running batch.
+    Up to `waiting` wait for the running batch; where they are too many, all but the first are refused, until `CALM_S`
+    have passed without a refusal.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Admission(Generic[T]):
         """With each, when its caller no longer waits."""
         self._began_s: float | None = None
         """The running batch; None while there is none."""
+        self._refused_s = float("-inf")
         self._closed = False
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._work, daemon=True)
@@ -53,14 +59,20 @@ class Admission(Generic[T]):
         """Lets the request in, or refuses it before this returns. Its caller waits for `timeout_s`; 0: for ever."""
         with self._changed:
             now, began = self._clock(), self._began_s
-            if len(self._waiting) < self._limit + (began is None):
-                self._waiting.append((request, now + timeout_s if timeout_s else float("inf")))
-                self._changed.notify()
-                return
+            self._waiting.append((request, now + timeout_s if timeout_s else float("inf")))
+            idle = began is None  # and will take the first at once
+            least = min(self._limit, 1) + idle
+            refused = []
+            if len(self._waiting) > (self._limit + idle if now - self._refused_s > CALM_S else least):
+                self._refused_s = now
+                refused = [self._waiting.pop()[0] for _ in range(len(self._waiting) - least)]
+            self._changed.notify()
+        error: GuardError = Overloaded("The server is overloaded; try again later.")
         if began is not None and now - began > STUCK_S:
-            self._refuse(request, InternalError(f"The model has worked on one request for {now - began:.0f} s."))
-        else:
-            self._refuse(request, Overloaded("The server is overloaded; try again later."))
+            error = InternalError(f"The model has worked on one request for {now - began:.0f} s.")
+        for each in refused:
+            with _logged():
+                self._refuse(each, error)
 
     def close(self) -> None:
         """Returns when all that was let in is answered."""
@@ -76,14 +88,13 @@ class Admission(Generic[T]):
     def _take(self, batch: Sequence[tuple[T, float]]) -> bool:
         """False where there is nothing to take. A method of its own, so that nothing holds the requests afterwards."""
         now = self._clock()
-        try:
-            for request, until in batch:
-                if until <= now:
+        for request, until in batch:
+            if until <= now:
+                with _logged():
                     self._refuse(request, DeadlineExceeded("The server had no time for the request in time."))
-            if in_time := [request for request, until in batch if until > now]:
+        if in_time := [request for request, until in batch if until > now]:
+            with _logged():
                 self._answer(in_time)
-        except Exception as error:  # of sending an answer; the next request shall have its own all the same
-            logging.getLogger(__name__).error("answering failed: %s", type(error).__name__)
         return bool(batch)
 
     def _next(self) -> list[tuple[T, float]]:
@@ -94,3 +105,12 @@ class Admission(Generic[T]):
             batch = [self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))]
             self._began_s = self._clock()
             return batch
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Where sending one answer fails, the next request shall have its own all the same."""
+    try:
+        yield
+    except Exception as error:
+        logging.getLogger(__name__).error("answering failed: %s", type(error).__name__)

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +164,24 @@ class Endpoint:
     """Triton's metrics endpoint: each call goes to the server and back, so what has changed is told once a second."""
 
     def __init__(self, told: Sequence[metrics.Metric]) -> None:
-        """Tells everything once. Raises TritonModelException where the endpoint is off."""
+        """Tells everything, and what changes. Raises TritonModelException where the endpoint is off."""
         self._metrics = told
         self._families: dict[str, Any] = {}
         """A family that is let go takes its series along."""
         self._series: dict[tuple[object, ...], Any] = {}
         self._told: dict[tuple[object, ...], float] = {}
         self.flush()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tells the last changes. A series that outlived the model would end its process with a crash."""
+        self._closed.set()
+        self._thread.join()
+        self.flush()
+        self._series.clear()
+        self._families.clear()
 
     def flush(self) -> None:
         for metric in self._metrics:
@@ -195,17 +206,14 @@ class Endpoint:
             )
         return self._families[sample.name].Metric(labels=dict(sample.labels))
 
-    def keep(self) -> None:
-        """Flushes for ever."""
-        while True:
-            time.sleep(FLUSH_S)
+    def _keep(self) -> None:
+        while not self._closed.wait(FLUSH_S):
             self.flush()
 
 
-def publish(told: Sequence[metrics.Metric]) -> None:
-    """Brings `told` to Triton's metrics endpoint from now on; where that is off, does nothing."""
+def publish(told: Sequence[metrics.Metric]) -> Callable[[], None]:
+    """Brings `told` to Triton's metrics endpoint until the call that is returned; where that is off, does nothing."""
     try:
-        endpoint = Endpoint(told)
+        return Endpoint(told).close
     except pb_utils.TritonModelException:
-        return
-    threading.Thread(target=endpoint.keep, daemon=True).start()
+        return lambda: None

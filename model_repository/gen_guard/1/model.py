@@ -10,7 +10,7 @@ class TritonPythonModel:
     def initialize(self, args):
         self.model = GenGuardModel(model_folder(args), parameters(args))
         self.refusals = Refusals(GEN_GUARD)
-        publish([*self.model.metrics, self.refusals.metric])
+        self.unpublish = publish([*self.model.metrics, self.refusals.metric])
         self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)
 
     def execute(self, requests):
@@ -19,6 +19,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self.admission.close()
+        self.unpublish()
 
     def answer(self, requests):
         send(requests, serve(requests, GEN_GUARD, self.model.handle, self.refusals))

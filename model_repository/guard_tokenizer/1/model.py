@@ -11,7 +11,7 @@ class TritonPythonModel:
     def initialize(self, args):
         self.model = GuardTokenizerModel(model_folder(args))
         self.refusals = Refusals(GUARD_TOKENIZER)
-        publish([self.refusals.metric])
+        self.unpublish = publish([self.refusals.metric])
         waiting = Options(parameters(args)).whole("waiting")
         self.admission = Admission(self.answer, self.refuse, waiting=waiting)
 
@@ -21,6 +21,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self.admission.close()
+        self.unpublish()
 
     def answer(self, requests):
         send(requests, serve(requests, GUARD_TOKENIZER, self.model.handle, self.refusals))

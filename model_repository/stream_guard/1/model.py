@@ -9,7 +9,10 @@ class TritonPythonModel:
     def initialize(self, args):
         self.model = StreamGuardModel(model_folder(args), parameters(args))
         self.refusals = Refusals(STREAM_GUARD)
-        publish([*self.model.metrics, self.refusals.metric])
+        self.unpublish = publish([*self.model.metrics, self.refusals.metric])
 
     def execute(self, requests):
         return serve(requests, STREAM_GUARD, self.model.handle, self.refusals)
+
+    def finalize(self):
+        self.unpublish()

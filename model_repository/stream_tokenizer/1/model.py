@@ -9,7 +9,10 @@ class TritonPythonModel:
     def initialize(self, args):
         self.model = StreamTokenizerModel(model_folder(args))
         self.refusals = Refusals(STREAM_TOKENIZER)
-        publish([self.refusals.metric])
+        self.unpublish = publish([self.refusals.metric])
 
     def execute(self, requests):
         return serve(requests, STREAM_TOKENIZER, self.model.handle, self.refusals)
+
+    def finalize(self):
+        self.unpublish()
