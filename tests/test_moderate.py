@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -22,10 +24,12 @@ from qwen3guard_client import (
     Policy,
     RiskLevel,
     Segment,
+    Thresholds,
     TokenVerdict,
     errors,
 )
 from qwen3guard_client.gate import Gate, OnFlag, Release
+from qwen3guard_client.policy import runs
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 from texts import TEXTS, cut
 
@@ -205,6 +209,52 @@ def test_the_policy_decides(guard: GuardClient) -> None:
     assert text_of(guard.moderate([TURNS], PROMPT, policy=Policy(debounce=1000))) == TURNS
     assert text_of(guard.moderate([TURNS], PROMPT, policy=Policy(blocked=frozenset({Category.COPYRIGHT})))) == TURNS
     assert text_of(guard.moderate([TURNS], PROMPT, policy=Policy(debounce=1))) != TURNS
+
+
+LIMITS = Thresholds(0.2), Thresholds(0.05, {Category.VIOLENT: 0.8}), Thresholds(1, {Category.VIOLENT: 0.7})
+
+
+def stop_of(guard: GuardClient, policy: Policy) -> int:
+    """Where the run begins that ends with the first flag, by the client's own rule over one whole pass."""
+    with guard.stream(PROMPT) as stream:
+        stream.step(TURNS)
+    assert policy.thresholds
+    found = runs(map(policy.thresholds.decides, stream.verdicts))
+    flagged = next(number for number, run in enumerate(found) if run >= policy.debounce)
+    before = stream.verdicts[flagged - found[flagged]].end
+    assert before
+    return before
+
+
+@pytest.mark.parametrize("debounce", [1, 3])
+@pytest.mark.parametrize("limits", LIMITS)
+def test_thresholds_say_where_it_stops(guard: GuardClient, limits: Thresholds, debounce: int) -> None:
+    policy = Policy(debounce=debounce, thresholds=limits)
+    stop = stop_of(guard, policy)
+    for seed in range(3):
+        moderated = guard.moderate(cut(TURNS, random.Random(seed)), PROMPT, policy=policy)
+        assert text_of(moderated) == TURNS[:stop]
+        assert moderated.flag
+        assert moderated.flag.offset == stop
+
+    async def moderate() -> str:
+        async with AsyncGuardClient(guard.url) as client:
+            found = client.moderate(cut(TURNS, random.Random(4)), PROMPT, policy=policy)
+            return text_of([segment async for segment in found])
+
+    assert asyncio.run(moderate()) == TURNS[:stop]
+    assert len({stop_of(guard, replace(policy, thresholds=each)) for each in LIMITS}) == 3
+
+
+def test_thresholds_of_nothing_and_of_everything(guard: GuardClient) -> None:
+    for text, prompt in ((TURNS, PROMPT), (TURNS, UNSAFE_PROMPT)):
+        moderated = guard.moderate([text], prompt, policy=Policy(thresholds=Thresholds(1)))
+        assert text_of(moderated) == text
+        assert moderated.flag is None
+    moderated = guard.moderate([SAFE], PROMPT, policy=Policy(thresholds=Thresholds(0)))
+    assert text_of(moderated) == ""
+    assert moderated.flag
+    assert re.fullmatch(r"The prompt is \d% risky, [\w &-]+\.", str(moderated.flag))  # its level is Safe
 
 
 def test_token_ids_are_counted_in_ids(guard: GuardClient, offset: int) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from qwen3guard_client import errors
 from qwen3guard_client.errors import GuardError
-from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER, Category, RiskLevel
 from qwen3guard_client.manifest import Canary, Manifest
 from qwen3guard_client.policy import Policy
+from qwen3guard_client.thresholds import Thresholds
+from qwen3guard_runtime.judgement import Judgement
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row
@@ -97,26 +99,29 @@ class Bench:
             MANIFEST, self.graph, self.cache, policy=Policy(), limits=limits, clock=lambda: self.clock[0]
         )
 
-    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags_: bool | int) -> Reply | GuardError:
-        step = Step(session, np.array(ids, np.int64), position, **flags_)  # type: ignore[arg-type]
+    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags_: Any) -> Reply | GuardError:
+        step = Step(session, np.array(ids, np.int64), position, **flags_)
         return self.sessions.steps([step])[0]
 
-    def ok(self, *arguments: object, **flags_: bool | int) -> Reply:
-        reply = self.step(*arguments, **flags_)  # type: ignore[arg-type]
+    def ok(self, *arguments: Any, **flags_: Any) -> Reply:
+        reply = self.step(*arguments, **flags_)
         assert isinstance(reply, Reply), reply
         return reply
 
 
-def test_every_schedule_of_steps_rewinds_and_retries_equals_one_pass() -> None:
+@pytest.mark.parametrize("policy", [None, Policy(thresholds=Thresholds(0.7, {Category.POLITICAL: 0.3}))])
+def test_every_schedule_of_steps_rewinds_and_retries_equals_one_pass(policy: Policy | None) -> None:
     source = random.Random(3)
     for _ in range(12):
         tokens = [source.randrange(100) for _ in range(source.randint(5, 500))]
         prompt = source.randint(1, 4)
-        whole = Bench().ok("whole", tokens, start=True, query_index=prompt - 1, response_start=prompt)
+        opening = {"start": True, "query_index": prompt - 1, "response_start": prompt, "policy": policy}
+        whole = Bench().ok("whole", tokens, **opening)
         bench = Bench()
-        bench.ok("s", tokens[:prompt], start=True, query_index=prompt - 1, response_start=prompt)
+        bench.ok("s", tokens[:prompt], **opening)
         levels: list[RiskLevel] = []
         strict: list[bool] = []
+        own: list[tuple[bool, int]] = []
         at = prompt
         while at < len(tokens):
             if at > prompt and source.random() < 0.3:
@@ -128,13 +133,15 @@ def test_every_schedule_of_steps_rewinds_and_retries_equals_one_pass() -> None:
             for reply in replies[1:]:
                 assert reply.flags == replies[0].flags
                 np.testing.assert_array_equal(reply.response.risk_probabilities, replies[0].response.risk_probabilities)
-            del levels[at - prompt :], strict[at - prompt :]
+            del levels[at - prompt :], strict[at - prompt :], own[at - prompt :]
             levels += replies[0].response.risk
             strict += replies[0].flags.strict
+            own += zip(replies[0].flags.own, replies[0].run, strict=True)
             at += len(chunk)
             assert replies[0].length == at
         assert tuple(levels) == whole.response.risk
         assert tuple(strict) == whole.flags.strict
+        assert own == list(zip(whole.flags.own, whole.run, strict=True))
 
 
 def test_the_prompt_is_judged_where_it_was_asked_and_the_scaffold_nowhere() -> None:
@@ -462,11 +469,68 @@ def test_a_policy_is_the_sessions_own() -> None:
     ]
     for reply, policy in zip(bench.sessions.steps(steps), policies, strict=True):
         assert isinstance(reply, Reply)
-        unsafe = [policy.counts(*pair) for pair in reply.response.pairs()]
+        judged = zip(reply.response.risk, reply.response.category, strict=True)
+        unsafe = [policy.counts(*each) for each in judged]
         expected = [at + 1 >= policy.debounce and all(unsafe[at + 1 - policy.debounce : at + 1]) for at in range(197)]
         assert list(reply.flags.own) == expected
         assert reply.flags.own == (reply.flags.strict if policy.strict else reply.flags.loose)
         assert any(expected)
+
+
+def test_thresholds_of_many_sessions_in_one_batch_do_not_mix() -> None:
+    """Each decides by its own, over the probabilities that it returns; strict and loose are those of no thresholds."""
+    source = random.Random(11)
+    tokens = [source.randrange(100) for _ in range(200)]
+    some = frozenset({Category.POLITICAL, Category.PII})
+    limits = [Thresholds(t / 10, {Category.POLITICAL: source.random()}) for t in range(11)]
+    limits += [Thresholds(0), Thresholds(1), Thresholds(1, {Category.VIOLENT: 0.2}), Thresholds(0.01)]
+    bench = Bench(slots=64)
+    policies = [
+        Policy(strict, debounce, blocked, each)
+        for each in limits
+        for strict, debounce, blocked in (
+            (True, 2, frozenset(Category)),
+            (False, 1, frozenset(Category)),
+            (True, 3, some),
+        )
+    ]
+    steps = [
+        Step(number, np.array(tokens), 0, start=True, query_index=2, response_start=3, policy=policy)
+        for number, policy in enumerate(policies)
+    ]
+    seen = set()
+    for reply, policy in zip(bench.sessions.steps(steps), policies, strict=True):
+        assert isinstance(reply, Reply)
+        run, expected = 0, []
+        for unsafe in above(reply.response, policy, RESPONSE_CATEGORY_ORDER):
+            run = run + 1 if unsafe else 0
+            expected.append(run)
+        assert list(reply.run) == expected
+        assert list(reply.flags.own) == [run >= policy.debounce for run in expected]
+        assert list(reply.prompt_flags.own) == above(reply.prompt, policy, QUERY_CATEGORY_ORDER)
+        by_level = Bench().ok(
+            "s", tokens, start=True, query_index=2, response_start=3, policy=replace(policy, thresholds=None)
+        )
+        assert reply.flags[:2] == by_level.flags[:2]
+        assert reply.prompt_flags[:2] == by_level.prompt_flags[:2]
+        assert by_level.flags.own == (by_level.flags.strict if policy.strict else by_level.flags.loose)
+        assert not any(expected) or policy.thresholds != Thresholds(1)
+        seen.add(reply.flags.own)
+    assert len(seen) > 20
+
+
+def above(found: Judgement, policy: Policy, order: Sequence[Category]) -> list[bool]:
+    """The rule once more, from the probabilities alone."""
+    limits = policy.thresholds
+    assert limits
+    unsafe = []
+    for levels, categories in zip(
+        found.risk_probabilities.tolist(), found.category_probabilities.tolist(), strict=True
+    ):
+        category = order[categories.index(max(categories))]
+        threshold = limits.categories.get(category, limits.default)
+        unsafe.append(1 - levels[0] > threshold and category in policy.blocked)
+    return unsafe
 
 
 def test_a_policy_comes_with_the_start_alone() -> None:
@@ -487,6 +551,22 @@ def test_a_wrong_parameter_is_named(name: str, text: str) -> None:
         read.get(name, lambda: options.flag(name))()
     with pytest.raises(errors.InvalidParameter, match="missing"):
         options.whole("threads")
+
+
+def test_the_parameter_thresholds_is_json_or_empty() -> None:
+    def read(text: str) -> Thresholds | None:
+        return Options({"thresholds": text}).thresholds("thresholds")
+
+    assert read("") is None
+    assert read(" ") is None
+    assert read('{"default": 0.3, "categories": {"PII": 1}}') == Thresholds(0.3, {Category.PII: 1})
+    for text, words in (
+        ("{", "JSON such as"),
+        ('{"default": NaN}', "from 0 to 1"),
+        ('{"categories": {"X": 0}}', "there are"),
+    ):
+        with pytest.raises(errors.InvalidParameter, match=f"The parameter thresholds is wrong. The threshold.*{words}"):
+            read(text)
 
 
 def test_memory_is_the_machines_or_the_control_groups() -> None:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import DEMO, serve, stream_repository, wait_ready
-from qwen3guard_client import Category, GuardClient, Policy, RiskLevel, StepResult, TokenVerdict, calls, errors, wire
+from qwen3guard_client import (
+    Category,
+    GuardClient,
+    Policy,
+    PromptVerdict,
+    RiskLevel,
+    StepResult,
+    Stream,
+    Thresholds,
+    TokenVerdict,
+    calls,
+    errors,
+    wire,
+)
 from qwen3guard_client.calls import Call
+from qwen3guard_client.policy import runs
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.server import EmbeddedServer
@@ -49,10 +65,12 @@ def rows(tokens: list[TokenVerdict]) -> np.ndarray:
     )
 
 
-def in_chunks(guard: GuardClient, ids: list[int], chunks: list[int]) -> list[TokenVerdict]:
+def in_chunks(
+    guard: GuardClient, ids: list[int], chunks: list[int], policy: Policy | None = None
+) -> list[TokenVerdict]:
     """A clean pass: `ids` in pieces of the given lengths."""
     session = str(uuid.uuid4())
-    start = guard.stream_step(session, prompt=PROMPT, start=True).length
+    start = guard.stream_step(session, prompt=PROMPT, start=True, policy=policy).length
     tokens: list[TokenVerdict] = []
     at = 0
     for size in chunks:
@@ -62,10 +80,12 @@ def in_chunks(guard: GuardClient, ids: list[int], chunks: list[int]) -> list[Tok
     return tokens
 
 
-def disturbed(guard: GuardClient, ids: list[int], chunks: list[int], source: random.Random) -> list[TokenVerdict]:
+def disturbed(
+    guard: GuardClient, ids: list[int], chunks: list[int], source: random.Random, policy: Policy | None = None
+) -> list[TokenVerdict]:
     """The same pieces, with wrong tokens written and rewound, steps sent twice, gaps, and lost sessions replayed."""
     session = str(uuid.uuid4())
-    start = guard.stream_step(session, prompt=PROMPT, start=True).length
+    start = guard.stream_step(session, prompt=PROMPT, start=True, policy=policy).length
     done: list[tuple[int, int]] = []
     tokens: list[TokenVerdict] = []
     at = 0
@@ -85,7 +105,7 @@ def disturbed(guard: GuardClient, ids: list[int], chunks: list[int], source: ran
             with pytest.raises(errors.SessionLost):
                 guard.stream_step(session, token_ids=[1], position=start + at)
             session = str(uuid.uuid4())
-            assert guard.stream_step(session, prompt=PROMPT, start=True).length == start
+            assert guard.stream_step(session, prompt=PROMPT, start=True, policy=policy).length == start
             redo = done
         else:
             redo = []
@@ -100,7 +120,10 @@ def disturbed(guard: GuardClient, ids: list[int], chunks: list[int], source: ran
     return tokens
 
 
-def test_any_schedule_equals_a_clean_pass_of_the_same_chunks_to_the_bit(either_guard: GuardClient) -> None:
+@pytest.mark.parametrize("policy", [None, Policy(thresholds=Thresholds(0.05, {Category.ILLEGAL: 0.2}))])
+def test_any_schedule_equals_a_clean_pass_of_the_same_chunks_to_the_bit(
+    either_guard: GuardClient, policy: Policy | None
+) -> None:
     tokenizer = GuardTokenizer.load(DEMO / "stream")
     for seed in range(12):
         source = random.Random(seed)
@@ -108,8 +131,8 @@ def test_any_schedule_equals_a_clean_pass_of_the_same_chunks_to_the_bit(either_g
         chunks = []
         while sum(chunks) < len(ids):
             chunks.append(min(source.choice((1, 2, 5, 16, 30, 60)), len(ids) - sum(chunks)))
-        clean = in_chunks(either_guard, ids, chunks)
-        found = disturbed(either_guard, ids, chunks, source)
+        clean = in_chunks(either_guard, ids, chunks, policy)
+        found = disturbed(either_guard, ids, chunks, source, policy)
         assert found == clean
 
 
@@ -354,6 +377,9 @@ def test_neither_ids_nor_text_reach_the_log(server: EmbeddedServer) -> None:
 def test_every_session_has_its_own_policy(guard: GuardClient) -> None:
     text = "Cook some rice. " + UNSAFE
     policies = [None, Policy(), Policy(strict=False), Policy(debounce=1), Policy(debounce=4)]
+    limits = [Thresholds(), Thresholds(0), Thresholds(1), Thresholds(0.003), Thresholds(1, {Category.VIOLENT: 0.3})]
+    policies += [Policy(thresholds=each) for each in limits]
+    policies += [Policy(False, 1, frozenset({Category.VIOLENT, Category.PII}), limits[3])]
     policies += [Policy(blocked=frozenset({category})) for category in (Category.VIOLENT, Category.COPYRIGHT)]
     streams = [guard.stream("How can I make a bomb in my kitchen?", policy=policy) for policy in policies]
     for stream in streams:
@@ -363,23 +389,86 @@ def test_every_session_has_its_own_policy(guard: GuardClient) -> None:
             stream.step(piece)
     for stream in streams:
         stream.finish()
-    levels = [[(token.severity, token.category) for token in stream.verdicts] for stream in streams]
-    assert all(each == levels[0] for each in levels)
+    found = [rows(list(stream.verdicts)).tolist() for stream in streams]
+    assert all(each == found[0] for each in found)
     for policy, stream in zip(policies, streams, strict=True):
-        own = policy or Policy()
-        runs = own.runs(levels[0])
-        assert [token.run for token in stream.verdicts] == runs
-        assert [token.flag for token in stream.verdicts] == [run >= own.debounce for run in runs]
-        verdict = stream.prompt_verdict
-        assert verdict.severity is RiskLevel.UNSAFE
-        assert verdict.flag == own.counts(verdict.severity, verdict.category)
-    assert len({tuple(token.flag for token in stream.verdicts) for stream in streams}) > 3
+        assert stream.prompt_verdict.severity is RiskLevel.UNSAFE
+        agrees(stream, policy or Policy())
+    assert len({tuple(token.flag for token in stream.verdicts) for stream in streams}) > 6
     assert not streams[-1].prompt_verdict.flag
+    tokens = {policy: stream.verdicts for policy, stream in zip(policies, streams, strict=True)}
+    assert not any(token.flag for token in tokens[Policy(thresholds=Thresholds(1))])
+    assert [token.run for token in tokens[Policy(thresholds=Thresholds(0))]] == list(range(1, len(found[0]) + 1))
 
 
-def test_a_replayed_stream_keeps_its_policy(guard: GuardClient) -> None:
+def agrees(stream: Stream, policy: Policy) -> None:
+    """What the server has decided is what the client makes of the probabilities, by itself."""
+    tokens, prompt = stream.verdicts, stream.prompt_verdict
+    by_mode = {
+        mode: [policy.counts(token.severity, token.category, strict=mode) for token in tokens] for mode in (True, False)
+    }
+    own = by_mode[policy.strict]
+    asked = policy.counts(prompt.severity, prompt.category)
+    if policy.thresholds:
+        own = [policy.thresholds.decides(token) and likeliest(token) in policy.blocked for token in tokens]
+        asked = policy.thresholds.decides(prompt) and likeliest(prompt) in policy.blocked
+    assert prompt.flag == asked
+    assert [token.run for token in tokens] == runs(own)
+    assert [token.flag for token in tokens] == [run >= policy.debounce for run in runs(own)]
+    assert [token.strict for token in tokens] == [run >= policy.debounce for run in runs(by_mode[True])]
+    assert [token.loose for token in tokens] == [run >= policy.debounce for run in runs(by_mode[False])]
+    assert stream.flagged(strict=None) == next((token for token in tokens if token.flag), None)
+
+
+def likeliest(found: TokenVerdict | PromptVerdict) -> Category:
+    return max(found.category_probabilities, key=lambda category: found.category_probabilities[category])
+
+
+def as_parameter(text: str) -> str:
+    """As it stands between the quotes of a config.pbtxt; the pattern that puts it there reads backslashes too."""
+    return text.replace('"', r'\\"')
+
+
+def test_a_servers_own_thresholds_decide_for_sessions_that_ask_for_nothing_else(
+    repository: Path, tmp_path: Path
+) -> None:
+    limits = Thresholds(0.02, {Category.VIOLENT: 0.8})
+    text = as_parameter(json.dumps(limits.as_dict()))
+    with serve(stream_repository(repository, tmp_path / "r", thresholds=text)) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as guard:
+            asked = None, Policy(strict=False), Policy(thresholds=Thresholds(0.2)), Policy(debounce=1)
+            decided = []
+            for policy in asked:
+                with guard.stream(PROMPT, policy=policy) as stream:
+                    stream.step("Cook some rice. " + UNSAFE)
+                agrees(stream, policy or Policy(thresholds=limits))
+                decided.append([token.flag for token in stream.verdicts])
+            assert len(set(map(tuple, decided))) == len(asked)
+
+            def flags(values: dict[wire.Tensor, object]) -> list[bool]:
+                """Of a step whose policy is sent in part."""
+                session = str(uuid.uuid4())
+                call = calls.stream_step(session, prompt=PROMPT, text="Cook some rice. " + UNSAFE, start=True, end=True)
+                return [token.flag for token in guard.send(replace(call, values=call.values | values)).tokens]
+
+            assert flags({}) == flags({wire.DEBOUNCE: [2]}) == decided[0]
+            assert flags({wire.STRICT: [False]}) == decided[1]
+            assert flags({wire.THRESHOLDS: [b'{"default": 0.2}']}) == decided[2]
+            assert flags({wire.THRESHOLDS: [b'{"default": 0.2}'], wire.STRICT: [False]}) == decided[2]
+
+
+def test_wrong_thresholds_stop_the_server_with_a_sentence(repository: Path, tmp_path: Path) -> None:
+    models = stream_repository(repository, tmp_path / "r", thresholds=as_parameter('{"default": 2}'))
+    sentence = "The parameter thresholds is wrong. The threshold 'default' must be a number from 0 to 1."
+    with serve(models) as server, pytest.raises(errors.ServeError, match=sentence):
+        wait_ready(server)
+
+
+@pytest.mark.parametrize("policy", [Policy(debounce=1), Policy(debounce=4, thresholds=Thresholds(0.02))])
+def test_a_replayed_stream_keeps_its_policy(guard: GuardClient, policy: Policy) -> None:
     def moderate(lose: bool) -> list[bool]:
-        with guard.stream(PROMPT, policy=Policy(debounce=1)) as stream:
+        with guard.stream(PROMPT, policy=policy) as stream:
             for piece in cut(UNSAFE, random.Random(2)):
                 if lose:
                     guard.stream_step(stream.session, position=0, end=True)
@@ -399,8 +488,9 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
         tensors = {getattr(wire, name.upper()): value for name, value in values.items()}
         return guard.send(Call(call.model, call.values | tensors, call.outputs, call.read, session, start))
 
-    with pytest.raises(errors.InvalidRequest, match="opens a stream"):
-        send(length, False, strict=[True])
+    for values in ({"strict": [True]}, {"thresholds": [b"{}"]}):
+        with pytest.raises(errors.InvalidRequest, match="opens a stream"):
+            send(length, False, **values)
     for start, values, words in (
         (True, {"debounce": [0]}, "at least 1"),
         (True, {"debounce": [-3]}, "at least 1"),
@@ -409,6 +499,15 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
         (True, {"blocked": [b"Violent"]}, "must be a JSON list"),
         (True, {"blocked": [b"3"]}, "must be a JSON list"),
         (True, {"blocked": [b'[["Violent"]]']}, "must be a JSON list"),
+        (True, {"thresholds": [b""]}, "must be JSON such as"),
+        (True, {"thresholds": [b"\xff"]}, "must be JSON such as"),
+        (True, {"thresholds": [b"[" * 2000]}, "must be JSON such as"),
+        (True, {"thresholds": [b'{"default": 0.5, "debounce": 2}']}, "no other fields"),
+        (True, {"thresholds": [b'{"default": NaN}']}, "'default' must be a number from 0 to 1"),
+        (True, {"thresholds": [b'{"default": true}']}, "'default' must be a number from 0 to 1"),
+        (True, {"thresholds": [b'{"categories": {"Violent": 1.5}}']}, "'Violent' must be a number from 0 to 1"),
+        (True, {"thresholds": [b'{"categories": {"Rude": 0.5}}']}, "there are: Violent.*Jailbreak"),
+        (True, {"thresholds": [b" " * 5_000_000]}, "have 5000000 bytes; there may be 2000"),
     ):
         with pytest.raises(errors.InvalidRequest, match=words):
             send(0, start, **values)

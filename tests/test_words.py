@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+from pathlib import Path
 
 import pytest
-from qwen3guard_client import aio, client, errors, labels, stream, wire
+from qwen3guard_client import Classification, Thresholds, TokenVerdict, aio, client, errors, labels, stream, wire
 from qwen3guard_client.errors import GuardError, from_text
 from qwen3guard_client.labels import Category, RiskLevel
-from qwen3guard_client.policy import Policy, upstream_evaluation_rule
+from qwen3guard_client.policy import Policy, runs, upstream_evaluation_rule
 
 
 def test_index_order_is_the_heads_and_not_severity() -> None:
@@ -44,19 +47,115 @@ def judged(levels: str, category: Category = Category.PII) -> list[tuple[RiskLev
     ],
 )
 def test_runs_of_unsafe_tokens_are_causal(levels: str, strict: list[int], loose: list[int]) -> None:
-    policy = Policy()
-    assert policy.runs(judged(levels)) == policy.runs(judged(levels), strict=True) == strict
-    assert policy.runs(judged(levels), strict=False) == Policy(strict=False).runs(judged(levels)) == loose
-    for cut in range(1, len(levels)):
-        assert policy.runs(judged(levels[cut:]), before=strict[cut - 1]) == strict[cut:]
+    for mode, expected in ((True, strict), (False, loose)):
+        unsafe = [Policy().counts(*each, strict=mode) for each in judged(levels)]
+        assert unsafe == [Policy(mode).counts(*each) for each in judged(levels)]
+        assert runs(unsafe) == expected
+        for cut in range(1, len(levels)):
+            assert runs(unsafe[cut:], before=expected[cut - 1]) == expected[cut:]
 
 
 def test_only_blocked_categories_count() -> None:
     policy = Policy(blocked=frozenset({Category.VIOLENT}))
-    assert policy.runs([*judged("UU"), *judged("UU", Category.VIOLENT)]) == [0, 0, 1, 2]
     assert not policy.counts(RiskLevel.UNSAFE, Category.PII)
     assert policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT)
     assert not policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT, strict=False)
+
+
+def probabilities(safe: float) -> dict[RiskLevel, float]:
+    return {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: 1 - safe, RiskLevel.CONTROVERSIAL: 0.0}
+
+
+def classified(safe: float, *named: Category) -> Classification:
+    likely = {None: 0.9, Category.PII: 0.07, Category.VIOLENT: 0.03}
+    return Classification(RiskLevel.SAFE, named, None, probabilities(safe), likely, {}, False, False, "", "")
+
+
+def token(safe: float, category: Category | None = None) -> TokenVerdict:
+    likely = {Category.PII: 0.6, Category.VIOLENT: 0.4}
+    return TokenVerdict(0, RiskLevel.SAFE, category, probabilities(safe), likely, False, False, False, 0, None)
+
+
+def test_thresholds_decide_by_category() -> None:
+    limits = Thresholds(0.5, {Category.VIOLENT: 0.9, Category.PII: 0.1})
+    assert limits.decides(classified(0.4, Category.COPYRIGHT))
+    assert not limits.decides(classified(0.5, Category.COPYRIGHT))
+    assert not limits.decides(classified(0.2, Category.VIOLENT))
+    assert limits.decides(classified(0.2, Category.VIOLENT, Category.PII))
+    assert limits.decides(classified(0.8))  # names none, and PII is the likeliest
+    assert not limits.decides(classified(0.95))
+    assert limits.decides(token(0.8))
+    assert not limits.decides(token(0.8, Category.VIOLENT))
+    assert not Thresholds(1.0).decides(classified(0.0))
+    assert Thresholds(0.0).decides(classified(0.999))
+    assert not Thresholds(0.0).decides(classified(1.0))
+
+
+def test_thresholds_stand_in_for_the_mode_and_for_nothing_else() -> None:
+    for strict in (True, False):
+        policy = Policy(strict, blocked=frozenset({Category.PII}), thresholds=Thresholds(0.5, {Category.PII: 0.2}))
+        for level in RiskLevel:
+            assert policy.decides(level, Category.PII, 0.21)
+            assert not policy.decides(level, Category.PII, 0.2)
+            assert not policy.decides(level, Category.VIOLENT, 1.0)  # not blocked
+            assert policy.counts(level, Category.PII) == level.is_unsafe(strict=strict)
+            assert Policy(strict).decides(level, Category.PII, 0.0) == level.is_unsafe(strict=strict)
+    assert hash(policy) == hash(Policy(strict, blocked=policy.blocked, thresholds=policy.thresholds))
+
+
+def test_thresholds_are_read_back() -> None:
+    for limits in (
+        Thresholds(),
+        Thresholds(0, {Category.SUICIDE: 1}),
+        Thresholds(1 / 3, dict.fromkeys(Category, 2 / 3)),
+    ):
+        assert Thresholds.parse(json.dumps(limits.as_dict(), indent=2).encode()) == limits
+    assert Thresholds.parse(b"{}") == Thresholds()
+    assert Thresholds.parse(b'{"categories": {"PII": 0.1}}') == Thresholds(categories={Category.PII: 0.1})
+
+
+WRONG_THRESHOLDS = {
+    b"": "must be JSON such as",
+    b"{": "must be JSON such as",
+    b"[]": "must be JSON such as",
+    b"0.5": "must be JSON such as",
+    b"null": "must be JSON such as",
+    b"\xff": "must be JSON such as",
+    b"[" * 2000: "must be JSON such as",
+    b'{"a":' * 400: "must be JSON such as",
+    b'{"t": 0.5}': "no other fields",
+    b'{"default": 0.5, "debounce": 2}': "no other fields",
+    b'{"categories": [0.5]}': "must be JSON such as",
+    b'{"categories": null}': "must be JSON such as",
+    b'{"categories": {"Rude": 0.5}}': "there are: Violent, .*, Jailbreak",
+    b'{"categories": {"violent": 0.5}}': "there are: Violent, .*, Jailbreak",
+    b'{"categories": {"None": 0.5}}': "there are: Violent, .*, Jailbreak",
+    b'{"default": NaN}': "'default' must be a number from 0 to 1",
+    b'{"default": Infinity}': "'default' must be a number from 0 to 1",
+    b'{"default": 1.0000001}': "'default' must be a number from 0 to 1",
+    b'{"default": -1e-9}': "'default' must be a number from 0 to 1",
+    b'{"default": 1' + b"0" * 1900 + b"}": "'default' must be a number from 0 to 1",
+    b'{"default": true}': "'default' must be a number from 0 to 1",
+    b'{"default": "0.5"}': "'default' must be a number from 0 to 1",
+    b'{"default": null}': "'default' must be a number from 0 to 1",
+    b'{"default": [0.5]}': "'default' must be a number from 0 to 1",
+    b'{"categories": {"PII": false}}': "'PII' must be a number from 0 to 1",
+    b'{"categories": {"PII": {}}}': "'PII' must be a number from 0 to 1",
+    b'{"default": 0.5' + b" " * 2000 + b"}": "have 2016 bytes; there may be 2000",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_THRESHOLDS, ids=lambda text: repr(text[:30]))
+def test_wrong_thresholds_are_named(text: bytes, tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidRequest, match=WRONG_THRESHOLDS[text]) as caught:
+        Thresholds.parse(text)
+    assert re.fullmatch(r"The threshold[^\n]{10,235}\.", str(caught.value))
+    path = tmp_path / "t.json"
+    path.write_bytes(text)
+    with pytest.raises(errors.InvalidRequest, match=f"t.json: {re.escape(str(caught.value))}"):
+        Thresholds.read(path)
+    with pytest.raises(errors.InvalidRequest, match="cannot be read"):
+        Thresholds.read(tmp_path)
 
 
 def test_a_debounce_below_one_is_refused() -> None:

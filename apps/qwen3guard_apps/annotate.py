@@ -15,13 +15,13 @@ from qwen3guard_client import options
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.connection import read_token
 from qwen3guard_client.errors import DeadlineExceeded, GuardError, InputError, InternalError, UnreadableAnswer
+from qwen3guard_client.thresholds import Thresholds
 from qwen3guard_client.verdict import Classification
 
 from qwen3guard_apps.annotate_flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 from qwen3guard_apps.annotate_output import Output
 from qwen3guard_apps.annotate_progress import Progress
 from qwen3guard_apps.annotate_rows import Fields, Row, Rows, open_rows
-from qwen3guard_apps.thresholds import Thresholds
 
 TIMEOUT_S = 120.0
 BAD_ROWS = 3

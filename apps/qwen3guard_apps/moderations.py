@@ -67,7 +67,9 @@ class Moderations:
         levels: Mapping[RiskLevel, float],
         probabilities: Mapping[Category, float],
     ) -> dict[str, Any]:
-        counted = {each for each in categories if self._policy.counts(severity, each)}
+        risk = 1 - levels[RiskLevel.SAFE]
+        judged = categories or (max(probabilities, key=lambda each: probabilities[each]),)
+        counted = {each for each in judged if self._policy.decides(severity, each, risk)}
         unsafe = sum(value for level, value in levels.items() if level.is_unsafe(strict=self._policy.strict))
         return {
             "flagged": bool(counted),

@@ -9,6 +9,7 @@ from qwen3guard_client.labels import Category, Refusal, RiskLevel
 from qwen3guard_client.moderation import AsyncModeration, Moderation
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import AsyncStream, Stream
+from qwen3guard_client.thresholds import Thresholds
 from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SessionLost",
     "StepResult",
     "Stream",
+    "Thresholds",
     "Tls",
     "TokenVerdict",
 ]

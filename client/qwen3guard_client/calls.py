@@ -163,6 +163,8 @@ def stream_step(
         values[wire.STRICT] = [policy.strict]
         values[wire.DEBOUNCE] = [policy.debounce]
         values[wire.BLOCKED] = [json.dumps(sorted(category.value for category in policy.blocked)).encode()]
+        if policy.thresholds:
+            values[wire.THRESHOLDS] = [json.dumps(policy.thresholds.as_dict()).encode()]
     if opens:
         values |= _conversation(prompt, None, messages)
     if text is not None:

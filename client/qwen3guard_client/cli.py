@@ -31,6 +31,7 @@ from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import Stream
 from qwen3guard_client.terminal import Terminal
+from qwen3guard_client.thresholds import Thresholds
 from qwen3guard_client.verdict import StepResult
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def _policy(arguments: argparse.Namespace) -> Policy | None:
         "strict": None if arguments.mode is None else arguments.mode == "strict",
         "debounce": arguments.debounce,
         "blocked": arguments.block and frozenset(map(Category, arguments.block)),
+        "thresholds": arguments.thresholds and Thresholds.read(arguments.thresholds),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     return Policy(**chosen) if chosen else None
@@ -223,7 +225,8 @@ def show_stream(stream: Stream, pieces: Iterator[str], terminal: Terminal) -> St
     terminal.line()
     terminal.line()
     first = stream.verdicts[0].position if stream.verdicts else 0
-    terminal.flagged(stream.flagged(strict=True), stream.flagged(strict=False), first)
+    modes = {"strict": True, "loose": False, "session": None}
+    terminal.flagged({name: stream.flagged(strict=mode) for name, mode in modes.items()}, first)
     return last
 
 
@@ -291,11 +294,13 @@ def parser() -> argparse.ArgumentParser:
     add = verb("stream", stream, "Moderate the response that arrives on standard input.")
     options.connect(add)
     add.add_argument("--prompt", metavar="T", required=True)
-    add.add_argument(
+    decision = add.add_mutually_exclusive_group()
+    decision.add_argument(
         "--mode",
         choices=("strict", "loose"),
-        help="whether Controversial counts as unsafe; with any of these three, the others are strict, 2 and all",
+        help="whether Controversial counts as unsafe; with any of these four, the others are strict, 2 and all",
     )
+    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
     add.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
     categories = [category.value for category in Category]
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")

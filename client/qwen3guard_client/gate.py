@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from qwen3guard_client.errors import GuardError, InvalidRequest
+from qwen3guard_client.labels import RiskLevel
 from qwen3guard_client.stream_state import Piece
+from qwen3guard_client.thresholds import categories
 from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
 
 Release = Literal["after_check", "before_check"]
@@ -29,8 +31,10 @@ class Flag:
         return isinstance(self.verdict, PromptVerdict)
 
     def __str__(self) -> str:
-        category = f", {self.verdict.category.value}" if self.verdict.category else ""
-        found = f"{self.verdict.severity.value}{category}"
+        found = self.verdict.severity.value
+        if self.verdict.severity is RiskLevel.SAFE:  # but a threshold is lower
+            found = f"{1 - self.verdict.severity_probabilities[RiskLevel.SAFE]:.0%} risky"
+        found += f", {categories(self.verdict)[0].value}"
         return f"The prompt is {found}." if self.in_prompt else f"The response is {found} from {self.offset} on."
 
 

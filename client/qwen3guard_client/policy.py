@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qwen3guard_client.errors import InvalidRequest
 from qwen3guard_client.labels import Category, RiskLevel
+from qwen3guard_client.thresholds import Thresholds
 
 DEBOUNCE = 2
 """Flag a token when it and the one before are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
@@ -16,40 +17,46 @@ DEBOUNCE = 2
 class Policy:
     """What counts as unsafe, and how many tokens in a row must count before a stream is flagged.
 
-    `strict` counts Controversial as unsafe. `blocked` names the categories that count; what the guard files
-    under another category passes. `debounce` concerns the tokens of a response; a prompt is one judgement.
-    A policy replaces the server's own in every part. Raises InvalidRequest for a debounce below 1.
+    `strict` counts Controversial as unsafe; `thresholds`, where there are some, decide by probability in its place.
+    `blocked` names the categories that count; what the guard files under another category passes. `debounce` concerns
+    the tokens of a response; a prompt is one judgement. A policy replaces the server's own in every part. Raises
+    InvalidRequest for a debounce below 1.
     """
 
     strict: bool = True
     debounce: int = DEBOUNCE
     blocked: frozenset[Category] = frozenset(Category)
+    thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
         if self.debounce < 1:
             raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
 
     def counts(self, level: RiskLevel, category: Category | None, *, strict: bool | None = None) -> bool:
-        """Whether a judgement is unsafe; `strict` overrides the policy's own mode."""
+        """Whether a judgement is unsafe by its level; `strict` overrides the policy's own mode."""
         return level.is_unsafe(strict=self.strict if strict is None else strict) and category in self.blocked
 
-    def runs(
-        self,
-        judgements: Iterable[tuple[RiskLevel, Category | None]],
-        *,
-        before: int = 0,
-        strict: bool | None = None,
-    ) -> list[int]:
-        """For each token, how many tokens in a row up to it count as unsafe; it is flagged from `debounce` on.
+    def decides(self, level: RiskLevel, category: Category, risk: float) -> bool:
+        """Whether a judgement is unsafe by the thresholds, or else by its level.
 
-        `before` is the run at the token before the first of them, so a decision depends on nothing after it.
+        `risk` is 1 - P(Safe), and `category` the one it names, or the likeliest where it names none.
         """
-        runs = []
-        run = before
-        for level, category in judgements:
-            run = run + 1 if self.counts(level, category, strict=strict) else 0
-            runs.append(run)
-        return runs
+        if self.thresholds is None:
+            return self.counts(level, category)
+        return category in self.blocked and self.thresholds.passed(risk, category)
+
+
+def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:
+    """For each token, how many tokens in a row up to it are unsafe; it is flagged from a policy's `debounce` on.
+
+    `before` is the run at the token before the first of them, so a decision depends on nothing after it.
+    """
+    found = []
+    run = before
+    for each in unsafe:
+        run = run + 1 if each else 0
+        found.append(run)
+    return found
 
 
 def upstream_evaluation_rule(levels: Sequence[RiskLevel]) -> tuple[RiskLevel, int]:

@@ -45,8 +45,11 @@ class _View:
     def notice(self) -> str:
         return self._state.notice
 
-    def flagged(self, *, strict: bool = True) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
+    def flagged(self, *, strict: bool | None = True) -> TokenVerdict | None:
+        """The first token whose debounced decision is unsafe in strict or in loose mode, or None.
+
+        `strict` None is the session's own policy: its mode, or its thresholds.
+        """
         return self._state.flagged(strict=strict)
 
 

@@ -124,6 +124,7 @@ class StreamState:
         """Verdicts of the tokens that later text cannot change; all of them once the stream is finished."""
         return [token for token in self.verdicts if not self.is_open or token.position < self._position]
 
-    def flagged(self, *, strict: bool) -> TokenVerdict | None:
-        """The first token whose debounced decision is unsafe in strict or in loose mode, or None."""
-        return next((token for token in self.verdicts if (token.strict if strict else token.loose)), None)
+    def flagged(self, *, strict: bool | None) -> TokenVerdict | None:
+        """The first token that is flagged in strict or in loose mode, or by the session's own policy."""
+        name = "flag" if strict is None else "strict" if strict else "loose"
+        return next((token for token in self.verdicts if getattr(token, name)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from qwen3guard_client.labels import Category, RiskLevel
@@ -62,12 +62,12 @@ class Terminal:
     def piece(self, text: str, tokens: Sequence[TokenVerdict]) -> None:
         """A piece of the response in the colour of its worst token, underlined where it is flagged."""
         worst = max((token.severity for token in tokens), default=RiskLevel.SAFE)
-        codes = _COLOURS[worst] + (";4" if any(token.strict for token in tokens) else "")
+        codes = _COLOURS[worst] + (";4" if any(token.flag for token in tokens) else "")
         print(self.paint(text, codes), end="", file=self.out, flush=True)
 
-    def flagged(self, strict: TokenVerdict | None, loose: TokenVerdict | None, first: int) -> None:
-        """Where a stream was flagged; `first` is the position of its first response token."""
-        for name, token in (("strict", strict), ("loose", loose)):
+    def flagged(self, found: Mapping[str, TokenVerdict | None], first: int) -> None:
+        """Where a stream was flagged, by each name; `first` is the position of its first response token."""
+        for name, token in found.items():
             if token is None:
                 self.line(f"  {name}: {self.level(RiskLevel.SAFE, 'not flagged')}")
             else:

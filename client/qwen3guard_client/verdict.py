@@ -64,7 +64,7 @@ class PromptVerdict:
     """Stream's verdict over the prompt, read at the end of the user's turn. `category` is None where Safe.
 
     `strict` and `loose` are the decisions in either mode, over the categories that the session blocks; `flag`
-    is the one of the session's mode.
+    is the session's own, in its mode or by its thresholds.
     """
 
     severity: RiskLevel
@@ -83,8 +83,8 @@ class PromptVerdict:
 class TokenVerdict:
     """Stream's verdict over one response token at an absolute `position` of its session.
 
-    `strict` and `loose` are the debounced decisions at this token in either mode, `flag` is the one of the
-    session's mode, and `run` counts the tokens in a row up to this one that are unsafe in that mode; `severity`
+    `strict` and `loose` are the debounced decisions at this token in either mode, `flag` is the session's own, in its
+    mode or by its thresholds, and `run` counts the tokens in a row up to this one that are unsafe by it; `severity`
     is the token's own level alone. `end` is where the token ends, in characters of the step's text, and in a `Stream`
     of the whole response; None where token ids were sent.
     """
@@ -137,7 +137,7 @@ class StepResult:
 
     @property
     def flag(self) -> bool:
-        """Whether any token of this step is flagged in the session's mode."""
+        """Whether any token of this step is flagged by the session's own policy."""
         return any(token.flag for token in self.tokens)
 
     @property

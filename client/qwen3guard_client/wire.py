@@ -85,6 +85,8 @@ RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # the f
 STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
 DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
 BLOCKED = Tensor("BLOCKED", "BYTES", (1,), optional=True)  # the categories that count, a JSON list
+THRESHOLDS = Tensor("THRESHOLDS", "BYTES", (1,), optional=True)  # JSON; they decide in place of STRICT
+POLICY = (STRICT, DEBOUNCE, BLOCKED, THRESHOLDS)
 
 LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens the session holds after this step
 PENDING = Tensor("PENDING", "INT64", (1,))  # of this step's tokens; above 0, send the same step again to go on
@@ -100,8 +102,8 @@ RISK_PROBABILITIES = Tensor("RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
 CATEGORY_PROBABILITIES = Tensor("CATEGORY_PROBABILITIES", "FP32", (-1, len(RESPONSE_CATEGORY_ORDER)))
 STRICT_FLAG = Tensor("STRICT_FLAG", "BOOL", (-1,))
 LOOSE_FLAG = Tensor("LOOSE_FLAG", "BOOL", (-1,))
-FLAG = Tensor("FLAG", "BOOL", (-1,))  # the one of the two that is the session's mode
-RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that count as unsafe in the session's mode
+FLAG = Tensor("FLAG", "BOOL", (-1,))  # the session's own: in its mode, or by its thresholds
+RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that are unsafe by the session's own policy
 
 # The prompt's verdict: one row on START, none later.
 PROMPT_RISK = Tensor("PROMPT_RISK", "BYTES", (-1,))
@@ -146,7 +148,7 @@ STREAM_TOKENIZER = Model(
 
 STREAM_GUARD = Model(
     "stream_guard",
-    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, STRICT, DEBOUNCE, BLOCKED),
+    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, *POLICY),
     (
         LENGTH,
         PENDING,
@@ -177,7 +179,7 @@ STEP_LABELS = frozenset({RISK, CATEGORY, PROMPT_RISK, PROMPT_CATEGORY})
 
 STREAM_STEP = Model(
     "stream_step",
-    (*STREAM_TOKENIZER.inputs, STRICT, DEBOUNCE, BLOCKED),
+    (*STREAM_TOKENIZER.inputs, *POLICY),
     (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
     (STREAM_TOKENIZER, STREAM_GUARD),
 )

@@ -43,6 +43,7 @@ STREAM_PARAMETERS = DEVICE_PARAMETERS | {
     "turn_s": "0.05",
     "debounce": "2",
     "strict": "true",
+    "thresholds": "",
 }
 """What each sets: docs/streams.md."""
 HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
@@ -98,7 +99,8 @@ def config(model: Model) -> str:
     if model is wire.STREAM_GUARD:
         message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
         message.sequence_batching.oldest.max_candidate_sequences = SEQUENCES
-    return HEADER + str(text_format.MessageToString(message))
+    text = str(text_format.MessageToString(message))
+    return HEADER + text.replace("  value {\n  }", '  value {\n    string_value: ""\n  }')
 
 
 def _batch(model: Model) -> int:

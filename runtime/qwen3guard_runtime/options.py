@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwen3guard_client.errors import InvalidParameter
+from qwen3guard_client.errors import InvalidParameter, InvalidRequest
+from qwen3guard_client.thresholds import Thresholds
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
@@ -45,6 +46,14 @@ class Options:
         if text not in choices:
             raise InvalidParameter(f"The parameter {name} is {text!r}; it must be one of {', '.join(choices)}.")
         return text
+
+    def thresholds(self, name: str) -> Thresholds | None:
+        """From JSON; None where there is none."""
+        text = self.text(name)
+        try:
+            return Thresholds.parse(text.encode()) if text else None
+        except InvalidRequest as error:
+            raise InvalidParameter(f"The parameter {name} is wrong. {error}") from None
 
     def text(self, name: str) -> str:
         if name not in self._parameters:

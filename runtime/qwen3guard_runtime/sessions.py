@@ -23,7 +23,7 @@ from qwen3guard_client.errors import (
     TextTooLong,
 )
 from qwen3guard_client.manifest import Manifest
-from qwen3guard_client.policy import Policy
+from qwen3guard_client.policy import Policy, runs
 
 from qwen3guard_runtime.gen import check_ids
 from qwen3guard_runtime.kv_cache import KVCache, Slot
@@ -34,6 +34,7 @@ from qwen3guard_runtime.steps import Flags, Reply, Step, judgements
 HALVED_AT = 1024
 """Position where a chunk has half the tokens that it has at 0: there, attention costs as much as all the rest."""
 SMALLEST_CHUNK = 4
+NO_RUNS = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Session:
     slot: Slot
     policy: Policy
     used_s: float
-    runs: list[tuple[int, int]] = field(default_factory=list)
-    """For each token held, its run in strict and in loose mode; 0 for tokens that are not of the response."""
+    runs: list[tuple[int, ...]] = field(default_factory=list)
+    """For each token held, its run in strict and in loose mode and by the session's own policy; 0 for tokens that are
+    not of the response."""
     pending: Work | None = None
     flagged: bool = False
     """By its own policy, in the response so far or before a rewind."""
@@ -262,24 +264,19 @@ class Sessions:
             return work.error
         response, prompt = judgements(step, [] if work.left else work.asked, work.found)
         if not work.left:
-            session.runs += [(0, 0)] * min(step.response_start, len(step.ids))
+            session.runs += [NO_RUNS] * min(step.response_start, len(step.ids))
         policy = session.policy
-        before = session.runs[-1] if session.runs else (0, 0)
-        strict, loose = (
-            policy.runs(response.pairs(), before=run, strict=mode)
-            for run, mode in zip(before, (True, False), strict=True)
-        )
-        session.runs += zip(strict, loose, strict=True)
-        flags = [[run >= policy.debounce for run in runs] for runs in (strict, loose)]
-        prompt_flags = [[policy.counts(*pair, strict=mode) for pair in prompt.pairs()] for mode in (True, False)]
+        before = session.runs[-1] if session.runs else NO_RUNS
+        counted = [runs(each, before=run) for each, run in zip(Flags.of(policy, response), before, strict=True)]
+        session.runs += zip(*counted, strict=True)
         reply = Reply(
             len(session.runs),
             work.left,
             response,
-            Flags.of(policy, *flags),
-            tuple(strict if policy.strict else loose),
+            Flags(*(tuple(run >= policy.debounce for run in each) for each in counted)),
+            tuple(counted[-1]),
             prompt,
-            Flags.of(policy, *prompt_flags),
+            Flags.of(policy, prompt),
         )
         if not work.left:
             self._count(work, reply)

@@ -37,20 +37,25 @@ class Step:
 
 
 class Flags(NamedTuple):
-    """One decision a row, in either mode and in the session's own."""
+    """One decision a row, in either mode and the session's own."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
     own: tuple[bool, ...]
 
     @classmethod
-    def of(cls, policy: Policy, strict: Sequence[bool], loose: Sequence[bool]) -> Flags:
-        return cls(tuple(strict), tuple(loose), tuple(strict if policy.strict else loose))
+    def of(cls, policy: Policy, found: Judgement) -> Flags:
+        """Of each row by itself: nothing of the rows before it."""
+        strict, loose = (
+            tuple(policy.counts(level, category, strict=mode) for level, category, _ in found.rows())
+            for mode in (True, False)
+        )
+        return cls(strict, loose, tuple(policy.decides(*row) for row in found.rows()))
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The judged tokens of a step with their decisions; `run` is their run in the session's mode.
+    """The judged tokens of a step with their decisions; `run` is their run by the session's own policy.
 
     `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
     `length` is where the step began.

@@ -15,6 +15,7 @@ from qwen3guard_client import wire
 from qwen3guard_client.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
 from qwen3guard_client.labels import Category
 from qwen3guard_client.policy import Policy
+from qwen3guard_client.thresholds import Thresholds
 
 from qwen3guard_runtime.chat import conversation, text_of
 from qwen3guard_runtime.devices import open_guard
@@ -102,7 +103,11 @@ class StreamGuardModel:
             chunk_tokens=options.whole("chunk_tokens", at_least=1),
         )
         self._notice = manifest.notice
-        self._policy = Policy(strict=options.flag("strict"), debounce=options.whole("debounce", at_least=1))
+        self._policy = Policy(
+            strict=options.flag("strict"),
+            debounce=options.whole("debounce", at_least=1),
+            thresholds=options.thresholds("thresholds"),
+        )
         metrics = StreamMetrics()
         self._sessions = Sessions(
             manifest,
@@ -162,9 +167,13 @@ class StreamGuardModel:
 
     def _policy_of(self, request: Request) -> Policy | None:
         """The policy that a step brings along; what it leaves out is the server's own. None if it brings none."""
-        if not any(map(request.has, (wire.STRICT, wire.DEBOUNCE, wire.BLOCKED))):
+        if not any(map(request.has, wire.POLICY)):
             return None
-        blocked = self._policy.blocked
+        blocked, thresholds = self._policy.blocked, self._policy.thresholds
+        if request.has(wire.THRESHOLDS):
+            thresholds = Thresholds.parse(request.text(wire.THRESHOLDS) or b"")
+        elif request.has(wire.STRICT):  # a session that asks for a mode is not decided by thresholds
+            thresholds = None
         if request.has(wire.BLOCKED):
             try:
                 blocked = frozenset(map(Category, json.loads((request.text(wire.BLOCKED) or b"")[:LONGEST_LIST])))
@@ -175,6 +184,7 @@ class StreamGuardModel:
             strict=bool(request.number(wire.STRICT, self._policy.strict)),
             debounce=request.number(wire.DEBOUNCE, self._policy.debounce),
             blocked=blocked,
+            thresholds=thresholds,
         )
 
 

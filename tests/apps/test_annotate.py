@@ -23,8 +23,7 @@ from qwen3guard_apps.annotate_flight import WINDOW, Flight, in_order
 from qwen3guard_apps.annotate_output import Output
 from qwen3guard_apps.annotate_progress import Progress
 from qwen3guard_apps.annotate_rows import Fields, Row, open_rows
-from qwen3guard_apps.thresholds import Thresholds
-from qwen3guard_client import Category, Classification, GuardClient, RiskLevel, TokenVerdict, errors
+from qwen3guard_client import GuardClient, errors
 from qwen3guard_runtime.server import EmbeddedServer
 from test_serve import COMMAND, fails, run
 from texts import TEXTS
@@ -322,58 +321,6 @@ def test_progress_tells_rate_and_time_left_on_a_terminal_alone() -> None:
             progress.step(bad=2)
     assert screen.getvalue().endswith("150 of 1,000 rows (15%), 2.0 rows/s, 7:05 left, 2 bad")
     assert file.getvalue() == ""
-
-
-def judged(safe: float, *named: Category, likely: Category = Category.PII) -> Classification:
-    levels = {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: 1 - safe, RiskLevel.CONTROVERSIAL: 0.0}
-    categories = {None: 0.9, likely: 0.07, Category.VIOLENT: 0.03}
-    return Classification(RiskLevel.SAFE, named, None, levels, categories, {}, False, False, "", "")
-
-
-def test_thresholds_decide_by_category() -> None:
-    limits = Thresholds(0.5, {Category.VIOLENT: 0.9, Category.PII: 0.1})
-    assert limits.decides(judged(0.4, Category.COPYRIGHT))
-    assert not limits.decides(judged(0.5, Category.COPYRIGHT))
-    assert not limits.decides(judged(0.2, Category.VIOLENT))
-    assert limits.decides(judged(0.2, Category.VIOLENT, Category.PII))
-    assert limits.decides(judged(0.8))  # names none, and PII is the likeliest
-    assert not limits.decides(judged(0.95))
-    assert not Thresholds(1.0).decides(judged(0.0))
-
-
-def token(safe: float, category: Category | None = None) -> TokenVerdict:
-    levels = {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: 1 - safe, RiskLevel.CONTROVERSIAL: 0.0}
-    categories = {Category.PII: 0.6, Category.VIOLENT: 0.4}
-    return TokenVerdict(0, RiskLevel.SAFE, category, levels, categories, False, False, False, 0, None)
-
-
-def test_thresholds_flag_a_stream_after_as_many_tokens_in_a_row() -> None:
-    tokens = [token(safe) for safe in (0.4, 0.9, 0.4, 0.4, 0.4)]
-    assert Thresholds().runs(tokens) == [1, 0, 1, 2, 3]
-    assert Thresholds().flagged(tokens) is tokens[3]
-    assert Thresholds(debounce=3).flagged(tokens) is tokens[4]
-    assert Thresholds(debounce=4).flagged(tokens) is None
-    assert Thresholds(categories={Category.PII: 0.7}).runs(tokens) == [0] * 5
-    assert Thresholds().runs(tokens[3:], before=1) == [2, 3]
-
-
-def test_thresholds_are_read_back_and_checked(tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
-    limits = Thresholds(0.25, {Category.SUICIDE: 0.1}, 3)
-    path.write_text(json.dumps(limits.as_dict()))
-    assert Thresholds.read(path) == limits
-    for text in (
-        "{",
-        "[]",
-        '{"default": 2}',
-        '{"default": true}',
-        '{"debounce": 0}',
-        '{"t": 1}',
-        '{"categories": {"X": 1}}',
-    ):
-        path.write_text(text)
-        with pytest.raises(errors.InvalidRequest):
-            Thresholds.read(path)
 
 
 def test_annotate_decides_by_thresholds(server: EmbeddedServer, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from conftest import ROOT, serve, stream_repository, wait_ready
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from qwen3guard_client import GuardClient, Policy, RiskLevel, TokenVerdict
 from qwen3guard_client.manifest import DEMO_NOTICE
+from qwen3guard_client.policy import runs
 from qwen3guard_runtime.server import EmbeddedServer
 from test_serve import COMMAND
 from texts import TEXTS
@@ -257,8 +258,8 @@ def test_the_pages_rule_is_the_guards(page: Page) -> None:
     for (levels, strict, debounce), flag in zip(cases, found, strict=True):
         policy = Policy(strict, debounce)
         category = next(iter(policy.blocked))
-        runs = policy.runs((RiskLevel(level), category) for level in levels)
-        first = next((index for index, run in enumerate(runs) if run >= debounce), None)
+        found = runs(policy.counts(RiskLevel(level), category) for level in levels)
+        first = next((index for index, run in enumerate(found) if run >= debounce), None)
         assert flag == (None if first is None else {"token": first, "begin": first - debounce + 1})
 
 

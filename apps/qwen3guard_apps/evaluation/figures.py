@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from qwen3guard_client.errors import InvalidRequest
 from qwen3guard_client.labels import Category
+from qwen3guard_client.thresholds import Thresholds
 
 from qwen3guard_apps.evaluation import curves
 from qwen3guard_apps.evaluation.hits import hits
 from qwen3guard_apps.evaluation.intervals import bootstrap
 from qwen3guard_apps.evaluation.judged import MODES, SCORES, Judged
 from qwen3guard_apps.evaluation.metrics import Confusion, measured, rate
-from qwen3guard_apps.thresholds import Thresholds
 
 FALSE_POSITIVE_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Each gets a row in the table of thresholds."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
-from qwen3guard_client.policy import DEBOUNCE, Policy, upstream_evaluation_rule
+from qwen3guard_client.policy import DEBOUNCE, Policy, runs, upstream_evaluation_rule
 
 from qwen3guard_apps.evaluation.hits import Span
 from qwen3guard_apps.evaluation.labels import LabelFields, span
@@ -76,8 +76,9 @@ def _named(category: str | None) -> tuple[str, ...]:
 
 def first_flag(levels: Sequence[RiskLevel], categories: Sequence[Category | None], *, strict: bool) -> int | None:
     """The index of the first token that is flagged by the causal rule (the report's 4.4), or None."""
-    runs = Policy().runs(zip(levels, categories, strict=True), strict=strict)
-    return next((index for index, run in enumerate(runs) if run >= DEBOUNCE), None)
+    counts = Policy(strict).counts
+    found = runs(counts(level, category) for level, category in zip(levels, categories, strict=True))
+    return next((index for index, run in enumerate(found) if run >= DEBOUNCE), None)
 
 
 def debounced(scores: npt.NDArray[np.float64]) -> float:

@@ -13,9 +13,10 @@ import json
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import get_args
 
-from qwen3guard_client import AsyncGuardClient, Category, Policy, options
+from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds, options
 from qwen3guard_client.connection import read_token
 from qwen3guard_client.errors import ServeError
 from qwen3guard_client.gate import Release
@@ -32,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL (default: moderations alone)")
     parser.add_argument("--host", default="127.0.0.1", help="to listen on; it speaks plain HTTP (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"0 takes a free one (default: {PORT})")
-    parser.add_argument("--mode", choices=("strict", "loose"), default="strict", help="strict: Controversial is unsafe")
+    decision = parser.add_mutually_exclusive_group()
+    decision.add_argument(
+        "--mode", choices=("strict", "loose"), default="strict", help="strict: Controversial is unsafe"
+    )
+    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
     parser.add_argument(
         "--debounce",
         type=int,
@@ -85,9 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """Raises InvalidParameter and InvalidRequest."""
     blocked = frozenset(map(Category, arguments.block)) if arguments.block else frozenset(Category)
+    thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
     return Settings(
         upstream=arguments.upstream,
-        policy=Policy(arguments.mode == "strict", arguments.debounce, blocked),
+        policy=Policy(arguments.mode == "strict", arguments.debounce, blocked, thresholds),
         on_flag=arguments.on_flag,
         release=arguments.release,
         prompt_check=arguments.prompt_check,
