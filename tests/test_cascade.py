@@ -22,7 +22,7 @@ WORDS = [word + " " for word in TURNS.split(" ")]
 
 def found(unsafe: bool) -> Classification:
     level = RiskLevel.UNSAFE if unsafe else RiskLevel.SAFE
-    return Classification(level, (), None, {}, {}, {}, unsafe, unsafe, "", "")
+    return Classification(level, (), None, {}, {}, {}, unsafe, unsafe, unsafe, "", "")
 
 
 def ask(asking: Generator[Call[Any], Any, Any], answer: Callable[[Call[Any]], Classification]) -> Any:

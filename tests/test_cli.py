@@ -41,6 +41,7 @@ def test_classify_prints_json(server: EmbeddedServer, tmp_path: Path) -> None:
     assert len(found["probabilities"]["categories"]) == 10
     assert found["strict"] is (found["severity"] != "Safe")
     assert found["loose"] is (found["severity"] == "Unsafe")
+    assert found["unsafe"] is found["strict"]
     assert found["notice"] == DEMO_NOTICE
     assert isinstance(found["categories"], list)
 

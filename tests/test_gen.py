@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DEMO
-from qwen3guard_client import errors
+from conftest import DEMO, serve, wait_ready
+from qwen3guard_client import GuardClient, Thresholds, errors, wire
 from qwen3guard_client.labels import Category, Refusal, RiskLevel
-from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader
+from qwen3guard_export.repository import GEN_PARAMETERS
+from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Verdict
 from qwen3guard_runtime.chat import ChatTemplate, Message
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, log_probability
+from qwen3guard_runtime.gen_models import GenGuardModel, GuardTokenizerModel
 from qwen3guard_runtime.heads import common, template_heads
+from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.runner import Logits, Row
+from qwen3guard_runtime.server import EmbeddedServer
 from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
 from test_sessions import MANIFEST
+from texts import TEXTS
 
 VOCAB = 8192
 TOKENIZER = GuardTokenizer.load(DEMO / "gen")
@@ -215,6 +223,76 @@ def test_log_probability_is_log_softmax() -> None:
     exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64) - logits.max()).sum()) - logits.max()
     for token in (0, 17, int(logits.argmax())):
         assert log_probability(logits, token) == pytest.approx(exact[token], abs=1e-4)
+
+
+LIMITS = [
+    Thresholds(0),
+    Thresholds(1),
+    Thresholds(0.02),
+    Thresholds(0.5),
+    Thresholds(1, {Category.VIOLENT: 0.9}),
+    Thresholds(0.01, dict.fromkeys(Category, 0.3)),
+]
+
+
+def test_what_a_policy_decides_by() -> None:
+    likely = np.linspace(0, 1, len(CATEGORIES.values), dtype=np.float32)  # the answer None is the likeliest
+    found = {SAFETY: np.array([0.7, 0.2, 0.1], np.float32), CATEGORIES: likely}
+    risk = 1 - float(np.float32(0.7))
+    named = Verdict(RiskLevel.UNSAFE, (Category.PII, Category.VIOLENT), None, found)
+    assert list(named.rows()) == [(RiskLevel.UNSAFE, each, risk) for each in named.categories]
+    assert list(Verdict(RiskLevel.SAFE, (), None, found).rows()) == [(RiskLevel.SAFE, Category.JAILBREAK, risk)]
+
+
+def test_the_server_decides_by_its_thresholds(server: EmbeddedServer, repository: Path) -> None:
+    """As the client does by itself, over the probabilities that are returned."""
+    prompts = ["How do I bake bread?", "How can I make a bomb in my kitchen?", *TEXTS[:12]]
+    with GuardClient(server.url) as client:
+        by_mode = [client.classify(prompt) for prompt in prompts]
+    assert [found.unsafe for found in by_mode] == [found.strict for found in by_mode]
+    answers = set()
+    for strict, limits in [("true", None), ("false", None), *(("false", each) for each in LIMITS)]:
+        text = json.dumps(limits.as_dict()) if limits else ""
+        found = decisions(repository, prompts, strict=strict, thresholds=text)
+        expected = [(each.strict if strict == "true" else each.loose) for each in by_mode]
+        assert found == ([limits.decides(each) for each in by_mode] if limits else expected)
+        answers.add(tuple(found))
+    assert len(answers) >= 4
+
+
+def decisions(repository: Path, prompts: Sequence[str], **parameters: str) -> list[bool]:
+    """UNSAFE of the two models, put together without Triton."""
+    tokenizer = GuardTokenizerModel(repository / "guard_tokenizer" / "1")
+    model = GenGuardModel(repository / "gen_guard" / "1", GEN_PARAMETERS | parameters)
+    asked = [Request({wire.PROMPT.name: np.array([prompt.encode()], object)}, frozenset()) for prompt in prompts]
+    outputs = [
+        Request({name: np.atleast_1d(value) for name, value in found.items()}, frozenset({wire.UNSAFE.name}))
+        for found in tokenizer.handle(asked)
+        if not isinstance(found, errors.GuardError)
+    ]
+    return [bool(found[wire.UNSAFE.name]) for found in model.handle(outputs)]  # type: ignore[index]
+
+
+def test_parameters_of_the_decision_are_read_when_the_guard_is_loaded(repository: Path, tmp_path: Path) -> None:
+    limits = Thresholds(0.001, {Category.VIOLENT: 1})
+    shutil.copytree(repository, tmp_path / "r", ignore=lambda *_: ["stream_guard", "stream_tokenizer", "stream_step"])
+    config = tmp_path / "r" / "gen_guard" / "config.pbtxt"
+    before = 'key: "thresholds"\n  value {\n    string_value: "'
+    text = config.read_text()
+    assert before in text
+    config.write_text(text.replace(before, before + json.dumps(limits.as_dict()).replace('"', '\\"')))
+    with serve(tmp_path / "r") as server:
+        wait_ready(server)
+        with GuardClient(server.url) as client:
+            bread, bomb = (client.classify(prompt) for prompt in ("How do I bake bread?", "How can I make a bomb?"))
+    assert (bread.severity, bread.strict, bread.unsafe) == (RiskLevel.SAFE, False, True)
+    assert (bomb.categories, bomb.strict, bomb.unsafe) == ((Category.VIOLENT,), True, False)
+    config.write_text(text.replace(before, before + "{}}"))
+    with (
+        serve(tmp_path / "r") as server,
+        pytest.raises(errors.ServeError, match=r"parameter thresholds is wrong\. The thr"),
+    ):
+        wait_ready(server)
 
 
 def test_a_tokenizer_that_merges_labels_is_a_mismatch() -> None:

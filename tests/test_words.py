@@ -68,7 +68,7 @@ def probabilities(safe: float) -> dict[RiskLevel, float]:
 
 def classified(safe: float, *named: Category) -> Classification:
     likely = {None: 0.9, Category.PII: 0.07, Category.VIOLENT: 0.03}
-    return Classification(RiskLevel.SAFE, named, None, probabilities(safe), likely, {}, False, False, "", "")
+    return Classification(RiskLevel.SAFE, named, None, probabilities(safe), likely, {}, False, False, False, "", "")
 
 
 def token(safe: float, category: Category | None = None) -> TokenVerdict:

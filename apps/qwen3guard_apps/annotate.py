@@ -39,7 +39,7 @@ def add_arguments(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: guard)"
     )
-    add.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these too, from evaluate --choose")
+    add.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
 
 
 def add_input(add: argparse.ArgumentParser) -> None:
@@ -104,7 +104,7 @@ def flight(arguments: argparse.Namespace) -> Flight:
 
 
 def as_dict(found: Classification, thresholds: Thresholds | None = None) -> dict[str, Any]:
-    """What a row gets: severity, categories, refusal, probabilities, strict and loose, and `unsafe` by thresholds."""
+    """What a row gets: all but the raw answer and the notice; `unsafe` is by the thresholds, or else the server's."""
     kept: dict[str, Any] = json.loads(found.as_json())
     del kept["answer"]
     kept.pop("notice", None)

@@ -133,7 +133,7 @@ def _conversation(
     return {wire.MESSAGES: _utf8(text, "The list of messages")}
 
 
-_CLASSIFY_OUTPUTS = (*wire.GEN_GUARD.outputs[:8], wire.ANSWER, wire.NOTICE)
+_CLASSIFY_OUTPUTS = (*wire.VERDICT, wire.ANSWER, wire.NOTICE)
 
 
 def classify(prompt: str | None, response: str | None, messages: Messages | str | None) -> Call[Classification]:
@@ -197,6 +197,7 @@ def _classification(reply: Reply) -> Classification:
         _table(REFUSAL_ORDER, reply(wire.REFUSAL_PROBABILITIES)) if refusal else {},
         bool(reply(wire.STRICT_UNSAFE)[0]),
         bool(reply(wire.LOOSE_UNSAFE)[0]),
+        bool(reply(wire.UNSAFE)[0]),
         _words(reply(wire.ANSWER))[0],
         _words(reply(wire.NOTICE))[0],
     )

@@ -51,7 +51,9 @@ class Terminal:
         self.line(f"  {judged}: {self.level(found.severity)}{f' · {named}' if named else ''}")
         self.line(f"  {self.probabilities(found.severity_probabilities)}")
         refusal = f" · refusal {found.refusal.value}" if found.refusal else ""
-        self.line(self.dim(f"  strict {_decision(found.strict)} · loose {_decision(found.loose)}{refusal}"))
+        decisions = {"strict": found.strict, "loose": found.loose, "server": found.unsafe}
+        told = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
+        self.line(self.dim(f"  {told}{refusal}"))
         self.notice(found.notice)
 
     def prompt_verdict(self, found: PromptVerdict) -> None:
@@ -82,7 +84,3 @@ def _named(category: Category | None) -> str:
 def _bar(share: float) -> str:
     filled = round(share * _BAR)
     return "█" * filled + "░" * (_BAR - filled)
-
-
-def _decision(unsafe: bool) -> str:
-    return "unsafe" if unsafe else "safe"

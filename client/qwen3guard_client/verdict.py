@@ -24,8 +24,8 @@ class Classification:
     `severity_probabilities`, `category_probabilities` (None stands for the answer `None`) and
     `refusal_probabilities` are each a softmax over the possible answers at the token where the answer is
     decided. `strict` and `loose` say whether the last message is unsafe when Controversial counts as
-    unsafe, and when it counts as safe. `refusal` is None when a prompt was judged. `notice` is what the
-    guard says of itself (demo weights do), or empty.
+    unsafe, and when it counts as safe; `unsafe` is the server's own decision, in its mode or by its thresholds.
+    `refusal` is None when a prompt was judged. `notice` is what the guard says of itself (demo weights do), or empty.
     """
 
     severity: RiskLevel
@@ -36,6 +36,7 @@ class Classification:
     refusal_probabilities: dict[Refusal, float]
     strict: bool
     loose: bool
+    unsafe: bool
     answer: str
     notice: str
 
@@ -52,6 +53,7 @@ class Classification:
                 },
                 "strict": self.strict,
                 "loose": self.loose,
+                "unsafe": self.unsafe,
                 "answer": self.answer,
                 **_said(self.notice),
             },

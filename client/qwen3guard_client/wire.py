@@ -68,6 +68,19 @@ CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (len(CATEG
 REFUSAL_PROBABILITIES = Tensor("REFUSAL_PROBABILITIES", "FP32", (-1,))
 STRICT_UNSAFE = Tensor("STRICT_UNSAFE", "BOOL", (1,))
 LOOSE_UNSAFE = Tensor("LOOSE_UNSAFE", "BOOL", (1,))
+UNSAFE = Tensor("UNSAFE", "BOOL", (1,))  # the server's own: in its mode, or by its thresholds
+VERDICT = (
+    SEVERITY,
+    CATEGORIES,
+    REFUSAL,
+    SEVERITY_PROBABILITIES,
+    CATEGORIES_PROBABILITIES,
+    REFUSAL_PROBABILITIES,
+    STRICT_UNSAFE,
+    LOOSE_UNSAFE,
+    UNSAFE,
+)
+"""Outputs that exist only where the answer reads as a verdict; the raw answer always exists."""
 ANSWER = Tensor("ANSWER", "BYTES", (1,))
 ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
 ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))
@@ -119,24 +132,8 @@ GUARD_TOKENIZER = Model("guard_tokenizer", (MESSAGES, PROMPT, RESPONSE), (INPUT_
 GEN_GUARD = Model(
     "gen_guard",
     (INPUT_IDS, RESPONSE_MODE),
-    (
-        SEVERITY,
-        CATEGORIES,
-        REFUSAL,
-        SEVERITY_PROBABILITIES,
-        CATEGORIES_PROBABILITIES,
-        REFUSAL_PROBABILITIES,
-        STRICT_UNSAFE,
-        LOOSE_UNSAFE,
-        ANSWER,
-        ANSWER_IDS,
-        ANSWER_LOGPROBS,
-        NOTICE,
-    ),
+    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, NOTICE),
 )
-
-VERDICT_OUTPUTS = frozenset(tensor.name for tensor in GEN_GUARD.outputs[:8])
-"""Outputs that exist only where the answer reads as a verdict; the raw answer always exists."""
 
 CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, GEN_GUARD.outputs, (GUARD_TOKENIZER, GEN_GUARD))
 

@@ -32,19 +32,22 @@ DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "c
 """What each sets: docs/gpu.md."""
 WAITING = "waiting"
 TOKENIZER_PARAMETERS = {WAITING: "16"}
-GEN_PARAMETERS = DEVICE_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
+DECISION_PARAMETERS = {"strict": "true", "thresholds": ""}
+GEN_PARAMETERS = DEVICE_PARAMETERS | DECISION_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
 """What each sets: docs/operations.md."""
-STREAM_PARAMETERS = DEVICE_PARAMETERS | {
-    "slots": "256",
-    "kv_budget_bytes": "0",
-    "idle_s": str(IDLE_S),
-    "evict_s": "5",
-    "chunk_tokens": "16",
-    "turn_s": "0.05",
-    "debounce": "2",
-    "strict": "true",
-    "thresholds": "",
-}
+STREAM_PARAMETERS = (
+    DEVICE_PARAMETERS
+    | DECISION_PARAMETERS
+    | {
+        "slots": "256",
+        "kv_budget_bytes": "0",
+        "idle_s": str(IDLE_S),
+        "evict_s": "5",
+        "chunk_tokens": "16",
+        "turn_s": "0.05",
+        "debounce": "2",
+    }
+)
 """What each sets: docs/streams.md."""
 HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
 

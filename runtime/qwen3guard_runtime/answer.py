@@ -7,14 +7,22 @@ is decided at the one token after its label, where the first tokens of its possi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_client.errors import TokenizerMismatch, UnreadableAnswer
-from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, Category, Refusal, RiskLevel
+from qwen3guard_client.labels import (
+    CATEGORY_ORDER,
+    QUERY_CATEGORY_ORDER,
+    REFUSAL_ORDER,
+    RISK_ORDER,
+    Category,
+    Refusal,
+    RiskLevel,
+)
 
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
@@ -45,6 +53,14 @@ class Verdict:
     categories: tuple[Category, ...]
     refusal: Refusal | None
     probabilities: Mapping[Field, Probabilities]
+
+    def rows(self) -> Iterator[tuple[RiskLevel, Category, float]]:
+        """What a policy decides by: for each category that is named, or else the likeliest, the level, the category
+        and 1 - P(Safe)."""
+        likeliest = QUERY_CATEGORY_ORDER[int(self.probabilities[CATEGORIES][:-1].argmax())]
+        risk = 1 - float(self.probabilities[SAFETY][RISK_ORDER.index(RiskLevel.SAFE)])
+        for category in self.categories or (likeliest,):
+            yield self.severity, category, risk
 
 
 class AnswerReader:

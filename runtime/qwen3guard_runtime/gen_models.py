@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from qwen3guard_client import wire
 from qwen3guard_client.errors import GuardError
+from qwen3guard_client.policy import Policy
 
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
 from qwen3guard_runtime.chat import ChatTemplate, conversation
@@ -48,6 +49,7 @@ class GenGuardModel:
         place = open_guard(folder, manifest, options)
         self.slots = slots = options.whole("slots", at_least=1)
         self.waiting = options.whole("waiting")
+        self._policy = Policy(options.flag("strict"), thresholds=options.thresholds("thresholds"))
         self._notice = manifest.notice
         self._metrics = GenMetrics()
         self.metrics = self._metrics.all()
@@ -84,7 +86,7 @@ class GenGuardModel:
             wire.ANSWER_LOGPROBS.name: answer.logprobs,
             wire.NOTICE.name: [self._notice],
         }
-        if not request.wanted & wire.VERDICT_OUTPUTS:
+        if request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
             return outputs
         try:
             verdict = self._guard.read(answer)
@@ -101,4 +103,5 @@ class GenGuardModel:
             wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, np.zeros(0, np.float32)),
             wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
             wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
+            wire.UNSAFE.name: any(self._policy.decides(*row) for row in verdict.rows()),
         }

@@ -57,7 +57,7 @@ def test_each_row_keeps_its_fields_and_gets_the_verdict_of_classify(
         kept = found.pop("guard")
         assert found == row
         assert kept.items() <= json.loads(verdict.as_json()).items()
-        assert set(kept) == {"severity", "categories", "refusal", "probabilities", "strict", "loose"}
+        assert set(kept) == {"severity", "categories", "refusal", "probabilities", "strict", "loose", "unsafe"}
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 

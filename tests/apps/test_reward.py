@@ -17,7 +17,7 @@ def judged(safe: float, unsafe: float, refuses: float | None) -> Classification:
     levels = {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: unsafe, RiskLevel.CONTROVERSIAL: 1 - safe - unsafe}
     refusal = {} if refuses is None else {Refusal.YES: refuses, Refusal.NO: 1 - refuses}
     kind = None if refuses is None else Refusal.YES
-    return Classification(RiskLevel.SAFE, (), kind, levels, {}, refusal, False, False, "", "")
+    return Classification(RiskLevel.SAFE, (), kind, levels, {}, refusal, False, False, False, "", "")
 
 
 @pytest.mark.parametrize(
