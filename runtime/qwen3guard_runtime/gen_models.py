@@ -19,7 +19,7 @@ from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.heads import template_heads
-from qwen3guard_runtime.integrity import check_files
+from qwen3guard_runtime.integrity import ExportedFiles
 from qwen3guard_runtime.metrics import GenMetrics
 from qwen3guard_runtime.models import TokenizerModel, read_manifest
 from qwen3guard_runtime.options import Options
@@ -44,7 +44,7 @@ class GenGuardModel:
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         options = Options(parameters)
         manifest = read_manifest(folder)
-        check_files(folder, manifest)
+        self._files = ExportedFiles(folder, manifest)
         tokenizer = GuardTokenizer.load(folder)
         place = open_guard(folder, manifest, options)
         self.slots = slots = options.whole("slots", at_least=1)
@@ -75,6 +75,7 @@ class GenGuardModel:
             ]
             answers = self._guard.answer(questions)
             results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
+        self._files.check()
         return results
 
     def _one(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:

@@ -20,7 +20,7 @@ from qwen3guard_client.thresholds import Thresholds
 from qwen3guard_runtime.chat import conversation, text_of
 from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.incremental import Increment, tokenize
-from qwen3guard_runtime.integrity import check_files
+from qwen3guard_runtime.integrity import ExportedFiles
 from qwen3guard_runtime.judgement import Judgement
 from qwen3guard_runtime.kv_cache import KVCache
 from qwen3guard_runtime.metrics import StreamMetrics
@@ -88,7 +88,7 @@ class StreamGuardModel:
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
         options = Options(parameters)
         exported = read_manifest(folder)
-        check_files(folder, exported)
+        self._files = ExportedFiles(folder, exported)
         place = open_guard(folder, exported, options)
         manifest, memory = place.manifest, place.memory
         slots = options.whole("slots", at_least=1)
@@ -151,6 +151,7 @@ class StreamGuardModel:
         for number, reply in zip(steps, replies, strict=True):
             found = reply if isinstance(reply, GuardError) else _outputs(reply) | {wire.NOTICE.name: [self._notice]}
             results[number] = found
+        self._files.check()
         return [results[number] for number in range(len(requests))]
 
     def _step(self, request: Request) -> Step:

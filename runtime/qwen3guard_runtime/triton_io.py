@@ -45,6 +45,8 @@ def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: Refu
             results.append(error)
     try:
         handled = iter(handle(parsed))
+    except GuardError as error:
+        handled = iter([error] * len(parsed))
     except Exception as error:
         logging.getLogger(__name__).error("execution failed: %s", type(error).__name__)
         handled = iter([InternalError(f"The model failed ({type(error).__name__}).")] * len(parsed))
