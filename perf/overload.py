@@ -91,8 +91,9 @@ class Caller:
         self._source = random.Random(0)
         self.outcomes: list[Outcome] = []
 
-    async def call(self, due: float | None = None) -> Outcome:
-        number = self._source.randrange(len(self._requests))
+    async def call(self, due: float | None = None, number: int | None = None) -> Outcome:
+        """Sends a request, any one unless `number` says which."""
+        number = self._source.randrange(len(self._requests)) if number is None else number
         send = self._source.choice(self._send)
         at = time.monotonic()
         try:
@@ -115,6 +116,18 @@ class Caller:
         async def ask() -> None:
             while time.monotonic() < until:
                 if (await self.call()).found == SHED:
+                    await asyncio.sleep(BACK_OFF_S)
+
+        await asyncio.gather(*(ask() for _ in range(callers)))
+        return self.outcomes[first:]
+
+    async def each_once(self, callers: int) -> list[Outcome]:
+        """All requests, in order, by `callers` that take the next one when they are answered."""
+        first, numbers = len(self.outcomes), iter(range(len(self._requests)))
+
+        async def ask() -> None:
+            for number in numbers:
+                while (await self.call(number=number)).found == SHED:
                     await asyncio.sleep(BACK_OFF_S)
 
         await asyncio.gather(*(ask() for _ in range(callers)))

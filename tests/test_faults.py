@@ -1,4 +1,7 @@
-"""Each fault of perf/faults.py in short: injected into live processes, and no wrong verdict comes of it."""
+"""Faults of perf/faults.py in short: injected into live processes, and no wrong verdict comes of it.
+
+Killed servers and hung processes: test_recovery.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import faults
 import pytest
 from conftest import serve, wait_ready
 from qwen3guard_client import GuardClient
-from qwen3guard_client.errors import GuardError, InternalError, ServeError
+from qwen3guard_client.errors import CorruptFile, GuardError, InternalError, ServeError
+from qwen3guard_client.manifest import Manifest
+from qwen3guard_runtime.integrity import ExportedFiles
 
 Fault = Callable[[Path, int], dict[str, Any]]
 
@@ -22,11 +27,8 @@ Fault = Callable[[Path, int], dict[str, Any]]
     ("fault", "times"),
     [
         (faults.model_killed, 4),
-        (faults.server_killed, 1),
-        (faults.model_hung, 1),
         (faults.client_gone, 3),
         (faults.cancelled, 5),
-        (faults.reload_refused, 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -61,15 +63,22 @@ def test_nobody_reloads_a_model(repository: Path) -> None:
     assert faults.reload_refused(repository, 1)["refused"] == 2
 
 
-@pytest.mark.parametrize("guard_name", ["gen_guard", "stream_guard"])
 @pytest.mark.parametrize("change", [faults.truncate, faults.overwrite, faults.replace])
-def test_changed_weights_are_not_served(
-    repository: Path, tmp_path: Path, guard_name: str, change: Callable[[Path], None]
-) -> None:
+def test_changed_weights_are_not_loaded(repository: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    random.seed(7)
+    folder = Path(shutil.copytree(repository / "stream_guard" / "1", tmp_path / "1"))
+    manifest = Manifest.read(folder)
+    ExportedFiles(folder, manifest).check()
+    change(folder / "model.onnx.data")
+    with pytest.raises(CorruptFile, match=r"model\.onnx\.data is not the file that was exported"):
+        ExportedFiles(folder, manifest)
+
+
+def test_changed_weights_are_not_served(repository: Path, tmp_path: Path) -> None:
     random.seed(7)
     models = Path(shutil.copytree(repository, tmp_path / "models"))
-    change(models / guard_name / "1" / "model.onnx.data")
-    with serve(models) as server, pytest.raises(ServeError):
+    faults.replace(models / "gen_guard" / "1" / "model.onnx.data")
+    with serve(models) as server, pytest.raises(ServeError, match="not the file that was exported"):
         wait_ready(server)
 
 

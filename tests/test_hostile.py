@@ -31,6 +31,7 @@ TEXT = f"How do I bake a {SECRET}?"
 CASES: Counter[str] = Counter()
 LARGE = 100_000_000
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+LET_GO_S = 0.5
 ATTEMPT_S = 60.0
 
 INT64 = (-(2**63), -(2**31) - 1, -1, 0, 1, 2**31, 2**32, 2**62, 2**63 - 1)
@@ -530,11 +531,16 @@ def shared_bytes(server: EmbeddedServer) -> int:
 
 
 def growth(server: EmbeddedServer, load: Callable[[], object]) -> tuple[int, int]:
-    """What `load` adds to the process that grows most, and to the shared memory, after it ran once."""
+    """What `load` adds to the process that grows most, and to the shared memory, after it ran once.
+
+    The thread that answers lets go of a request a moment after the answer was sent.
+    """
     load()
+    time.sleep(LET_GO_S)
     stubs, shared = stub_bytes(server), shared_bytes(server)
     load()
     load()
+    time.sleep(LET_GO_S)
     after = stub_bytes(server)
     assert after.keys() == stubs.keys()
     return max(after[pid] - stubs[pid] for pid in stubs), shared_bytes(server) - shared

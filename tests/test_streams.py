@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -35,6 +36,7 @@ from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.server import EmbeddedServer
 from qwen3guard_runtime.tokenizer import GuardTokenizer
+from test_serve import traces
 from texts import TEXTS, cut
 
 PROMPT = "How do I bake bread?"
@@ -220,10 +222,6 @@ def _children(pid: int) -> list[Path]:
     return list(Path(f"/proc/{pid}/task").glob("*/children"))
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
 def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
     def abandon(count: int) -> None:
         with GuardClient(small.url) as guard:
@@ -244,12 +242,12 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) ->
         kept = str(uuid.uuid4())
         length = guard.stream_step(kept, prompt=PROMPT, start=True).length
     ten_thousand(2000)
-    before, files = memory(small), shared_memory()
+    before, files = memory(small), set(traces(os.getpid()))
     ten_thousand(8000)
     after = memory(small)
     for name, size in after.items():
         assert size - before[name] < 20 << 20, (name, before, after)
-    assert shared_memory() == files
+    assert set(traces(os.getpid())) == files
     with GuardClient(small.url) as guard, pytest.raises(errors.SessionLost):
         guard.stream_step(kept, text="more", position=length)
     time.sleep(5)  # longer than idle_s, and nobody asks anything
