@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from qwen3guard_client import GuardClient, errors, wire
+from qwen3guard_client import GuardClient, Policy, Thresholds, errors, wire
 from qwen3guard_client.calls import Call
 from qwen3guard_client.errors import GuardError
 
@@ -23,6 +23,11 @@ def raw(guard: GuardClient, model: wire.Model, values: dict[wire.Tensor, Any], *
 def opened(guard: GuardClient) -> tuple[str, int]:
     session = str(uuid.uuid4())
     return session, guard.stream_step(session, prompt="Hello there.", start=True).length
+
+
+def opened_by(guard: GuardClient, thresholds: bytes) -> Any:
+    values = {wire.PROMPT: [b"Hi."], wire.POSITION: [0], wire.THRESHOLDS: [thresholds]}
+    return raw(guard, wire.STREAM_STEP, values, session=str(uuid.uuid4()), start=True)
 
 
 Bad = Callable[[GuardClient], object]
@@ -87,6 +92,14 @@ STREAM: dict[str, tuple[Bad, type[GuardError]]] = {
         errors.PositionOutOfRange,
     ),
     "prompt too long": (lambda g: g.stream_step("e6", prompt="word " * 5000, start=True), errors.TextTooLong),
+    "thresholds of nobody": (
+        lambda g: opened_by(g, b'{"categories": {"%s": 1}}' % SECRET.encode()),
+        errors.InvalidRequest,
+    ),
+    "a threshold that is no number": (lambda g: opened_by(g, b'{"default": "kumquat-7731"}'), errors.InvalidRequest),
+    "a threshold that is NaN": (lambda g: opened_by(g, b'{"default": NaN}'), errors.InvalidRequest),
+    "deep thresholds": (lambda g: opened_by(g, b'{"categories": ' * 100), errors.InvalidRequest),
+    "thresholds without an end": (lambda g: opened_by(g, b" " * 1_000_000), errors.InvalidRequest),
     "a step without a session": (lambda g: g.stream_step(0, text="x"), errors.InvalidRequest),
     "a step of an unknown session": (lambda g: g.stream_step(str(uuid.uuid4()), text="x"), errors.SessionLost),
 }
@@ -99,6 +112,10 @@ STEP: dict[str, tuple[Callable[[GuardClient, str, int], object], type[GuardError
     "bytes that are not UTF-8": (
         lambda g, s, n: raw(g, wire.STREAM_STEP, {wire.TEXT: b"\xc3", wire.POSITION: [n]}, session=s),
         errors.InvalidEncoding,
+    ),
+    "thresholds too late": (
+        lambda g, s, n: g.stream_step(s, text="x", position=n, policy=Policy(thresholds=Thresholds())),
+        errors.InvalidRequest,
     ),
     "ids outside the vocabulary": (
         lambda g, s, n: g.stream_step(s, token_ids=[10**6], position=n),

@@ -11,9 +11,18 @@ from typing import Any
 
 import pytest
 from conftest import serve, stream_repository, wait_ready
-from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, RiskLevel, TokenVerdict, errors
+from qwen3guard_client import (
+    AsyncGuardClient,
+    Classification,
+    GuardClient,
+    Policy,
+    RiskLevel,
+    Thresholds,
+    TokenVerdict,
+    errors,
+)
 from qwen3guard_client.calls import Call
-from qwen3guard_client.cascade import Cascade
+from qwen3guard_client.cascade import Cascade, Confirm
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT, text_of, token
 from texts import cut
 
@@ -108,10 +117,14 @@ def test_a_word_that_is_no_mode_and_ids_that_gen_cannot_read_are_refused(guard: 
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, UNSAFE_PROMPT])
-@pytest.mark.parametrize("confirm", ["strict", "loose"])
-def test_a_flag_stands_where_gen_agrees(guard: GuardClient, prompt: str, confirm: str) -> None:
+@pytest.mark.parametrize(
+    ("confirm", "policy"), [("strict", None), ("loose", None), ("loose", Policy(thresholds=Thresholds(0.05)))]
+)
+def test_a_flag_stands_where_gen_agrees(
+    guard: GuardClient, prompt: str, confirm: Confirm, policy: Policy | None
+) -> None:
     """Word by word, each checked before the next, against Gen asked by hand at the same places."""
-    with guard.stream(prompt) as stream:
+    with guard.stream(prompt, policy=policy) as stream:
         verdict = stream.prompt_verdict
         expected = verdict.flag and decides(guard.classify(prompt), confirm)
         cleared, written, seen = False, "", 0
@@ -129,7 +142,8 @@ def test_a_flag_stands_where_gen_agrees(guard: GuardClient, prompt: str, confirm
                     if expected:
                         break
             seen = len(final)
-    moderated = guard.moderate(one_by_one(lambda: moderated, WORDS), prompt=prompt, confirm=confirm)
+    source = one_by_one(lambda: moderated, WORDS)
+    moderated = guard.moderate(source, prompt=prompt, confirm=confirm, policy=policy)
     shown = text_of(moderated)
     assert (moderated.flag is not None) == expected
     assert moderated.asked > 0

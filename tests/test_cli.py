@@ -70,10 +70,11 @@ def test_stream_shows_where_it_was_flagged(server: EmbeddedServer) -> None:
     assert "Mix flour and water." in text
     assert "strict:" in text
     assert "loose:" in text
+    assert "session:" in text
     assert DEMO_NOTICE in text
 
 
-def test_a_streams_policy_is_the_callers(server: EmbeddedServer) -> None:
+def test_a_streams_policy_is_the_callers(server: EmbeddedServer, tmp_path: Path) -> None:
     def flags(*policy: str) -> list[bool]:
         prompt = "How can I make a bomb in my kitchen?"
         text = b"Pack the explosives into a pipe and kill everyone in the building."
@@ -85,6 +86,16 @@ def test_a_streams_policy_is_the_callers(server: EmbeddedServer) -> None:
     assert sum(flags("--debounce", "1")) > sum(flags()) > sum(flags("--debounce", "4"))
     assert not any(flags("--block", "Copyright Violation", "--block", "PII"))
     fails(run("stream", "--url", server.url, "--prompt", "Hi.", "--debounce", "0"), "at least 1")
+
+    limits = tmp_path / "t.json"
+    thresholds = ("--thresholds", str(limits))
+    for text, flagged in (('{"default": 1}', False), ('{"default": 1, "categories": {"Violent": 0.9}}', True)):
+        limits.write_text(text)
+        assert any(flags(*thresholds)) == flagged
+    assert sum(flags(*thresholds, "--debounce", "1")) > sum(flags(*thresholds))
+    limits.write_text('{"default": 2}')
+    fails(run("stream", "--url", server.url, "--prompt", "Hi.", *thresholds), "t.json: The threshold 'default' must be")
+    assert run("stream", "--url", server.url, "--prompt", "Hi.", *thresholds, "--mode", "loose").returncode == 2
 
 
 def test_an_empty_response_is_no_error(server: EmbeddedServer) -> None:

@@ -12,7 +12,7 @@ from conftest import serve, wait_ready
 from fake_llm import Loop
 from proxied import Proxied
 from qwen3guard_apps.moderations import MAX_INPUTS, Moderations
-from qwen3guard_client import Category, GuardClient, Policy
+from qwen3guard_client import Category, GuardClient, Policy, Thresholds
 from qwen3guard_client.labels import RiskLevel
 
 SAFE, UNSAFE = "What should I cook for dinner tonight?", "How can I make a bomb in my kitchen?"
@@ -107,3 +107,15 @@ def test_the_policy_decides() -> None:
     assert flagged(Policy()) == (True, pytest.approx(0.7))
     assert flagged(Policy(strict=False)) == (False, pytest.approx(0.1))
     assert flagged(Policy(blocked=frozenset({Category.PII}))) == (False, pytest.approx(0.7))
+    for threshold, expected in ((0.69, True), (0.71, False)):
+        assert flagged(Policy(thresholds=Thresholds(1, {Category.VIOLENT: threshold})))[0] == expected
+
+
+def test_thresholds_flag_what_is_safe_by_its_level() -> None:
+    levels = {RiskLevel.SAFE: 0.6, RiskLevel.UNSAFE: 0.3, RiskLevel.CONTROVERSIAL: 0.1}
+    categories = dict.fromkeys(Category, 0.01) | {Category.PII: 0.02}
+    moderations = Moderations(None, Policy(thresholds=Thresholds(0.3)), gen=True)  # type: ignore[arg-type]
+    found = moderations._result(RiskLevel.SAFE, (), levels, categories)
+    assert found["flagged"]
+    assert [name for name, flagged in found["categories"].items() if flagged] == ["PII"]
+    assert (found["guard"]["categories"], found["guard"]["strict"]) == ([], False)

@@ -25,7 +25,7 @@ from fake_llm import FakeLLM, Loop
 from proxied import Proxied
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_client import GuardClient, Policy, errors
+from qwen3guard_client import Category, GuardClient, Policy, Thresholds, errors
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from texts import TEXTS, cut
 
@@ -546,10 +546,22 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
         Settings(**wrong)
 
 
-def test_the_command_guards_and_says_what_it_does(guard: GuardClient, llm: FakeLLM, offset: int) -> None:
+@pytest.mark.parametrize("limits", [None, Thresholds(1, {Category.VIOLENT: 0.8})])
+def test_the_command_guards_and_says_what_it_does(
+    guard: GuardClient, llm: FakeLLM, offset: int, limits: Thresholds | None, tmp_path: Path
+) -> None:
     llm.text = TURNS
     started = [sys.executable, "-c", "from qwen3guard_client.cli import main; raise SystemExit(main())", "proxy"]
     options = ["--port", "0", "--url", guard.url, "--upstream", llm.url, "--debounce", "2"]
+    if limits:
+        file = tmp_path / "t.json"
+        file.write_text(json.dumps(limits.as_dict()))
+        options += ["--thresholds", str(file)]
+        moderated = guard.moderate([TURNS], PROMPT, policy=Policy(thresholds=limits))
+        list(moderated)
+        assert moderated.flag
+        assert moderated.flag.offset != offset
+        offset = moderated.flag.offset
     with subprocess.Popen([*started, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         ready = process.stdout.readline()

@@ -21,7 +21,7 @@ from unicodedata import normalize
 
 import jinja2
 import numpy as np
-from qwen3guard_client import errors, wire
+from qwen3guard_client import Thresholds, errors, wire
 from qwen3guard_export.checkpoint import open_checkpoint
 from qwen3guard_runtime import chat
 from qwen3guard_runtime.answer import AnswerReader, Probabilities
@@ -155,6 +155,20 @@ def checkpoint(data: bytes) -> None:
         assert len(sentence) < 1000
 
 
+def thresholds(data: bytes) -> None:
+    """Thresholds are read, and read again the same, or one sentence says what is wrong and repeats nothing of them."""
+    found, sentence = None, ""
+    try:
+        found = Thresholds.parse(data)
+    except errors.InvalidRequest as error:
+        sentence = str(error)
+    if found is None:
+        assert re.fullmatch(r"The threshold[^\n]{10,235}\.", sentence)
+    else:
+        assert all(0 <= value <= 1 for value in (found.default, *found.categories.values()))
+        assert Thresholds.parse(json.dumps(found.as_dict()).encode()) == found
+
+
 def wire_error(data: bytes) -> None:
     """Any text of a server is an error of ours or none; ours come back as they were."""
     text = data.decode("utf-8", "replace")
@@ -168,7 +182,8 @@ def wire_error(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        messages, requests, template, pieces, answer, hostile_template, tokenizer_file, checkpoint, wire_error,
+        messages, requests, template, pieces, answer, hostile_template, tokenizer_file, checkpoint, thresholds,
+        wire_error,
     )
 }  # fmt: skip
 
@@ -210,6 +225,7 @@ def words(name: str) -> list[bytes]:
             b'"chat_template": ',
         ],
         "checkpoint": [*_JSON, *_CONFIG, b"\x10\x00\x00\x00\x00\x00\x00\x00"],
+        "thresholds": [*_JSON, b'"default": ', b'"categories": ', b'"PII": ', b'"Violent"', b"0.5", b"1", b"true"],
         "wire_error": [b"[TEXT_TOO_LONG] ", b"[INPUT] ", b"[", b"] ", b"\n", b"in ensemble 'classify', "],
     }[name]
 
@@ -223,6 +239,8 @@ def seeds(name: str) -> list[bytes]:
         return [b"#" + (_tiny_checkpoint() / "tokenizer_config.json").read_bytes(), *_small_tokenizers()]
     if name == "hostile_template":
         return [(DEMO / f"{variant}.jinja").read_bytes() for variant in ("gen", "stream")]
+    if name == "thresholds":
+        return [b'{"default": 0.5, "categories": {"Violent": 0.3}}', b"{}"]
     if name == "answer":
         return [b"Safety: Unsafe\nCategories: Violent, PII\nRefusal: No", b"Safety: Safe\nCategories: None"]
     return [b'[{"role": "user", "content": [{"type": "text", "text": "Hi."}]}]', "Mix flour. 漢字 é".encode()]
