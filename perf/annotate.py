@@ -27,7 +27,7 @@ COMMAND = Path(sys.executable).parent / "qwen3guard"
 
 async def bare(url: str, texts: list[str]) -> float:
     """Answers a second, for as many requests as there are texts."""
-    caller = Caller(url, texts, connections=1, timeout_s=600)
+    caller = Caller(url, [(text,) for text in texts], connections=1, timeout_s=600)
     return answered_rate(await caller.each_once(IN_FLIGHT))
 
 

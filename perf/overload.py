@@ -1,6 +1,6 @@
 """Ten times more requests than the server can answer: are the accepted ones fast, the others refused at once?
 
-    .venv/bin/python perf/overload.py MODEL_REPOSITORY [--factor 10] [--seconds 120] [--words 60] [--waiting N]
+    .venv/bin/python perf/overload.py MODEL_REPOSITORY [--factor 10] [--seconds 120] [--words 60 | --measured]
 
 A process of its own first asks one at a time, then with several callers for the rate that can be sustained, then sends
 `--factor` times that rate at random moments (Poisson) over `--connections` connections, whatever the answers, then
@@ -24,13 +24,14 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+from guards import PROMPT, RESPONSE
 from product import described, models_bytes, rss_bytes
 from qwen3guard_client import GuardClient, canary, wire
 from qwen3guard_client.connection import CHANNEL
@@ -56,6 +57,10 @@ WAITING, THREADS = (rf'("{name}"\s+value {{\s+string_value: ")\d+' for name in (
 REFUSED = re.compile(r'qwen3guard_refused_total\{code="OVERLOADED",model="(\w+)"\} (\d+)')
 
 
+Turns = tuple[str, ...]
+"""A prompt, or a prompt and its response."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Sent `at` on the monotonic clock, `late_s` after it was due; `found` is the verdict, or an error's name."""
@@ -67,12 +72,12 @@ class Outcome:
     text: int
 
 
-def request(text: str, timeout_s: float) -> bytes:
-    """A classify request as it goes over the wire."""
-    data = text.encode()
+def request(turns: Sequence[str], timeout_s: float) -> bytes:
+    """A classify request for a prompt, or a prompt and its response, as it goes over the wire."""
     message = service_pb2.ModelInferRequest(model_name=wire.CLASSIFY.name)
-    message.inputs.add(name=wire.PROMPT.name, datatype="BYTES", shape=[1, 1])
-    message.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+    for tensor, data in zip((wire.PROMPT, wire.RESPONSE), map(str.encode, turns), strict=False):
+        message.inputs.add(name=tensor.name, datatype="BYTES", shape=[1, 1])
+        message.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
     message.parameters["timeout"].int64_param = int(timeout_s * 1e6)
     for tensor in (wire.SEVERITY, wire.SEVERITY_PROBABILITIES):
         message.outputs.add(name=tensor.name)
@@ -82,11 +87,11 @@ def request(text: str, timeout_s: float) -> bytes:
 class Caller:
     """Sends prepared requests over several connections, and keeps what came of each."""
 
-    def __init__(self, url: str, texts: list[str], connections: int, timeout_s: float) -> None:
+    def __init__(self, url: str, texts: Sequence[Turns], connections: int, timeout_s: float) -> None:
         options = [*CHANNEL, ("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(url, options) for _ in range(connections)]
         self._send = [channel.unary_unary(METHOD) for channel in self._channels]
-        self._requests = [request(text, timeout_s) for text in texts]
+        self._requests = [request(turns, timeout_s) for turns in texts]
         self._timeout_s = timeout_s
         self._source = random.Random(0)
         self.outcomes: list[Outcome] = []
@@ -156,7 +161,7 @@ def _run(work: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ..
     return asyncio.run(work(*arguments))
 
 
-async def load(url: str, texts: list[str], options: argparse.Namespace) -> dict[str, list[Outcome]]:
+async def load(url: str, texts: Sequence[Turns], options: argparse.Namespace) -> dict[str, list[Outcome]]:
     caller = Caller(url, texts, options.connections, options.timeout_s)
     found = {"warm-up": await caller.closed(2, 3.0)}
     found["alone"] = await caller.closed(1, options.alone_s)
@@ -278,6 +283,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--alone-s", type=float, default=20.0)
     parser.add_argument("--words", type=int, default=60, help="of each prompt")
+    parser.add_argument("--measured", action="store_true", help="the conversation that guards.py's Gen can answer")
     parser.add_argument("--callers", type=int, default=4, help="that look for the sustainable rate")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--timeout-s", type=float, default=30.0)
@@ -287,7 +293,9 @@ def main() -> int:
     options = parser.parse_args()
     source = random.Random(1)
     words = ["how", "do", "I", "bake", "bread", "with", "flour", "and", "water", "on", "a", "quiet", "sunday"]
-    texts = [" ".join(source.choices(words, k=options.words)) + "?" for _ in range(4)]
+    texts: list[Turns] = [(" ".join(source.choices(words, k=options.words)) + "?",) for _ in range(4)]
+    if options.measured:
+        texts = [(PROMPT, RESPONSE)]
     with tempfile.TemporaryDirectory() as folder:
         models = changed(options.repository, Path(folder), options.waiting, options.pass_ms)
         ports = {"grpc_port": options.grpc_port, "metrics_port": options.grpc_port + 1}
@@ -299,7 +307,12 @@ def main() -> int:
             found = in_a_process(load, server.url, texts, options)
             refused = counted(ports["metrics_port"])
             guards = [described(each) for each in server.manifests.values() if each.variant == "gen"]
-        rows = {"guard": guards, "words": options.words, "waiting": options.waiting, "pass_ms": options.pass_ms}
+        rows = {
+            "guard": guards,
+            "words": None if options.measured else options.words,
+            "waiting": options.waiting,
+            "pass_ms": options.pass_ms,
+        }
         asked = [each for phase in found.values() for each in phase]
         rows |= report(found, memory)
         rows |= {"refused_in_all": sum(each.found == SHED for each in asked), "counted_by_server": refused}
