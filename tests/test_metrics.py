@@ -246,6 +246,15 @@ def test_labels_and_logs_hold_nothing_of_a_request(observed: Observed) -> None:
     assert {label for name in ours for label in found.labels(name)} == LABELS
 
 
+def test_an_error_of_the_client_is_found_in_the_log(observed: Observed, client: GuardClient) -> None:
+    long = "word " * 3000
+    for ask in (lambda: client.classify(long), lambda: client.stream_step("one", prompt=long, start=True)):
+        with pytest.raises(errors.TextTooLong) as found:
+            ask()
+        (line,) = (line for line in lines(observed.server) if line.get("request_id") == found.value.request_id)
+        assert line["code"] == found.value.code
+
+
 def lines(server: EmbeddedServer) -> list[dict[str, object]]:
     return [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
 

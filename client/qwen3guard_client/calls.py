@@ -6,8 +6,9 @@ Knows tensors and errors; opens no connection.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -65,6 +66,8 @@ class Call(Generic[T]):
     session: int | str = 0
     start: bool = False
     end: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Under which the server writes a failure to its log."""
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
         """Arguments of tritonclient's `infer`, sync and async; Triton drops the request after the time-out too.
@@ -75,6 +78,7 @@ class Call(Generic[T]):
             raise DeadlineExceeded("The server did not answer in time.")
         return {
             "model_name": self.model.name,
+            "request_id": self.id,
             "inputs": [_input(tensor, value) for tensor, value in self.values.items()],
             "outputs": [triton.InferRequestedOutput(tensor.name) for tensor in self.outputs],
             "sequence_id": self.session,

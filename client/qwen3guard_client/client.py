@@ -183,6 +183,7 @@ class GuardClient:
                 reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
             except InferenceServerException as error:
                 found = connection.error_of(error, token=self._token)
+                found.request_id = call.id
                 gone = isinstance(found, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:
                     raise found from None

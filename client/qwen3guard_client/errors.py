@@ -58,6 +58,8 @@ class GuardError(Exception):
     """The root. `code` is stable; the message is one sentence for a person."""
 
     code: ClassVar[str] = "GUARD"
+    request_id: str | None = None
+    """Of the request that was answered so: it stands in the server's log."""
 
     def wire_text(self) -> str:
         return f"[{self.code}] {self}"
