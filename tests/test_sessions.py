@@ -15,7 +15,7 @@ from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORD
 from qwen3guard_client.manifest import Canary, Manifest
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.thresholds import Thresholds
-from qwen3guard_runtime.judgement import Judgement
+from qwen3guard_runtime.judgement import Judgement, judge
 from qwen3guard_runtime.kv_cache import KVCache, capacities
 from qwen3guard_runtime.options import Options, memory_bytes
 from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row
@@ -517,6 +517,14 @@ def test_thresholds_of_many_sessions_in_one_batch_do_not_mix() -> None:
         assert not any(expected) or policy.thresholds != Thresholds(1)
         seen.add(reply.flags.own)
     assert len(seen) > 20
+
+
+def test_a_policy_decides_by_the_numbers_that_a_client_reads() -> None:
+    """To the last bit, or a threshold between the two would tell them apart."""
+    source = np.random.default_rng(5)
+    levels, categories = (source.normal(size=(200, width)).astype(np.float32) for width in (3, 8))
+    found = judge(levels, categories, RESPONSE_CATEGORY_ORDER)
+    assert [risk for _, _, risk in found.rows()] == [1 - safe for safe in found.risk_probabilities[:, 0].tolist()]
 
 
 def above(found: Judgement, policy: Policy, order: Sequence[Category]) -> list[bool]:
