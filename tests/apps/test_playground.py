@@ -177,7 +177,7 @@ def test_a_token_that_is_html_is_text_in_the_prose_and_in_its_card(page: Page) -
           const severity = { Safe: 0, Controversial: 0, Unsafe: 1 };
           const token = { end: [...text].length, severity: "Unsafe", probabilities: { severity, categories: {} } };
           new TokenText(prose, card).draw([...text], [token], 0);
-          prose.firstChild.focus();
+          prose.querySelector(".token").focus();
           return [prose.textContent, card.textContent, ...document.querySelectorAll("b, script:not([src])")];
         }""",
         MARKUP,
@@ -277,6 +277,59 @@ def test_text_is_judged_while_it_is_typed_and_again_when_it_is_changed(page: Pag
     expect(page.locator("#tokens .token")).to_have_count(0)
 
 
+def test_a_long_text_is_judged_in_pieces_and_laid_out_in_boxes_of_few_tokens(page: Page, guard: GuardClient) -> None:
+    response = " ".join([RESPONSE] * 40)
+    page.fill("#prompt", PROMPT)
+    page.check("#live")
+    page.fill("#response", response)
+    expect(page.locator("#tokens")).to_have_text(response, use_inner_text=False, timeout=60_000)
+    agrees(page, guard, response)
+    assert int(page.inner_text("#steps")) >= len(response) / 500
+    assert page.locator("#tokens .token").count() > 1_500
+    assert max(page.locator("#tokens .token").evaluate_all(TOKENS_OF_EACH_BOX)) <= 300
+
+
+TOKENS_OF_EACH_BOX = """all => {
+  const tokens = new Map();
+  for (const token of all) {
+    let box = token;
+    while (getComputedStyle(box).display === "inline") box = box.parentElement;
+    tokens.set(box, (tokens.get(box) ?? 0) + 1);
+  }
+  return [...tokens.values()];
+}"""
+
+
+def test_a_further_token_is_no_more_work_in_a_long_text_than_in_a_short_one(page: Page) -> None:
+    work = page.evaluate("""async () => {
+      const { TokenText } = await import("/tokens.js");
+      const text = new TokenText(document.createElement("p"), document.createElement("div"));
+      const probabilities = { severity: { Safe: 1 }, categories: {} };
+      const tokens = [];
+      const work = [];
+      const toggle = DOMTokenList.prototype.toggle;
+      DOMTokenList.prototype.toggle = function (...change) {
+        work[work.length - 1] += 1;
+        return toggle.apply(this, change);
+      };
+      while (tokens.length < 500) {
+        tokens.push({ end: tokens.length + 1, severity: "Unsafe", probabilities });
+        work.push(0);
+        text.draw(tokens.map(() => "x"), tokens, tokens.length - 1);
+        text.mark({ token: 0, begin: 0 }, true);
+      }
+      return work.slice(1);
+    }""")
+    assert len(set(work)) == 1
+
+
+def test_lines_are_copied_as_they_are(page: Page) -> None:
+    response = "x = 1\n\n\nif x:\n    y = 2\n\tz = 3\nend"
+    judge(page, PROMPT, response)
+    page.locator("#tokens").evaluate("tokens => getSelection().selectAllChildren(tokens)")
+    assert page.evaluate("getSelection().toString()") == response
+
+
 def test_it_is_used_with_the_keyboard_alone(page: Page) -> None:
     focused = page.locator(":focus")
     for field, text in (("prompt", PROMPT), ("response", RESPONSE)):
@@ -329,6 +382,14 @@ def test_what_the_guard_refuses_is_said_and_the_next_run_goes_well(page: Page) -
         expect(page.locator("#headline")).to_have_text("Not judged to the end")
     judge(page, PROMPT, RESPONSE)
     expect(page.locator("#error")).to_be_hidden()
+
+
+def test_a_response_beyond_the_context_is_judged_up_to_there(page: Page) -> None:
+    page.check("#live")
+    page.fill("#response", "far " * 8_000)
+    expect(page.locator("#error")).to_contain_text("; the context holds 2048.", timeout=60_000)
+    expect(page.locator("#headline")).to_have_text("Not judged to the end")
+    assert 1_000 < page.locator("#tokens .token").count() < 2_048
 
 
 def test_a_text_beyond_one_message_is_refused(page: Page, url: str) -> None:

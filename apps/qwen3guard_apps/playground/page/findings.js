@@ -17,8 +17,11 @@ export class Findings {
   #state = "idle";
 
   constructor() {
-    document.querySelector(".policy").addEventListener("input", () => this.#decide());
-    for (const place of Object.keys(this.#cards)) this.#draw(place);
+    document.querySelector(".policy").addEventListener("input", () => {
+      this.#decide();
+      this.#drawAll();
+    });
+    this.#drawAll();
   }
 
   get #policy() {
@@ -46,9 +49,8 @@ export class Findings {
     this.#characters.push(...text);
     this.#tokens.splice(kept, Infinity, ...tokens);
     this.#text.draw(this.#characters, this.#tokens, kept);
-    this.#took.push(ms);
     this.#state = "running";
-    this.#measure();
+    this.#measure(ms);
     this.#decide();
   }
 
@@ -88,7 +90,6 @@ export class Findings {
     const { strict, debounce } = this.#policy;
     const flag = firstFlag(this.#tokens.map(({ severity }) => severity), strict, debounce);
     const text = this.#text.mark(flag, strict).trim();
-    for (const place of Object.keys(this.#cards)) this.#draw(place);
     const headline = by("headline");
     delete headline.dataset.level;
     if (flag) {
@@ -133,6 +134,10 @@ export class Findings {
     this.#draw(place);
   }
 
+  #drawAll() {
+    for (const place of Object.keys(this.#cards)) this.#draw(place);
+  }
+
   #draw(place) {
     const found = this.#cards[place];
     const card = by(place);
@@ -150,11 +155,11 @@ export class Findings {
     card.replaceChildren(...content);
   }
 
-  #measure() {
-    const sorted = this.#took.toSorted((a, b) => a - b);
-    by("last").textContent = milliseconds(this.#took.at(-1));
-    by("p50").textContent = milliseconds(rank(sorted, 0.5));
-    by("p95").textContent = milliseconds(rank(sorted, 0.95));
+  #measure(ms) {
+    this.#took.splice(this.#took.findLastIndex((less) => less <= ms) + 1, 0, ms);
+    by("last").textContent = milliseconds(ms);
+    by("p50").textContent = milliseconds(rank(this.#took, 0.5));
+    by("p95").textContent = milliseconds(rank(this.#took, 0.95));
     by("steps").textContent = this.#took.length;
     by("count").textContent = this.#tokens.length;
   }

@@ -19,7 +19,8 @@ let typed = null;
 let pause = 0;
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const words = (text) => text.match(/\s*\S{1,24}|\s+/gu) ?? [];
+const words = (text) => text.match(/\s{0,24}\S{1,24}|\s{1,24}/gu) ?? [];
+const beginning = (text) => text.match(/^.{0,500}/su)[0];
 
 function stop() {
   stream?.stop();
@@ -91,9 +92,9 @@ async function follow() {
         await opening;
       }
       typed.busy = true;
-      const piece = text.slice(typed.text.length);
+      const piece = beginning(text.slice(typed.text.length));
       if (piece) await step(stream, piece);
-      typed.text = text;
+      typed.text += piece;
     }
   });
   if (typed) typed.busy = false;

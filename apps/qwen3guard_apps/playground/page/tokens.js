@@ -3,6 +3,8 @@
 import { bars, element, level } from "./bars.js";
 import { LEVELS, counts } from "./rule.js";
 
+const LINE_TOKENS = 300;
+
 const severity = (token) => LEVELS.indexOf(token.severity);
 
 // Tokens that share a character make one group; elsewhere each token is its own.
@@ -23,6 +25,7 @@ function grouped(tokens, group, from) {
 export class TokenText {
   #groups = [];
   #tokens = [];
+  #flag = null;
   #strict = true;
 
   constructor(container, card) {
@@ -43,12 +46,13 @@ export class TokenText {
   // `characters` are the code points that `tokens` end in; the first `kept` tokens are those of the last time.
   draw(characters, tokens, kept) {
     this.#tokens = tokens;
-    while (this.#groups.length && this.#groups.at(-1).last >= kept) this.#groups.pop().span.remove();
+    while (this.#groups.length && this.#groups.at(-1).last >= kept) this.#undraw(this.#groups.pop());
     const before = this.#groups.at(-1);
     for (const group of grouped(tokens, before, before ? before.last + 1 : 0)) {
       group.text = characters.slice(group.begin, group.end).join("");
       group.span = this.#span(group);
-      this.container.append(group.span);
+      this.#line().append(group.span);
+      this.#hold(group);
       this.#groups.push(group);
     }
     if (!this.container.querySelector("[tabindex='0']") && this.#groups.length) this.#groups[0].span.tabIndex = 0;
@@ -58,14 +62,31 @@ export class TokenText {
   // Where the text would be stopped; returns the flagged token's text.
   mark(flag, strict) {
     this.#strict = strict;
-    let text = "";
-    for (const { span, first, last, text: own } of this.#groups) {
-      const flagged = flag !== null && first <= flag.token && flag.token <= last;
-      span.classList.toggle("held", flag !== null && last >= flag.begin);
-      span.classList.toggle("flagged", flagged);
-      if (flagged) text = own;
-    }
-    return text;
+    const moved = flag?.token !== this.#flag?.token || flag?.begin !== this.#flag?.begin;
+    this.#flag = flag;
+    if (moved) for (const group of this.#groups) this.#hold(group);
+    return flag ? this.#groups.find(({ last }) => flag.token <= last).text : "";
+  }
+
+  #hold({ span, first, last }) {
+    const flag = this.#flag;
+    span.classList.toggle("held", flag !== null && last >= flag.begin);
+    span.classList.toggle("flagged", flag !== null && first <= flag.token && flag.token <= last);
+  }
+
+  // Where the next token goes. The browser lays a whole box out anew for each token that it gets, so each line is a box
+  // of its own, and one that does not end is broken.
+  #line() {
+    const last = this.#groups.at(-1);
+    const line = last?.span.parentElement;
+    if (line && !last.text.endsWith("\n") && line.childElementCount < LINE_TOKENS) return line;
+    return this.container.appendChild(element("span", "line"));
+  }
+
+  #undraw({ span }) {
+    const line = span.parentElement;
+    span.remove();
+    if (!line.firstChild) line.remove();
   }
 
   #span(group) {
