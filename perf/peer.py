@@ -6,6 +6,7 @@ It reads one JSON request a line and answers one a line. Its script and its pinn
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -19,7 +20,7 @@ PEERS = Path(__file__).parent / "peers"
 class Peer:
     """A running peer; use it in a `with`. `ask` raises RuntimeError with what it wrote if it dies."""
 
-    def __init__(self, name: str, python: Path, script: str, *arguments: str, log: Path) -> None:
+    def __init__(self, name: str, python: Path, script: str, *arguments: str, log: Path, **environment: str) -> None:
         self.name = name
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +30,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
+            env=os.environ | environment,
         )
 
     def __enter__(self) -> Peer:

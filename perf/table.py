@@ -33,6 +33,7 @@ from peer import Peer, environment
 from product import Session, crowd, median
 from qwen3guard_client import GuardClient
 from qwen3guard_client.manifest import Manifest
+from qwen3guard_runtime.installation import HUGE_PAGES
 
 RESULTS = Path(__file__).parent / "results"
 ANSWER_TOKENS = 12
@@ -189,7 +190,8 @@ class Run:
     def overhead(self, url: str) -> None:
         """What Triton, Python, gRPC and the client add; with no other peer in memory."""
         folder, session, more = self.guards.version("stream"), Session(url, 512), []
-        with Peer("engine", Path(sys.executable), "bare_engine.py", str(folder), log=self.log("engine")) as bare:
+        log = self.log("engine")
+        with Peer("engine", Path(sys.executable), "bare_engine.py", str(folder), log=log, **HUGE_PAGES) as bare:
             bare.ms("step", context=512, tokens=1)
             for _ in range(PAIRS):
                 time.sleep(PAUSE_S)
