@@ -10,8 +10,17 @@ from dataclasses import FrozenInstanceError
 import pytest
 import qwen3guard_client
 from conftest import DEMO
-from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, StepResult, TokenVerdict, errors
+from qwen3guard_client import (
+    AsyncGuardClient,
+    Classification,
+    GuardClient,
+    RiskLevel,
+    StepResult,
+    TokenVerdict,
+    errors,
+)
 from qwen3guard_client.manifest import DEMO_NOTICE
+from qwen3guard_runtime.server import EmbeddedServer
 from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 PROMPT = "How do I bake bread?"
@@ -173,3 +182,32 @@ def test_everyday_examples_come_out_right(guard: GuardClient) -> None:
                     stream.step(word + " ")
         if response is not None:
             assert (stream.flagged() is None) == safe, line
+
+
+def test_a_request_that_nobody_waits_for_is_not_cancelled_on_the_wire(server: EmbeddedServer) -> None:
+    async def ask() -> tuple[list[str], Classification]:
+        ends = []
+        async with AsyncGuardClient(server.url) as client:
+            infer = client._connection.infer
+
+            async def watched(**arguments: object) -> object:
+                try:
+                    reply = await infer(**arguments)
+                except asyncio.CancelledError:
+                    ends.append("cancelled")
+                    raise
+                ends.append("answered")
+                return reply
+
+            client._connection.infer = watched
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(client.classify(PROMPT), 0.0005)
+            answer = await client.classify(PROMPT)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.classify(PROMPT), 0.0005)
+        return ends, answer
+
+    ends, answer = asyncio.run(ask())
+    assert ends == ["answered"] * 5
+    assert answer.severity
