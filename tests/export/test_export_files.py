@@ -96,7 +96,7 @@ def test_an_interrupted_export_leaves_the_former_one(
     assert not (tmp_path / "fresh").exists()
 
 
-@pytest.mark.parametrize("process", [999999999, os.getpid()])
+@pytest.mark.parametrize("process", [999999999, os.getpid()], ids=["gone", "ours"])
 def test_leftovers_of_a_killed_export_are_swept(process: int, tmp_path: Path) -> None:
     """Also those of our own process id: in a container, every export may be process 1."""
     models = tmp_path / "models"
