@@ -1,6 +1,6 @@
 """Does `qwen3guard annotate` keep a server busy? Its rate beside the rate at which the server answers bare requests.
 
-    .venv/bin/python perf/annotate.py MODEL_REPOSITORY [--prompts demo/everyday.jsonl] [--rows 400] [--rounds 5]
+    .venv/bin/python perf/annotate.py MODEL_REPOSITORY [--input demo/everyday.jsonl] [--rows 400] [--rounds 5]
 
 Bare: prepared requests over raw gRPC, as many under way as annotate has; the texts are the same. Both in turns, each in
 a process of its own. Prints one JSON object; `ratio` is the median of annotate over the median of bare.
@@ -15,26 +15,28 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from overload import Caller, answered_rate, in_a_process
 from product import described, served
 from qwen3guard_apps.annotate_flight import IN_FLIGHT
 
+Row = dict[str, Any]
 COMMAND = Path(sys.executable).parent / "qwen3guard"
 
 
-async def bare(url: str, texts: list[str]) -> float:
-    """Answers a second, for as many requests as there are texts."""
-    caller = Caller(url, [(text,) for text in texts], connections=1, timeout_s=600)
+async def bare(url: str, rows: list[Row]) -> float:
+    """Answers a second."""
+    turns = [tuple(row[name] for name in ("prompt", "response") if name in row) for row in rows]
+    caller = Caller(url, turns, connections=1, timeout_s=600)
     return answered_rate(await caller.each_once(IN_FLIGHT))
 
 
-def annotated(url: str, texts: list[str], folder: Path) -> float:
+def annotated(url: str, rows: list[Row], folder: Path) -> float:
     """Rows a second, by annotate's own account."""
     source, output = folder / "in.jsonl", folder / "out.jsonl"
-    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output.unlink(missing_ok=True)
     command = [COMMAND, "annotate", source, output, "--url", url, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -44,22 +46,22 @@ def annotated(url: str, texts: list[str], folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository", type=Path)
-    parser.add_argument("--prompts", type=Path, default=Path("demo/everyday.jsonl"), help="JSON lines with a prompt")
+    parser.add_argument("--input", type=Path, default=Path("demo/everyday.jsonl"), help="prompts, or pairs")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    prompts = [json.loads(line)["prompt"] for line in arguments.prompts.read_text().splitlines()]
-    texts = random.Random(1).choices(prompts, k=arguments.rows)
+    lines = [json.loads(line) for line in arguments.input.read_text(encoding="utf-8").splitlines()]
+    rows = random.Random(1).choices(lines, k=arguments.rows)
     rates: dict[str, list[float]] = {"bare": [], "annotate": []}
     with served(arguments.repository) as server, tempfile.TemporaryDirectory() as folder:
-        annotated(server.url, texts[: 4 * IN_FLIGHT], Path(folder))  # warms up
+        annotated(server.url, rows[: 4 * IN_FLIGHT], Path(folder))  # warms up
         for _ in range(arguments.rounds):
-            rates["bare"].append(in_a_process(bare, server.url, texts))
-            rates["annotate"].append(annotated(server.url, texts, Path(folder)))
+            rates["bare"].append(in_a_process(bare, server.url, rows))
+            rates["annotate"].append(annotated(server.url, rows, Path(folder)))
         guards = [described(each) for each in server.manifests.values() if each.variant == "gen"]
-    row: dict[str, Any] = {name: [round(rate, 2) for rate in found] for name, found in rates.items()}
-    row |= {"guard": guards, "characters": round(mean(map(len, texts))), "rows": arguments.rows, "in_flight": IN_FLIGHT}
-    print(json.dumps(row | {"ratio": round(median(rates["annotate"]) / median(rates["bare"]), 3)}))
+    found: dict[str, Any] = {name: [round(rate, 2) for rate in each] for name, each in rates.items()}
+    found |= {"guard": guards, "input": arguments.input.name, "rows": arguments.rows, "in_flight": IN_FLIGHT}
+    print(json.dumps(found | {"ratio": round(median(rates["annotate"]) / median(rates["bare"]), 3)}))
 
 
 if __name__ == "__main__":
