@@ -64,8 +64,7 @@ class AsyncGuardClient:
         await self.close()
 
     async def close(self) -> None:
-        """Waits a moment for requests whose callers have gone."""
-        if self._under_way:
+        if self._under_way:  # requests whose callers have gone
             await asyncio.wait(self._under_way, timeout=CLOSE_S)
         await self._connection.close()
 
