@@ -16,7 +16,7 @@ serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 	@$(BIN)/qwen3guard serve --model-repository $(REPOSITORY) --grpc-port $(PORT)
 
 test: .venv/dev.done
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-large: .venv/dev.done  # the true 0.6B shape, random weights: minutes and gigabytes
 	@$(BIN)/python -m pytest -m large -s
