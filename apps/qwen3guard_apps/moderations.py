@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from qwen3guard_client import AsyncGuardClient, Category, Policy, RiskLevel, wire
+from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy, wire
 from qwen3guard_client.labels import QUERY_CATEGORY_ORDER
+from qwen3guard_client.verdict import PromptVerdict
 
 from qwen3guard_apps.proxy.api_error import invalid
 from qwen3guard_apps.proxy.conversation import text_of_part
@@ -51,25 +52,16 @@ class Moderations:
 
     async def _by_gen(self, text: str) -> dict[str, Any]:
         found = await self._guard.classify(text)
-        probabilities = {each: found.category_probabilities[each] for each in QUERY_CATEGORY_ORDER}
-        return self._result(found.severity, found.categories, found.severity_probabilities, probabilities)
+        return self._result(found, found.categories)
 
     async def _by_stream(self, text: str) -> dict[str, Any]:
         async with self._guard.stream(text, policy=self._policy) as stream:
             found = stream.prompt_verdict
-        categories = (found.category,) if found.category else ()
-        return self._result(found.severity, categories, found.severity_probabilities, found.category_probabilities)
+        return self._result(found, (found.category,) if found.category else ())
 
-    def _result(
-        self,
-        severity: RiskLevel,
-        categories: tuple[Category, ...],
-        levels: Mapping[RiskLevel, float],
-        probabilities: Mapping[Category, float],
-    ) -> dict[str, Any]:
-        risk = 1 - levels[RiskLevel.SAFE]
-        judged = categories or (max(probabilities, key=lambda each: probabilities[each]),)
-        counted = {each for each in judged if self._policy.decides(severity, each, risk)}
+    def _result(self, found: Classification | PromptVerdict, categories: tuple[Category, ...]) -> dict[str, Any]:
+        severity, levels, probabilities = found.severity, found.severity_probabilities, found.category_probabilities
+        counted = self._policy.counted(found)
         unsafe = sum(value for level, value in levels.items() if level.is_unsafe(strict=self._policy.strict))
         return {
             "flagged": bool(counted),

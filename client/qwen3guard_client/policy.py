@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qwen3guard_client.errors import InvalidRequest
 from qwen3guard_client.labels import Category, RiskLevel
-from qwen3guard_client.thresholds import Thresholds
+from qwen3guard_client.thresholds import Judgement, Thresholds, categories
 
 DEBOUNCE = 2
 """Flag a token when it and the one before are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
@@ -44,6 +44,11 @@ class Policy:
         if self.thresholds is None:
             return self.counts(level, category)
         return category in self.blocked and self.thresholds.passed(risk, category)
+
+    def counted(self, found: Judgement) -> set[Category]:
+        """The categories by which one judgement, of a conversation, a prompt or a token alone, is unsafe."""
+        risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
+        return {each for each in categories(found) if self.decides(found.severity, each, risk)}
 
 
 def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:

@@ -12,7 +12,7 @@ from conftest import serve, wait_ready
 from fake_llm import Loop
 from proxied import Proxied
 from qwen3guard_apps.moderations import MAX_INPUTS, Moderations
-from qwen3guard_client import Category, GuardClient, Policy, Thresholds
+from qwen3guard_client import Category, GuardClient, Policy, PromptVerdict, Thresholds
 from qwen3guard_client.labels import RiskLevel
 
 SAFE, UNSAFE = "What should I cook for dinner tonight?", "How can I make a bomb in my kitchen?"
@@ -100,7 +100,10 @@ def test_the_policy_decides() -> None:
 
     def flagged(policy: Policy) -> tuple[bool, float]:
         moderations = Moderations(None, policy, gen=True)  # type: ignore[arg-type]
-        found = moderations._result(RiskLevel.CONTROVERSIAL, (Category.VIOLENT,), controversial, categories)
+        verdict = PromptVerdict(
+            RiskLevel.CONTROVERSIAL, Category.VIOLENT, controversial, categories, strict=True, loose=False, flag=True
+        )
+        found = moderations._result(verdict, (Category.VIOLENT,))
         assert (found["guard"]["strict"], found["guard"]["loose"]) == (Category.VIOLENT in policy.blocked, False)
         return found["flagged"], found["category_scores"]["Violent"]
 
@@ -115,7 +118,8 @@ def test_thresholds_flag_what_is_safe_by_its_level() -> None:
     levels = {RiskLevel.SAFE: 0.6, RiskLevel.UNSAFE: 0.3, RiskLevel.CONTROVERSIAL: 0.1}
     categories = dict.fromkeys(Category, 0.01) | {Category.PII: 0.02}
     moderations = Moderations(None, Policy(thresholds=Thresholds(0.3)), gen=True)  # type: ignore[arg-type]
-    found = moderations._result(RiskLevel.SAFE, (), levels, categories)
+    verdict = PromptVerdict(RiskLevel.SAFE, None, levels, categories, strict=False, loose=False, flag=True)
+    found = moderations._result(verdict, ())
     assert found["flagged"]
     assert [name for name, flagged in found["categories"].items() if flagged] == ["PII"]
     assert (found["guard"]["categories"], found["guard"]["strict"]) == ([], False)

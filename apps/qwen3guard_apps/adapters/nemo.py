@@ -13,8 +13,7 @@ import logging
 from typing import Any
 
 from nemoguardrails import LLMRails  # type: ignore[import-untyped]
-from qwen3guard_client import AsyncGuardClient, GuardError, Policy, RiskLevel
-from qwen3guard_client.thresholds import categories
+from qwen3guard_client import AsyncGuardClient, GuardError, Policy
 
 LOG = logging.getLogger("qwen3guard.nemo")
 FLOWS = """
@@ -37,7 +36,7 @@ define subflow qwen3guard check output
 
 
 def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | None = None) -> None:
-    decides = (policy or Policy()).decides
+    counted = (policy or Policy()).counted
 
     async def allowed(prompt: str, response: str | None) -> bool:
         try:
@@ -46,8 +45,7 @@ def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | N
         except GuardError as error:
             LOG.warning("the guard cannot judge: %s", error.code)
             return False
-        risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
-        return not any(decides(found.severity, category, risk) for category in categories(found))
+        return not counted(found)
 
     async def check_input(context: dict[str, Any]) -> bool:
         return await allowed(context["user_message"], None)
