@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import openai
@@ -32,12 +32,14 @@ class Proxied:
         self._guard_url = guard_url
         upstream = None if llm is None else llm.url
         self._settings = Settings(**({"upstream": upstream} | settings))
+        self._clients = ExitStack()
 
     def __enter__(self) -> Proxied:
         self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._clients.close()
         self._loop.run(self._stack.aclose())
 
     async def _start(self) -> None:
@@ -48,7 +50,8 @@ class Proxied:
         self.url = f"http://127.0.0.1:{listens.port}/v1"
 
     def client(self, key: str = "sk-secret") -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=90)
+        made = openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=90)
+        return self._clients.enter_context(made)
 
     def assert_all_sessions_ended(self, guard: GuardClient) -> None:
         """Over another connection: the server knows none of them any more."""

@@ -110,11 +110,14 @@ def eventually(holds: Callable[[], bool]) -> None:
 def test_what_is_safe_arrives_chunk_by_chunk_as_it_was(proxied: Open, llm: FakeLLM, release: str) -> None:
     """Bytes cut anywhere, many scripts, the usage chunk, and every field of the LLM's."""
     llm.text, llm.tear = " ".join(TEXTS), True
-    direct = openai.OpenAI(base_url=llm.url, api_key="none", max_retries=0)
-    with proxied(policy=LETS_ALL_PASS, release=release) as proxy:
+    with (
+        proxied(policy=LETS_ALL_PASS, release=release) as proxy,
+        openai.OpenAI(base_url=llm.url, api_key="none", max_retries=0) as direct,
+    ):
         found = streamed(proxy.client(), stream_options={"include_usage": True})
+        undisturbed = streamed(direct, stream_options={"include_usage": True})
     assert text_of(found) == llm.text
-    assert comparable(found) == comparable(streamed(direct, stream_options={"include_usage": True}))
+    assert comparable(found) == comparable(undisturbed)
     assert found[-1].usage.total_tokens == 8
     assert last(found).finish_reason == "stop"
     assert last(found).model_extra["guard"]["flagged"] is False
