@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import qwen3guard_client
@@ -22,6 +24,7 @@ from qwen3guard_client import (
 from qwen3guard_client.manifest import DEMO_NOTICE
 from qwen3guard_runtime.server import EmbeddedServer
 from qwen3guard_runtime.tokenizer import GuardTokenizer
+from tritonclient.utils import InferenceServerException
 
 PROMPT = "How do I bake bread?"
 PIECES = ("Mix fl", "our and", " water. ", " \n\n", "Bake it", " for 45 minutes.")
@@ -184,6 +187,10 @@ def test_everyday_examples_come_out_right(guard: GuardClient) -> None:
             assert (stream.flagged() is None) == safe, line
 
 
+LATE_S = 0.0005
+"""Too soon for any answer."""
+
+
 def test_a_request_that_nobody_waits_for_is_not_cancelled_on_the_wire(server: EmbeddedServer) -> None:
     async def ask() -> tuple[list[str], Classification]:
         ends = []
@@ -202,12 +209,59 @@ def test_a_request_that_nobody_waits_for_is_not_cancelled_on_the_wire(server: Em
             client._connection.infer = watched
             for _ in range(3):
                 with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(client.classify(PROMPT), 0.0005)
+                    await asyncio.wait_for(client.classify(PROMPT), LATE_S)
             answer = await client.classify(PROMPT)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.classify(PROMPT), 0.0005)
+                await asyncio.wait_for(client.classify(PROMPT), LATE_S)
         return ends, answer
 
     ends, answer = asyncio.run(ask())
     assert ends == ["answered"] * 5
     assert answer.severity
+
+
+def test_a_time_out_ends_the_wait_and_not_the_request(guard: GuardClient) -> None:
+    """What is cancelled on the wire can end Triton 24.10, and takes a stream's sequence along in any."""
+    session = str(uuid.uuid4())
+    statuses = []
+    with GuardClient(guard.url) as client:
+        async_infer = client._connection.async_infer
+
+        def watched(callback: Callable[..., None], **arguments: Any) -> object:
+            def answered(result: object, error: InferenceServerException | None) -> None:
+                statuses.append("answered" if error is None else error.status())
+                callback(result=result, error=error)
+
+            return async_infer(callback=answered, **arguments)
+
+        client._connection.async_infer = watched
+        at = client.stream_step(session, prompt=PROMPT, start=True).length
+        for _ in range(30):
+            with pytest.raises(errors.DeadlineExceeded) as found:
+                client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
+            assert found.value.request_id
+        step = client.stream_step(session, text="Mix flour", position=at)
+    assert len(statuses) > 2
+    assert "StatusCode.CANCELLED" not in statuses
+    with guard.stream(PROMPT) as stream:
+        assert [token.severity for token in step.tokens] == [
+            token.severity for token in stream.step("Mix flour").tokens
+        ]
+
+
+def test_an_async_time_out_ends_the_wait_and_not_the_request(guard: GuardClient) -> None:
+    async def ask() -> StepResult:
+        session = str(uuid.uuid4())
+        async with AsyncGuardClient(guard.url) as client:
+            at = (await client.stream_step(session, prompt=PROMPT, start=True)).length
+            for _ in range(30):
+                with pytest.raises(errors.DeadlineExceeded) as found:
+                    await client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
+                assert found.value.request_id
+            return await client.stream_step(session, text="Mix flour", position=at)
+
+    step = asyncio.run(ask())
+    with guard.stream(PROMPT) as stream:
+        assert [token.severity for token in step.tokens] == [
+            token.severity for token in stream.step("Mix flour").tokens
+        ]

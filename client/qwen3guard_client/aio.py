@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
@@ -22,10 +22,11 @@ from qwen3guard_client.client import DEFAULT_URL, RETRY_S, TIMEOUT_S
 from qwen3guard_client.connection import Tls
 from qwen3guard_client.errors import Unreachable
 from qwen3guard_client.gate import Gate, OnFlag, Release
-from qwen3guard_client.moderation import CLOSE_S, AsyncModeration
+from qwen3guard_client.moderation import AsyncModeration
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import AsyncStream
 from qwen3guard_client.stream_state import Piece, StreamState
+from qwen3guard_client.under_way import AsyncUnderWay
 from qwen3guard_client.verdict import Classification, StepResult
 
 T = TypeVar("T")
@@ -51,9 +52,9 @@ class AsyncGuardClient:
         self.timeout_s = timeout_s
         self._wait_for_server = wait_for_server
         self._answered = False
-        self._under_way: set[asyncio.Future[triton.InferResult]] = set()
         self._token = token
         self._connection = connection.connect(triton.InferenceServerClient, url, tls, token)
+        self._under_way = AsyncUnderWay(self._connection)
 
     async def __aenter__(self) -> AsyncGuardClient:
         return self
@@ -64,8 +65,7 @@ class AsyncGuardClient:
         await self.close()
 
     async def close(self) -> None:
-        if self._under_way:  # requests whose callers have gone
-            await asyncio.wait(self._under_way, timeout=CLOSE_S)
+        await self._under_way.close()
         await self._connection.close()
 
     async def is_ready(self, model: str) -> bool:
@@ -178,7 +178,7 @@ class AsyncGuardClient:
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                reply = await self._uncancelled(call.arguments(deadline - time.monotonic()))
+                reply = await self._under_way.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
                 found = connection.error_of(error, token=self._token)
                 found.request_id = call.id
@@ -190,18 +190,3 @@ class AsyncGuardClient:
             self._answered = True
             if (result := call.result(reply)) is not None:
                 return result
-
-    async def _uncancelled(self, arguments: dict[str, Any]) -> triton.InferResult:
-        """A request that is under way goes on when the caller no longer waits; its own time-out ends it.
-
-        Cancelled on the wire, it may take a sequence along in Triton, and Triton 24.10 itself.
-        """
-        request = asyncio.ensure_future(self._connection.infer(**arguments))
-        self._under_way.add(request)
-        request.add_done_callback(self._ended)
-        return await asyncio.shield(request)
-
-    def _ended(self, request: asyncio.Future[triton.InferResult]) -> None:
-        self._under_way.discard(request)
-        if not request.cancelled():
-            request.exception()  # where its caller has gone, nobody else looks at it

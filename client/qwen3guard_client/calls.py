@@ -51,6 +51,8 @@ T = TypeVar("T")
 Messages = Sequence[dict[str, Any]]
 SESSION_HEADER = "x-guard-session"
 """The gRPC metadata that names a step's session: a proxy before several servers sends by it (deploy/)."""
+GRACE_S = 60.0
+"""How long after its time-out a request that is not answered stays on the wire (under_way.py says why)."""
 Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
 """A reply's tensor without its batch dimension."""
 
@@ -70,12 +72,10 @@ class Call(Generic[T]):
     """Under which the server writes a failure to its log."""
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
-        """Arguments of tritonclient's `infer`, sync and async; Triton drops the request after the time-out too.
+        """Arguments of tritonclient's `infer`, sync and async.
 
-        Raises DeadlineExceeded where no time is left.
+        The server answers DEADLINE_EXCEEDED where it has not begun after `timeout_s`; gRPC cancels GRACE_S later.
         """
-        if timeout_s <= 0:
-            raise DeadlineExceeded("The server did not answer in time.")
         return {
             "model_name": self.model.name,
             "request_id": self.id,
@@ -86,7 +86,7 @@ class Call(Generic[T]):
             "sequence_end": self.end,
             "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
             "timeout": int(timeout_s * 1e6),
-            "client_timeout": timeout_s,
+            "client_timeout": timeout_s + GRACE_S,
         }
 
     def result(self, reply: Any) -> T | None:

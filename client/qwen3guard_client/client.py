@@ -27,6 +27,7 @@ from qwen3guard_client.moderation import Moderation
 from qwen3guard_client.policy import Policy
 from qwen3guard_client.stream import Stream
 from qwen3guard_client.stream_state import Piece, StreamState
+from qwen3guard_client.under_way import UnderWay
 from qwen3guard_client.verdict import Classification, StepResult
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class GuardClient:
         self._answered = False
         self._token = token
         self._connection = connection.connect(triton.InferenceServerClient, url, tls, token)
+        self._under_way = UnderWay(self._connection)
 
     def __enter__(self) -> GuardClient:
         return self
@@ -68,6 +70,7 @@ class GuardClient:
         self.close()
 
     def close(self) -> None:
+        self._under_way.close()
         self._connection.close()
 
     def is_ready(self, model: str) -> bool:
@@ -180,7 +183,7 @@ class GuardClient:
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                reply = self._connection.infer(**call.arguments(deadline - time.monotonic()))
+                reply = self._under_way.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
                 found = connection.error_of(error, token=self._token)
                 found.request_id = call.id
