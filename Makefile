@@ -60,5 +60,6 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 
 .venv/dev.done: pyproject.toml .venv/locked.done
 	@echo "installing the tests' oracle: torch, transformers, optimum (some minutes the first time) ..."
-	@$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade 'pip>=26,<27'  # resolves twice as fast as 3.11's own
+	@$(BIN)/pip install --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $@ .venv/serve.done

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import serve, stream_repository, wait_ready
-from qwen3guard_client import GuardClient, errors
+from qwen3guard_client import AsyncGuardClient, GuardClient, errors
 from qwen3guard_runtime.server import EmbeddedServer
 from test_serve import traces
 
@@ -46,27 +46,26 @@ def _children(pid: int) -> list[Path]:
 
 
 def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
-    def abandon(count: int) -> None:
-        with GuardClient(small.url) as guard:
-            for _ in range(count):
-                session = str(uuid.uuid4())
-                while True:
-                    try:
-                        guard.stream_step(session, prompt=PROMPT, start=True)
-                        break
-                    except errors.Overloaded:
-                        time.sleep(0.01)
+    async def abandon(guard: AsyncGuardClient, count: int) -> None:
+        for _ in range(count):
+            session = str(uuid.uuid4())
+            while True:
+                try:
+                    await guard.stream_step(session, prompt=PROMPT, start=True)
+                    break
+                except errors.Overloaded:
+                    await asyncio.sleep(0.01)
 
-    def ten_thousand(count: int) -> None:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(abandon, [count // 4] * 4))
+    async def ten_thousand(count: int) -> None:
+        async with AsyncGuardClient(small.url) as guard:
+            await asyncio.gather(*(abandon(guard, count // 16) for _ in range(16)))
 
     with GuardClient(small.url) as guard:
         kept = str(uuid.uuid4())
         length = guard.stream_step(kept, prompt=PROMPT, start=True).length
-    ten_thousand(2000)
+    asyncio.run(ten_thousand(2000))
     before, files = memory(small), set(traces(os.getpid()))
-    ten_thousand(8000)
+    asyncio.run(ten_thousand(8000))
     after = memory(small)
     for name, size in after.items():
         assert size - before[name] < 20 << 20, (name, before, after)
