@@ -20,7 +20,7 @@ from typing import Any
 
 from overload import Caller, answered_rate, in_a_process
 from product import described, served
-from qwen3guard_apps.annotate_flight import IN_FLIGHT
+from qwen3guard_apps.annotation.flight import IN_FLIGHT
 
 Row = dict[str, Any]
 COMMAND = Path(sys.executable).parent / "qwen3guard"

@@ -18,10 +18,10 @@ from qwen3guard_client.errors import DeadlineExceeded, GuardError, InputError, I
 from qwen3guard_client.thresholds import Thresholds
 from qwen3guard_client.verdict import Classification
 
-from qwen3guard_apps.annotate_flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
-from qwen3guard_apps.annotate_output import Output
-from qwen3guard_apps.annotate_progress import Progress
-from qwen3guard_apps.annotate_rows import Fields, Row, Rows, open_rows
+from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
+from qwen3guard_apps.annotation.output import Output
+from qwen3guard_apps.annotation.progress import Progress
+from qwen3guard_apps.annotation.rows import Fields, Row, Rows, open_rows
 
 TIMEOUT_S = 120.0
 BAD_ROWS = 3

@@ -15,7 +15,7 @@ from qwen3guard_client import options
 from qwen3guard_client.errors import GuardError, InvalidRequest, ServeError
 
 from qwen3guard_apps.annotate import add_flight, add_input, connect, fields, flight, write_all
-from qwen3guard_apps.annotate_rows import Row, Rows, open_rows
+from qwen3guard_apps.annotation.rows import Row, Rows, open_rows
 from qwen3guard_apps.evaluation.curves import Curve, curve
 from qwen3guard_apps.evaluation.figures import figures, propose
 from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream

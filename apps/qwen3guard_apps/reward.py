@@ -24,7 +24,7 @@ from qwen3guard_client.labels import Refusal, RiskLevel
 from qwen3guard_client.verdict import Classification
 
 from qwen3guard_apps.annotate import TIMEOUT_S, is_of_the_row
-from qwen3guard_apps.annotate_flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
+from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
 Conversation = tuple[str, str] | Messages | str
 """A prompt and its response, or messages in OpenAI's form (a list, or JSON text) that end with the assistant's."""

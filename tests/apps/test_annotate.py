@@ -18,11 +18,10 @@ import pyarrow
 import pytest
 from conftest import ROOT
 from pyarrow import parquet
-from qwen3guard_apps import annotate_rows
-from qwen3guard_apps.annotate_flight import WINDOW, Flight, in_order
-from qwen3guard_apps.annotate_output import Output
-from qwen3guard_apps.annotate_progress import Progress
-from qwen3guard_apps.annotate_rows import Fields, Row, open_rows
+from qwen3guard_apps.annotation.flight import WINDOW, Flight, in_order
+from qwen3guard_apps.annotation.output import Output
+from qwen3guard_apps.annotation.progress import Progress
+from qwen3guard_apps.annotation.rows import Fields, Row, open_rows
 from qwen3guard_client import GuardClient, errors
 from qwen3guard_runtime.server import EmbeddedServer
 from test_serve import COMMAND, fails, run
@@ -158,7 +157,7 @@ def test_parquet_json_and_a_data_set_give_the_same_rows(
     rows = [{"id": number, "prompt": text, "response": None} for number, text in enumerate(TEXTS)]
     write(tmp_path / "rows.jsonl", rows)
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    monkeypatch.setattr(annotate_rows, "PARQUET_ROWS", 3)
+    monkeypatch.setattr("qwen3guard_apps.annotation.rows.PARQUET_ROWS", 3)
     folder = tmp_path / "set"
     folder.mkdir()
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-0.parquet")

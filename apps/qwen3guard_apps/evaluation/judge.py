@@ -11,7 +11,7 @@ from qwen3guard_client.errors import InvalidMessages
 from qwen3guard_client.labels import RISK_ORDER, Category
 from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
 
-from qwen3guard_apps.annotate_rows import Fields
+from qwen3guard_apps.annotation.rows import Fields
 
 DIGITS = 6
 

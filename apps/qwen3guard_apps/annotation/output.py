@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from qwen3guard_client.errors import GuardError, InvalidRequest
 
-from qwen3guard_apps.annotate_rows import Row, dumps
+from qwen3guard_apps.annotation.rows import Row, dumps
 
 
 class Output:
