@@ -91,7 +91,7 @@ class Admission(Generic[T]):
         for request, until in batch:
             if until <= now:
                 with _logged():
-                    self._refuse(request, DeadlineExceeded("The server had no time for the request in time."))
+                    self._refuse(request, DeadlineExceeded("The server did not come to the request in time."))
         if in_time := [request for request, until in batch if until > now]:
             with _logged():
                 self._answer(in_time)
