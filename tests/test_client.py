@@ -237,14 +237,14 @@ def test_a_time_out_ends_the_wait_and_not_the_request(guard: GuardClient) -> Non
 
         client._connection.async_infer = watched
         at = client.stream_step(session, prompt=PROMPT, start=True).length
-        late = 0
+        late = []
         for _ in range(30):
             try:
                 client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
             except errors.DeadlineExceeded as error:
-                assert error.request_id
-                late += 1
-        assert late > 20  # on a busy machine the answer may be there before anybody looks at the clock
+                late.append(error.request_id)
+        assert len(late) > 10  # on a busy machine the answer may be there before anybody looks at the clock
+        assert all(late)
         step = client.stream_step(session, text="Mix flour", position=at)
     assert len(ends) > 2
     assert not {"Deadline Exceeded", "Locally cancelled by application!"} & set(ends)  # gRPC's own words
@@ -259,14 +259,14 @@ def test_an_async_time_out_ends_the_wait_and_not_the_request(guard: GuardClient)
         session = str(uuid.uuid4())
         async with AsyncGuardClient(guard.url) as client:
             at = (await client.stream_step(session, prompt=PROMPT, start=True)).length
-            late = 0
+            late = []
             for _ in range(30):
                 try:
                     await client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
                 except errors.DeadlineExceeded as error:
-                    assert error.request_id
-                    late += 1
-            assert late > 20
+                    late.append(error.request_id)
+            assert len(late) > 10
+            assert all(late)
             return await client.stream_step(session, text="Mix flour", position=at)
 
     step = asyncio.run(ask())
