@@ -222,7 +222,7 @@ def test_a_request_that_nobody_waits_for_is_not_cancelled_on_the_wire(server: Em
 
 
 def test_a_time_out_ends_the_wait_and_not_the_request(guard: GuardClient) -> None:
-    """What is cancelled on the wire can end Triton 24.10, and takes a stream's sequence along in any."""
+    """What is cancelled on the wire can end Triton 24.10, and can take a stream's sequence along in any."""
     session = str(uuid.uuid4())
     ends = []
     with GuardClient(guard.url) as client:

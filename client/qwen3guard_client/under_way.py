@@ -1,7 +1,7 @@
 """Requests that go on when nobody waits for them any longer.
 
 A time-out, or a caller that is cancelled, ends the wait and not the request. One that is cancelled on the wire, as by
-gRPC's own deadline, takes a stream's sequence along in Triton, and may end Triton 24.10 itself (its issue 7368).
+gRPC's own deadline, may take a stream's sequence along in Triton, and end Triton 24.10 itself (its issue 7368).
 """
 
 from __future__ import annotations
