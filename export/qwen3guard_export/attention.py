@@ -19,7 +19,7 @@ from qwen3guard_client.manifest import Cache, caches
 
 from qwen3guard_export.checkpoint import Architecture
 from qwen3guard_export.emitter import CONTRIB, Emitter
-from qwen3guard_export.quantize import HALVES, WeightFormat, around_0, around_128, unit_rows
+from qwen3guard_export.quantize import HALVES, WeightFormat, around_0, unit_rows
 
 AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
@@ -27,7 +27,11 @@ ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
 CAPACITY_STEP = 64
 """Slots have a multiple of as many cells."""
 _HIDDEN_SCORE = -1e30  # added to a score; exp() of it is 0, and a score plus it stays finite
-_SHARE_LEVELS, _LEVELS = 255.0, 127.0
+_LEVELS = 127.0
+_QUERY_LEVELS, _QUERY_ZERO_POINT = 63.0, 64
+_SHARE_LEVELS = 127.0
+"""Queries and shares have seven bits: CPUs without VNNI add two u8 x s8 products in a saturating int16, and
+2 * 127 * 127 fits. Keys, which may have outlying dimensions, and values keep all eight (docs/performance.md)."""
 
 
 def fastest(variant: str, weights: str) -> AttentionForm:
@@ -146,10 +150,11 @@ class Attention:
         scales = self._write(scale_cache, new_scales)
         key_scale, value_scale = graph.split(scales, [self.kv_heads, self.kv_heads], axis=1)
 
-        queries = around_128(graph, graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, self.head_dim)]))
+        queries = graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, self.head_dim)])
+        query_level, zero = graph.scalar(1 / _QUERY_LEVELS, np.float32), graph.scalar(_QUERY_ZERO_POINT, np.uint8)
+        queries = graph.op("QuantizeLinear", [queries, query_level, zero])
         query_scale = graph.op("Reshape", [query_scale, graph.ints(0, self.kv_heads, -1, 1)])
-        unit = graph.scalar(self._scale / _LEVELS**2, np.float32)
-        zero = graph.scalar(128, np.uint8)
+        unit = graph.scalar(self._scale / (_QUERY_LEVELS * _LEVELS), np.float32)
         scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
         scores = graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask])
         shares = graph.op("Mul", [graph.op("Softmax", [scores], axis=-1), value_scale])
