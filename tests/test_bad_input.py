@@ -56,6 +56,16 @@ CLASSIFY: dict[str, tuple[Bad, type[GuardError]]] = {
         lambda g: g.classify(messages=[{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]),
         errors.LastRole,
     ),
+    "a field that is not read": (
+        lambda g: g.classify(messages=[{"role": "user", "content": "x", "tool_calls": [{"function": SECRET}]}]),
+        errors.InvalidMessages,
+    ),
+    "an image beside its text": (
+        lambda g: g.classify(
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": SECRET, "text": "x"}]}]
+        ),
+        errors.InvalidMessages,
+    ),
     "longer than the context": (lambda g: g.classify("word " * 5000), errors.TextTooLong),
     "a megabyte": (lambda g: g.classify("x" * 1_000_000), errors.TextTooLong),
     "just too long": (lambda g: g.classify("a b " * 1010), errors.TextTooLong),
@@ -86,6 +96,10 @@ STREAM: dict[str, tuple[Bad, type[GuardError]]] = {
     "system last": (
         lambda g: g.stream_step("e4", messages=[{"role": "system", "content": "x"}], start=True),
         errors.LastRole,
+    ),
+    "a field that is not read": (
+        lambda g: g.stream_step("e7", messages=[{"role": "user", "content": "x", "name": SECRET}], start=True),
+        errors.InvalidMessages,
     ),
     "start at a position": (
         lambda g: g.stream_step("e5", prompt="x", start=True, position=3),

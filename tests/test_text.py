@@ -202,9 +202,78 @@ def test_bad_messages_each_have_their_error(data: bytes, error: type[errors.Guar
     assert len(str(found.value)) < 200
 
 
+@pytest.mark.parametrize("field", ["tool_calls", "reasoning_content", "name", "refusal", "audio", "function_call", "x"])
+@pytest.mark.parametrize(
+    "value", [[{"function": {"arguments": "secret"}}], {"a": "secret"}, "secret", 0, False, [None]]
+)
+def test_a_field_that_is_not_read_is_refused_by_its_name(field: str, value: object) -> None:
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Sure.", field: value}]
+    with pytest.raises(errors.InvalidMessages, match=f"Message 2 has a field '{field}'") as found:
+        parse_messages(json.dumps(turns).encode())
+    assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_a_field_that_holds_nothing_is_no_field(value: object) -> None:
+    part = {"type": "text", "text": "Sure.", "annotations": value}
+    turn = {"role": "assistant", "content": [part], "tool_calls": value, "refusal": value, "x": value}
+    assert parse_messages(json.dumps([turn]).encode()) == [Message("assistant", "Sure.")]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}, "text": "harmless"}, "the type 'image_url'"),
+        ({"type": "refusal", "refusal": "No."}, "the type 'refusal'"),
+        ({"type": "thinking", "text": "harmless"}, "the type 'thinking'"),
+        ({"type": "", "text": "harmless"}, "the type ''"),
+        ({"type": ["text"], "text": "harmless"}, "a type that is not a string"),
+        ({"type": "text", "text": "harmless", "image_url": {"url": "x"}}, "a field 'image_url'"),
+        ({"text": "harmless", "input_audio": "x"}, "a field 'input_audio'"),
+        ({"type": "text"}, "no string as its text"),
+        ({"type": "text", "text": ["harmless"]}, "no string as its text"),
+        ({}, "no string as its text"),
+        ("harmless", "not an object"),
+        (None, "not an object"),
+    ],
+)
+def test_a_part_that_is_not_text_alone_is_refused(part: object, words: str) -> None:
+    data = json.dumps([{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]).encode()
+    with pytest.raises(errors.InvalidMessages, match=f"Part 2 of message 1 .*{words}"):
+        parse_messages(data)
+
+
+def test_of_two_fields_with_one_name_neither_is_dropped() -> None:
+    for data in (
+        b'[{"role": "user", "content": "harmful", "content": "harmless"}]',
+        b'[{"role": "user", "content": [{"text": "harmful", "text": "harmless"}]}]',
+        b'[{"role": "user", "role": "user", "content": "harmless"}]',
+    ):
+        with pytest.raises(errors.InvalidMessages, match=r"two fields '(content|text|role)'"):
+            parse_messages(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 1000, "a\nb\x00\x1b[31m\u2028\u202e", "\ud800", "[EMPTY_TEXT] x\r\n", "\x9b" * 99]
+)
+def test_a_name_that_the_caller_chose_is_shown_short_and_in_one_line(name: str) -> None:
+    for turn in (
+        {"role": "user", "content": "x", name: "secret"},
+        {"role": "user", "content": [{"text": "x", name: "secret"}]},
+        {"role": "user", "content": [{"text": "x", "type": name}]},
+    ):
+        with pytest.raises(errors.InvalidMessages) as found:
+            parse_messages(json.dumps([turn]).encode())
+        assert str(found.value).isprintable()
+        assert len(str(found.value)) < 150
+        read = errors.from_text(found.value.wire_text())
+        assert (type(read), str(read)) == (errors.InvalidMessages, str(found.value))
+
+
 def test_parts_of_text_are_one_message() -> None:
-    data = b'[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]'
-    assert parse_messages(data) == [Message("user", "ab")]
+    kinds = ({"type": "text"}, {}, {"type": "input_text"}, {"type": "output_text"}, {"type": None})
+    parts = [kind | {"text": letter} for kind, letter in zip(kinds, "abcde", strict=True)]
+    assert parse_messages(json.dumps([{"role": "user", "content": parts}]).encode()) == [Message("user", "abcde")]
 
 
 def test_a_request_names_one_conversation() -> None:

@@ -34,6 +34,10 @@ CONTEXT = 32_768
 """Tokens in the context of the published guards."""
 JSON_BYTES = 6
 """Of JSON for a byte of text, at most: an escape such as \\u0041."""
+TEXT_TYPES = ("text", "input_text", "output_text")
+"""The types of a part of a message that is text."""
+SHOWN_CHARACTERS = 40
+"""Of a name that the caller chose, in an error's sentence."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,16 @@ def text_of(data: bytes | str, what: str) -> str:
 def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
     """Messages in OpenAI's form: a JSON list of {"role", "content"}; content a string or a list of text parts.
 
-    Raises TextTooLong, before it parses, for more JSON than a context of `limit` tokens can have text.
+    What cannot be read is refused by its name, since a guard that leaves a field out judges another conversation:
+    InvalidMessages for a further field of a message or of a part, unless its value is null or empty, and for a part
+    that is not text. Raises UnknownRole, EmptyText and InvalidEncoding too; TextTooLong, before it parses, for more
+    JSON than a context of `limit` tokens can have text.
     """
     longest = JSON_BYTES * BYTES_PER_TOKEN * limit
     if len(data) > longest:
         raise TextTooLong(f"The messages have {len(data)} bytes of JSON; a context of {limit} tokens takes {longest}.")
     try:
-        raw = json.loads(text_of(data, "The list of messages"))
+        raw = json.loads(text_of(data, "The list of messages"), object_pairs_hook=_object)
     except (ValueError, RecursionError):  # a number of thousands of digits is no JSONDecodeError
         raise InvalidMessages("The messages are not valid JSON.") from None
     if not isinstance(raw, list):
@@ -72,22 +79,59 @@ def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
     return [_message(number, item) for number, item in enumerate(raw, start=1)]
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Of two fields with one name, Python's parser drops the first in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidMessages(f"The messages have an object with two fields {_shown(name)}.")
+        found[name] = value
+    return found
+
+
 def _message(number: int, raw: Any) -> Message:
     if not isinstance(raw, dict) or not isinstance(raw.get("role"), str):
         raise InvalidMessages(f"Message {number} is not an object with a role.")
     if raw["role"] not in ROLES:
         raise UnknownRole(f"The role of message {number} is none of {', '.join(ROLES)}.")
+    _check_fields(raw, {"role", "content"}, f"Message {number}")
     content = raw.get("content")
     if content is None:
         raise EmptyText(f"Message {number} has no text.")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise InvalidMessages(f"Message {number} has a part that is not text.")
-        content = "".join(str(part) for part in parts)
+        parts = enumerate(content, start=1)
+        content = "".join(_part(part, f"Part {index} of message {number}") for index, part in parts)
     if not isinstance(content, str):
         raise InvalidMessages(f"The content of message {number} is not text.")
     return message(raw["role"], content, f"The content of message {number}")
+
+
+def _part(raw: Any, where: str) -> str:
+    """The text of one part of a message's content. Raises InvalidMessages."""
+    if not isinstance(raw, dict):
+        raise InvalidMessages(f"{where} is not an object of the type text.")
+    kind, text = raw.get("type"), raw.get("text")
+    if kind is not None and not isinstance(kind, str):
+        raise InvalidMessages(f"{where} has a type that is not a string.")
+    if kind is not None and kind not in TEXT_TYPES:
+        raise InvalidMessages(f"{where} has the type {_shown(kind)}; the guard reads text alone.")
+    _check_fields(raw, {"type", "text"}, where)
+    if not isinstance(text, str):
+        raise InvalidMessages(f"{where} has no string as its text.")
+    return text
+
+
+def _check_fields(raw: dict[str, Any], read: set[str], where: str) -> None:
+    """Raises InvalidMessages for a field that is not `read` and holds something."""
+    for name, value in raw.items():
+        if name not in read and value is not None and value not in ("", [], {}):
+            raise InvalidMessages(f"{where} has a field {_shown(name)}, which the guard does not read.")
+
+
+def _shown(name: str) -> str:
+    """A name that the caller chose, as a sentence may carry it: short, in one line, without control characters."""
+    shown = "".join(each if each.isprintable() else "?" for each in name[:SHOWN_CHARACTERS])
+    return f"'{shown}...'" if len(name) > SHOWN_CHARACTERS else f"'{shown}'"
 
 
 def message(role: str, content: bytes | str, what: str) -> Message:
