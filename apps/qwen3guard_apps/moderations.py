@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy, wire
-from qwen3guard_client.labels import QUERY_CATEGORY_ORDER
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RiskLevel
 from qwen3guard_client.verdict import PromptVerdict
 
 from qwen3guard_apps.proxy.api_error import invalid
@@ -60,22 +60,42 @@ class Moderations:
         return self._result(found, (found.category,) if found.category else ())
 
     def _result(self, found: Classification | PromptVerdict, categories: tuple[Category, ...]) -> dict[str, Any]:
-        severity, levels, probabilities = found.severity, found.severity_probabilities, found.category_probabilities
+        levels = found.severity_probabilities
         counted = self._policy.counted(found)
-        unsafe = sum(value for level, value in levels.items() if level.is_unsafe(strict=self._policy.strict))
+        scores = _scores(self._risk(levels), found.category_probabilities)
         return {
             "flagged": bool(counted),
             "categories": {each.value: each in counted for each in QUERY_CATEGORY_ORDER},
-            "category_scores": {each.value: round(unsafe * probabilities[each], 6) for each in QUERY_CATEGORY_ORDER},
+            "category_scores": {each.value: round(score, 6) for each, score in scores.items()},
             "category_applied_input_types": {each.value: ["text"] for each in QUERY_CATEGORY_ORDER},
             "guard": {
-                "severity": severity.value,
+                "severity": found.severity.value,
                 "categories": [each.value for each in categories],
                 "probabilities": {level.value: round(value, 6) for level, value in levels.items()},
-                "strict": any(self._policy.counts(severity, each, strict=True) for each in categories),
-                "loose": any(self._policy.counts(severity, each, strict=False) for each in categories),
+                "strict": self._unsafe(found.severity, categories, strict=True),
+                "loose": self._unsafe(found.severity, categories, strict=False),
             },
         }
+
+    def _risk(self, levels: Mapping[RiskLevel, float]) -> float:
+        """1 - P(Safe), which thresholds are compared with too; in loose mode the probability of Unsafe alone."""
+        if self._policy.strict or self._policy.thresholds is not None:
+            return 1 - levels[RiskLevel.SAFE]
+        return levels[RiskLevel.UNSAFE]
+
+    def _unsafe(self, severity: RiskLevel, categories: tuple[Category, ...], *, strict: bool) -> bool:
+        """Whether the level counts. One whose category could not be read counts whatever categories are blocked."""
+        if not categories:
+            return severity.is_unsafe(strict=strict)
+        return any(self._policy.counts(severity, each, strict=strict) for each in categories)
+
+
+def _scores(risk: float, probabilities: Mapping[Any, float]) -> dict[Category, float]:
+    """`risk` shared over the categories as they are likely, the answer `None` left out; each has all of it where no
+    category has a probability."""
+    likely = {each: probabilities.get(each, 0.0) for each in QUERY_CATEGORY_ORDER}
+    total = sum(likely.values())
+    return {each: risk * value / total if total > 0 else risk for each, value in likely.items()}
 
 
 def _inputs(given: Any) -> list[str]:

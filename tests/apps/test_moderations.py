@@ -11,7 +11,7 @@ import pytest
 from conftest import serve, wait_ready
 from fake_llm import Loop
 from proxied import Proxied
-from qwen3guard_apps.moderations import MAX_INPUTS, Moderations
+from qwen3guard_apps.moderations import MAX_INPUTS, Moderations, _scores
 from qwen3guard_client import Category, GuardClient, Policy, PromptVerdict, Thresholds
 from qwen3guard_client.labels import RiskLevel
 
@@ -41,8 +41,11 @@ def test_gen_judges_where_it_is_served(by_gen: openai.OpenAI, guard: GuardClient
         scores = result.category_scores.model_extra
         assert {name for name, flagged in told.items() if flagged} == {each.value for each in expected.categories}
         assert set(told) == set(scores) == {each.value for each in Category}
+        named = sum(expected.category_probabilities[each] for each in Category)
         for each in Category:
-            assert scores[each.value] == pytest.approx(unsafe * expected.category_probabilities[each], abs=1e-5)
+            share = expected.category_probabilities[each] / named
+            assert scores[each.value] == pytest.approx(unsafe * share, abs=1e-5)
+        assert sum(scores.values()) == pytest.approx(unsafe, abs=1e-5)
         assert result.model_extra["guard"]["severity"] == expected.severity.value
     assert [each.flagged for each in found.results] == [False, True]
 
@@ -75,6 +78,7 @@ def test_one_text_or_one_input_in_parts(by_gen: openai.OpenAI) -> None:
     ("given", "code"),
     [
         ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}], "guard_not_text"),
+        ([{"type": "text", "text": SAFE, "image_url": {"url": "data:image/png;base64,AAAA"}}], "guard_not_text"),
         ([1, 2, 3], "guard_not_text"),
         ([], "invalid_request"),
         (5, "invalid_request"),
@@ -123,3 +127,30 @@ def test_thresholds_flag_what_is_safe_by_its_level() -> None:
     assert found["flagged"]
     assert [name for name, flagged in found["categories"].items() if flagged] == ["PII"]
     assert (found["guard"]["categories"], found["guard"]["strict"]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "scores"),
+    [
+        ({Category.PII: 9e-5, Category.VIOLENT: 1e-5, None: 0.9999}, {"PII": 0.5463, "Violent": 0.0607}),
+        ({Category.PII: 1.0, None: 0.0}, {"PII": 0.607, "Violent": 0.0}),
+        ({}, {each.value: 0.607 for each in Category}),
+        ({None: 1.0}, {each.value: 0.607 for each in Category}),
+        (dict.fromkeys(Category, 0.0), {each.value: 0.607 for each in Category}),
+    ],
+)
+def test_the_scores_share_out_what_is_not_safe(
+    probabilities: dict[Category | None, float], scores: dict[str, float]
+) -> None:
+    """Whatever the answer `None` takes; and where no category is likely, each has all of it."""
+    found = _scores(0.607, probabilities)
+    assert {each.value: found[each] for each in Category if each.value in scores} == pytest.approx(scores)
+    assert list(found) == list(Category)
+
+
+def test_a_level_without_a_category_is_as_unsafe_as_it_says() -> None:
+    moderations = Moderations(None, Policy(), gen=True)  # type: ignore[arg-type]
+    assert moderations._unsafe(RiskLevel.UNSAFE, (), strict=False)
+    assert moderations._unsafe(RiskLevel.CONTROVERSIAL, (), strict=True)
+    assert not moderations._unsafe(RiskLevel.CONTROVERSIAL, (), strict=False)
+    assert not moderations._unsafe(RiskLevel.SAFE, (), strict=True)

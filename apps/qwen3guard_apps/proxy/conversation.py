@@ -58,8 +58,10 @@ def _message(number: int, raw: Any) -> dict[str, str]:
 
 
 def text_of_part(part: Any, where: str) -> str:
-    """Raises ApiError for an image, a sound or a file: the guard reads text alone."""
-    for kind, name in (("text", "text"), ("refusal", "refusal")):
-        if isinstance(part, dict) and part.get("type") == kind and isinstance(part.get(name), str):
-            return str(part[name])
-    raise invalid(f"{where} has a part that is not text, which the guard cannot read.", "guard_not_text")
+    """Raises ApiError for an image, a sound or a file, alone or beside a text: the guard reads text alone."""
+    for kind in ("text", "refusal"):
+        if isinstance(part, dict) and part.get("type") == kind and isinstance(part.get(kind), str):
+            if any(value for key, value in part.items() if key not in ("type", kind, "cache_control")):
+                break
+            return str(part[kind])
+    raise invalid(f"{where} has a part that is not text alone, which the guard cannot read.", "guard_not_text")
