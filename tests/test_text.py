@@ -6,8 +6,10 @@ import json
 import random
 import resource
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import combining, normalize
 
 import pytest
 from conftest import DEMO, ROOT
@@ -17,6 +19,7 @@ from qwen3guard_client import errors
 from qwen3guard_runtime import sandbox
 from qwen3guard_runtime.chat import ChatTemplate, Message, conversation, parse_messages
 from qwen3guard_runtime.incremental import LOOKAHEAD, STRETCH, tokenize
+from qwen3guard_runtime.segments import starts_segment
 from qwen3guard_runtime.tokenizer import IM_END, IM_START, GuardTokenizer
 from texts import TEXTS, cut
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -90,6 +93,128 @@ def demo_tokenizer() -> GuardTokenizer:
     return GuardTokenizer.load(DEMO / "gen")
 
 
+def spelled(tokenizer: GuardTokenizer, ids: Sequence[int]) -> Iterator[int]:
+    """How many bytes the tokens up to each spell: byte-level BPE writes a character for each byte."""
+    return accumulate(len(tokenizer._plain.id_to_token(each)) for each in ids)
+
+
+def check_ends(tokenizer: GuardTokenizer, text: str) -> None:
+    """Each end is the first place after the token's last byte where the text can be parted."""
+    pieces = tokenizer.pieces(text)
+    assert list(pieces.ids) == tokenizer.encode(text)
+    assert pieces.ends[-1:] == ((len(text),) if text else ())
+    places = [at for at in range(1, len(text)) if starts_segment(text[at])] + [len(text)]
+    sizes = {at: len(normalize("NFC", text[:at]).encode()) for at in places}
+    for begun, size, start, end in zip(
+        (0, *spelled(tokenizer, pieces.ids)), spelled(tokenizer, pieces.ids), pieces.starts, pieces.ends, strict=False
+    ):
+        assert end == next(at for at in places if sizes[at] >= size)
+        assert start == max((at for at in places if sizes[at] <= begun), default=0)
+        assert normalize("NFC", text[:end]) + normalize("NFC", text[end:]) == normalize("NFC", text)
+
+
+PRECOMPOSED = [each for code in range(0x30000) if (each := chr(code)) != normalize("NFD", each)]
+MARKS = "".join(each for code in range(0x30000) if combining(each := chr(code)))
+WRITTEN = st.lists(
+    st.sampled_from("ab1 \n\t.e漢か가각ᄒ한ก👍\u200d\ufe0f\u0301\u0323\u0305\u1161\u11ab\u11a8\u3099\u09cb\u0bca\u212b")
+    | st.sampled_from(PRECOMPOSED)
+    | st.sampled_from(PRECOMPOSED).map(lambda each: normalize("NFD", each))
+    | st.sampled_from(MARKS)
+    | st.characters(exclude_categories=["Cs"]),
+    max_size=40,
+).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=WRITTEN)
+def test_ends_count_the_text_that_was_sent(demo_tokenizer: GuardTokenizer, text: str) -> None:
+    check_ends(demo_tokenizer, text)
+
+
+def test_ends_of_real_texts_count_what_was_sent(tokenizer: GuardTokenizer) -> None:
+    source = random.Random(3)
+    for text in [*TEXTS, *source.sample(all_texts(), 10)]:
+        for form in ("NFC", "NFD"):
+            check_ends(tokenizer, normalize(form, text)[:500])
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("\u1112\u1161\u11ab" * 2, {3, 6}),
+        ("\uac00\u11a8\uac00", {2, 3}),
+        ("\ud55c\u11ab!", {2, 3}),
+        ("e\u0301", {2}),
+        ("e\u0323\u0301\u0305o", {4, 5}),
+        ("o\u0301\u0323", {3}),
+        ("\u6f22\u0301\u6f22", {2, 3}),
+        ("\u304b\u3099\u304d", {2, 3}),
+        ("\u212b\u2126\u1fef", {1, 2, 3}),
+        ("\u0958\ufb2c\u0344a", {1, 3, 4}),
+        ("\u0f40\u0f72\u0f73", {3}),
+        ("\u09c7\u09be\u0995", {2, 3}),
+        ("\U0001f469\u200d\U0001f469\U0001f3fd", {1, 2, 3, 4}),
+        ("", set()),
+    ],
+)
+def test_ends_do_not_fall_inside_what_nfc_composes(tokenizer: GuardTokenizer, text: str, places: set[int]) -> None:
+    check_ends(tokenizer, text)
+    assert set(tokenizer.pieces(text).ends) <= places
+
+
+@settings(max_examples=1000, deadline=None)
+@given(before=WRITTEN, after=WRITTEN)
+def test_text_is_parted_where_nfc_joins_nothing(before: str, after: str) -> None:
+    if after and starts_segment(after[0]):
+        assert normalize("NFC", before) + normalize("NFC", after) == normalize("NFC", before + after)
+
+
+def test_every_character_that_nfc_joins_to_another_starts_no_segment() -> None:
+    for each in PRECOMPOSED:
+        first, *others = normalize("NFD", each)
+        assert not any(map(starts_segment, others))
+        assert starts_segment(each) == starts_segment(first)
+    assert not any(map(starts_segment, MARKS))
+
+
+def streamed(tokenizer: GuardTokenizer, pieces: list[str]) -> list[tuple[int, int]]:
+    """Each token of a text in pieces, and where it ends in the whole."""
+    found: list[tuple[int, int]] = []
+    tail, start = "", 0
+    for number, piece in enumerate(pieces, start=1):
+        tail += piece
+        step = tokenize(tokenizer, tail, LIMIT, end=number == len(pieces))
+        ends = (start + end for end in step.ends)
+        found += list(zip(step.ids, ends, strict=True))[: step.final_tokens]
+        tail, start = tail[step.final_characters :], start + step.final_characters
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=WRITTEN, seed=st.integers(0, 99))
+def test_ends_of_text_in_pieces_are_those_of_the_whole(demo_tokenizer: GuardTokenizer, text: str, seed: int) -> None:
+    whole = demo_tokenizer.pieces(text)
+    expected = list(zip(whole.ids, whole.ends, strict=True))
+    assert streamed(demo_tokenizer, cut(text, random.Random(seed), 4) or [""]) == expected
+
+
+def test_ends_of_real_text_in_pieces_are_those_of_the_whole(tokenizer: GuardTokenizer) -> None:
+    source = random.Random(5)
+    for text in [*TEXTS, *source.sample(all_texts(), 20)]:
+        for form in ("NFC", "NFD"):
+            written = normalize(form, text)[:900]
+            whole = tokenizer.pieces(written)
+            expected = list(zip(whole.ids, whole.ends, strict=True))
+            assert streamed(tokenizer, cut(written, source)) == expected
+
+
+def test_a_normalizer_that_is_not_nfc_is_a_mismatch() -> None:
+    description = json.loads((DEMO / "gen" / "tokenizer.json").read_text(encoding="utf-8"))
+    for normalizer in ({"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Sequence", "normalizers": []}):
+        with pytest.raises(errors.TokenizerMismatch, match="NFC"):
+            GuardTokenizer(json.dumps(description | {"normalizer": normalizer}))
+
+
 HOSTILE = {
     "spaces": " " * 5000 + "a" + " " * 3000,
     "one word": "word" + "abcdefg" * 900 + ". Then " + "x" * 4000,
@@ -109,8 +234,10 @@ def test_text_without_boundaries_has_the_same_tokens_in_any_pieces_and_a_bounded
 ) -> None:
     text = HOSTILE[name]
     whole = list(tokenize(demo_tokenizer, text, LIMIT, end=True).ids)
-    ids, tail = stream(demo_tokenizer, cut(text, random.Random(longest), longest))
+    pieces = cut(text, random.Random(longest), longest)
+    ids, tail = stream(demo_tokenizer, pieces)
     assert ids == whole
+    assert streamed(demo_tokenizer, pieces) == streamed(demo_tokenizer, [text])
     assert tail <= 4 * (STRETCH + LOOKAHEAD)
     assert normalize("NFC", demo_tokenizer.decode(ids)) == normalize("NFC", text)
 

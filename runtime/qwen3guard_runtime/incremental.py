@@ -5,19 +5,17 @@ Stateless. The client sends the text after the last final token again, with the 
 
 from __future__ import annotations
 
-import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
+from qwen3guard_runtime.segments import starts_segment
 from qwen3guard_runtime.tokenizer import GuardTokenizer, Piece
 
 
 @dataclass(frozen=True)
 class Increment:
-    """Tokens of a text, each ending at its character `ends[k]`; the first `final_tokens`, spelling the text's first
-    `final_characters`, can no longer change."""
+    """Tokens of a text. Token k ends at its character `ends[k]`, as `Piece` says. The first `final_tokens`, which spell
+    the text's first `final_characters`, can no longer change."""
 
     ids: tuple[int, ...]
     ends: tuple[int, ...]
@@ -89,19 +87,3 @@ def _last_within_reach(found: Iterator[tuple[int, int]]) -> tuple[int, int]:
             break
         last = (token, at)
     return last
-
-
-def starts_segment(character: str) -> bool:
-    """Whether NFC never joins `character` to what stands before it."""
-    return unicodedata.combining(character) == 0 and character not in _second_parts()
-
-
-@cache
-def _second_parts() -> frozenset[str]:
-    """Characters that a canonical composition may take up, Hangul vowels and final consonants among them."""
-    seconds = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}
-    for code in range(sys.maxunicode + 1):
-        decomposition = unicodedata.decomposition(chr(code))
-        if decomposition and not decomposition.startswith("<"):
-            seconds.update(chr(int(part, 16)) for part in decomposition.split()[1:])
-    return frozenset(seconds)

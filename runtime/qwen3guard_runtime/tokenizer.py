@@ -14,6 +14,8 @@ from pathlib import Path
 from qwen3guard_client.errors import TextTooLong, TokenizerMismatch
 from tokenizers import Tokenizer
 
+from qwen3guard_runtime import segments
+
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 BYTES_PER_TOKEN = 16
@@ -22,7 +24,11 @@ BYTES_PER_TOKEN = 16
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one text. Token k came from text[starts[k]:ends[k]] and belongs to pre-token words[k]."""
+    """Tokens of one text. Token k came from text[starts[k]:ends[k]] and belongs to pre-token words[k].
+
+    Starts and ends count the text as it was sent, and stand between two segments of it (`segments`): a token of a
+    part of one, a byte of a character or one of several marks on a letter, has the whole of it.
+    """
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
@@ -45,6 +51,8 @@ class GuardTokenizer:
             self._plain = Tokenizer.from_str(json.dumps(description | {"added_tokens": [], "post_processor": None}))
         except Exception as error:
             raise TokenizerMismatch(f"The tokenizer cannot be read: {str(error)[:200]}.") from error
+        if description.get("normalizer") not in (None, {"type": "NFC"}):  # what `segments` is right for
+            raise TokenizerMismatch("The tokenizer has a normalizer that is not NFC, which is not implemented.")
         for name in (IM_START, IM_END):
             if name not in self.special:
                 raise TokenizerMismatch(f"The tokenizer has no {name} token.")
@@ -79,9 +87,31 @@ class GuardTokenizer:
             )
 
     def pieces(self, text: str) -> Piece:
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        starts, ends = zip(*encoding.offsets, strict=True) if encoding.offsets else ((), ())
-        return Piece(tuple(encoding.ids), tuple(starts), tuple(ends), tuple(encoding.word_ids))
+        normal, starts, ends = self._normal(text)
+        encoding = self._plain.encode(normal, add_special_tokens=False)
+        return Piece(
+            tuple(encoding.ids),
+            tuple(starts[start] for start, _ in encoding.offsets),
+            tuple(ends[end - 1] for _, end in encoding.offsets),
+            tuple(encoding.word_ids),
+        )
+
+    def _normal(self, text: str) -> tuple[str, Sequence[int], Sequence[int]]:
+        """The normalized text, and where in `text` the segment of each of its characters starts and ends.
+
+        The tokenizer's own offsets into a text that it composes point at the first of the characters composed.
+        """
+        if text.isascii():
+            return text, range(len(text)), range(1, len(text) + 1)
+        normalizer = self._plain.normalizer
+        changes = normalizer is not None and normalizer.normalize_str(text) != text
+        normal, starts, ends = [], [], []
+        for start, end in segments.spans(text):
+            part = normalizer.normalize_str(text[start:end]) if changes else text[start:end]
+            normal.append(part)
+            starts += [start] * len(part)
+            ends += [end] * len(part)
+        return "".join(normal), starts, ends
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._whole.decode(list(ids), skip_special_tokens=False))

@@ -64,6 +64,7 @@ def test_bad_rows_keep_their_line_and_say_why_beside_it(server: EmbeddedServer, 
     source = tmp_path / "in.jsonl"
     bad = [b"", b"{", b"[]", b'{"prompt": "\xff"}', b'{"prompt": ""}', b"{}", b'{"prompt": 5}', b"[" * 100_000]
     bad += [b'{"prompt": "\\ud800"}', b'{"messages": [{"role": "user"}]}', b'{"prompt": null, "x": 1}']
+    bad.insert(0, b'{"messages": [{"role": "assistant", "content": "Sure.", "tool_calls": [{"a": 1}]}]}')
     good = json.dumps(PAIR).encode()
     source.write_bytes(b"\n".join([good, *bad, good]))
     out = tmp_path / "out.jsonl"
@@ -78,6 +79,7 @@ def test_bad_rows_keep_their_line_and_say_why_beside_it(server: EmbeddedServer, 
     assert [row["row"] for row in reported] == list(range(2, len(bad) + 2))
     assert [row["code"] for row in reported] == [row["guard_error"] for row in found[1:-1]]
     assert all(row["code"] in errors.BY_CODE and row["error"].endswith(".") for row in reported)
+    assert "'tool_calls'" in reported[0]["error"]
     assert found[-2]["x"] == 1
     again = run("annotate", source, out, "--url", server.url)
     assert again.returncode == 3
