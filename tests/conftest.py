@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import real_tokenizer
+from overflowing import FLOAT32, overflowing
 from qwen3guard_client import GuardClient, canary
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
@@ -59,6 +60,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[EmbeddedServer]:
     with serve(repository) as running:
+        wait_ready(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def overflowing_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stream guard whose first layer has an infinite value for the token of overflowing.LETTER."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    overflowing(folder / "checkpoint", "stream", largest=FLOAT32)
+    place_models(folder / "r", export(str(folder / "checkpoint"), folder / "r", say=lambda _: None))
+    return folder / "r"
+
+
+@pytest.fixture(scope="session")
+def overflowing_server(overflowing_repository: Path) -> Iterator[EmbeddedServer]:
+    with serve(overflowing_repository) as running:
         wait_ready(running)
         yield running
 

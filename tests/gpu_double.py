@@ -43,6 +43,8 @@ class Runtime:
     blocks: dict[int, np.ndarray] = field(default_factory=dict)
     capturing: list[Callable[[], None]] | None = None
     launched: int = 0
+    queued: list[Callable[[], None]] = field(default_factory=list)
+    """On the stream, for whatever comes next on it, or waits for it. ONNX Runtime's passes do neither."""
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -71,14 +73,22 @@ class Runtime:
         self.blocks[block.ctypes.data] = block
         return *OK, block.ctypes.data
 
-    def cudaMemset(self, address: int, value: int, size: int) -> tuple[Any, ...]:
-        ctypes.memset(address, value, size)
+    def next_on_stream(self) -> None:
+        while self.queued:
+            self.queued.pop(0)()
+
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
+        assert stream == 7
+        assert self.capturing is None
+        assert self.is_ours(address, size)
+        self.queued.append(lambda: ctypes.memset(address, value, size) and None)
         return OK
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
         assert stream == 7
         assert self.capturing is None, "a copy from pageable memory cannot be captured"
         assert self.is_ours(target if kind == 1 else source, size)
+        self.next_on_stream()
         ctypes.memmove(target, source, size)
         return OK
 
@@ -86,6 +96,7 @@ class Runtime:
         target, target_pitch, source, source_pitch, width, height, kind, _ = arguments
         assert kind == 3
         assert width <= min(target_pitch, source_pitch)
+        self.next_on_stream()
         for row in range(height):
             assert self.is_ours(target + row * target_pitch, width)
             assert self.is_ours(source + row * source_pitch, width)
@@ -94,6 +105,7 @@ class Runtime:
 
     def cudaStreamSynchronize(self, _: int) -> tuple[Any, ...]:
         assert self.capturing is None
+        self.next_on_stream()
         return OK
 
     def cudaStreamBeginCapture(self, _: int, mode: int) -> tuple[Any, ...]:
@@ -113,6 +125,7 @@ class Runtime:
 
     def cudaGraphLaunch(self, graph: list[Callable[[], None]], _: int) -> tuple[Any, ...]:
         self.launched += 1
+        self.next_on_stream()
         for launch in graph:
             launch()
         return OK
@@ -157,6 +170,7 @@ class Context:
         key = (tuple(shapes[name] for name in INPUTS), tuple(sorted(addresses.items())))
         if self.engine.cuda.capturing is None:
             self.seen.add(key)
+            self.engine.cuda.next_on_stream()
             self.engine.run(shapes, addresses)
         else:
             assert key in self.seen, "TensorRT cannot be captured before it has met a shape"

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from conftest import DEMO, free_port
 from gpu_double import Runtime, tensorrt
+from overflowing import FLOAT16, LETTER, overflowing
 from qwen3guard_client import errors
 from qwen3guard_client.manifest import Engine, Manifest, Profile
 from qwen3guard_export import export
@@ -26,6 +27,7 @@ from qwen3guard_runtime.onnx_runner import OnnxRunner
 from qwen3guard_runtime.options import Options
 from qwen3guard_runtime.runner import Logits, Row, Runner
 from qwen3guard_runtime.tensorrt_runner import TensorRTRunner
+from qwen3guard_runtime.tokenizer import GuardTokenizer
 from random_checkpoint import make
 from test_serve import COMMAND
 
@@ -132,6 +134,34 @@ def test_slots_are_copied_and_reused_on_the_device(folder: Path, runtime: Runtim
     again = cache.acquire(60)
     assert again.row == whole.row
     same(runner.forward([Row(again, ids, range(40, 60))])[0], at_once[0])
+
+
+@pytest.mark.parametrize("place", ["tensorrt", "onnxruntime"])
+def test_a_slot_on_the_device_is_cleared_for_its_next_owner(tmp_path: Path, runtime: Runtime, place: str) -> None:
+    """One user writes a token whose values float16 cannot hold, and ends. What clears the slot is queued on our stream,
+    which a pass of TensorRT comes behind, and one of ONNX Runtime does not."""
+    overflowing(tmp_path / "checkpoint", "stream", largest=FLOAT16)
+    export(str(tmp_path / "checkpoint"), tmp_path, weights="fp16", say=lambda _: None)
+    folder = tmp_path / "stream_guard/1"
+    (folder / ENGINE.file).write_bytes(b"an engine")
+    manifest = replace(Manifest.read(folder), engine=ENGINE)
+    manifest.write(folder)
+    runner: Runner
+    runner, device = engine_runner(folder, runtime)
+    if place == "onnxruntime":
+        runner = OnnxRunner(folder, manifest)
+    [token] = GuardTokenizer.load(folder).encode(LETTER)
+    cache = KVCache(manifest, slots=1, memory=DeviceMemory(device, CAPACITY))
+    ids = np.arange(10, 30)
+    slot = cache.acquire(60)
+    expected = runner.forward([Row(slot, ids, range(20))])[0]
+    slot.length = 0
+    spoiled = np.concatenate([ids, [token], ids])
+    assert not np.isfinite(runner.forward([Row(slot, spoiled, [40])])[0][0]).any()
+    cache.release(slot)
+    found = runner.forward([Row(cache.acquire(60), ids, range(20))])[0]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_device_without_room_says_so(folder: Path) -> None:

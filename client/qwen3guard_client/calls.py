@@ -6,6 +6,7 @@ Knows tensors and errors; opens no connection.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -264,7 +265,11 @@ def _labels(
 
 
 def _table(labels: Sequence[T], values: npt.NDArray[Any]) -> dict[T, float]:
-    return dict(zip(labels, values.tolist(), strict=True))
+    """Raises InternalError for what is no number: the largest of them would still be found, and called a level."""
+    numbers = values.tolist()
+    if not all(map(math.isfinite, numbers)):
+        raise InternalError("The server's probabilities are not finite; they are no verdict.")
+    return dict(zip(labels, numbers, strict=True))
 
 
 _OVERLOAD = "queue size"

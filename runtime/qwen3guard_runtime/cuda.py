@@ -55,10 +55,15 @@ class Cuda:
         return int(self._call("cudaMemGetInfo"))
 
     def zeros(self, size: int) -> Address:
-        """Memory that is kept until the process ends."""
+        """Memory that is kept until the process ends; its zeros are there for every stream."""
         address = int(self._call("cudaMalloc", size))
-        self._call("cudaMemset", address, 0, size)
+        self.clear(address, size)
+        self.synchronize()
         return address
+
+    def clear(self, address: Address, size: int) -> None:
+        """Zeros, queued on the stream."""
+        self._call("cudaMemsetAsync", address, 0, size, self.stream)
 
     def upload(self, target: Address, array: npt.NDArray[Any]) -> None:
         """Queued on the stream; `array`, contiguous, must live until `synchronize`."""
@@ -94,7 +99,7 @@ class Cuda:
 
 
 class DeviceArena(Arena):
-    """Slots in a device's memory, taken as a whole and zeroed once: nothing that was ever in a cell is NaN."""
+    """Slots in a device's memory, taken as a whole and zeroed."""
 
     def __init__(self, cuda: Cuda, manifest: Manifest, rows: int, capacity: int) -> None:
         super().__init__(manifest, rows, capacity)
@@ -104,8 +109,11 @@ class DeviceArena(Arena):
     def address(self, number: int, row: int) -> Address:
         return self._starts[number] + row * row_bytes(self.caches[number], self.capacity)
 
-    def forget(self, row: int) -> None:
-        self.slots[row] = None
+    def _clear(self, row: int) -> None:
+        """Waits for its zeros: ONNX Runtime's passes are on streams of its own."""
+        for number, cache in enumerate(self.caches):
+            self._cuda.clear(self.address(number, row), row_bytes(cache, self.capacity))
+        self._cuda.synchronize()
 
     def copy(self, row: int, target: Slot, tokens: int) -> None:
         for number, cache in enumerate(self.caches):

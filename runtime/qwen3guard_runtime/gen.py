@@ -21,6 +21,7 @@ from qwen3guard_client.manifest import Manifest
 from qwen3guard_runtime.answer import AnswerReader, Field, Probabilities, Verdict
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.heads import Heads
+from qwen3guard_runtime.judgement import not_finite
 from qwen3guard_runtime.kv_cache import HOST, KVCache, Memory, Slot
 from qwen3guard_runtime.metrics import GenMetrics
 from qwen3guard_runtime.runner import Ids, Row, Runner
@@ -40,7 +41,8 @@ class Question:
 
 @dataclass
 class Answer:
-    """A greedy answer in the making: its ids (the end token last), their log-probabilities, and each decision."""
+    """A greedy answer in the making: its ids (the end token last), their log-probabilities, and each decision; or the
+    `error` that it came to."""
 
     question: Question
     slot: Slot
@@ -50,6 +52,11 @@ class Answer:
     text: str = ""
     ended: bool = False
     passes: int = 0
+    error: InternalError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.ended or self.error is not None or len(self.ids) == ANSWER_TOKENS
 
 
 class GenGuard:
@@ -107,9 +114,9 @@ class GenGuard:
                     self._cache.release(answer.slot)
         seconds = self._clock() - began
         for answer in answers:
-            if isinstance(answer, Answer):
+            if isinstance(answer, Answer) and not answer.error:
                 self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
-        return answers
+        return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
 
     def read(self, answer: Answer) -> Verdict:
         """Raises UnreadableAnswer."""
@@ -132,7 +139,7 @@ class GenGuard:
 
     def _decode(self, answers: Sequence[Answer]) -> None:
         pending = {id(each): each.question.ids[self._heads.begin(each.slot, each.question.ids) :] for each in answers}
-        while active := [each for each in answers if not each.ended and len(each.ids) < ANSWER_TOKENS]:
+        while active := [each for each in answers if not each.is_done]:
             drafts = [self._draft(each) for each in active]
             rows = []
             for each, draft in zip(active, drafts, strict=True):
@@ -158,27 +165,30 @@ class GenGuard:
     def _verify(self, answer: Answer, draft: Ids, logits: npt.NDArray[np.float32]) -> tuple[int, int]:
         """Takes greedy tokens from `logits` [1 + draft, vocab] as long as the draft has them too, and the one after.
 
-        Returns that last token, and how many of the draft's were right.
+        Returns that last token, and how many of the draft's were right. A row that is not finite ends it with an error.
         """
         for accepted, row in enumerate(logits):
-            token = self._extend(answer, row)
+            token = int(row.argmax())
+            answer.error = not_finite([row])
+            if answer.error:
+                self._metrics.not_finite()
+                return token, accepted
+            self._extend(answer, token, row)
             if answer.ended or accepted == len(draft) or token != draft[accepted]:
                 return token, accepted
         raise ValueError("there are no logits")
 
-    def _extend(self, answer: Answer, logits: npt.NDArray[np.float32]) -> int:
-        """Takes the most likely token from `logits` [vocab]."""
-        token = int(logits.argmax())
+    def _extend(self, answer: Answer, token: int, logits: npt.NDArray[np.float32]) -> None:
+        """Takes `token`, the most likely one of `logits` [vocab]."""
         answer.ids.append(token)
         answer.logprobs.append(log_probability(logits, token))
         if token in self._end_ids:
             answer.ended = True
-            return token
+            return
         decided = self.reader.field_decided_after(answer.text)
         if decided:
             answer.decisions[decided] = self.reader.probabilities(decided, logits)
         answer.text = self.reader.text(answer.ids)
-        return token
 
 
 def log_probability(logits: npt.NDArray[np.float32], token: int) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from qwen3guard_client.errors import InternalError
 from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
 
 Floats = npt.NDArray[np.float32]
@@ -41,6 +42,14 @@ def judge(risk_logits: Floats, category_logits: Floats, order: Sequence[Category
     risk, category = softmax(risk_logits), softmax(category_logits)
     levels = tuple(RISK_ORDER[index] for index in risk.argmax(axis=-1))
     return Judgement(levels, tuple(order[index] for index in category.argmax(axis=-1)), risk, category)
+
+
+def not_finite(logits: Iterable[Floats]) -> InternalError | None:
+    """What to answer where a number of any of the arrays is NaN or infinite: the largest of them would still be found,
+    and stand for a level that the model has not given."""
+    if all(np.isfinite(each).all() for each in logits):
+        return None
+    return InternalError("The model's numbers are not finite for this conversation; it cannot be judged.")
 
 
 def softmax(logits: Floats) -> Floats:

@@ -55,8 +55,13 @@ class Arena(ABC):
         """Writes the first `tokens` of the slot `row` into `target`, of the same memory but perhaps another arena."""
 
     def forget(self, row: int) -> None:
-        """Frees the slot."""
+        """Clears the slot and frees it: what stood there would still be multiplied by the 0 of a mask, and NaN stay."""
+        self._clear(row)
         self.slots[row] = None
+
+    @abstractmethod
+    def _clear(self, row: int) -> None:
+        """Makes every cell of the slot `row` 0, before the next pass."""
 
 
 class HostArena(Arena):
@@ -67,6 +72,7 @@ class HostArena(Arena):
         # Private pages, since the kernel takes shared ones back only with the whole mapping.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._maps = [mmap.mmap(-1, rows * row_bytes(cache, capacity), flags=private) for cache in self.caches]
+        self._bytes = [np.frombuffer(memory, np.uint8) for memory in self._maps]
         self.arrays: list[npt.NDArray[np.generic]] = [
             np.frombuffer(memory, cache.numpy).reshape(rows, *cache.shape(capacity))
             for memory, cache in zip(self._maps, self.caches, strict=True)
@@ -82,15 +88,17 @@ class HostArena(Arena):
             cells = (slice(None),) * (cache.cell_axis - 1) + (slice(tokens),)
             other[target.row][cells] = one[row][cells]
 
-    def forget(self, row: int) -> None:
-        """Gives the row's memory back: all the pages that are its alone."""
-        super().forget(row)
-        for memory, cache in zip(self._maps, self.caches, strict=True):
+    def _clear(self, row: int) -> None:
+        """Gives the pages back that are the row's alone, which zeroes them; those that it shares are written."""
+        for memory, view, cache in zip(self._maps, self._bytes, self.caches, strict=True):
             stride = row_bytes(cache, self.capacity)
-            first = -(-row * stride // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = (row + 1) * stride // mmap.PAGESIZE * mmap.PAGESIZE
+            begin, end = row * stride, (row + 1) * stride
+            first = min(end, -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE)
+            last = max(first, end // mmap.PAGESIZE * mmap.PAGESIZE)
             if first < last:
                 memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+            view[begin:first] = 0
+            view[last:end] = 0
 
 
 class Memory(Protocol):

@@ -148,6 +148,13 @@ class GuardMetrics:
             model=[model],
         )
 
+        self._not_finite = Counter(
+            "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
+        )
+
+    def not_finite(self) -> None:
+        self._not_finite.add(self._model)
+
     def ran(self, kind: Pass, rows: int, seconds: float) -> None:
         self._pass_seconds.observe(seconds, self._model, kind)
         self._pass_rows.observe(rows, self._model, kind)

@@ -10,25 +10,18 @@ answered with the number of tokens that are pending; the same step sent again go
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from qwen3guard_client.errors import (
-    EmptyText,
-    GuardError,
-    InternalError,
-    InvalidRequest,
-    Overloaded,
-    PositionOutOfRange,
-    SessionLost,
-    TextTooLong,
-)
+from qwen3guard_client.errors import GuardError, InternalError, Overloaded
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_client.policy import Policy, runs
 
 from qwen3guard_runtime.gen import check_ids
+from qwen3guard_runtime.judgement import not_finite
 from qwen3guard_runtime.kv_cache import KVCache, Slot
 from qwen3guard_runtime.metrics import Closed, Pass, StreamMetrics
 from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row, Runner
+from qwen3guard_runtime.session import Session, Work, check_step
 from qwen3guard_runtime.steps import Flags, Reply, Step, judgements
 
 HALVED_AT = 1024
@@ -48,47 +41,6 @@ class Limits:
     evict_s: float
     turn_s: float
     chunk_tokens: int
-
-
-@dataclass(eq=False)
-class Session:
-    slot: Slot
-    policy: Policy
-    used_s: float
-    runs: list[tuple[int, ...]] = field(default_factory=list)
-    """For each token held, its run in strict and in loose mode and by the session's own policy; 0 for tokens that are
-    not of the response."""
-    pending: Work | None = None
-    flagged: bool = False
-    """By its own policy, in the response so far or before a rewind."""
-
-
-@dataclass(eq=False)
-class Work:
-    """One step, begun at `begun_s` and taken up to its token `done`, last at `served_s`; `found` has the logits of its
-    chunks so far."""
-
-    step: Step
-    session: Session
-    asked: list[int]
-    begun_s: float
-    served_s: float
-    done: int = 0
-    found: list[Logits] = field(default_factory=list)
-    error: GuardError | None = None
-
-    @property
-    def left(self) -> int:
-        return 0 if self.error else len(self.step.ids) - self.done
-
-    @property
-    def is_prefill(self) -> bool:
-        return self.step.start or len(self.step.ids) > STEP_TOKENS
-
-    @property
-    def must_finish(self) -> bool:
-        """Triton ends the sequence with this very request: it cannot be sent again."""
-        return self.step.end and not self.step.start
 
 
 class Sessions:
@@ -142,7 +94,7 @@ class Sessions:
                 begun = works.get(number)
                 if step.end and not (begun and begun.left):
                     self.forget(step.session)
-                elif step.start and begun and begun.error:
+                elif begun and begun.error and (step.start or begun.lost):
                     self.forget(step.session, "failed")
         return [reply for reply in replies if reply is not None]
 
@@ -161,22 +113,8 @@ class Sessions:
         if session and session.pending and session.pending.step.same_as(step):
             return session.pending
         check_ids(step.ids, self._manifest.vocab_size)
+        check_step(step, session, self._manifest.context)
         length = step.position + len(step.ids)
-        if step.position < 0:
-            raise PositionOutOfRange(f"The position {step.position} is negative.")
-        if not len(step.ids) and not step.end:
-            raise EmptyText("The step has no tokens.")
-        if not -1 <= step.query_index < len(step.ids) or not 0 <= step.response_start <= len(step.ids):
-            raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-        if step.policy and not step.start:
-            raise InvalidRequest("Only the step that opens a stream carries a policy.")
-        if not session and not step.start:
-            raise SessionLost("The session is not known here; open it again with START and everything so far.")
-        held = 0 if step.start or not session else len(session.runs)
-        if step.position > held:
-            raise PositionOutOfRange(f"The position {step.position} leaves a gap: the session holds {held} tokens.")
-        if length > self._manifest.context:
-            raise TextTooLong(f"The stream would have {length} tokens; the context holds {self._manifest.context}.")
         if step.start or not session:
             session = self._open(step, length)
         else:
@@ -237,9 +175,23 @@ class Sessions:
         kind: Pass = "prefill" if all(work.is_prefill for work in works) else "decode"
         self._metrics.ran(kind, len(rows), now - began)
         for work, row, logits in zip(works, rows, found, strict=True):
-            work.done += len(row.ids)
-            work.found.append(logits)
-            work.served_s = now
+            self._take(work, row, logits, now)
+
+    def _take(self, work: Work, row: Row, logits: Logits, now: float) -> None:
+        """What a pass has found of one step.
+
+        The last token of `row` has read all cells before it, so its numbers are not finite where any of those is not.
+        A slot with such a cell would spoil what is written to it later, even behind a rewind: 0 x NaN is NaN.
+        """
+        work.error = not_finite(logits)
+        if work.error:
+            work.lost = True
+            self._metrics.not_finite()
+            return
+        end = work.done + len(row.ids)
+        wanted = sum(work.done <= index < end for index in work.asked)
+        work.found.append(tuple(output[:wanted] for output in logits))
+        work.done, work.served_s = end, now
 
     def _next_chunk(self, work: Work) -> Row:
         """Where a step is cut depends on nothing but its length and position, so its numbers do not either."""
@@ -249,11 +201,11 @@ class Sessions:
             chunk = self._limits.chunk_tokens * HALVED_AT // (HALVED_AT + position)
             size = min(size, max(chunk, SMALLEST_CHUNK))
         end = work.done + size
-        asked = [index - work.done for index in work.asked if work.done <= index < end]
+        asked = {index - work.done for index in work.asked if work.done <= index < end}
         length = work.step.position + end  # a slot for more than that would only cost: attention reads all of it
         self._make_room(length, work.session.slot)
         self._cache.grow(work.session.slot, length)
-        return Row(work.session.slot, work.step.ids[work.done : end], asked)
+        return Row(work.session.slot, work.step.ids[work.done : end], sorted(asked | {size - 1}))
 
     def _reply(self, work: Work) -> Reply | GuardError:
         step, session = work.step, work.session
@@ -297,7 +249,8 @@ class Sessions:
     def _open(self, step: Step, tokens: int) -> Session:
         self.forget(step.session, "restarted")
         self._make_room(tokens)
-        session = Session(self._cache.acquire(0), step.policy or self._policy, self._clock())
+        policy = step.policy or self._policy
+        session = Session(self._cache.acquire(0), policy, self._clock(), begins=step.response_start)
         self._live[step.session] = session
         self._metrics.opened()
         return session
