@@ -17,6 +17,7 @@ from conftest import free_port, serve, wait_ready
 from qwen3guard_client import GuardClient, canary, errors
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_runtime import installation
+from qwen3guard_runtime.server import reason
 
 COMMAND = Path(sys.executable).parent / "qwen3guard"
 
@@ -122,6 +123,56 @@ def test_a_missing_graph_a_truncated_one_and_a_foreign_tokenizer_are_named(copy:
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with serve(copy) as server, pytest.raises(errors.ServeError, match="tokenizer"):
         wait_ready(server)
+
+
+CUDA = 'E0101 00:00:00.000000 1 x.cc:1] "CUDA driver version is insufficient for CUDA runtime version"'
+TRITON = "error: creating server: Internal - failed to load all models"
+OURS = "[CORRUPT_FILE] /models/gen_guard/1/model.onnx is missing."
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([CUDA, OURS, TRITON], "/models/gen_guard/1/model.onnx is missing."),
+        ([OURS, CUDA], "/models/gen_guard/1/model.onnx is missing."),
+        ([f"I0101 00:00:00 1 y.cc:2] {OURS}", TRITON, CUDA], "/models/gen_guard/1/model.onnx is missing."),
+        ([OURS, "[DEVICE] The GPU cannot be used: it is busy.", CUDA], "/models/gen_guard/1/model.onnx is missing."),
+        (["[DEVICE] The GPU cannot be used: 'it' is busy [9].", CUDA], "The GPU cannot be used: 'it' is busy [9]."),
+        (["I0101 [libprotobuf ERROR x.cc:1] [NO_SUCH_CODE] text", CUDA], "CUDA driver version is insufficient"),
+        ([TRITON, CUDA], "CUDA driver version is insufficient"),
+        ([CUDA, TRITON], "failed to load all models"),
+        (['I0101 00:00:00.000000 1 x.cc:1] "loading: gen_guard:1"'], "its log says nothing"),
+        ([], "its log says nothing"),
+    ],
+)
+def test_the_guards_own_error_is_the_reason_whatever_triton_writes(lines: list[str], expected: str) -> None:
+    assert expected in reason("".join(f"{line}\n" for line in lines))
+
+
+LOUD = """
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        try:
+            super().initialize(args)
+        except Exception:
+            __import__("os").write(2, %r)
+            raise
+"""
+
+
+@pytest.mark.parametrize("name", ["gen_guard", "guard_tokenizer", "stream_guard", "stream_tokenizer"])
+def test_every_model_says_its_own_error_though_triton_writes_more(copy: Path, name: str) -> None:
+    folder = copy / name / "1"
+    with (folder / "model.py").open("a") as file:
+        file.write(LOUD % f"{CUDA}\n".encode())
+    (folder / "tokenizer.json").unlink()
+    with serve(copy) as server:
+        with pytest.raises(errors.ServeError) as found:
+            wait_ready(server)
+        assert CUDA in server.log
+    assert str(folder) in str(found.value)
+    assert "CUDA" not in str(found.value)
+    assert "At:" not in str(found.value)
 
 
 def test_a_stub_that_dies_while_loading_is_named(copy: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qwen3guard_client.connection import TOKEN_VARIABLE
-from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError
+from qwen3guard_client.errors import CanaryFailed, ExportMissing, PortBusy, ServeError, from_text
 from qwen3guard_client.manifest import MANIFEST, Manifest
 
 from qwen3guard_runtime import installation
@@ -146,7 +146,7 @@ class EmbeddedServer:
         while not canary():
             self._hide_shared_memory()
             if process.poll() is not None or _STUB_DIED in self.log:
-                raise ServeError(f"The server stopped while it was loading: {self._reason()}")
+                raise ServeError(f"The server stopped while it was loading: {reason(self.log)}")
             now = time.monotonic()
             seen |= dict.fromkeys(_models(process.pid), now)
             for name, last in seen.items():
@@ -156,7 +156,7 @@ class EmbeddedServer:
                 tick()
                 ticked = now
             if now - began > self.settings.load_s:
-                raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {self._reason()}")
+                raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {reason(self.log)}")
             time.sleep(POLL_S)
         self._hide_shared_memory()
         self._models = set(seen)
@@ -202,14 +202,6 @@ class EmbeddedServer:
         """What the models' processes want an operator to know."""
         return re.findall(r'warning: ([^"\n]+)', self.log)
 
-    def _reason(self) -> str:
-        """The last sentence in the log that says what went wrong."""
-        ours = re.findall(r"qwen3guard_client\.errors\.\w+: (.+)", self.log)
-        theirs = re.findall(
-            rf"^(?:E\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", self.log, re.MULTILINE
-        )
-        return str((ours or theirs or ["its log says nothing"])[-1]).strip(' "')
-
     def stop(self, *, kill: bool = False) -> None:
         """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
         process = self._process
@@ -228,6 +220,15 @@ class EmbeddedServer:
             self._folder = None
         for region in _SHARED_MEMORY.glob(f"*{self._tag}*"):
             region.unlink(missing_ok=True)
+
+
+def reason(log: str) -> str:
+    """The sentence in a server's log that says why it stopped: the first error of a guard, or else Triton's last."""
+    ours = from_text(log)
+    if ours:
+        return str(ours)
+    theirs = re.findall(rf"^(?:E\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", log, re.MULTILINE)
+    return str(theirs[-1]).strip(' "') if theirs else "its log says nothing"
 
 
 @contextlib.contextmanager

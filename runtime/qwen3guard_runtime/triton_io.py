@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,20 @@ from qwen3guard_runtime import logs, metrics
 from qwen3guard_runtime.request import Handler, Outputs, Request
 
 START, END = 1, 2
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around what loads a model: a GuardError that stops it stands in the server's log in its wire form, as a line.
+
+    Triton writes the exception too, escaped and with its traceback, and error lines of its own after it.
+    """
+    try:
+        yield
+    except GuardError as error:
+        sys.stderr.write(f"{error.wire_text()}\n")
+        sys.stderr.flush()
+        raise
 
 
 def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: Refusals) -> list[Any]:

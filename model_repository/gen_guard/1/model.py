@@ -3,13 +3,14 @@
 from qwen3guard_client.wire import GEN_GUARD
 from qwen3guard_runtime.admission import Admission
 from qwen3guard_runtime.gen_models import GenGuardModel
-from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
+    @loading()
     def initialize(self, args):
+        self.refusals = Refusals(GEN_GUARD)  # first: it opens the log
         self.model = GenGuardModel(model_folder(args), parameters(args))
-        self.refusals = Refusals(GEN_GUARD)
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
         self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)
 

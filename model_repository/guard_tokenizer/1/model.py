@@ -4,10 +4,11 @@ from qwen3guard_client.wire import GUARD_TOKENIZER
 from qwen3guard_runtime.admission import Admission
 from qwen3guard_runtime.gen_models import GuardTokenizerModel
 from qwen3guard_runtime.options import Options
-from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
+    @loading()
     def initialize(self, args):
         self.model = GuardTokenizerModel(model_folder(args))
         self.refusals = Refusals(GUARD_TOKENIZER)

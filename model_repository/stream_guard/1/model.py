@@ -2,13 +2,14 @@
 
 from qwen3guard_client.wire import STREAM_GUARD
 from qwen3guard_runtime.stream_models import StreamGuardModel
-from qwen3guard_runtime.triton_io import Refusals, model_folder, parameters, publish, serve
+from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, serve
 
 
 class TritonPythonModel:
+    @loading()
     def initialize(self, args):
+        self.refusals = Refusals(STREAM_GUARD)  # first: it opens the log
         self.model = StreamGuardModel(model_folder(args), parameters(args))
-        self.refusals = Refusals(STREAM_GUARD)
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
 
     def execute(self, requests):

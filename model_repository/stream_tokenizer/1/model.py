@@ -2,10 +2,11 @@
 
 from qwen3guard_client.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream_models import StreamTokenizerModel
-from qwen3guard_runtime.triton_io import Refusals, model_folder, publish, serve
+from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, publish, serve
 
 
 class TritonPythonModel:
+    @loading()
     def initialize(self, args):
         self.model = StreamTokenizerModel(model_folder(args))
         self.refusals = Refusals(STREAM_TOKENIZER)
