@@ -22,10 +22,12 @@ import openai
 import pytest
 from conftest import free_port, serve, stream_repository, wait_ready
 from fake_llm import FakeLLM, Loop
+from overflowing import LETTER
 from proxied import Proxied
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_client import Category, GuardClient, Policy, Thresholds, errors
+from qwen3guard_runtime.server import EmbeddedServer
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from texts import TEXTS, cut
 
@@ -448,6 +450,20 @@ def test_a_text_that_is_too_long_never_passes(proxied: Open) -> None:
     with proxied(on_guard_error="pass") as proxy, pytest.raises(openai.BadRequestError) as caught:
         proxy.client().chat.completions.create(**asked("rice " * 40_000))
     assert caught.value.code == "guard_text_too_long"
+
+
+@pytest.mark.parametrize("on_guard_error", ["block", "pass"])
+def test_a_text_for_which_the_guards_numbers_are_not_finite_never_passes(
+    proxied: Open, llm: FakeLLM, overflowing_server: EmbeddedServer, on_guard_error: str
+) -> None:
+    for prompt, answer in ((LETTER, SAFE), (PROMPT, f"Well. {LETTER}")):
+        llm.text = answer
+        with (
+            proxied(overflowing_server.url, on_guard_error=on_guard_error, policy=LETS_ALL_PASS) as proxy,
+            pytest.raises(openai.InternalServerError, match="not finite") as caught,
+        ):
+            proxy.client().chat.completions.create(**asked(prompt))
+        assert (caught.value.status_code, caught.value.code) == (503, "guard_internal")
 
 
 def test_limits_are_answered_in_openais_shape(proxied: Open, llm: FakeLLM) -> None:

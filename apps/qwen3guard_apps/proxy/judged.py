@@ -87,9 +87,13 @@ class Judged:
 
     @property
     def unguarded(self) -> bool:
-        """The guard failed, and its operator lets pass what it cannot judge. Too long a text is never let pass."""
+        """The guard failed, and its operator lets pass what it cannot judge.
+
+        What the guard fails at because of the text itself is never let pass: too long a one, or one for which the
+        model's numbers are not finite.
+        """
         lets = self._settings.on_guard_error == "pass"
-        return lets and self.error is not None and not isinstance(self.error, InputError)
+        return lets and self.error is not None and not isinstance(self.error, InputError | InternalError)
 
     @property
     def failed(self) -> bool:
