@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from qwen3guard_client.integer_products import ensure_exact
 from qwen3guard_client.manifest import Manifest
 
 THREADS = 2
@@ -71,7 +72,7 @@ def _product(kind: str, columns: int) -> onnxruntime.InferenceSession:
             "MatMulIntegerToFloat", ["x", "w", "one", "scale", "zero"], ["y"], domain="com.microsoft"
         )
         weights = [
-            numpy_helper.from_array(np.ones((INNER, columns), np.int8), "w"),
+            numpy_helper.from_array(np.full((INNER, columns), 127, np.int8), "w"),
             numpy_helper.from_array(np.float32(1), "one"),
             numpy_helper.from_array(np.ones(columns, np.float32), "scale"),
             numpy_helper.from_array(np.uint8(128), "zero"),
@@ -88,6 +89,7 @@ def _product(kind: str, columns: int) -> onnxruntime.InferenceSession:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
+    ensure_exact(options)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

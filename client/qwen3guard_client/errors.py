@@ -36,6 +36,7 @@ GuardError
 └── ServeError                  the embedded server cannot run here
     ├── PerfAnalyzerError       PERF_ANALYZER
     ├── ExportMissing           EXPORT_MISSING
+    ├── ExportOutdated          EXPORT_OUTDATED   it was made by another version, and this one cannot serve it rightly
     ├── InvalidParameter        INVALID_PARAMETER
     ├── EngineMismatch          ENGINE_MISMATCH
     ├── DeviceError             DEVICE        the GPU, or its driver
@@ -203,6 +204,10 @@ class PerfAnalyzerError(ServeError):
 
 class ExportMissing(ServeError):
     code = "EXPORT_MISSING"
+
+
+class ExportOutdated(ServeError):
+    code = "EXPORT_OUTDATED"
 
 
 class InvalidParameter(ServeError):

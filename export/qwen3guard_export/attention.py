@@ -19,7 +19,7 @@ from qwen3guard_client.manifest import Cache, caches
 
 from qwen3guard_export.checkpoint import Architecture
 from qwen3guard_export.emitter import CONTRIB, Emitter
-from qwen3guard_export.quantize import HALVES, WeightFormat, around_0, unit_rows
+from qwen3guard_export.quantize import HALVES, WeightFormat, around, around_0, from_0, row_scale
 
 AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
@@ -130,8 +130,8 @@ class Attention:
     def _decomposed(self, queries: str, keys: str, values: str) -> str:
         graph = self.graph
         scores = graph.op("FusedMatMul", [self._group(queries), keys], domain=CONTRIB, transB=1, alpha=self._scale)
-        shares = graph.op("Softmax", [graph.op("Add", [scores, self.mask])], axis=-1)
-        return self._ungroup(graph.op("MatMul", [shares, values]))
+        shares, total = self._shares(graph.op("Add", [scores, self.mask]))
+        return self._ungroup(graph.op("Div", [graph.op("MatMul", [shares, values]), total]))
 
     def _int8(self, caches: Sequence[Cache], turned: str, values: str) -> str:
         """Each head's vector of a token has a scale of its own, so nothing depends on calibration or neighbours.
@@ -139,36 +139,45 @@ class Attention:
         The shares are quantized in blocks of cells, each by its largest: a token that takes nearly all the attention
         would else leave no levels for the many that divide the rest.
         """
-        graph, (key_cache, value_cache, scale_cache) = self.graph, caches
-        units, largest = unit_rows(graph, graph.op("Concat", [turned, values], axis=1))
-        parts = [self.query_heads, self.kv_heads, self.kv_heads]
-        queries, keys, values = graph.split(units, parts, axis=1)
-        largest = graph.op("Transpose", [largest], perm=[0, 1, 3, 2])
-        query_scale, new_scales = graph.split(largest, [self.query_heads, 2 * self.kv_heads], axis=1)
-        keys = self._write(key_cache, graph.op("Transpose", [around_0(graph, keys)], perm=[0, 1, 3, 2]))
-        values = self._write(value_cache, around_0(graph, values))
-        scales = self._write(scale_cache, new_scales)
+        graph, size, (key_cache, value_cache, scale_cache) = self.graph, self.head_dim, caches
+        queries, keys = graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
+        new = graph.op("Concat", [keys, values], axis=1)
+        scale = row_scale(graph, new, _LEVELS)
+        keys, values = graph.split(around_0(graph, new, scale, size), [self.kv_heads, self.kv_heads], axis=1)
+        keys = self._write(key_cache, graph.op("Transpose", [keys], perm=[0, 1, 3, 2]))
+        values = self._write(value_cache, values)
+        scales = self._write(scale_cache, graph.op("Transpose", [scale], perm=[0, 1, 3, 2]))
         key_scale, value_scale = graph.split(scales, [self.kv_heads, self.kv_heads], axis=1)
 
-        queries = graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, self.head_dim)])
-        query_level, zero = graph.scalar(1 / _QUERY_LEVELS, np.float32), graph.scalar(_QUERY_ZERO_POINT, np.uint8)
-        queries = graph.op("QuantizeLinear", [queries, query_level, zero])
-        query_scale = graph.op("Reshape", [query_scale, graph.ints(0, self.kv_heads, -1, 1)])
-        unit = graph.scalar(self._scale / (_QUERY_LEVELS * _LEVELS), np.float32)
+        one = graph.scalar(1.0, np.float32)
+        queries = graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, size)])
+        query_scale = row_scale(graph, queries, _QUERY_LEVELS)
+        queries = around(graph, queries, query_scale, size, zero_point=_QUERY_ZERO_POINT, of="queries")
+        unit, zero = graph.scalar(self._scale, np.float32), graph.scalar(_QUERY_ZERO_POINT, np.uint8)
         scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
-        scores = graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask])
-        shares = graph.op("Mul", [graph.op("Softmax", [scores], axis=-1), value_scale])
-        blocks, largest = unit_rows(
-            graph, graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)]), positive=True
-        )
+        shares, total = self._shares(graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask]))
+        shares = graph.op("Mul", [shares, value_scale])
+        blocks = graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)])
+        scale = row_scale(graph, blocks, _SHARE_LEVELS, positive=True)
+        blocks = from_0(graph, blocks, scale, CAPACITY_STEP)
+        blocks, scale = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, scale))
+        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, size)])
         zero = graph.scalar(0, np.uint8)
-        blocks = graph.op("QuantizeLinear", [blocks, graph.scalar(1 / _SHARE_LEVELS, np.float32), zero])
-        blocks, largest = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, largest))
-        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, self.head_dim)])
-        unit, one = graph.scalar(1 / _SHARE_LEVELS / _LEVELS, np.float32), graph.scalar(1.0, np.float32)
-        context = graph.op("MatMulIntegerToFloat", [blocks, values, unit, one, zero], domain=CONTRIB)
-        context = graph.op("ReduceSum", [graph.op("Mul", [context, largest]), graph.ints(2)], keepdims=0)
-        return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, self.head_dim)])
+        context = graph.op("MatMulIntegerToFloat", [blocks, values, one, one, zero], domain=CONTRIB)
+        context = graph.op("ReduceSum", [graph.op("Mul", [context, scale]), graph.ints(2)], keepdims=0)
+        context = graph.op("Div", [context, total])
+        return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, size)])
+
+    def _shares(self, scores: str) -> tuple[str, str]:
+        """exp(scores - their largest) in 0..1, and its sum [..., 1] by which the context is still to be divided.
+
+        Not Softmax: ONNX Runtime's sums in lanes, as many as the CPU has, and so differs in the last bit from one
+        kind of CPU to another. These operators do not (docs/performance.md).
+        """
+        graph, last = self.graph, self.graph.ints(-1)
+        largest = graph.op("ReduceMax", [scores, last], keepdims=1)
+        shares = graph.op("Exp", [graph.op("Sub", [scores, largest])])
+        return shares, graph.op("ReduceSum", [shares, last], keepdims=1)
 
     def _group(self, queries: str) -> str:
         """The query heads of one KV head stacked as rows of one matrix, so that K and V are never repeated.

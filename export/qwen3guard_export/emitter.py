@@ -5,7 +5,7 @@ Knows ONNX; knows nothing of Qwen3. At no time is more than the tensor being add
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -37,6 +37,7 @@ class Emitter:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._contrib = False
+        self._shared: dict[tuple[object, ...], str] = {}
 
     def __enter__(self) -> Emitter:
         self._data = self._data_path.open("wb")
@@ -109,6 +110,12 @@ class Emitter:
             self._write(tensor, array)
         self._initializers[name] = tensor
         return name
+
+    def once(self, key: tuple[object, ...], add: Callable[[], str]) -> str:
+        """What `add` adds and names, the first time that `key` asks for it."""
+        if key not in self._shared:
+            self._shared[key] = add()
+        return self._shared[key]
 
     def has_weight(self, name: str) -> bool:
         return name in self._initializers

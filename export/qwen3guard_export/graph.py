@@ -148,17 +148,19 @@ class _Qwen3:
 
     def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
         graph = self.graph
+        architecture = self.architecture
         hidden, rows = self._join(stream, block_tensor(layer, "input_layernorm"))
         context = self._attention(layer, rows, places, attend)
-        if layer == self.architecture.layers - 1:
+        if layer == architecture.layers - 1:
             # From here on a token meets no other: the last half-block runs for the asked tokens alone.
             hidden = graph.op("GatherND", [hidden, places.logit_index])
             context = graph.op("GatherND", [context, places.logit_index])
-        inputs = activation(graph, self.weights, context)
+        of = "asked" if layer == architecture.layers - 1 else "tokens"
+        inputs = activation(graph, self.weights, context, architecture.query_heads * architecture.head_dim, of=of)
         attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
         stream = _Residual(hidden, attended.scaled(graph))
         hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
-        return _Residual(hidden, self._feed_forward(layer, rows))
+        return _Residual(hidden, self._feed_forward(layer, rows, of))
 
     def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
         """The residual stream with its update added, and its norm."""
@@ -174,7 +176,7 @@ class _Qwen3:
     def _attention(self, layer: int, rows: str, places: _Places, attend: Attention) -> str:
         graph, architecture = self.graph, self.architecture
         query_heads, kv_heads, size = architecture.query_heads, architecture.kv_heads, architecture.head_dim
-        inputs = activation(graph, self.weights, rows)
+        inputs = activation(graph, self.weights, rows, architecture.hidden, of="tokens")
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
         projected = self._linear(inputs, block_tensor(layer, "self_attn.qkv_proj"), names).scaled(graph)
         turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
@@ -198,14 +200,14 @@ class _Qwen3:
         scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
         return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
 
-    def _feed_forward(self, layer: int, rows: str) -> str:
+    def _feed_forward(self, layer: int, rows: str, of: str) -> str:
         """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
         graph = self.graph
-        inputs = activation(graph, self.weights, rows)
+        inputs = activation(graph, self.weights, rows, self.architecture.hidden, of=of)
         gate = self._linear(inputs, block_tensor(layer, "mlp.gate_proj")).scaled(graph)
         up = self._linear(inputs, block_tensor(layer, "mlp.up_proj"))
         gated = graph.op("Mul", [graph.op("Mul", [gate, graph.op("Sigmoid", [gate])]), up.values])
-        inputs = activation(graph, self.weights, gated, pending=up.row_scale)
+        inputs = activation(graph, self.weights, gated, self.architecture.ffn, of=of, pending=up.row_scale)
         return self._linear(inputs, block_tensor(layer, "mlp.down_proj")).scaled(graph)
 
     def _lm_head(self, hidden: str) -> str:
@@ -214,10 +216,10 @@ class _Qwen3:
         if self.weights == "fp32" and self.architecture.tied:
             return graph.op("Gemm", [hidden, EMBEDDING], name=logits, transB=1)
         if self.weights in HALVES and self.architecture.tied:
-            inputs = activation(graph, self.weights, hidden)
+            inputs = activation(graph, self.weights, hidden, self.architecture.hidden, of="asked")
             return graph.op("Cast", [graph.op("Gemm", [inputs.rows, EMBEDDING], transB=1)], name=logits, to=FLOAT)
         name = EMBEDDING if self.architecture.tied else LM_HEAD
-        product = self._linear(activation(graph, self.weights, hidden), name)
+        product = self._linear(activation(graph, self.weights, hidden, self.architecture.hidden, of="asked"), name)
         return graph.op("Identity", [product.scaled(graph)], name=logits)
 
     def _stream_heads(self, hidden: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 from qwen3guard_client.errors import ParityError
+from qwen3guard_client.integer_products import ensure_exact
 from qwen3guard_client.manifest import (
     GEN_OUTPUTS,
     GRAPH,
@@ -90,6 +91,7 @@ class BoundGraph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
         options.log_severity_level = 4
+        ensure_exact(options)
         self._session = _session(folder, weights, options)
         self._form = form
         self._outputs = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS

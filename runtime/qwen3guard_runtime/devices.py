@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnxruntime
 from qwen3guard_client.errors import DeviceError, InvalidParameter
+from qwen3guard_client.integer_products import REPAIR, Products
 from qwen3guard_client.manifest import Manifest
 
 from qwen3guard_runtime import cuda
@@ -49,7 +50,21 @@ def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
         if wanted != "auto":
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
-    return Place(manifest, OnnxRunner(folder, manifest, threads=options.whole("threads")), HOST)
+    runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
+    _tell(runner.products)
+    return Place(manifest, runner, HOST)
+
+
+def _tell(products: Products | None) -> None:
+    log = logging.getLogger(__name__)
+    if products == "repaired":
+        log.warning(
+            "warning: The 8-bit products of this CPU saturate. ONNX Runtime repairs them (%s), and a long pass takes up"
+            " to 1.25 times as long.",
+            REPAIR[0],
+        )
+    elif products == "exact":
+        log.info("The 8-bit products of this CPU are exact.")
 
 
 def _made_for(manifest: Manifest) -> str:

@@ -83,10 +83,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def failure_log(model: str) -> FailureLog | None:
-    """Where QWEN3GUARD_LOG asks for it: the log of failed requests, and the runtime's own lines as JSON too."""
+    """The log of failed requests, where QWEN3GUARD_LOG asks for it. What the runtime's own loggers say is written in any
+    case, as JSON too where that is asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("qwen3guard_runtime")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     if not json_lines():
         return None
-    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(model))
-    logging.getLogger("qwen3guard_runtime").addHandler(handler)
     return FailureLog(model, sys.stderr)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from qwen3guard_client.errors import CorruptFile, DeviceError, ExportMissing
+from qwen3guard_client.integer_products import Products, ensure_exact
 from qwen3guard_client.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
 
 from qwen3guard_runtime.kv_cache import Arena
@@ -42,6 +43,8 @@ class OnnxRunner(Passes):
         # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
         options.log_severity_level = 3
+        self.products: Products | None = ensure_exact(options) if manifest.has_eight_bits else None
+        """How products of integers come out exact here; None where the graph has none."""
         providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
