@@ -272,6 +272,142 @@ def test_rendering_equals_transformers(variant: str, turns: list[tuple[str, str]
     assert template.render([Message(*turn) for turn in turns], LIMIT) == expected
 
 
+def with_template(folder: Path, template: str, config: dict[str, object], special_map: object = None) -> Path:
+    """The demo's tokenizer with a template, settings in its tokenizer_config.json, and a special_tokens_map.json."""
+    (folder / "tokenizer.json").write_bytes((DEMO / "stream" / "tokenizer.json").read_bytes())
+    stored = json.loads((DEMO / "stream" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    changed = {key: value for key, value in (stored | config).items() if value != "gone"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(changed | {"chat_template": template}))
+    if special_map is not None:
+        (folder / "special_tokens_map.json").write_text(json.dumps(special_map))
+    return folder
+
+
+OBJECT = {"content": "<|im_start|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+QWEN3 = """
+{%- if tools %}{{- 'tools' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
+{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string
+        and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}{%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- endif %}
+        {{- '<|im_start|>' + message.role + '\n' + reasoning_content + message.content }}
+        {%- if message.tool_calls %}
+            {%- for tool_call in message.tool_calls %}{{- tool_call.name }}{%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
+    {%- endif %}
+    {%- if loop.previtem and loop.previtem.role != message.role %}{{- '' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}"""
+"""How Qwen3's own template asks for fields that a message may lack."""
+GIVEN = {
+    "eos and pad": ("{{ messages[0].content }}{{ eos_token }}{{ pad_token }}", {}, None),
+    "a token as an object": (
+        "{{ bos_token }}{{ messages[0].content }}",
+        {"bos_token": {"__type": "AddedToken", **OBJECT}},
+        None,
+    ),
+    "none is not defined": ("{{ bos_token is defined }}{{ unk_token is defined }}{{ eos_token is defined }}", {}, None),
+    "a default": (
+        "{{ bos_token | default('<think>') }}{{ nothing | default('x') }}{{ messages[0].content }}",
+        {},
+        None,
+    ),
+    "what is given": ("{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ enable_thinking }}", {}, None),
+    "what is not": (
+        "{{ date_string is defined }}{{ continue_final_message is defined }}{{ x is undefined }}",
+        {},
+        None,
+    ),
+    "json": (
+        "{{ messages | tojson }}{{ messages | tojson(ensure_ascii=true, indent=2, sort_keys=true) }}"
+        "{{ messages[0] | tojson(separators=(',', ':')) }}",
+        {},
+        None,
+    ),
+    "the map": ("{{ bos_token }}{{ eos_token }}", {"added_tokens_decoder": "gone"}, {"bos_token": OBJECT}),
+    "the map beside a list": (
+        "{{ bos_token is defined }}{{ eos_token }}",
+        {"bos_token": None},
+        {"bos_token": OBJECT, "eos_token": "<think>"},
+    ),
+    "the time": ("{{ strftime_now('%Y') }}{{ messages[0].content }}", {}, None),
+    "Qwen3's own form": (QWEN3, {}, None),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_template_is_given_what_transformers_gives(tmp_path: Path, name: str) -> None:
+    folder = with_template(tmp_path, *GIVEN[name])
+    oracle = AutoTokenizer.from_pretrained(folder)
+    template = ChatTemplate.load(folder)
+    for roles in (("user",), ("system", "user", "assistant", "user"), ("user", "assistant")):
+        messages = [{"role": role, "content": "Größe!"} for role in roles]
+        expected = oracle.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
+        assert template.render([Message(**each) for each in messages], LIMIT) == expected
+
+
+NOT_GIVEN = {
+    "a token that is none": ("{{ bos_token }}{{ messages[0].content }}", "'bos_token'"),
+    "a name": ("{{ messages[0].content }}{{ policy }}", "'policy'"),
+    "a name in a condition": ("{% if policy %}x{% endif %}{{ messages[0].content }}", "'policy'"),
+    "a name that is negated": ("{% if not policy %}{{ messages[0].content }}{% endif %}", "'policy'"),
+    "a name that is compared": ("{% if policy == 'x' %}x{% endif %}{{ messages[0].content }}", "'policy'"),
+    "a name in a loop": ("{% for each in policies %}x{% endfor %}{{ messages[0].content }}", "'policies'"),
+    "a name that is joined": ("{{ messages[0].content ~ policy }}", "'policy'"),
+    "a name that is added": ("{{ messages[0].content + policy }}", "'policy'"),
+    "a name in a filter": ("{{ policy | trim }}{{ messages[0].content }}", "'policy'"),
+    "a function": ("{{ now() }}{{ messages[0].content }}", "'now'"),
+    "a field of a message": ("{% for m in messages %}{{ m.role }}{{ m.contents }}{% endfor %}", "'contents'"),
+    "a field of a name": ("{{ policy.text }}{{ messages[0].content }}", "'policy'"),
+    "in an answer alone": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ x }}{% endif %}{% endfor %}",
+        "'x'",
+    ),
+    "after the system's turn": ("{% if messages[0].role == 'system' %}{{ x }}{% endif %}", "'x'"),
+    "set in one branch": ("{% if tools %}{% set x = 1 %}{% endif %}{{ x }}{{ messages[0].content }}", "'x'"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_GIVEN)
+def test_a_name_that_a_template_is_not_given_is_a_mismatch(tmp_path: Path, name: str) -> None:
+    template, words = NOT_GIVEN[name]
+    with pytest.raises(errors.TokenizerMismatch, match=words):
+        ChatTemplate.load(with_template(tmp_path, template, {}))
+
+
+def test_a_name_that_no_trial_reaches_is_a_mismatch_when_it_is_rendered(demo_tokenizer: GuardTokenizer) -> None:
+    template = ChatTemplate(demo_tokenizer, "{% if messages|length > 9 %}{{ x }}{% endif %}{{ messages[0].content }}")
+    assert template.render([Message("user", "a")], LIMIT)
+    with pytest.raises(errors.TokenizerMismatch, match="'x'"):
+        template.render([Message("user", "a")] * 10, LIMIT)
+
+
+def test_a_template_may_refuse_some_conversations(demo_tokenizer: GuardTokenizer) -> None:
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
+    template = ChatTemplate(demo_tokenizer, refusal + "{{ messages[0].content }}")
+    assert template.render([Message("user", "a")], LIMIT) == demo_tokenizer.encode("a")
+    with pytest.raises(errors.InvalidMessages, match=r"No system\."):
+        template.render([Message("system", "a"), Message("user", "b")], LIMIT)
+
+
 def test_the_last_role_picks_what_is_judged() -> None:
     template = ChatTemplate.load(DEMO / "gen")
     prompt = template.tokenizer.decode(template.render([Message("user", "a")], LIMIT))
@@ -525,6 +661,9 @@ HOSTILE_TEMPLATES = {
     "width in a percent format": "{{ '%10000000000d' % 1 }}",
     "a search of two long strings": "{{ ('a' * 20000000).rfind('b' + 'a' * 10000000) }}",
     "a strip of two long strings": "{{ ('a' * 20000000)|trim('b' * 10000000 ~ 'a') }}",
+    "width in JSON": "{{ messages|tojson(indent=10000000000) }}",
+    "a time without end": "{{ strftime_now('%10000000000d' * 90) }}",
+    "a long form of the time": "{{ strftime_now('%c' * 10000000) }}",
     "a division": "{{ 1 // 0 }}",
     "half a character": "{{ '\\ud800' }}",
     "brackets": "{{ " + "(" * 5000 + ")" * 5000 + " }}",

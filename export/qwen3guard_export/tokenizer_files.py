@@ -14,8 +14,9 @@ from qwen3guard_export.weight_files import read_json_object
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-CARRIED = (TOKENIZER, TOKENIZER_CONFIG, "config.json", "generation_config.json", CHAT_TEMPLATE)
+CARRIED = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "config.json", "generation_config.json", CHAT_TEMPLATE)
 REQUIRED_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 

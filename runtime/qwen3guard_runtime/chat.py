@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, UndefinedError
 from qwen3guard_client.errors import (
     EmptyText,
     InvalidEncoding,
@@ -158,30 +159,46 @@ def conversation(
     return found
 
 
-class ChatTemplate:
-    """Renders a conversation to token ids as the checkpoint was trained to see it."""
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The tokenizer's own tokens that transformers gives to a template under these names."""
+TRIALS = (("user",), ("user", "assistant"), ("system", "user"), ("user", "assistant", "user"))
+"""The roles of the conversations that a template is tried with when it is loaded."""
 
-    def __init__(self, tokenizer: GuardTokenizer, template: str) -> None:
+
+class ChatTemplate:
+    """Renders a conversation to token ids as the checkpoint was trained to see it.
+
+    `names` are the special tokens that the template may write, by SPECIAL_NAMES. Raises TokenizerMismatch for a
+    template that cannot be parsed, or that uses a name which is not given.
+    """
+
+    def __init__(self, tokenizer: GuardTokenizer, template: str, names: Mapping[str, str] | None = None) -> None:
         self.tokenizer = tokenizer
+        self._names = dict(names or {})
         try:
             self._template = sandbox.run(lambda: sandbox.Sandbox().from_string(template))
         except TemplateError as error:
             raise TokenizerMismatch(f"The chat template cannot be parsed: {_one_line(error)}.") from None
+        for roles in TRIALS:
+            with suppress(InvalidMessages):  # it may refuse a conversation of this form
+                self._text([{"role": role, "content": "a"} for role in roles])
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
         """From chat_template.jinja, or the entry of tokenizer_config.json. Raises TokenizerMismatch."""
         tokenizer = GuardTokenizer.load(folder)
         try:
-            template = _stored_template(folder)
+            config = _json_object(folder / "tokenizer_config.json")
+            template = _stored_template(folder, config)
+            names = _special_names(config, _json_object(folder / "special_tokens_map.json"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
             raise TokenizerMismatch(f"The chat template in {folder} cannot be read.") from None
         if not isinstance(template, str):
             raise TokenizerMismatch(f"{folder} holds no chat template.")
-        return cls(tokenizer, template)
+        return cls(tokenizer, template, names)
 
     def render(self, messages: Sequence[Message], limit: int) -> list[int]:
-        """Token ids, at most `limit`; raises LastRole, TextTooLong, InvalidMessages.
+        """Token ids, at most `limit`; raises LastRole, TextTooLong, InvalidMessages, TokenizerMismatch.
 
         The text between two special tokens is tokenized jointly, template and user text together, since
         the last characters of a message can merge with what the template writes after it.
@@ -193,14 +210,7 @@ class ChatTemplate:
             raise TextTooLong(f"There are {len(messages)} messages; a context of {limit} tokens has no room for them.")
         mark = self._unused_character(messages)
         shielded = [{"role": each.role, "content": self._shield(each.content, mark)} for each in messages]
-        try:
-            text = sandbox.run(
-                lambda: self._template.render(
-                    messages=shielded, add_generation_prompt=True, enable_thinking=False, tools=None
-                )
-            )
-        except TemplateError as error:
-            raise InvalidMessages(f"The chat template refuses the conversation: {_one_line(error)}") from None
+        text = self._text(shielded)
         ids: list[int] = []
         for part in self.tokenizer.split_special(text_of(text, "The rendered conversation")):
             if isinstance(part, int):
@@ -212,6 +222,16 @@ class ChatTemplate:
             if len(ids) > limit:
                 raise TextTooLong(f"The conversation has more than the {limit} tokens that the context has room for.")
         return ids
+
+    def _text(self, messages: list[dict[str, str]]) -> str:
+        """What the template writes, given what transformers gives it. Raises InvalidMessages or TokenizerMismatch."""
+        given = self._names | {"messages": messages, "tools": None, "documents": None}
+        try:
+            return sandbox.run(lambda: self._template.render(given, add_generation_prompt=True, enable_thinking=False))
+        except UndefinedError as error:
+            raise TokenizerMismatch(f"The chat template uses what it is not given: {_one_line(error)}.") from None
+        except TemplateError as error:
+            raise InvalidMessages(f"The chat template refuses the conversation: {_one_line(error)}") from None
 
     def _shield(self, content: str, mark: str) -> str:
         """`content` with a mark inside each special string, so that it reads as plain text until encoded."""
@@ -226,15 +246,26 @@ class ChatTemplate:
         return next(mark for mark in map(chr, range(0xE000, sys.maxunicode + 1)) if mark not in used)
 
 
-def _stored_template(folder: Path) -> object:
+def _json_object(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _stored_template(folder: Path, config: Mapping[str, Any]) -> object:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    template = config.get("chat_template")
     if isinstance(template, list):
         return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     return template
+
+
+def _special_names(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that exist. As in transformers, the map counts where the config lists no added tokens."""
+    stated = config if "added_tokens_decoder" in config else {**config, **special_map}
+    tokens = {name: stated.get(name) for name in SPECIAL_NAMES}
+    contents = {name: each["content"] if isinstance(each, dict) else each for name, each in tokens.items()}
+    return {name: str(content) for name, content in contents.items() if content}
 
 
 def _one_line(error: Exception) -> str:

@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
+from jinja2 import StrictUndefined, TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 CPU_S = 3.0
 """A run over a conversation that fills 32,768 tokens takes milliseconds."""
@@ -36,18 +38,45 @@ FILTERS = (
 T = TypeVar("T")
 
 
+class Absent(StrictUndefined):
+    """What a template names and was not given: an error wherever it is used, where transformers writes nothing.
+
+    A field that a message lacks may be asked for (`if message.tool_calls`), and compared, but not written.
+    """
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        self._check_is_no_name()
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        self._check_is_no_name()
+        return isinstance(other, Absent)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = StrictUndefined.__hash__
+
+    def _check_is_no_name(self) -> None:
+        if self._undefined_obj is missing and self._undefined_name is not None:
+            self._fail_with_undefined_error()
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """What transformers gives to chat templates, less what none of them needs."""
 
     intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], undefined=Absent)
         self.filters = {name: each for name, each in self.filters.items() if name in FILTERS.split()}
         self.filters["tojson"] = _tojson
         self.filters["trim"] = _trim
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
         self.globals["raise_exception"] = _refuse
+        self.globals["strftime_now"] = _strftime_now
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" or any(isinstance(each, int) and abs(each) > LARGEST_INTEGER for each in (left, right)):
@@ -115,8 +144,18 @@ def _check_arguments(values: tuple[Any, ...]) -> None:
         raise SecurityError("it gives a method more text than any needs")
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
 
 
 def _trim(value: Any, chars: str | None = None) -> str:
