@@ -379,6 +379,76 @@ def test_a_pending_step_that_is_given_up_counts_for_nothing() -> None:
     assert reply.pending > 170  # begun anew
 
 
+@pytest.mark.parametrize("reply", [[], [4, 5, 6]])
+def test_the_conversation_is_never_written_over(reply: list[int]) -> None:
+    """A step that forgets its position, or counts from the response: also where the START brought some of it."""
+    opening = {"start": True, "query_index": 2, "response_start": 10}
+    bench, clean = Bench(), Bench()
+    for each in (bench, clean):
+        each.ok("s", [*range(10), *reply], **opening)
+    for position in (0, 1, 9):
+        found = bench.step("s", [7, 7], position)
+        assert type(found) is errors.PositionOutOfRange
+        assert str(found) == f"The position {position} is in the conversation; the response begins at 10."
+    for position in (10 + len(reply), 10):
+        one, other = (each.ok("s", [7, 7], position) for each in (bench, clean))
+        assert (one.length, one.response.risk) == (position + 2, other.response.risk)
+    again = bench.ok("s", [1, 2, 3], start=True, response_start=3)  # a new conversation ends where it says
+    assert again.length == 3
+    assert bench.ok("s", [7], 3).length == 4
+    assert type(bench.step("s", [7], 2)) is errors.PositionOutOfRange
+
+
+def test_an_end_without_tokens_may_name_any_position_that_is_held() -> None:
+    for position in (0, 2, 5, 7):
+        bench = Bench()
+        bench.ok("s", [1, 2, 3, 4, 5, 6, 7], start=True, response_start=5)
+        assert isinstance(bench.step("s", [], position, end=True), Reply)
+        assert bench.cache.live == 0
+    bench.ok("s", [1, 2, 3], start=True, response_start=3)
+    assert type(bench.step("s", [9], 0, end=True)) is errors.PositionOutOfRange
+    assert bench.cache.live == 0  # Triton ends the sequence all the same
+
+
+def pending_start(bench: Bench) -> Reply:
+    bench.graph.pass_s = 2.0
+    reply = bench.ok("s", range(90), start=True, response_start=80)
+    assert (reply.length, reply.pending > 60) == (0, True)
+    return reply
+
+
+def test_while_a_start_is_pending_only_the_same_step_is_taken() -> None:
+    bench, clean = Bench(slots=2), Bench()
+    reply = pending_start(bench)
+    for position, ids in ((0, [1, 2]), (80, [1]), (90, [1]), (0, range(90)), (0, [])):
+        found = bench.step("s", ids, position)
+        assert type(found) is (errors.InvalidRequest if len(ids) else errors.EmptyText)
+        assert not len(ids) or "send it again until PENDING is 0" in str(found)
+    sent = 0
+    while reply.pending:
+        before, reply = reply.pending, bench.ok("s", range(90), start=True, response_start=80)
+        sent += reply.pending < before
+    assert sent > 2
+    expected = clean.ok("s", range(90), start=True, response_start=80)
+    assert (reply.length, reply.response.risk) == (90, expected.response.risk)
+
+
+def test_a_pending_start_may_be_begun_anew_given_up_or_evicted() -> None:
+    bench = Bench(slots=1)
+    pending_start(bench)
+    assert bench.ok("s", [1, 2, 3], start=True, response_start=3).length == 3
+    pending_start(bench)
+    assert isinstance(bench.step("s", [], 0, end=True), Reply)
+    assert bench.cache.live == 0
+    assert type(bench.step("s", range(90), 0)) is errors.SessionLost
+    pending_start(bench)
+    assert type(bench.step("s", [5], 0, end=True)) is errors.InvalidRequest  # Triton ends the sequence all the same
+    assert bench.cache.live == 0
+    pending_start(bench)
+    assert bench.ok("another", [1], start=True).length == 1
+    assert type(bench.step("s", [5], 0)) is errors.SessionLost
+
+
 def test_a_step_that_ends_its_sequence_is_finished_at_once() -> None:
     """Triton would not let it be sent again."""
     bench = Bench()

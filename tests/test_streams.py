@@ -192,6 +192,49 @@ def test_a_long_prompt_lets_other_sessions_through(repository: Path, tmp_path: P
                 assert opened.result().prompt_verdict == alone.prompt_verdict
 
 
+def test_a_pending_start_takes_no_other_step(repository: Path, tmp_path: Path) -> None:
+    """From a client that ignores PENDING: its prompt would never be judged."""
+    prompt = "bread " * 300
+    with serve(stream_repository(repository, tmp_path / "r", turn_s=0)) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as guard:
+            whole = guard.stream_step(str(uuid.uuid4()), prompt=prompt, start=True, end=True).length
+            session = str(uuid.uuid4())
+            sent = pendings(guard, session, prompt)
+            assert next(sent) > 200
+            for step in ({"text": "Mix."}, {"token_ids": [5]}):
+                with pytest.raises(errors.InvalidRequest, match="send it again until PENDING is 0"):
+                    guard.stream_step(session, position=0, **step)
+            assert len(list(sent)) > 3
+            assert guard.stream_step(session, text="Mix.", position=whole).length > whole
+            next(pendings(guard, session, prompt))
+            guard.stream_step(session, position=0, end=True)  # given up
+            with pytest.raises(errors.SessionLost):
+                guard.stream_step(session, text="Mix.", position=0)
+
+
+def test_a_step_below_the_response_is_refused(guard: GuardClient) -> None:
+    """Such as one that forgets its position."""
+    session, other = str(uuid.uuid4()), str(uuid.uuid4())
+    length = guard.stream_step(session, prompt=PROMPT, start=True).length
+    assert guard.stream_step(other, prompt=PROMPT, text=UNSAFE, start=True).length > length
+    for each in (session, other):
+        for step in ({"text": UNSAFE}, {"token_ids": [5, 6]}, {"text": UNSAFE, "position": length - 1}):
+            with pytest.raises(errors.PositionOutOfRange, match=f"the response begins at {length}"):
+                guard.stream_step(each, **step)
+    found = [guard.stream_step(each, text=UNSAFE, position=length, end=True).tokens for each in (session, other)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_a_step_without_a_sequence_is_told_so(guard: GuardClient, start: bool) -> None:
+    for call in (calls.stream_step("", prompt=PROMPT, start=start), calls.stream_step("", text="Mix.", start=False)):
+        with pytest.raises(errors.InvalidRequest, match=r"no sequence id.*sequence_start"):
+            guard.send(call)
+    with pytest.raises(errors.InvalidRequest, match="needs a session id"):  # stream_guard itself: in Triton's own words
+        guard.send(calls.stream_step("", token_ids=[5]))
+
+
 def test_a_full_server_refuses_newcomers_and_keeps_what_it_has(repository: Path, tmp_path: Path) -> None:
     models = stream_repository(repository, tmp_path / "r", slots=4, evict_s=60)
     with serve(models) as server:

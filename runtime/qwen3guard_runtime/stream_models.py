@@ -36,6 +36,7 @@ class StreamTokenizerModel(TokenizerModel):
     """stream_tokenizer: a step's conversation and text, or token ids, to stream_guard's input ids."""
 
     def _one(self, request: Request) -> Outputs:
+        check_sequence(request)
         prompt = self._prompt(request)
         reply = self._reply(request)
         im_end = self._template.tokenizer.special[IM_END]
@@ -53,7 +54,7 @@ class StreamTokenizerModel(TokenizerModel):
         """The conversation up to where the response begins; empty in a step that opens no stream."""
         if not request.start:
             if request.has(wire.MESSAGES) or request.has(wire.PROMPT):
-                raise InvalidRequest("Only the step that opens a stream carries a conversation.")
+                raise InvalidRequest("Only the step that opens a stream, with sequence_start, carries a conversation.")
             return []
         messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), None, self._context)
         if messages[-1].role != "user":
@@ -75,6 +76,14 @@ class StreamTokenizerModel(TokenizerModel):
                 raise EmptyText("The step has neither text nor token ids.")
             return Increment((), (), 0, 0)
         return tokenize(self._template.tokenizer, text_of(text, "The text"), self._context, end=request.end)
+
+
+def check_sequence(request: Request) -> None:
+    """Raises InvalidRequest for a step that names no stream; of stream_guard's own, Triton refuses them before."""
+    if not request.sequence:
+        raise InvalidRequest(
+            "The step has no sequence id: every step names its stream by sequence_id, and the first has sequence_start."
+        )
 
 
 SWEEP_S = 60.0
