@@ -29,6 +29,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _LONGEST_HEADER = 100_000_000
 _MOST_DIMENSIONS = 8
+_BLOCK = 1 << 24
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -61,11 +62,14 @@ class WeightFiles:
     @classmethod
     def open(cls, folder: Path) -> WeightFiles:
         """Reads headers only. Raises CheckpointNotFound, CorruptFile, MissingTensor or WrongArchitecture."""
-        index = folder / INDEX
+        index, single = folder / INDEX, folder / SINGLE
         if index.is_file():
-            return cls(_open_sharded(folder, index))
-        if (folder / SINGLE).is_file():
-            return cls(_read_header(folder / SINGLE))
+            sharded = _open_sharded(folder, index)
+            if single.is_file() and all(tensor.path != single for tensor in sharded.values()):
+                raise CorruptFile(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is not the checkpoint.")
+            return cls(sharded)
+        if single.is_file():
+            return cls(_read_header(single))
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "pkl") for path in folder.glob(f"*.{suffix}"))
         if pickles:
             raise CheckpointNotFound(
@@ -88,6 +92,26 @@ class WeightFiles:
             raise CorruptFile(f"{tensor.path} ends inside {name}.")
         _require_finite(flat, name, tensor.path)
         return flat.reshape(tensor.shape)
+
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors have one dtype, one shape and the same bytes. Reads a block of each at a time."""
+        first, second = self._find(name), self._find(other)
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        left = math.prod(first.shape) * _DTYPES[first.dtype].itemsize
+        try:
+            with first.path.open("rb") as one, second.path.open("rb") as two:
+                one.seek(first.offset)
+                two.seek(second.offset)
+                while left > 0:
+                    size = min(left, _BLOCK)
+                    block = one.read(size)
+                    if len(block) != size or block != two.read(size):
+                        return False
+                    left -= size
+        except OSError as error:
+            raise CorruptFile(f"{first.path} cannot be read ({_first_line(error)}).") from None
+        return True
 
     def float32(self, name: str) -> FloatArray:
         """The tensor, exactly, as a C-contiguous float32 array of its own."""
@@ -115,10 +139,12 @@ def _open_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
         if Path(shard).name != shard:
             raise CorruptFile(f"{index} names {shard!r:.100}, which is not a file beside it.")
         header = _read_header(folder / shard)
-        for name in (name for name, file in weight_map.items() if file == shard):
-            if name not in header:
-                raise MissingTensor(f"{folder / shard} lacks {name!r:.100}, which {INDEX} places there.")
-            found[name] = header[name]
+        placed = {name for name, file in weight_map.items() if file == shard}
+        if lacking := sorted(placed - header.keys()):
+            raise MissingTensor(f"{folder / shard} lacks {lacking[0]!r:.100}, which {INDEX} places there.")
+        if unread := sorted(header.keys() - placed):
+            raise CorruptFile(f"{folder / shard} has {unread[0]!r:.100}, which {INDEX} does not place there.")
+        found |= header
     return found
 
 
@@ -160,9 +186,8 @@ def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> StoredTen
 
 
 def _require_finite(flat: Array, name: str, path: Path) -> None:
-    step = 1 << 24
-    for start in range(0, flat.size, step):
-        block = flat[start : start + step]
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
         if block.dtype == ml_dtypes.bfloat16:
             finite = bool(((block.view(np.uint16) & 0x7F80) != 0x7F80).all())
         else:

@@ -46,18 +46,18 @@ class Absent(StrictUndefined):
 
     __slots__ = ()
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # type: ignore[override]  # jinja's answers never
         self._check_is_no_name()
         return False
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> bool:  # type: ignore[override]
         self._check_is_no_name()
         return isinstance(other, Absent)
 
-    def __ne__(self, other: object) -> bool:
+    def __ne__(self, other: object) -> bool:  # type: ignore[override]
         return not self == other
 
-    __hash__ = StrictUndefined.__hash__
+    __hash__ = StrictUndefined.__hash__  # type: ignore[assignment]
 
     def _check_is_no_name(self) -> None:
         if self._undefined_obj is missing and self._undefined_name is not None:

@@ -20,7 +20,7 @@ from qwen3guard_client.errors import (
     WrongArchitecture,
     WrongShape,
 )
-from qwen3guard_export import export
+from qwen3guard_export import export, weight_files
 from qwen3guard_export.checkpoint import EMBEDDING, open_checkpoint
 from qwen3guard_export.parity import BoundGraph, Chunk
 from random_checkpoint import make, write_safetensors
@@ -83,6 +83,7 @@ def without_im_end(data: dict[str, Any]) -> None:
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 BAD: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "no config": (file("config.json", None), CheckpointNotFound, "config.json"),
     "no weights": (file(WEIGHTS, None), CheckpointNotFound, "model.safetensors"),
@@ -93,6 +94,75 @@ BAD: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "yarn as transformers 5 writes it": (config(rope_parameters={"rope_type": "yarn"}), WrongArchitecture, "yarn"),
     "attention bias": (config(attention_bias=True), WrongArchitecture, "attention_bias"),
     "sliding window": (config(use_sliding_window=True), WrongArchitecture, "sliding"),
+    "rope nested by layer type": (
+        config(rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "yarn", "factor": 4.0},
+        }),
+        WrongArchitecture, "rope_parameters is nested by layer type ('full_attention')",
+    ),
+    "rope nested and alike": (
+        config(rope_parameters={"full_attention": {"rope_theta": 1e6}}), WrongArchitecture, "rope_parameters is nested",
+    ),
+    "a factor and no type": (
+        config(rope_scaling={"factor": 4.0}), WrongArchitecture, "rope_scaling has 'factor' = 4.0 and no type",
+    ),
+    "a factor, no type, transformers 5": (
+        config(rope_parameters={"rope_theta": 1e6, "factor": 2}), WrongArchitecture, "rope_parameters has 'factor'",
+    ),
+    "the older name of the type": (
+        config(rope_scaling={"rope_type": "default", "type": "linear", "factor": 2.0}), WrongArchitecture, "'linear'",
+    ),
+    "a default with sections": (
+        config(rope_scaling={"type": "default", "mrope_section": [16, 24, 24]}), WrongArchitecture, "mrope_section",
+    ),
+    "rope is text": (config(rope_scaling="yarn"), WrongArchitecture, "rope_scaling asks for 'yarn'"),
+    "two thetas": (config(rope_parameters={"rope_theta": 5e5}), WrongArchitecture, "rope_theta as 500000.0"),
+    "no theta": (config(rope_theta=0), WrongArchitecture, "rope_theta"),
+    "theta is text": (config(rope_theta="1e6"), WrongArchitecture, "rope_theta"),
+    "partial rotary": (config(partial_rotary_factor=0.5), WrongArchitecture, "partial_rotary_factor"),
+    "partial rotary, transformers 5": (
+        config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.25}),
+        WrongArchitecture, "rope_parameters has 'partial_rotary_factor'",
+    ),
+    "sliding layers": (
+        config(layer_types=["full_attention", "sliding_attention"]), WrongArchitecture, "layer_types",
+    ),
+    "chunked layers": (
+        config(layer_types=["chunked_attention", "full_attention"]), WrongArchitecture, "layer_types",
+    ),
+    "linear layers": (config(layer_types=["linear_attention"] * 2), WrongArchitecture, "layer_types"),
+    "a type for three layers of two": (config(layer_types=["full_attention"] * 3), WrongArchitecture, "layer_types"),
+    "a type for all layers": (config(layer_types="full_attention"), WrongArchitecture, "layer_types"),
+    "tied is text": (config(tie_word_embeddings="false"), WrongArchitecture, "tie_word_embeddings"),
+    "eps is negative": (config(rms_norm_eps=-1e-6), WrongArchitecture, "rms_norm_eps"),
+    "quantized": (config(quantization_config={"quant_method": "fp8"}), WrongArchitecture, "quantization_config"),
+    "compressed": (config(compression_config={"format": "pack"}), WrongArchitecture, "compression_config"),
+    **{
+        f"{name} is {value}": (config(**{name: value}), WrongArchitecture, name)
+        for name, value in {
+            "mlp_bias": True, "rope_local_base_freq": 10000.0, "attn_logit_softcapping": 50.0, "logit_scale": 0.0625,
+            "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256, "embedding_multiplier": 12.0,
+            "num_experts": 8, "residual_multiplier": 0.22, "logits_scaling": 8.0, "use_qk_norm": False,
+            "use_bidirectional_attention": True, "is_causal": False, "scale_attn_weights": False,
+            "no_rope_layers": [1, 0], "attention_chunk_size": 8192, "sliding_window_pattern": 6,
+            "pruned_heads": {"0": [1]}, "attn_output_gate": True, "hidden_activation": "gelu", "rotary_pct": 0.5,
+        }.items()
+    },
+    "a bias": (tensor("model.layers.0.self_attn.q_proj.bias", np.zeros(64)), WrongArchitecture, "q_proj.bias"),
+    "LoRA": (
+        tensor("model.layers.0.self_attn.q_proj.lora_A.weight", np.zeros((4, 64))),
+        WrongArchitecture, "q_proj.lora_A.weight' of a LoRA adapter: merge it into the weights first.",
+    ),
+    "LoRA beside": (file("adapter_config.json", b"{}"), WrongArchitecture, "merge it into the weights first"),
+    "a layer more": (
+        tensor("model.layers.2.mlp.up_proj.weight", np.zeros((96, 64))),
+        WrongArchitecture, "'model.layers.2.mlp.up_proj.weight', but config.json says 2 layers",
+    ),
+    "another head": (tensor("lm_head.weight", np.ones((300, 64))), WrongArchitecture, "lm_head.weight differs from"),
+    "a head of another shape": (tensor("lm_head.weight", np.ones((3, 64))), WrongArchitecture, "lm_head.weight"),
+    "a tensor of nothing": (tensor("score.weight", np.zeros((2, 64))), WrongArchitecture, "'score.weight'"),
+    "a head of Stream": (tensor("risk_level_head.weight", np.zeros((3, 32))), WrongArchitecture, "risk_level_head"),
     "heads that do not divide": (config(num_key_value_heads=3), WrongArchitecture, "4 query heads"),
     "no layers": (config(num_hidden_layers=0), WrongArchitecture, "num_hidden_layers"),
     "size is text": (config(hidden_size="64"), WrongArchitecture, "hidden_size"),
@@ -144,6 +214,100 @@ def test_a_bad_checkpoint_has_its_error_and_leaves_nothing(name: str, tmp_path: 
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "models").exists()
+
+
+HARMLESS = {
+    "quantization_config": [None, {}],
+    "rope_scaling": [None, {}, {"rope_type": "default"}, {"type": "default", "factor": None}],
+    "rope_parameters": [None, {"rope_theta": 1e6}, {"rope_type": "default", "partial_rotary_factor": 1.0}],
+    "layer_types": [None, ["full_attention"] * 2],
+    "sliding_window": [4096, None],
+    "max_window_layers": [28],
+    "attention_dropout": [0.1],
+    "partial_rotary_factor": [None, 1, 1.0],
+    "mlp_bias": [False, None],
+    "logit_scale": [1.0],
+    "num_experts": [0],
+    "is_causal": [True],
+    "use_qk_norm": [True],
+    "pruned_heads": [{}],
+    "unsloth_version": ["2025.5"],
+    "transformers_version": ["4.57.6"],
+    "_attn_implementation_autoset": [True],
+    "dtype": ["bfloat16"],
+    "id2label": [{"0": "LABEL_0"}],
+    "tie_word_embeddings": [True],
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_no_number_is_accepted(name: str, tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen", layers=2)
+    expected = open_checkpoint(str(checkpoint)).architecture
+    for value in HARMLESS[name]:
+        config(**{name: value})(checkpoint)
+        assert open_checkpoint(str(checkpoint)).architecture == expected
+
+
+def head_like(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        embedding = open_checkpoint(str(folder)).weights.float32(EMBEDDING)
+        tensor("lm_head.weight", change(embedding))(folder)
+
+    return write
+
+
+def test_a_tied_head_that_equals_the_embedding_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "_BLOCK", 1000)  # several, and the last one short
+    checkpoint = make(tmp_path / "checkpoint", "gen", dtype="fp32")
+    head_like(lambda embedding: embedding)(checkpoint)
+    assert open_checkpoint(str(checkpoint)).architecture.tied
+
+    def last(embedding: Any) -> Any:
+        embedding[-1, -1] += 1
+        return embedding
+
+    head_like(last)(checkpoint)
+    with pytest.raises(WrongArchitecture, match=r"lm_head\.weight differs"):
+        open_checkpoint(str(checkpoint))
+
+
+def test_a_head_of_another_type_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen", dtype="fp32", shards=2)
+    embedding = open_checkpoint(str(checkpoint)).weights.float32(EMBEDDING)
+    write_safetensors(checkpoint / "head.safetensors", {"lm_head.weight": (embedding.shape, lambda: embedding)}, "bf16")
+    edit(checkpoint, INDEX, lambda data: data["weight_map"].update({"lm_head.weight": "head.safetensors"}))
+    with pytest.raises(WrongArchitecture, match=r"lm_head\.weight differs"):
+        open_checkpoint(str(checkpoint))
+    edit(checkpoint, INDEX, lambda data: data["weight_map"].pop("lm_head.weight"))
+    assert open_checkpoint(str(checkpoint))
+    edit(checkpoint, INDEX, lambda data: data["weight_map"].pop("model.norm.weight"))
+    with pytest.raises(CorruptFile, match=r"'model\.norm\.weight', which .* does not place there"):
+        open_checkpoint(str(checkpoint))
+
+
+def test_a_stream_has_no_lm_head(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "stream")
+    head_like(lambda embedding: embedding)(checkpoint)
+    for tied in (False, True):
+        config(tie_word_embeddings=tied)(checkpoint)
+        with pytest.raises(WrongArchitecture, match=r"'lm_head\.weight'"):
+            open_checkpoint(str(checkpoint))
+
+
+def test_rotations_that_transformers_wrote_are_not_needed(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen")
+    for name in ("model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"):
+        tensor(name, np.zeros(8))(checkpoint)
+    assert open_checkpoint(str(checkpoint))
+
+
+def test_of_two_sets_of_weights_neither_is_taken(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen", shards=2)
+    other = make(tmp_path / "other", "gen", seed=1)
+    (checkpoint / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes())
+    with pytest.raises(CorruptFile, match="both"):
+        open_checkpoint(str(checkpoint))
 
 
 @pytest.mark.parametrize("source", ["no/such/folder/at/all", "no spaces/please", ""])
