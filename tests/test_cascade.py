@@ -23,15 +23,16 @@ from qwen3guard_client import (
 )
 from qwen3guard_client.calls import Call
 from qwen3guard_client.cascade import Cascade, Confirm
+from qwen3guard_client.labels import AnswerStatus
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT, text_of, token
 from texts import cut
 
 WORDS = [word + " " for word in TURNS.split(" ")]
 
 
-def found(unsafe: bool) -> Classification:
+def found(unsafe: bool, status: AnswerStatus = AnswerStatus.COMPLETE) -> Classification:
     level = RiskLevel.UNSAFE if unsafe else RiskLevel.SAFE
-    return Classification(level, (), None, {}, {}, {}, unsafe, unsafe, unsafe, "", "")
+    return Classification(level, (), None, {}, {}, {}, unsafe, unsafe, unsafe, "", "", status)
 
 
 def ask(asking: Generator[Call[Any], Any, Any], answer: Callable[[Call[Any]], Classification]) -> Any:
@@ -86,6 +87,13 @@ def test_a_flag_stands_where_gen_gives_no_verdict() -> None:
         asking.throw(errors.UnreadableAnswer("The model's answer cannot be read as a verdict."))
     assert done.value.value == [token(3, 1, True)]
     assert cascade.overruled == 0
+
+
+@pytest.mark.parametrize("status", [AnswerStatus.CUT, AnswerStatus.UNREADABLE])
+def test_an_answer_that_broke_off_overrules_nothing(status: AnswerStatus) -> None:
+    cascade = Cascade("loose", "p", None)
+    assert ask(cascade.tokens([token(3, 1, True)]), lambda _: found(False, status)) == [token(3, 1, True)]
+    assert (cascade.asked, cascade.overruled) == (1, 0)
 
 
 def test_gen_reads_the_conversation_as_far_as_it_goes() -> None:

@@ -7,19 +7,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import DEMO, serve, wait_ready
-from qwen3guard_client import GuardClient, Thresholds, errors, wire
-from qwen3guard_client.labels import Category, Refusal, RiskLevel
+from qwen3guard_client import GuardClient, Policy, Thresholds, errors, wire
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
 from qwen3guard_export.repository import GEN_PARAMETERS
-from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Verdict
+from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Field, Verdict
 from qwen3guard_runtime.chat import ChatTemplate, Message
 from qwen3guard_runtime.drafts import Drafts
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, log_probability
 from qwen3guard_runtime.gen_models import GenGuardModel, GuardTokenizerModel
 from qwen3guard_runtime.heads import common, template_heads
+from qwen3guard_runtime.metrics import GenMetrics
 from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.runner import Logits, Row
 from qwen3guard_runtime.server import EmbeddedServer
@@ -113,17 +115,130 @@ def test_answers_are_read_field_by_field() -> None:
     "text",
     [
         "",
-        "Safety: Safe",
+        "Safety:",
+        "Safety: Un",
+        "Safety: Safely",
+        "Safety: Unsafe2\nCategories: Violent",
         "Safety: Maybe\nCategories: None",
-        "Safety: Safe\nCategories: Weather",
-        "Safety: Safe\nCategories: None\nRefusal: No",
         "I am sorry.",
+        "Well.\nSafety: Safe\nCategories: None",
         "Safety: Safe\nCategories: None\nSafety: Unsafe",
+        "Safety: Safe\nSafety: Unsafe\nCategories: Violent",
     ],
 )
-def test_what_is_no_verdict_is_an_error(text: str) -> None:
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_has_not_one_level_is_an_error(text: str, ended: bool) -> None:
+    for response_mode in (False, True):
+        with pytest.raises(errors.UnreadableAnswer):
+            AnswerReader(TOKENIZER).read(text, response_mode=response_mode, decisions=DECISIONS, ended=ended)
     with pytest.raises(errors.UnreadableAnswer):
-        AnswerReader(TOKENIZER).read(text, response_mode=False, decisions=DECISIONS)
+        AnswerReader(TOKENIZER).read("Safety: Safe\nCategories: None", response_mode=False, decisions={})
+
+
+VIOLENT = (Category.VIOLENT,)
+BROKEN = [  # response mode, the answer, its categories, its refusal, and the fields that were decided
+    (False, "Safety: {}", (), None, {SAFETY}),
+    (False, "Safety: {} and more", (), None, {SAFETY}),
+    (False, "Safety: {}!\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES}),
+    (False, "Safety: {}\nCategory: Violent", (), None, {SAFETY}),
+    (False, "Safety: {}\n\nCategories: Violent", (), None, {SAFETY}),
+    (False, "Safety: {}\nCategories:", (), None, {SAFETY}),
+    (False, "Safety: {}\nCategories: Weather", (), None, {SAFETY, CATEGORIES}),
+    (False, "Safety: {}\nCategories: Violent, Weather", (), None, {SAFETY, CATEGORIES}),
+    (False, "Safety: {}\nCategories: Violent\nRefusal: No", VIOLENT, None, {SAFETY, CATEGORIES}),
+    (True, "Safety: {}\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES}),
+    (True, "Safety: {}\nCategories: Violent\nRefusal: Perhaps", VIOLENT, None, {SAFETY, CATEGORIES, REFUSAL}),
+    (True, "Safety: {}\nCategories: Violent\nRefusal: Yes\nx", VIOLENT, Refusal.YES, {SAFETY, CATEGORIES, REFUSAL}),
+    (True, "Safety: {}\nCategories: Weather\nRefusal: Yes", (), Refusal.YES, {SAFETY, CATEGORIES, REFUSAL}),
+    (True, "Safety: {}\nRefusal: Yes", (), None, {SAFETY}),
+]
+
+
+@pytest.mark.parametrize("level", RiskLevel)
+@pytest.mark.parametrize(("response_mode", "text", "categories", "refusal", "decided"), BROKEN)
+def test_a_broken_answer_has_its_level_and_what_could_be_read(
+    *,
+    level: RiskLevel,
+    response_mode: bool,
+    text: str,
+    categories: tuple[Category, ...],
+    refusal: Refusal | None,
+    decided: set[Field],
+) -> None:
+    text = text.format(level.value)
+    found = AnswerReader(TOKENIZER).read(text, response_mode=response_mode, decisions=DECISIONS)
+    assert (found.severity, found.categories, found.refusal) == (level, categories, refusal)
+    assert (found.status, set(found.probabilities)) == (AnswerStatus.UNREADABLE, decided)
+    assert [category for _, category, _ in found.rows()] == list(categories or QUERY_CATEGORY_ORDER)
+
+
+@pytest.mark.parametrize("level", RiskLevel)
+def test_an_answer_that_was_cut_has_its_level_and_its_whole_lines(level: RiskLevel) -> None:
+    text = f"Safety: {level.value}\nCategories: Violent, Sexual Content or Sexual Acts\nRefusal: No"
+    reader = AnswerReader(TOKENIZER)
+    first = len(f"Safety: {level.value}")
+    for end in range(first, len(text) + 1):
+        found = reader.read(text[:end], response_mode=True, decisions=DECISIONS, ended=False)
+        assert (found.severity, found.status, found.refusal) == (level, AnswerStatus.CUT, None)
+        assert bool(found.categories) == (text[:end].count("\n") == 2)
+    whole = reader.read(text, response_mode=True, decisions=DECISIONS)
+    assert (whole.status, len(whole.categories), whole.refusal) == (AnswerStatus.COMPLETE, 2, Refusal.NO)
+
+
+def test_a_label_that_comes_again_decides_nothing() -> None:
+    [answer] = ask(guard(Scripted({1: "Safety: Unsafe\nCategories: PII\nCategories: Violent\nSafety:"})), 1)
+    assert isinstance(answer, Answer)
+    found = guard(Scripted({})).read(answer)
+    assert (found.severity, found.categories) == (RiskLevel.UNSAFE, (Category.PII,))
+    assert int(found.probabilities[CATEGORIES].argmax()) == QUERY_CATEGORY_ORDER.index(Category.PII)
+    assert found.status is AnswerStatus.UNREADABLE
+
+
+def model(answers: dict[int, str], policy: Policy) -> GenGuardModel:
+    """gen_guard over a scripted graph."""
+    made = object.__new__(GenGuardModel)
+    files = SimpleNamespace(check=lambda: None)
+    vars(made).update(slots=8, _guard=guard(Scripted(answers)), _policy=policy, _notice="", _files=files)
+    made._metrics = GenMetrics()
+    return made
+
+
+def asked_for(first: int, *wanted: wire.Tensor) -> Request:
+    return Request({wire.INPUT_IDS.name: np.array([first, 7, 8])}, frozenset(tensor.name for tensor in wanted))
+
+
+def test_the_server_answers_with_what_could_be_read_and_fails_closed() -> None:
+    answers = {
+        1: "Safety: Unsafe\n" + "nothing that has a form " * 40,
+        2: "Safety: Unsafe\nSomething else",
+        3: "Who knows?",
+        4: "Who knows? " * 40,
+        5: "Safety: Safe\nSomething else",
+    }
+    served = model(answers, Policy(strict=False, blocked=frozenset({Category.COPYRIGHT})))
+    cut, unreadable, *lost, safe = served.handle([asked_for(first, *wire.GEN_GUARD.outputs) for first in answers])
+    for found, status, unsafe in ((cut, "cut", True), (unreadable, "unreadable", True), (safe, "unreadable", False)):
+        assert not isinstance(found, errors.GuardError)
+        assert found.keys() == {tensor.name for tensor in wire.GEN_GUARD.outputs}
+        assert found["ANSWER_STATUS"] == [status]
+        assert [found[name] for name in ("STRICT_UNSAFE", "LOOSE_UNSAFE", "UNSAFE")] == [unsafe] * 3
+        assert (found["CATEGORIES"], found["REFUSAL"]) == ([], [])
+        assert [len(found[f"{name}_PROBABILITIES"]) for name in ("SEVERITY", "CATEGORIES", "REFUSAL")] == [3, 0, 0]
+    assert [type(found) for found in lost] == [errors.UnreadableAnswer] * 2
+    raw = (wire.ANSWER, wire.ANSWER_IDS, wire.ANSWER_LOGPROBS, wire.ANSWER_STATUS)
+    alone = served.handle([asked_for(first, *raw) for first in answers])
+    assert [found["ANSWER_STATUS"][0] for found in alone] == ["cut", "unreadable", "unreadable", "cut", "unreadable"]  # type: ignore[index]
+    assert alone[2]["ANSWER"] == ["Who knows?"]  # type: ignore[index]
+    samples = (sample for metric in served._metrics.all() for sample in metric.samples())
+    broken = {sample.labels: sample.value for sample in samples if sample.name == "qwen3guard_broken_answers_total"}
+    assert broken == {(("status", "cut"),): 4, (("status", "unreadable"),): 6}
+
+
+def test_a_broken_answer_is_unsafe_by_the_least_threshold_there_is() -> None:
+    for limits, unsafe in ((Thresholds(0.9, {Category.PII: 0.01}), True), (Thresholds(0.9), False)):
+        served = model({5: "Safety: Safe\nSomething else"}, Policy(thresholds=limits))
+        [found] = served.handle([asked_for(5, wire.UNSAFE)])
+        assert found["UNSAFE"] == unsafe  # type: ignore[index]
 
 
 @pytest.mark.parametrize("response_mode", [False, True])
@@ -197,12 +312,12 @@ def test_the_heads_are_the_templates() -> None:
         assert longest == len(heads[messages[-1].role == "assistant"])
 
 
-def test_an_answer_without_an_end_is_no_verdict() -> None:
+def test_an_answer_without_an_end_is_cut() -> None:
     gen = guard(Scripted({1: "Safety: Safe\nCategories: None" + " a" * 200}))
     [answer] = ask(gen, 1)
     assert isinstance(answer, Answer)
-    with pytest.raises(errors.UnreadableAnswer):
-        gen.read(answer)
+    found = gen.read(answer)
+    assert (found.status, found.severity, found.categories) == (AnswerStatus.CUT, RiskLevel.SAFE, ())
 
 
 def test_a_question_that_breaks_the_graph_fails_alone() -> None:

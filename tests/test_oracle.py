@@ -13,7 +13,7 @@ from conftest import DEMO
 from export_oracle import Oracle
 from qwen3guard_client import Classification, GuardClient, StepResult, TokenVerdict, errors, wire
 from qwen3guard_client.calls import Call
-from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, RiskLevel
+from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, AnswerStatus, RiskLevel
 from qwen3guard_export import export
 from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
 from qwen3guard_runtime.onnx_runner import OnnxRunner
@@ -119,6 +119,8 @@ def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_or
         try:
             found = guard.classify(messages=messages)
         except errors.UnreadableAnswer:
+            continue
+        if found.answer_status is not AnswerStatus.COMPLETE:
             continue
         head = tokenizer.apply_chat_template(messages, tokenize=False)
         fields = [("Safety:", [level.value for level in RISK_ORDER], found.severity_probabilities.values())]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from qwen3guard_client import Classification, Thresholds, TokenVerdict, aio, client, errors, labels, stream, wire
 from qwen3guard_client.errors import GuardError, from_text
-from qwen3guard_client.labels import Category, RiskLevel
+from qwen3guard_client.labels import AnswerStatus, Category, RiskLevel
 from qwen3guard_client.policy import Policy, runs, upstream_evaluation_rule
 
 
@@ -66,9 +66,12 @@ def probabilities(safe: float) -> dict[RiskLevel, float]:
     return {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: 1 - safe, RiskLevel.CONTROVERSIAL: 0.0}
 
 
-def classified(safe: float, *named: Category) -> Classification:
-    likely = {None: 0.9, Category.PII: 0.07, Category.VIOLENT: 0.03}
-    return Classification(RiskLevel.SAFE, named, None, probabilities(safe), likely, {}, False, False, False, "", "")
+def classified(
+    safe: float, *named: Category, level: RiskLevel = RiskLevel.SAFE, status: AnswerStatus = AnswerStatus.COMPLETE
+) -> Classification:
+    likely = {None: 0.9, Category.PII: 0.07, Category.VIOLENT: 0.03} if status is AnswerStatus.COMPLETE else {}
+    levels = probabilities(safe)
+    return Classification(level, named, None, levels, likely, {}, False, False, False, "", "", status)
 
 
 def token(safe: float, category: Category | None = None) -> TokenVerdict:
@@ -89,6 +92,20 @@ def test_thresholds_decide_by_category() -> None:
     assert not Thresholds(1.0).decides(classified(0.0))
     assert Thresholds(0.0).decides(classified(0.999))
     assert not Thresholds(0.0).decides(classified(1.0))
+
+
+@pytest.mark.parametrize("status", [AnswerStatus.CUT, AnswerStatus.UNREADABLE])
+def test_an_answer_that_broke_off_counts_if_it_would_under_any_category(status: AnswerStatus) -> None:
+    broken = classified(0.6, level=RiskLevel.UNSAFE, status=status)
+    for blocked in (frozenset(Category), frozenset({Category.COPYRIGHT})):
+        assert Policy(blocked=blocked).counted(broken) == blocked
+    assert not Policy(blocked=frozenset()).counted(broken)
+    assert Policy().counted(classified(0.6, Category.PII, level=RiskLevel.UNSAFE, status=status)) == {Category.PII}
+    controversial = classified(0.6, level=RiskLevel.CONTROVERSIAL, status=status)
+    assert Policy(strict=True).counted(controversial)
+    assert not Policy(strict=False).counted(controversial)
+    assert Thresholds(0.9, {Category.COPYRIGHT: 0.3}).decides(broken)
+    assert not Thresholds(0.3).decides(classified(0.8, status=status))
 
 
 def test_thresholds_stand_in_for_the_mode_and_for_nothing_else() -> None:

@@ -19,8 +19,8 @@ from qwen3guard_client import calls
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.client import DEFAULT_URL
-from qwen3guard_client.errors import GuardError, InvalidRequest, LastRole
-from qwen3guard_client.labels import Refusal, RiskLevel
+from qwen3guard_client.errors import GuardError, InvalidRequest, LastRole, UnreadableAnswer
+from qwen3guard_client.labels import AnswerStatus, Refusal, RiskLevel
 from qwen3guard_client.verdict import Classification
 
 from qwen3guard_apps.annotate import TIMEOUT_S, is_of_the_row
@@ -33,7 +33,12 @@ REFUSAL = 0.5
 
 
 def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL) -> float:
-    """The reward of one judged response, as above. Raises LastRole where a prompt was judged."""
+    """The reward of one judged response, as above.
+
+    Raises LastRole where a prompt was judged, UnreadableAnswer where Gen's answer broke off before the refusal.
+    """
+    if found.refusal is None and found.answer_status is not AnswerStatus.COMPLETE:
+        raise UnreadableAnswer("The model's answer does not say whether the response refuses.")
     if found.refusal is None:
         raise LastRole("A reward is for a response: the last turn must be the assistant's.")
     levels = found.severity_probabilities

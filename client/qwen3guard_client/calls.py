@@ -41,6 +41,7 @@ from qwen3guard_client.labels import (
     REFUSAL_ORDER,
     RESPONSE_CATEGORY_ORDER,
     RISK_ORDER,
+    AnswerStatus,
     Category,
     Refusal,
     RiskLevel,
@@ -138,7 +139,7 @@ def _conversation(
     return {wire.MESSAGES: _utf8(text, "The list of messages")}
 
 
-_CLASSIFY_OUTPUTS = (*wire.VERDICT, wire.ANSWER, wire.NOTICE)
+_CLASSIFY_OUTPUTS = (*wire.VERDICT, wire.ANSWER, wire.ANSWER_STATUS, wire.NOTICE)
 
 
 def classify(prompt: str | None, response: str | None, messages: Messages | str | None) -> Call[Classification]:
@@ -193,18 +194,20 @@ def stream_step(
 
 def _classification(reply: Reply) -> Classification:
     refusal = _words(reply(wire.REFUSAL))
+    categories, refusals = reply(wire.CATEGORIES_PROBABILITIES), reply(wire.REFUSAL_PROBABILITIES)
     return Classification(
         RiskLevel(_words(reply(wire.SEVERITY))[0]),
         tuple(Category(name) for name in _words(reply(wire.CATEGORIES))),
         Refusal(refusal[0]) if refusal else None,
         _table(RISK_ORDER, reply(wire.SEVERITY_PROBABILITIES)),
-        _table(CATEGORY_ORDER, reply(wire.CATEGORIES_PROBABILITIES)),
-        _table(REFUSAL_ORDER, reply(wire.REFUSAL_PROBABILITIES)) if refusal else {},
+        _table(CATEGORY_ORDER, categories) if len(categories) else {},
+        _table(REFUSAL_ORDER, refusals) if len(refusals) else {},
         bool(reply(wire.STRICT_UNSAFE)[0]),
         bool(reply(wire.LOOSE_UNSAFE)[0]),
         bool(reply(wire.UNSAFE)[0]),
         _words(reply(wire.ANSWER))[0],
         _words(reply(wire.NOTICE))[0],
+        AnswerStatus(_words(reply(wire.ANSWER_STATUS))[0]),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar, get_args
 from qwen3guard_client import calls
 from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.errors import InvalidRequest, UnreadableAnswer
+from qwen3guard_client.labels import AnswerStatus
 from qwen3guard_client.stream_state import Piece
 from qwen3guard_client.verdict import Classification, PromptVerdict, TokenVerdict
 
@@ -74,8 +75,9 @@ class Cascade:
         self.asked += 1
         try:
             found = yield call
-        except UnreadableAnswer:  # it has not said that all is well
+        except UnreadableAnswer:  # it has not said that all is well, as one that broke off has not
             return True
-        stands = found.strict if self._confirm == "strict" else found.loose
+        unsafe = found.strict if self._confirm == "strict" else found.loose
+        stands = unsafe or found.answer_status is not AnswerStatus.COMPLETE
         self.overruled += not stands
         return stands

@@ -56,6 +56,16 @@ class Refusal(Enum):
     NO = "No"
 
 
+class AnswerStatus(Enum):
+    """How far Gen's answer has the form of one; where it has not, its level stands, and what else could be read."""
+
+    COMPLETE = "complete"
+    CUT = "cut"
+    """It did not end in the room that there is for it."""
+    UNREADABLE = "unreadable"
+    """It ended, but what follows the level has not the form."""
+
+
 RISK_ORDER: tuple[RiskLevel, ...] = tuple(RiskLevel)
 """Index order of the risk heads, and of every array of risk probabilities on the wire."""
 

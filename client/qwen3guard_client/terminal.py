@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from qwen3guard_client.labels import Category, RiskLevel
+from qwen3guard_client.labels import AnswerStatus, Category, RiskLevel
 from qwen3guard_client.verdict import Classification, PromptVerdict, TokenVerdict
 
 _COLOURS = {RiskLevel.SAFE: "32", RiskLevel.CONTROVERSIAL: "33", RiskLevel.UNSAFE: "31"}
@@ -54,6 +54,8 @@ class Terminal:
         decisions = {"strict": found.strict, "loose": found.loose, "server": found.unsafe}
         told = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
         self.line(self.dim(f"  {told}{refusal}"))
+        if found.answer_status is not AnswerStatus.COMPLETE:
+            self.line(self.paint(f"  The answer is {found.answer_status.value}: its categories may be missing.", "33"))
         self.notice(found.notice)
 
     def prompt_verdict(self, found: PromptVerdict) -> None:

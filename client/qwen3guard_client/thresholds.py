@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_client.errors import InvalidRequest
-from qwen3guard_client.labels import Category, RiskLevel
+from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, RiskLevel
 from qwen3guard_client.verdict import Classification, PromptVerdict, TokenVerdict
 
 Judgement = Classification | PromptVerdict | TokenVerdict
@@ -23,9 +23,9 @@ class Thresholds:
     """Unsafe where 1 - P(Safe) > t; t is that of the judgement's category, or else `default`.
 
     The categories of a judgement are those that it names, or the likeliest one where it names none (its level is
-    Safe, but barely); with several, one above its threshold is enough. t = 1 lets a category pass. How many tokens in
-    a row must be above theirs before a stream is flagged is the policy's `debounce`. Raises InvalidRequest for a t
-    outside 0 to 1.
+    Safe, but barely), or all where Gen's answer broke off before it named them; with several, one above its threshold
+    is enough. t = 1 lets a category pass. How many tokens in a row must be above theirs before a stream is flagged is
+    the policy's `debounce`. Raises InvalidRequest for a t outside 0 to 1.
     """
 
     default: float = 0.5
@@ -78,10 +78,12 @@ class Thresholds:
 
 
 def categories(found: Judgement) -> tuple[Category, ...]:
-    """Those that a judgement names, or else the likeliest."""
+    """Those that a judgement names, or else the likeliest; all where an answer broke off and they cannot be known."""
     named = found.categories if isinstance(found, Classification) else (found.category,)
     chosen = tuple(category for category in named if category is not None)
     if chosen:
         return chosen
+    if isinstance(found, Classification) and found.answer_status is not AnswerStatus.COMPLETE:
+        return QUERY_CATEGORY_ORDER
     likely = {category: value for category, value in found.category_probabilities.items() if category is not None}
     return (max(likely, key=lambda category: likely[category]),)

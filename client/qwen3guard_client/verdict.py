@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3guard_client.labels import Category, Refusal, RiskLevel
+from qwen3guard_client.labels import AnswerStatus, Category, Refusal, RiskLevel
 
 
 def _probabilities(values: dict[Any, float]) -> dict[str, float]:
@@ -25,7 +25,9 @@ class Classification:
     `refusal_probabilities` are each a softmax over the possible answers at the token where the answer is
     decided. `strict` and `loose` say whether the last message is unsafe when Controversial counts as
     unsafe, and when it counts as safe; `unsafe` is the server's own decision, in its mode or by its thresholds.
-    `refusal` is None when a prompt was judged. `notice` is what the guard says of itself (demo weights do), or empty.
+    `refusal` is None when a prompt was judged. Where `answer_status` is not COMPLETE the level stands, but `categories`
+    may be empty and `refusal` None because they could not be read, and probabilities of what was not decided are empty:
+    whoever decides by category takes it for any of them, as Policy and Thresholds do. `notice` is what the guard says of itself (demo weights do), or empty.
     """
 
     severity: RiskLevel
@@ -39,6 +41,7 @@ class Classification:
     unsafe: bool
     answer: str
     notice: str
+    answer_status: AnswerStatus
 
     def as_json(self) -> str:
         return json.dumps(
@@ -55,6 +58,7 @@ class Classification:
                 "loose": self.loose,
                 "unsafe": self.unsafe,
                 "answer": self.answer,
+                "answer_status": self.answer_status.value,
                 **_said(self.notice),
             },
             ensure_ascii=False,

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 
 from qwen3guard_client.labels import (
-    CATEGORY_ORDER,
     QUERY_CATEGORY_ORDER,
     RESPONSE_CATEGORY_ORDER,
     RISK_ORDER,
@@ -64,7 +63,7 @@ SEVERITY = Tensor("SEVERITY", "BYTES", (1,))
 CATEGORIES = Tensor("CATEGORIES", "BYTES", (-1,))
 REFUSAL = Tensor("REFUSAL", "BYTES", (-1,))
 SEVERITY_PROBABILITIES = Tensor("SEVERITY_PROBABILITIES", "FP32", (len(RISK_ORDER),))
-CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (len(CATEGORY_ORDER),))
+CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (-1,))  # of CATEGORY_ORDER; none if not decided
 REFUSAL_PROBABILITIES = Tensor("REFUSAL_PROBABILITIES", "FP32", (-1,))
 STRICT_UNSAFE = Tensor("STRICT_UNSAFE", "BOOL", (1,))
 LOOSE_UNSAFE = Tensor("LOOSE_UNSAFE", "BOOL", (1,))
@@ -80,10 +79,11 @@ VERDICT = (
     LOOSE_UNSAFE,
     UNSAFE,
 )
-"""Outputs that exist only where the answer reads as a verdict; the raw answer always exists."""
+"""Outputs that exist only where the answer has a level; what follows always exists."""
 ANSWER = Tensor("ANSWER", "BYTES", (1,))
 ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
 ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))
+ANSWER_STATUS = Tensor("ANSWER_STATUS", "BYTES", (1,))  # of AnswerStatus: other than complete, categories are missing
 
 NOTICE = Tensor("NOTICE", "BYTES", (1,))  # what the guard says of itself; empty for real weights
 
@@ -132,7 +132,7 @@ GUARD_TOKENIZER = Model("guard_tokenizer", (MESSAGES, PROMPT, RESPONSE), (INPUT_
 GEN_GUARD = Model(
     "gen_guard",
     (INPUT_IDS, RESPONSE_MODE),
-    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, NOTICE),
+    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, ANSWER_STATUS, NOTICE),
 )
 
 CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, GEN_GUARD.outputs, (GUARD_TOKENIZER, GEN_GUARD))

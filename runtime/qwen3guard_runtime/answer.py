@@ -19,6 +19,7 @@ from qwen3guard_client.labels import (
     QUERY_CATEGORY_ORDER,
     REFUSAL_ORDER,
     RISK_ORDER,
+    AnswerStatus,
     Category,
     Refusal,
     RiskLevel,
@@ -47,19 +48,26 @@ REFUSAL = Field("Refusal:", REFUSAL_ORDER)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer says; `probabilities` of each field that it holds, in wire order."""
+    """What an answer says; `probabilities` of each field that it decides, in wire order.
+
+    Where `status` is not COMPLETE, `categories` are all that it names, or empty because they could not be read."""
 
     severity: RiskLevel
     categories: tuple[Category, ...]
     refusal: Refusal | None
     probabilities: Mapping[Field, Probabilities]
+    status: AnswerStatus = AnswerStatus.COMPLETE
 
     def rows(self) -> Iterator[tuple[RiskLevel, Category, float]]:
-        """What a policy decides by: for each category that is named, or else the likeliest, the level, the category
-        and 1 - P(Safe)."""
-        likeliest = QUERY_CATEGORY_ORDER[int(self.probabilities[CATEGORIES][:-1].argmax())]
+        """What a policy decides by: for each category the level, the category and 1 - P(Safe).
+
+        The categories are those that are named, or else the likeliest; all where they could not be read.
+        """
         risk = 1 - float(self.probabilities[SAFETY][RISK_ORDER.index(RiskLevel.SAFE)])
-        for category in self.categories or (likeliest,):
+        categories = self.categories
+        if not categories and self.status is AnswerStatus.COMPLETE:
+            categories = (QUERY_CATEGORY_ORDER[int(self.probabilities[CATEGORIES][:-1].argmax())],)
+        for category in categories or QUERY_CATEGORY_ORDER:
             yield self.severity, category, risk
 
 
@@ -94,24 +102,52 @@ class AnswerReader:
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
 
-    def read(self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities]) -> Verdict:
-        """Raises UnreadableAnswer if `answer` has not the form that the mode asks for."""
-        found = (_RESPONSE_ANSWER if response_mode else _PROMPT_ANSWER).fullmatch(answer.strip())
-        wanted = (SAFETY, CATEGORIES, REFUSAL) if response_mode else (SAFETY, CATEGORIES)
-        if not found or not all(field in decisions for field in wanted):
+    def read(
+        self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities], ended: bool = True
+    ) -> Verdict:
+        """What `answer` says; `ended` is whether it has ended by itself, which its last line needs to be whole.
+
+        Where all but the level has not the form that the mode asks for, the level stands and the status says so. Raises
+        UnreadableAnswer where there is no level, or more than one.
+        """
+        lines = (answer.strip() if ended else answer.lstrip()).split("\n")
+        stated = {found["level"] for line in lines if (found := _LEVEL.match(line))}
+        if len(stated) != 1 or not _LEVEL.match(lines[0]) or SAFETY not in decisions:
             raise UnreadableAnswer("The model's answer cannot be read as a verdict.")
-        names = [name.strip() for name in found["categories"].split(",")]
+        [level] = stated
+        whole = lines if ended else lines[:-1]
+        categories = refusal = None
+        probabilities = {SAFETY: decisions[SAFETY]}
+        if _is_decided(CATEGORIES, lines[1:2], decisions):
+            probabilities[CATEGORIES] = decisions[CATEGORIES]
+            categories = _categories(whole[1:2])
+        if response_mode and CATEGORIES in probabilities and _is_decided(REFUSAL, lines[2:3], decisions):
+            probabilities[REFUSAL] = decisions[REFUSAL]
+            refusal = next((each for each in Refusal if whole[2:3] == [REFUSAL.spell(each)]), None)
+        has_form = lines[0] == f"{SAFETY.label} {level}" and len(lines) == (3 if response_mode else 2)
+        if not ended:
+            status = AnswerStatus.CUT
+        elif not has_form or categories is None or (response_mode and refusal is None):
+            status = AnswerStatus.UNREADABLE
+        else:
+            status = AnswerStatus.COMPLETE
+        return Verdict(RiskLevel(level), categories or (), refusal, probabilities, status)
+
+
+_LEVEL = re.compile(r"Safety: (?P<level>Safe|Unsafe|Controversial)(?!\w)")
+
+
+def _is_decided(field: Field, line: Sequence[str], decisions: Mapping[Field, Probabilities]) -> bool:
+    """Whether the field stands in the line that is its own, of which there is one or none."""
+    return field in decisions and any(each.startswith(f"{field.label} ") for each in line)
+
+
+def _categories(line: Sequence[str]) -> tuple[Category, ...] | None:
+    """All that the line names; None where there is no line, or a name that does not exist: another may be meant."""
+    for each in line:
+        names = [name.strip() for name in each.removeprefix(CATEGORIES.label).split(",")]
         try:
-            categories = tuple(Category(name) for name in names if name != "None")
+            return tuple(Category(name) for name in names if name != "None")
         except ValueError:
-            raise UnreadableAnswer("The model's answer names a category that does not exist.") from None
-        return Verdict(
-            RiskLevel(found["safety"]),
-            categories,
-            Refusal(found["refusal"]) if response_mode else None,
-            {field: decisions[field] for field in wanted},
-        )
-
-
-_PROMPT_ANSWER = re.compile(r"Safety: (?P<safety>Safe|Unsafe|Controversial)\nCategories: (?P<categories>[^\n]+)")
-_RESPONSE_ANSWER = re.compile(_PROMPT_ANSWER.pattern + r"\nRefusal: (?P<refusal>Yes|No)")
+            return None
+    return None

@@ -119,11 +119,12 @@ class GenGuard:
         return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
 
     def read(self, answer: Answer) -> Verdict:
-        """Raises UnreadableAnswer."""
+        """Raises UnreadableAnswer where no level can be read."""
         return self.reader.read(
-            answer.text if answer.ended else "",
+            answer.text,
             response_mode=answer.question.response_mode,
             decisions=answer.decisions,
+            ended=answer.ended,
         )
 
     def _check(self, question: Question) -> None:
@@ -187,7 +188,8 @@ class GenGuard:
             return
         decided = self.reader.field_decided_after(answer.text)
         if decided:
-            answer.decisions[decided] = self.reader.probabilities(decided, logits)
+            # A broken answer may come to a label again; the level and the rest are read where they stand first.
+            answer.decisions.setdefault(decided, self.reader.probabilities(decided, logits))
         answer.text = self.reader.text(answer.ids)
 
 

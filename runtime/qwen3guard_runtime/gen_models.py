@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from qwen3guard_client import wire
-from qwen3guard_client.errors import GuardError
+from qwen3guard_client.errors import GuardError, UnreadableAnswer
+from qwen3guard_client.labels import AnswerStatus
 from qwen3guard_client.policy import Policy
 
-from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY
+from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, Verdict
 from qwen3guard_runtime.chat import ChatTemplate, conversation
 from qwen3guard_runtime.devices import open_guard
 from qwen3guard_runtime.drafts import Drafts
@@ -81,27 +82,39 @@ class GenGuardModel:
     def _one(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
         if isinstance(answer, GuardError):
             return answer
+        verdict, unreadable = self._read(answer)
+        status = verdict.status if verdict else AnswerStatus.UNREADABLE if answer.ended else AnswerStatus.CUT
+        if status is not AnswerStatus.COMPLETE:
+            self._metrics.broke(status)
+        if unreadable and not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
+            return unreadable
         outputs: dict[str, object] = {
             wire.ANSWER.name: [answer.text],
             wire.ANSWER_IDS.name: answer.ids,
             wire.ANSWER_LOGPROBS.name: answer.logprobs,
+            wire.ANSWER_STATUS.name: [status.value],
             wire.NOTICE.name: [self._notice],
         }
-        if request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
+        if verdict is None:
             return outputs
+        self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
+        return outputs | self._verdict(verdict)
+
+    def _read(self, answer: Answer) -> tuple[Verdict | None, UnreadableAnswer | None]:
         try:
-            verdict = self._guard.read(answer)
-        except GuardError as error:
-            return error
-        severity = verdict.severity
-        self._metrics.judged(severity, response_mode=answer.question.response_mode)
-        return outputs | {
+            return self._guard.read(answer), None
+        except UnreadableAnswer as error:
+            return None, error
+
+    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+        severity, none = verdict.severity, np.zeros(0, np.float32)
+        return {
             wire.SEVERITY.name: [severity.value],
             wire.CATEGORIES.name: [category.value for category in verdict.categories],
             wire.REFUSAL.name: [verdict.refusal.value] if verdict.refusal else [],
             wire.SEVERITY_PROBABILITIES.name: verdict.probabilities[SAFETY],
-            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities[CATEGORIES],
-            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, np.zeros(0, np.float32)),
+            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES, none),
+            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, none),
             wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
             wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
             wire.UNSAFE.name: any(self._policy.decides(*row) for row in verdict.rows()),

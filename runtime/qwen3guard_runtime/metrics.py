@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from qwen3guard_client import errors
 from qwen3guard_client.errors import BY_CODE, GuardError, InputError, SessionLost
-from qwen3guard_client.labels import RISK_ORDER, RiskLevel
+from qwen3guard_client.labels import RISK_ORDER, AnswerStatus, RiskLevel
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16)
@@ -24,6 +24,7 @@ CODES = tuple(
     code for code, error in BY_CODE.items() if error is not InputError and issubclass(error, (InputError, SessionLost))
 ) + tuple(error.code for error in SERVER_ERRORS)
 """Of what a served model answers instead of a result."""
+BROKEN = tuple(status.value for status in AnswerStatus if status is not AnswerStatus.COMPLETE)
 SEVERITIES = tuple(level.value for level in RISK_ORDER)
 
 Closed = Literal["ended", "restarted", "idle", "room", "failed"]
@@ -176,6 +177,9 @@ class GenMetrics(GuardMetrics):
         self._draft_tokens = Counter(
             "qwen3guard_draft_tokens_total", "Drafted tokens of answers", outcome=("accepted", "rejected")
         )
+        self._broken = Counter(
+            "qwen3guard_broken_answers_total", "Answers that have not the form of one", status=BROKEN
+        )
         self._verdicts = Counter(
             "qwen3guard_verdicts_total", "Verdicts of Gen", severity=SEVERITIES, judged=("prompt", "response")
         )
@@ -189,6 +193,9 @@ class GenMetrics(GuardMetrics):
     def drafted(self, tokens: int, accepted: int) -> None:
         self._draft_tokens.add("accepted", by=accepted)
         self._draft_tokens.add("rejected", by=tokens - accepted)
+
+    def broke(self, status: AnswerStatus) -> None:
+        self._broken.add(status.value)
 
     def judged(self, severity: RiskLevel, *, response_mode: bool) -> None:
         self._verdicts.add(severity.value, "response" if response_mode else "prompt")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from qwen3guard_apps.reward import reward, reward_async, score
 from qwen3guard_client import Classification, GuardClient, Refusal, RiskLevel, errors
+from qwen3guard_client.labels import AnswerStatus
 from qwen3guard_runtime.server import EmbeddedServer
 from texts import TEXTS
+
+COMPLETE = AnswerStatus.COMPLETE
 
 
 def judged(safe: float, unsafe: float, refuses: float | None) -> Classification:
     levels = {RiskLevel.SAFE: safe, RiskLevel.UNSAFE: unsafe, RiskLevel.CONTROVERSIAL: 1 - safe - unsafe}
     refusal = {} if refuses is None else {Refusal.YES: refuses, Refusal.NO: 1 - refuses}
     kind = None if refuses is None else Refusal.YES
-    return Classification(RiskLevel.SAFE, (), kind, levels, {}, refusal, False, False, False, "", "")
+    return Classification(RiskLevel.SAFE, (), kind, levels, {}, refusal, False, False, False, "", "", COMPLETE)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,11 @@ def test_the_formula(safe: float, unsafe: float, refuses: float, how: dict[str, 
 def test_a_prompt_has_no_reward() -> None:
     with pytest.raises(errors.LastRole):
         score(judged(1.0, 0.0, None))
+
+
+def test_an_answer_that_broke_off_before_the_refusal_has_no_reward() -> None:
+    with pytest.raises(errors.UnreadableAnswer):
+        score(replace(judged(1.0, 0.0, None), answer_status=AnswerStatus.CUT))
 
 
 def conversations() -> list[Any]:

@@ -22,6 +22,7 @@ from unicodedata import normalize
 import jinja2
 import numpy as np
 from qwen3guard_client import Thresholds, errors, wire
+from qwen3guard_client.labels import AnswerStatus
 from qwen3guard_export.checkpoint import open_checkpoint
 from qwen3guard_runtime import chat
 from qwen3guard_runtime.answer import AnswerReader, Probabilities
@@ -113,12 +114,17 @@ def pieces(data: bytes) -> None:
 
 
 def answer(data: bytes) -> None:
-    """A model's answer reads as a verdict that spells the same answer, or is unreadable."""
+    """A model's answer reads as a verdict that spells the same answer, or at least its level, or is unreadable."""
     text = data.decode("utf-8", "replace")
     for response_mode in (False, True):
         with suppress(errors.UnreadableAnswer):
             found = _reader().read(text, response_mode=response_mode, decisions=_DECISIONS)
-            lines = [f"Safety: {found.severity.value}", text.strip().split("\n")[1]]
+            lines = [f"Safety: {found.severity.value}"]
+            assert text.strip().startswith(lines[0])
+            assert all(category.value in text for category in found.categories)
+            if found.status is not AnswerStatus.COMPLETE:
+                continue
+            lines.append(text.strip().split("\n")[1])
             if response_mode:
                 assert found.refusal
                 lines.append(f"Refusal: {found.refusal.value}")

@@ -128,9 +128,10 @@ def _fit(judged: Judged, chosen: npt.NDArray[np.bool_], wanted: float, per_categ
 
 def _outcome(judged: Judged, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:
     own = {category.value: value for category, value in thresholds.categories.items()}
+    least = min([thresholds.default, *own.values()])  # decides where no category could be read
     limits = np.array(
         [
-            min((own.get(name, thresholds.default) for name in answer.categories), default=thresholds.default)
+            min((own.get(name, thresholds.default) for name in answer.categories), default=least)
             for answer in judged.answers
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_client.labels import RISK_ORDER, Category, RiskLevel
+from qwen3guard_client.labels import RISK_ORDER, AnswerStatus, Category, RiskLevel
 from qwen3guard_client.policy import DEBOUNCE, Policy, runs, upstream_evaluation_rule
 
 from qwen3guard_apps.evaluation.hits import Span
@@ -37,10 +37,13 @@ class Answer:
 
 
 def gen_answer(found: dict[str, Any]) -> Answer:
-    """Of what `judge.ask_gen` has kept. Its categories are those that it names, or else the likeliest."""
+    """Of what `judge.ask_gen` has kept. Its categories are those that it names, or else the likeliest; none where the
+    answer broke off before it named them."""
     levels = found["probabilities"]["severity"]
     likely = {name: value for name, value in found["probabilities"]["categories"].items() if name != "None"}
-    categories = tuple(found["categories"]) or (max(likely, key=lambda name: likely[name]),)
+    categories = tuple(found["categories"])
+    if not categories and found.get("answer_status", AnswerStatus.COMPLETE.value) == AnswerStatus.COMPLETE.value:
+        categories = (max(likely, key=lambda name: likely[name]),)
     decisions = {mode: bool(found[mode]) for mode in MODES}
     return Answer(decisions, categories, 1 - levels[RiskLevel.SAFE.value], levels[RiskLevel.UNSAFE.value])
 

@@ -74,6 +74,7 @@ export class Findings {
 
   gen(place, found) {
     const named = [...found.categories, found.refusal === "Yes" && "a refusal"];
+    if (found.answer_status !== "complete") named.push(`its answer is ${found.answer_status}`);
     this.#set(place, { ...found, named, probabilities: found.probabilities.severity });
   }
 
