@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import DEMO, serve, wait_ready
 from qwen3guard_client import GuardClient, Policy, Thresholds, errors, wire
+from qwen3guard_client.calls import Call
 from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
-from qwen3guard_export.repository import GEN_PARAMETERS
+from qwen3guard_export import export
+from qwen3guard_export.repository import GEN_PARAMETERS, place_models
 from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Field, Verdict
 from qwen3guard_runtime.chat import ChatTemplate, Message
 from qwen3guard_runtime.drafts import Drafts
@@ -408,6 +411,34 @@ def test_parameters_of_the_decision_are_read_when_the_guard_is_loaded(repository
         pytest.raises(errors.ServeError, match=r"parameter thresholds is wrong\. The thr"),
     ):
         wait_ready(server)
+
+
+def test_a_raw_answer_can_always_be_had(tmp_path: Path) -> None:
+    """From a guard that writes nonsense: half of its last norm has the other sign."""
+    shutil.copytree(DEMO / "gen", tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint/model.safetensors"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    begin, end = (8 + size + offset for offset in json.loads(data[8 : 8 + size])["model.norm.weight"]["data_offsets"])
+    data[begin:end] = (np.frombuffer(data[begin:end], np.float16) * ([-1, 1] * 64)).astype(np.float16).tobytes()
+    path.write_bytes(data)
+    place_models(tmp_path / "r", export(str(tmp_path / "checkpoint"), tmp_path / "r", say=lambda _: None))
+
+    def send(*outputs: wire.Tensor) -> list[Any]:
+        values = {wire.INPUT_IDS: [5, 6, 7], wire.RESPONSE_MODE: [False]}
+        return client.send(Call(wire.GEN_GUARD, values, outputs, lambda reply: [reply(each) for each in outputs]))
+
+    with serve(tmp_path / "r") as server:
+        wait_ready(server)
+        with GuardClient(server.url) as client:
+            with pytest.raises(errors.UnreadableAnswer):
+                client.classify("Hi.")
+            answer, ids, logprobs, status = send(wire.ANSWER, wire.ANSWER_IDS, wire.ANSWER_LOGPROBS, wire.ANSWER_STATUS)
+            assert TOKENIZER.decode(ids.tolist()) == answer[0].decode()
+            assert (len(ids), status[0]) == (len(logprobs), b"cut")
+            for each in wire.VERDICT:
+                with pytest.raises(errors.UnreadableAnswer):
+                    send(wire.ANSWER, each)
 
 
 def test_a_tokenizer_that_merges_labels_is_a_mismatch() -> None:
