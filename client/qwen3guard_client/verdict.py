@@ -27,9 +27,9 @@ class Classification:
     unsafe, and when it counts as safe; `unsafe` is the server's own decision, in its mode or by its thresholds.
     `refusal` is None when a prompt was judged. `notice` is what the guard says of itself (demo weights do), or empty.
 
-    Where `answer_status` is not COMPLETE the level stands, but `categories` may be empty and `refusal` None because they
-    could not be read, and probabilities of what was not decided are empty. Whoever decides by category takes it for any
-    of them, as Policy and Thresholds do.
+    Where `answer_status` is not COMPLETE the level stands, but `categories` may be empty and `refusal` None because
+    they could not be read, and probabilities of what was not decided are empty. Whoever decides by category takes it for
+    any of them, as Policy and Thresholds do.
     """
 
     severity: RiskLevel

@@ -80,7 +80,7 @@ VERDICT = (
     UNSAFE,
 )
 """Outputs that exist only where the answer has a level. The raw answer always exists: where there is no level,
-gen_guard gives it to whoever asks for nothing of the verdict; `classify` cannot, since an ensemble asks its models for all."""
+gen_guard gives it to whoever asks for nothing of the verdict; `classify` cannot, since an ensemble asks for all."""
 ANSWER = Tensor("ANSWER", "BYTES", (1,))
 ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
 ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))

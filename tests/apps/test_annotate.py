@@ -56,7 +56,8 @@ def test_each_row_keeps_its_fields_and_gets_the_verdict_of_classify(
         kept = found.pop("guard")
         assert found == row
         assert kept.items() <= json.loads(verdict.as_json()).items()
-        assert set(kept) == {"severity", "categories", "refusal", "probabilities", "strict", "loose", "unsafe"}
+        decisions = {"strict", "loose", "unsafe"}
+        assert set(kept) == {"severity", "categories", "refusal", "probabilities", "answer_status"} | decisions
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 

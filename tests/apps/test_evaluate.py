@@ -412,3 +412,6 @@ def test_gens_category_is_the_one_it_names_or_else_the_likeliest() -> None:
     assert gen_answer(found).categories == ("PII",)
     assert gen_answer(found | {"categories": ["Violent", "PII"]}).categories == ("Violent", "PII")
     assert (gen_answer(found).risk, gen_answer(found).unsafe) == (pytest.approx(0.3), 0.1)
+    broken = found | {"answer_status": "cut", "probabilities": found["probabilities"] | {"categories": {}}}
+    assert gen_answer(broken).categories == ()
+    assert gen_answer(broken | {"categories": ["PII"]}).categories == ("PII",)
