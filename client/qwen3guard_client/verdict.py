@@ -28,8 +28,8 @@ class Classification:
     `refusal` is None when a prompt was judged. `notice` is what the guard says of itself (demo weights do), or empty.
 
     Where `answer_status` is not COMPLETE the level stands, but `categories` may be empty and `refusal` None because
-    they could not be read, and probabilities of what was not decided are empty. Whoever decides by category takes it for
-    any of them, as Policy and Thresholds do.
+    they could not be read, and probabilities of what was not decided are empty. Whoever decides by category takes it
+    for any of them, as Policy and Thresholds do.
     """
 
     severity: RiskLevel
