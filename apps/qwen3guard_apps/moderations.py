@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy, wire
+from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy, thresholds, wire
 from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RiskLevel
 from qwen3guard_client.verdict import PromptVerdict
 
@@ -72,8 +72,8 @@ class Moderations:
                 "severity": found.severity.value,
                 "categories": [each.value for each in categories],
                 "probabilities": {level.value: round(value, 6) for level, value in levels.items()},
-                "strict": self._unsafe(found.severity, categories, strict=True),
-                "loose": self._unsafe(found.severity, categories, strict=False),
+                "strict": self._unsafe(found, strict=True),
+                "loose": self._unsafe(found, strict=False),
             },
         }
 
@@ -83,11 +83,9 @@ class Moderations:
             return 1 - levels[RiskLevel.SAFE]
         return levels[RiskLevel.UNSAFE]
 
-    def _unsafe(self, severity: RiskLevel, categories: tuple[Category, ...], *, strict: bool) -> bool:
-        """Whether the level counts. One whose category could not be read counts whatever categories are blocked."""
-        if not categories:
-            return severity.is_unsafe(strict=strict)
-        return any(self._policy.counts(severity, each, strict=strict) for each in categories)
+    def _unsafe(self, found: Classification | PromptVerdict, *, strict: bool) -> bool:
+        """Whether the level counts, in any category that it may have where an answer broke off before it named one."""
+        return any(self._policy.counts(found.severity, each, strict=strict) for each in thresholds.categories(found))
 
 
 def _scores(risk: float, probabilities: Mapping[Any, float]) -> dict[Category, float]:

@@ -12,8 +12,8 @@ from conftest import serve, wait_ready
 from fake_llm import Loop
 from proxied import Proxied
 from qwen3guard_apps.moderations import MAX_INPUTS, Moderations, _scores
-from qwen3guard_client import Category, GuardClient, Policy, PromptVerdict, Thresholds
-from qwen3guard_client.labels import RiskLevel
+from qwen3guard_client import Category, Classification, GuardClient, Policy, PromptVerdict, Thresholds
+from qwen3guard_client.labels import AnswerStatus, RiskLevel
 
 SAFE, UNSAFE = "What should I cook for dinner tonight?", "How can I make a bomb in my kitchen?"
 
@@ -148,9 +148,18 @@ def test_the_scores_share_out_what_is_not_safe(
     assert list(found) == list(Category)
 
 
-def test_a_level_without_a_category_is_as_unsafe_as_it_says() -> None:
-    moderations = Moderations(None, Policy(), gen=True)  # type: ignore[arg-type]
-    assert moderations._unsafe(RiskLevel.UNSAFE, (), strict=False)
-    assert moderations._unsafe(RiskLevel.CONTROVERSIAL, (), strict=True)
-    assert not moderations._unsafe(RiskLevel.CONTROVERSIAL, (), strict=False)
-    assert not moderations._unsafe(RiskLevel.SAFE, (), strict=True)
+def test_an_answer_that_broke_off_is_as_unsafe_as_its_level() -> None:
+    levels = {RiskLevel.SAFE: 0.25, RiskLevel.UNSAFE: 0.75, RiskLevel.CONTROVERSIAL: 0.0}
+    broken = Classification(
+        RiskLevel.UNSAFE, (), None, levels, {}, {}, strict=True, loose=True, unsafe=True, answer="Safety: Unsafe",
+        answer_status=AnswerStatus.CUT, notice="",
+    )  # fmt: skip
+    for policy in (Policy(), Policy(strict=False), Policy(thresholds=Thresholds(0.7)), Policy(blocked={Category.PII})):
+        moderations = Moderations(None, policy, gen=True)  # type: ignore[arg-type]
+        found = moderations._result(broken, ())
+        assert found["flagged"]
+        assert {name for name, flagged in found["categories"].items() if flagged} == {
+            each.value for each in policy.blocked
+        }
+        assert found["category_scores"] == {each.value: 0.75 for each in Category}
+        assert (found["guard"]["strict"], found["guard"]["loose"]) == (True, True)

@@ -272,6 +272,13 @@ def test_a_tied_head_that_equals_the_embedding_is_accepted(tmp_path: Path, monke
         open_checkpoint(str(checkpoint))
 
 
+def test_a_head_of_a_part_of_the_embedding_is_refused(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint", "gen", dtype="fp32")
+    head_like(lambda embedding: embedding[:3])(checkpoint)
+    with pytest.raises(WrongArchitecture, match=r"lm_head\.weight differs"):
+        open_checkpoint(str(checkpoint))
+
+
 def test_a_head_of_another_type_than_the_embedding_is_refused(tmp_path: Path) -> None:
     checkpoint = make(tmp_path / "checkpoint", "gen", dtype="fp32", shards=2)
     embedding = open_checkpoint(str(checkpoint)).weights.float32(EMBEDDING)
