@@ -3,13 +3,15 @@
     .venv/bin/python perf/outliers.py CHECKPOINT TEXTS.jsonl [--contexts 100 2000] [--conversations 100] [--kinds ...]
 
 From the checkpoint others are made that compute the same function with outliers in it: pairs of key channels, values,
-inputs of down_proj and norms, each made up for where it is read; and one whose first token has a residual of a
-thousand times the size, which is another function, and its own reference. For each: the labels of the 8-bit graph
-(dq8r with int8 KV; Gen's with fp32 KV) that differ from those of its own fp32 graph, the flags that differ (debounce 2,
-strict and loose, prompt and response), and the probability's error, largest and mean.
+inputs of down_proj and norms, each made up for where it is read. Two more have a first token whose residual is a
+thousand times the size, all of it or one channel; that is another function, and its own reference. For each: the labels
+of the 8-bit graph (dq8r with int8 KV; Gen's with fp32 KV) that differ from those of its own fp32 graph, the flags that
+differ (debounce 2, strict and loose, last message and prompt), and the largest error of a probability, and the mean.
 
-TEXTS has a JSON object a line with `prompt`, and `response` where there is one. A conversation is one of them, behind
-as many others as fill the context; each token of its last message is judged. Prints a table and, last, the same as JSON.
+TEXTS has a JSON object a line with `prompt`, and `response` where there is one. A conversation is one of them, in a
+long context behind as many others as fill it; Stream judges each token of its last message, and its prompt. Balanced by
+the texts that an export is balanced by. Prints a table and, last, the same as JSON; there `margin` is how sure fp32 was
+of the surest label that changed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import argparse
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from qwen3guard_export.balance import balance
 from qwen3guard_export.checkpoint import EMBEDDING, Architecture, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph import write_graph
 from qwen3guard_export.quantize import WeightFormat
+from qwen3guard_export.texts import proof_rows
 from qwen3guard_runtime.chat import ChatTemplate, Message
 from qwen3guard_runtime.tokenizer import IM_END, IM_START, GuardTokenizer
 from safetensors.numpy import save_file
@@ -41,10 +43,19 @@ from safetensors.numpy import save_file
 Tensors = dict[str, np.ndarray]
 Change = Callable[[Tensors, Architecture, np.random.Generator], None]
 
-OWN_TEXTS = Path(__file__).parents[1] / "demo" / "everyday.jsonl"
-OWN_TOKENS = 400
 DEBOUNCE = 2
-CHECKPOINT_FILES = "*.json"
+LONG = 500
+"""Tokens of a context that is filled up with other conversations; in a shorter one half is the response."""
+LAST_MESSAGE = 100
+"""Tokens of it at most."""
+LONGEST = 1 << 20
+REPLACEMENT = "\ufffd"  # what a character becomes that was cut in two
+
+
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
 def key_pairs(count: int, factor: float) -> Change:
@@ -102,12 +113,6 @@ def norms(factor: float) -> Change:
     return change
 
 
-READERS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-
-
 def first_token(token: int, factor: float, *, one_channel: bool = False) -> Change:
     """The residual of every `token` times `factor`; or one channel of it that many times its root mean square."""
 
@@ -153,11 +158,11 @@ def derive(checkpoint: Checkpoint, folder: Path, changes: Sequence[Change], seed
 
 @dataclass(frozen=True)
 class Conversation:
-    """Its tokens; `judged`: those of its last message; `prompt_end`: where its prompt is judged."""
+    """Its tokens; `judged`: those of its last message, none for Gen; `verdict`: where its prompt, or Gen, is judged."""
 
     ids: np.ndarray
     judged: range
-    prompt_end: int
+    verdict: int
 
 
 class Reader:
@@ -166,82 +171,59 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, texts: Path) -> None:
         self._tokenizer = GuardTokenizer.load(checkpoint.folder)
         self._template = ChatTemplate.load(checkpoint.folder)
-        self._variant, self._context = checkpoint.architecture.variant, checkpoint.architecture.context
+        self._architecture = checkpoint.architecture
         self._records = [json.loads(line) for line in texts.read_text(encoding="utf-8").splitlines()]
+        answers = [self._tokenizer.encode(f"Safety: {risk.value}") for risk in RISK_ORDER]
+        place = next(place for place in range(len(answers[0])) if len({ids[place] for ids in answers}) > 1)
+        self._asked = answers[0][:place]
+        self.severities = [ids[place] for ids in answers]
+        """Where Gen decides the severity, the first token of each, in the order of RISK_ORDER."""
 
     @property
     def first(self) -> int:
         return self._tokenizer.special[IM_START]
 
     def conversations(self, context: int, count: int) -> list[Conversation]:
-        context = min(context, self._context)
+        """At most `count`, from all over the texts, of about `context` tokens each, or as many as there can be."""
+        context = min(context, self._architecture.context)
         step = max(1, len(self._records) // count)
-        return [self._conversation(number * step, context) for number in range(min(count, len(self._records)))]
-
-    def rows(self, tokens: int) -> list[np.ndarray]:
-        """The first conversations, whole, of `tokens` tokens in all."""
-        found: list[np.ndarray] = []
-        for record in self._records:
-            ids = self._render(record["prompt"], record.get("response", ""))
-            if sum(map(len, found)) + len(ids) > tokens:
-                break
-            found.append(ids)
-        return found
+        return [self._conversation(number, context) for number in range(0, len(self._records), step)][:count]
 
     def _conversation(self, number: int, context: int) -> Conversation:
-        record = self._records[number]
-        empty = len(self._render("", "x" if record.get("response") else ""))
-        left = max(16, context - empty)
-        response = self._cut(record.get("response", ""), left // 2 if context < 500 else 100)
-        left -= len(self._tokenizer.encode(response))
-        prompt = self._cut(record["prompt"], left)
-        before, other = [prompt], number
-        while sum(len(self._tokenizer.encode(text)) + 2 for text in before) < left and context >= 500:
-            other = (other + 1) % len(self._records)
-            before.append(self._records[other]["prompt"] + "\n" + self._records[other].get("response", ""))
-        prompt = self._cut("\n\n".join(reversed(before)), left, end=True)
+        prompt, response = (self._records[number].get(key, "") for key in ("prompt", "response"))
+        left = max(2, context - len(self._render("", "." if response else "")))
+        response = self._end(response, left // 2 if context < LONG else LAST_MESSAGE, start=True)
+        left = max(1, left - len(self._tokenizer.encode(response)))
+        while context >= LONG and len(self._tokenizer.encode(prompt)) < left:
+            number = (number + 1) % len(self._records)
+            prompt = f"{self._records[number]['prompt']}\n{self._records[number].get('response', '')}\n\n{prompt}"
+        prompt = self._end(prompt, left)
         ids = self._render(prompt, response)
-        ends = np.flatnonzero(ids == self._tokenizer.special[IM_END])
-        last = int(ends[-1])
-        if self._variant == "gen":
-            return Conversation(ids, range(len(ids) - 1, len(ids)), len(ids) - 1)
-        message = response or prompt
-        start = last - len(self._tokenizer.encode(message))
-        if not response:
-            start = max(start, last - 100)
-        return Conversation(ids, range(max(start, 0), last), int(ends[-2]) if response else last)
+        if self._architecture.variant == "gen":
+            return Conversation(ids, range(0), len(ids) - 1)
+        *_, before, last = (0, *(int(place) for place in np.flatnonzero(ids == self._tokenizer.special[IM_END])))
+        message = min(len(self._tokenizer.encode(response or prompt)), LAST_MESSAGE)
+        return Conversation(ids, range(max(0, last - message), last), before if response else last)
 
     def _render(self, prompt: str, response: str) -> np.ndarray:
-        messages = [Message("user", prompt)] + ([Message("assistant", response)] if response else [])
-        ids = list(self._template.render(messages, 1 << 20))
-        if self._variant == "gen":
-            ids += self._answers[0]
-        return np.array(ids, np.int64)
+        messages = [Message("user", prompt), *([Message("assistant", response)] if response else [])]
+        ids = list(self._template.render(messages, LONGEST))
+        return np.array(ids + self._asked if self._architecture.variant == "gen" else ids, np.int64)
 
-    @property
-    def _answers(self) -> tuple[list[int], list[int]]:
-        """What a Gen answer has before the severity, and each severity's first token."""
-        every = [self._tokenizer.encode(f"Safety: {risk.value}") for risk in RISK_ORDER]
-        shared = next(place for place in range(99) if len({ids[place] for ids in every}) > 1)
-        return every[0][:shared], [ids[shared] for ids in every]
-
-    @property
-    def severities(self) -> list[int]:
-        return self._answers[1]
-
-    def _cut(self, text: str, tokens: int, *, end: bool = False) -> str:
+    def _end(self, text: str, tokens: int, *, start: bool = False) -> str:
+        """The last `tokens` of a text, or the first."""
         ids = self._tokenizer.encode(text)
         if len(ids) <= tokens:
             return text
-        return self._tokenizer.decode(ids[-tokens:] if end else ids[:tokens]).strip("\ufffd")
+        return self._tokenizer.decode(ids[:tokens] if start else ids[-tokens:]).strip(REPLACEMENT)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Risk probabilities of one conversation's judged tokens [tokens, 3], and of its prompt [3]."""
+    """Risk probabilities of one conversation's judged tokens [tokens, 3], and of its prompt, or Gen's, [1, 3]."""
 
     tokens: np.ndarray
-    prompt: np.ndarray
+    verdict: np.ndarray
 
 
 def judge(
@@ -262,7 +244,7 @@ def judge(
         caches = [cache for layer in kv_caches(form, weights, architecture) for cache in layer]
         found = []
         for conversation in conversations:
-            places = [*conversation.judged, conversation.prompt_end]
+            places = [*conversation.judged, conversation.verdict]
             capacity = -(-len(conversation.ids) // CAPACITY_STEP) * CAPACITY_STEP
             feeds: dict[str, Any] = {cache.past: np.zeros((1, *cache.shape(capacity)), cache.dtype) for cache in caches}
             feeds[INPUT_IDS], feeds[POSITIONS] = conversation.ids[None], np.zeros(1, np.int64)
@@ -270,10 +252,10 @@ def judge(
             if architecture.variant == "gen":
                 (logits,) = session.run(list(GEN_OUTPUTS), feeds)
                 shares = _softmax(logits[:, list(severities)])
-                found.append(Judged(shares[:-1], shares[-1]))
+                found.append(Judged(shares[:-1], shares[-1:]))
             else:
                 risk, query = session.run(["risk_logits", "query_risk_logits"], feeds)
-                found.append(Judged(_softmax(risk[:-1]), _softmax(query[-1])))
+                found.append(Judged(_softmax(risk[:-1]), _softmax(query[-1:])))
     return found
 
 
@@ -284,7 +266,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of 8-bit answers from those of fp32: labels changed of `labels` in all, flags of `flags`, probabilities."""
+    """Of 8-bit answers from those of fp32: labels changed of `labels` in all, flags of `flags`; the probabilities'
+    largest and mean error; `margin`: by how much fp32 preferred its label, the most among the labels changed."""
 
     labels: int
     labels_changed: int
@@ -292,19 +275,25 @@ class Difference:
     flags_changed: int
     largest: float
     mean: float
+    margin: float
 
     @classmethod
-    def of(cls, exact: Sequence[Judged], found: Sequence[Judged], debounce: int) -> Difference:
-        one, other = (np.concatenate([np.vstack([each.tokens, each.prompt]) for each in all]) for all in (exact, found))
-        flags, others = (np.array([_flags(each, debounce) for each in all]) for all in (exact, found))
+    def of(cls, exact: Sequence[Judged], found: Sequence[Judged]) -> Difference:
+        one, other = (
+            np.concatenate([part for each in all_ for part in (each.tokens, each.verdict)]) for all_ in (exact, found)
+        )
+        flags, others = (np.array([_flags(each) for each in all_]) for all_ in (exact, found))
         off = np.abs(one - other).max(axis=1)
+        changed = one.argmax(axis=1) != other.argmax(axis=1)
+        first, second = np.sort(one, axis=1)[:, :-3:-1].T
         return cls(
             labels=len(one),
-            labels_changed=int((one.argmax(axis=1) != other.argmax(axis=1)).sum()),
+            labels_changed=int(changed.sum()),
             flags=flags.size,
             flags_changed=int((flags != others).sum()),
             largest=float(off.max()),
             mean=float(off.mean()),
+            margin=float((first - second)[changed].max(initial=0)),
         )
 
     def __str__(self) -> str:
@@ -312,14 +301,26 @@ class Difference:
         return f"{percent:.2f} %, {self.flags_changed}, {self.largest:.3f} ({self.mean:.4f})"
 
 
-def _flags(judged: Judged, debounce: int) -> list[bool]:
-    """Of the last message and of the prompt, strict and loose."""
+def _flags(judged: Judged) -> list[bool]:
+    """Of the last message and of the prompt (or Gen's one), strict and loose."""
     found = []
     for strict in (True, False):
         unsafe = [RISK_ORDER[level].is_unsafe(strict=strict) for level in judged.tokens.argmax(axis=1)]
-        found.append(max(runs(unsafe)) >= debounce)
-        found.append(RISK_ORDER[int(judged.prompt.argmax())].is_unsafe(strict=strict))
+        found.append(max(runs(unsafe), default=0) >= DEBOUNCE)
+        found.append(RISK_ORDER[int(judged.verdict[0].argmax())].is_unsafe(strict=strict))
     return found
+
+
+def measure(
+    checkpoint: Checkpoint, conversations: Sequence[Conversation], severities: Sequence[int]
+) -> list[Difference]:
+    """Of the 8-bit graph of `checkpoint` from its fp32 graph, and of the balanced one."""
+    form = fastest(checkpoint.architecture.variant, "dq8r")
+    rows = proof_rows(checkpoint.folder, checkpoint.architecture.context)
+    balanced = balance(checkpoint, rows, weights=True, kv=form == "int8")
+    exact = judge(checkpoint, "fp32", "decomposed", conversations, severities)
+    found = [judge(each, "dq8r", form, conversations, severities) for each in (checkpoint, balanced)]
+    return [Difference.of(exact, each) for each in found]
 
 
 def main() -> None:
@@ -327,37 +328,28 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("texts", type=Path)
     parser.add_argument("--contexts", type=int, nargs="+", default=[100, 2000])
-    parser.add_argument("--conversations", type=int, default=100)
+    parser.add_argument("--conversations", type=int, default=100, help="a quarter of them in a long context")
     parser.add_argument("--kinds", nargs="+", help="some of the outliers, by name")
-    parser.add_argument("--own", type=Path, default=OWN_TEXTS, help="the texts that are balanced by")
+    parser.add_argument("--seed", type=int, default=0, help="which channels")
     arguments = parser.parse_args()
     opened = open_checkpoint(arguments.checkpoint)
     reader = Reader(opened, arguments.texts)
-    rows = Reader(opened, arguments.own).rows(OWN_TOKENS)
-    variant = opened.architecture.variant
-    form = fastest(variant, "dq8r")
-    debounce = DEBOUNCE if variant == "stream" else 1
-    chosen = {name: changes for name, changes in kinds(reader.first).items() if name in (arguments.kinds or [name])}
-    print("| outliers | context | before: labels, flags, dP max (mean) | after |\n|---|---|---|---|")
+    conversations = {
+        context: reader.conversations(context, -(-arguments.conversations // (4 if context >= LONG else 1)))
+        for context in arguments.contexts
+    }
+    print("| outliers | context | before: labels, flags, dP largest (mean) | after |\n|---|---|---|---|")
     results = []
-    for name, changes in chosen.items():
+    for name, changes in kinds(reader.first).items():
+        if arguments.kinds and name not in arguments.kinds:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            derived = derive(opened, Path(folder), changes)
-            started = time.perf_counter()
-            balanced = balance(derived, rows, weights=True, kv=form == "int8")
-            seconds = time.perf_counter() - started
-            for context in arguments.contexts:
-                count = arguments.conversations if context < 500 else -(-arguments.conversations // 4)
-                conversations = reader.conversations(context, count)
-                exact = judge(derived, "fp32", "decomposed", conversations, reader.severities)
-                found = [
-                    Difference.of(exact, judge(each, "dq8r", form, conversations, reader.severities), debounce)
-                    for each in (derived, balanced)
-                ]
-                print(f"| {name} | {context} | {found[0]} | {found[1]} |", flush=True)
-                before, after = map(asdict, found)
-                results.append({"outliers": name, "context": context, "before": before, "after": after, "s": seconds})
-    print(json.dumps({"checkpoint": arguments.checkpoint, "form": form, "results": results}))
+            derived = derive(opened, Path(folder), changes, arguments.seed)
+            for context, each in conversations.items():
+                before, after = measure(derived, each, reader.severities)
+                print(f"| {name} | {context} | {before} | {after} |", flush=True)
+                results.append({"outliers": name, "context": context, "before": asdict(before), "after": asdict(after)})
+    print(json.dumps({"checkpoint": arguments.checkpoint, "seed": arguments.seed, "results": results}))
 
 
 if __name__ == "__main__":

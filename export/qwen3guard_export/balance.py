@@ -56,8 +56,8 @@ def balance(checkpoint: Checkpoint, rows: Sequence[Tokens], *, weights: bool, kv
 
     `rows` are the token ids, int64 [tokens], of a few texts as the guard reads them, some hundreds of tokens in all;
     they decide how accurate eight bits are, never what is computed. With `weights` a tied lm_head becomes a tensor of
-    its own, which in eight bits it is anyway. Reads every tensor twice, one at a time, and gives back its vectors of
-    factors alone. Raises CorruptFile if a weight cannot be read; ValueError if `rows` are empty.
+    its own, which in eight bits it is anyway. Reads every tensor two or three times, one at a time, and keeps the
+    factors alone. Raises CorruptFile if a weight cannot be read; ValueError if `rows` hold no token.
     """
     if not weights and not kv:
         return checkpoint

@@ -63,7 +63,8 @@ def column_rms(matrix: FloatArray) -> FloatArray:
     for start in range(0, len(matrix), step):
         part = matrix[start : start + step]
         largest = np.maximum(part.max(axis=1), -part.min(axis=1))
-        total += np.einsum("nk,nk,n->k", part, part, 1 / np.where(largest > 0, largest, 1) ** 2)
+        units = part / np.where(largest > 0, largest, 1)[:, None]
+        total += np.einsum("nk,nk->k", units, units)
     rms: FloatArray = np.sqrt(total / np.float32(len(matrix)))
     return rms
 
