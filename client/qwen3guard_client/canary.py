@@ -6,7 +6,6 @@ so ready means that the manifest's canary comes back with the manifest's values.
 
 from __future__ import annotations
 
-import math
 import uuid
 
 from qwen3guard_client import wire
@@ -22,14 +21,15 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
     if manifest.variant == "gen":
         values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
         output = wire.ANSWER_LOGPROBS
-        return Call(wire.GEN_GUARD, values, (output,), lambda reply: [float(reply(output)[0])])
+        count = len(manifest.canary.values)
+        return Call(wire.GEN_GUARD, values, (output,), lambda reply: reply(output)[:count].tolist())
     values = {wire.INPUT_IDS: ids, wire.POSITION: [0]}
-    probabilities, pending = wire.RISK_PROBABILITIES, wire.PENDING
+    risk, category, pending = wire.RISK_PROBABILITIES, wire.CATEGORY_PROBABILITIES, wire.PENDING
     return Call(
         wire.STREAM_GUARD,
         values,
-        (probabilities, pending),
-        lambda reply: None if reply(pending)[0] else [float(value) for value in reply(probabilities)[-1]],
+        (risk, category, pending),
+        lambda reply: None if reply(pending)[0] else [*reply(risk).ravel().tolist(), *reply(category).ravel().tolist()],
         session=str(uuid.uuid4()),
         start=True,
         end=True,
@@ -53,9 +53,8 @@ def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float 
             raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
         values = client.send(canary_call(manifest), timeout_s)
         if not manifest.canary.agrees(values):
-            worst = max((abs(a - b) for a, b in zip(values, manifest.canary.values, strict=True)), default=math.nan)
             raise CanaryFailed(
-                f"The {manifest.variant} guard answers its canary wrongly (off by {worst:.3g}): "
+                f"The {manifest.variant} guard answers its canary wrongly (off by {manifest.canary.off(values):.3g}): "
                 "export the checkpoint again on this machine."
             )
     return True

@@ -70,10 +70,11 @@ class Emitter:
         self._nodes.append(helper.make_node("Split", [whole, self.ints(*lengths)], parts, name=parts[0], axis=axis))
         return parts
 
-    def add_and_norm(self, rows: str, update: str, scale: str, *, epsilon: float) -> tuple[str, str]:
-        """Adds ONNX Runtime's fused node for rows + update and the RMS norm of that; returns both names."""
+    def add_and_norm(self, rows: str, update: str, scale: str, *, total: str, epsilon: float) -> str:
+        """Adds ONNX Runtime's fused node for rows + update, which is named `total`, and the RMS norm of that; returns
+        the norm's name."""
         node = f"SkipNorm_{len(self._nodes)}"
-        total, normed = f"{node}_sum", f"{node}_normed"
+        normed = f"{node}_normed"
         self._nodes.append(
             helper.make_node(
                 "SkipSimplifiedLayerNormalization",
@@ -85,7 +86,7 @@ class Emitter:
             )
         )
         self._contrib = True
-        return total, normed
+        return normed
 
     def grouped_attention(self, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
         """Adds ONNX Runtime's GroupQueryAttention, which writes `presents` too; returns what was attended to."""

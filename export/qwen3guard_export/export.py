@@ -30,6 +30,7 @@ from qwen3guard_export.graph import write_graph
 from qwen3guard_export.parity import Proof, prove
 from qwen3guard_export.quantize import WEIGHT_FORMATS, WeightFormat
 from qwen3guard_export.tensorrt import SLOT_TOKENS, build, capacity_for, check_can_build
+from qwen3guard_export.texts import proof_rows
 
 MODEL_FOLDERS = {
     "gen": (wire.GEN_GUARD.name, wire.GUARD_TOKENIZER.name),
@@ -73,8 +74,11 @@ def export(
         say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
         write_graph(opened, staging, weight_format, form)
         say("proving it against the checkpoint in numpy")
-        proof = prove(staging, opened, weight_format, form)
-        say(f"proved: one pass differs by {proof.figures['one_pass']:.1e} of the logits' scale")
+        proof = prove(staging, opened, weight_format, form, proof_rows(opened.folder, architecture.context))
+        say(
+            f"proved: half a layer is off by at most {proof.figures['layer_worst']:.1e};"
+            f" the logits differ from float32 by {proof.figures['fp32_max']:.1e} of their scale"
+        )
         engine = None
         if tensorrt:
             say("building the TensorRT engine")

@@ -46,6 +46,20 @@ _CACHE_TYPES = {
 }
 
 
+EMBEDDED = "residual.embedded"
+
+
+def after_attention(layer: int) -> str:
+    """The name of the residual stream between a layer's halves, float32 [rows, tokens, hidden]; in the last layer
+    [asked, hidden], as what follows it."""
+    return f"residual.{layer}.attention"
+
+
+def after_feed_forward(layer: int) -> str:
+    """The same behind the layer."""
+    return f"residual.{layer}.feed_forward"
+
+
 def write_graph(checkpoint: Checkpoint, folder: Path, weights: WeightFormat, form: AttentionForm) -> None:
     """Writes model.onnx and model.onnx.data into `folder`. Raises CorruptFile if a weight cannot be read."""
     with Emitter(folder, GRAPH) as graph:
@@ -77,6 +91,8 @@ class _Residual:
 
     hidden: str
     update: str | None = None
+    total: str = EMBEDDED
+    """The name of their sum."""
 
 
 class _Qwen3:
@@ -139,12 +155,13 @@ class _Qwen3:
     def _embed(self, ids: str) -> str:
         """The table is in the weights' own type; beside integers, as the checkpoint stores it: nothing is lost."""
         if self.weights == "fp32":
-            return self.graph.op("Gather", [self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING)), ids])
+            table = self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING))
+            return self.graph.op("Gather", [table, ids], name=EMBEDDED)
         if half := HALVES.get(self.weights):
             table = self.graph.weight(EMBEDDING, half.array(self.tensors.float32(EMBEDDING)))
         else:
             table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
-        return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], to=FLOAT)
+        return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], name=EMBEDDED, to=FLOAT)
 
     def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
         graph = self.graph
@@ -158,9 +175,9 @@ class _Qwen3:
         of = "asked" if layer == architecture.layers - 1 else "tokens"
         inputs = activation(graph, self.weights, context, architecture.query_heads * architecture.head_dim, of=of)
         attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
-        stream = _Residual(hidden, attended.scaled(graph))
+        stream = _Residual(hidden, attended.scaled(graph), after_attention(layer))
         hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
-        return _Residual(hidden, self._feed_forward(layer, rows, of))
+        return _Residual(hidden, self._feed_forward(layer, rows, of), after_feed_forward(layer))
 
     def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
         """The residual stream with its update added, and its norm."""
@@ -168,15 +185,21 @@ class _Qwen3:
         if stream.update is None:
             return stream.hidden, self._norm(stream.hidden, norm)
         if self.form == "portable":
-            hidden = graph.op("Add", [stream.hidden, stream.update])
+            hidden = graph.op("Add", [stream.hidden, stream.update], name=stream.total)
             return hidden, self._norm(hidden, norm)
         scale = graph.weight(norm, self.tensors.float32(norm))
-        return graph.add_and_norm(stream.hidden, stream.update, scale, epsilon=self.architecture.rms_eps)
+        normed = graph.add_and_norm(
+            stream.hidden, stream.update, scale, total=stream.total, epsilon=self.architecture.rms_eps
+        )
+        return stream.total, normed
 
     def _attention(self, layer: int, rows: str, places: _Places, attend: Attention) -> str:
         graph, architecture = self.graph, self.architecture
         query_heads, kv_heads, size = architecture.query_heads, architecture.kv_heads, architecture.head_dim
-        inputs = activation(graph, self.weights, rows, architecture.hidden, of="tokens")
+        # What once left the finite numbers stays in the residual stream, but integers would hide it from the tokens
+        # that attend to this one: its last keys tell them.
+        last = layer == architecture.layers - 1
+        inputs = activation(graph, self.weights, rows, architecture.hidden, of="tokens", finite=last)
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
         projected = self._linear(inputs, block_tensor(layer, "self_attn.qkv_proj"), names).scaled(graph)
         turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
@@ -219,7 +242,8 @@ class _Qwen3:
             inputs = activation(graph, self.weights, hidden, self.architecture.hidden, of="asked")
             return graph.op("Cast", [graph.op("Gemm", [inputs.rows, EMBEDDING], transB=1)], name=logits, to=FLOAT)
         name = EMBEDDING if self.architecture.tied else LM_HEAD
-        product = self._linear(activation(graph, self.weights, hidden, self.architecture.hidden, of="asked"), name)
+        inputs = activation(graph, self.weights, hidden, self.architecture.hidden, of="asked", finite=True)
+        product = self._linear(inputs, name)
         return graph.op("Identity", [product.scaled(graph)], name=logits)
 
     def _stream_heads(self, hidden: str) -> None:

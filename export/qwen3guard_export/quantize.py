@@ -66,13 +66,21 @@ class Product:
 
 
 def activation(
-    graph: Emitter, weights: WeightFormat, rows: str, depth: int, *, of: str, pending: str | None = None
+    graph: Emitter,
+    weights: WeightFormat,
+    rows: str,
+    depth: int,
+    *,
+    of: str,
+    pending: str | None = None,
+    finite: bool = False,
 ) -> Activation:
     """float32 [..., `depth`] made ready, once for all the matrices that read it. `of` says what the rows are of: those
     of one kind are equally many, whatever their depth.
 
     `pending` is a row scale [..., 1] that `rows` still lack: quantization is blind to it, so it joins the new scale
-    instead of being multiplied into every element.
+    instead of being multiplied into every element. With `finite`, a row that holds NaN or infinity anywhere becomes NaN
+    as a whole: a maximum may pass over a NaN, and integers know none.
     """
     if weights == "fp32":
         return Activation(rows)
@@ -80,6 +88,9 @@ def activation(
         return Activation(graph.op("Cast", [rows], to=half.onnx))
     scale = row_scale(graph, rows, _LEVELS)
     quantized = around(graph, rows, scale, depth, zero_point=_ZERO_POINT, of=of)
+    if finite:
+        nothing = graph.op("Mul", [graph.op("ReduceSum", [rows, graph.ints(-1)]), graph.scalar(0.0, np.float32)])
+        scale = graph.op("Add", [scale, nothing])
     return Activation(quantized, scale if pending is None else graph.op("Mul", [scale, pending]))
 
 
@@ -94,8 +105,8 @@ def row_scale(graph: Emitter, rows: str, levels: float, *, positive: bool = Fals
 
 
 def around(graph: Emitter, rows: str, scale: str, depth: int, *, zero_point: int, of: str) -> str:
-    """float32 [..., `depth`] by their `scale` [..., 1] -> u8 around `zero_point`: what u8 x s8 products take. `of` is as
-    in `activation`.
+    """float32 [..., `depth`] by their `scale` [..., 1] -> u8 around `zero_point`: what u8 x s8 products take. `of` is
+    as in `activation`.
 
     In blocks of a whole row, which ONNX Runtime quantizes three times as fast as it divides and then quantizes.
     """

@@ -25,11 +25,15 @@ from qwen3guard_export.weight_files import FloatArray
 Tokens = npt.NDArray[np.int64]
 
 
-def reference_logits(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> list[dict[str, FloatArray]]:
-    """For each row of token ids [tokens], its outputs by name, float32 [tokens, n] at every position."""
+def reference_logits(
+    checkpoint: Checkpoint, rows: Sequence[Tokens], asked: Sequence[int] | None = None
+) -> list[dict[str, FloatArray]]:
+    """For each row of token ids [tokens], its outputs by name, float32 [tokens, n], from its token `asked` on."""
     architecture, read = checkpoint.architecture, checkpoint.weights.float32
-    lengths = np.cumsum([len(row) for row in rows])[:-1]
-    hidden = np.concatenate(final_states(checkpoint, rows))
+    states = final_states(checkpoint, rows)
+    states = [state[first:] for state, first in zip(states, asked or [0] * len(rows), strict=True)]
+    lengths = np.cumsum([len(state) for state in states])[:-1]
+    hidden = np.concatenate(states)
     if architecture.variant == "gen":
         outputs = {GEN_OUTPUTS[0]: hidden @ read(EMBEDDING if architecture.tied else LM_HEAD).T}
     else:
@@ -66,11 +70,12 @@ def _block(architecture: Architecture, block: dict[str, FloatArray], layer: int,
     k = _rotate(_rms_norm(k, weight("self_attn.k_norm"), eps), architecture.rope_theta)
     group = architecture.query_heads // architecture.kv_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.float32(np.sqrt(architecture.head_dim))
+    q, k, v = (each.transpose(1, 0, 2) for each in (q, k, v))
+    scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(architecture.head_dim))
     scores[:, np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
-    context = np.einsum("hqk,khd->qhd", shares, v).reshape(tokens, -1)
+    context = (shares @ v).transpose(1, 0, 2).reshape(tokens, -1)
     state = state + context @ weight("self_attn.o_proj").T
     x = _rms_norm(state, weight("post_attention_layernorm"), eps)
     gate = x @ weight("mlp.gate_proj").T

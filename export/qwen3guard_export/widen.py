@@ -6,8 +6,6 @@ rounded to bfloat16 where the graph says so, the sums within are not, as in the 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx
 from onnx import TensorProto, helper
 
@@ -15,10 +13,8 @@ _FLOATS = {"MatMul": (2, 1), "Gemm": (2, 1), "Attention": (3, 1), "GroupQueryAtt
 """Of each operator, how many of its first inputs and outputs are of the type that it computes in."""
 
 
-def widen(source: Path, target: Path) -> None:
-    """Writes `source` to `target`, in the same folder, since both read their weights from one file."""
-    model = onnx.load(source, load_external_data=False)
-    graph = model.graph
+def widen(graph: onnx.GraphProto) -> None:
+    """Changes `graph` in place."""
     wide = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     nodes = []
     for node in graph.node:
@@ -37,4 +33,3 @@ def widen(source: Path, target: Path) -> None:
             node.output[index] = name
     del graph.node[:]
     graph.node.extend(nodes)
-    target.write_bytes(model.SerializeToString())
