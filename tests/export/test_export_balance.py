@@ -220,6 +220,18 @@ def test_channels_that_nothing_goes_through(tmp_path: Path, plain: dict[str, Che
         np.testing.assert_array_equal(values, reference_logits(checkpoint, rows)[0][name])
 
 
+def test_a_channel_that_a_few_texts_hardly_excite_is_not_made_large(
+    tmp_path: Path, plain: dict[str, Checkpoint]
+) -> None:
+    """Another text may excite it, and would then meet an outlier that the balance made."""
+
+    def silenced(tensors: dict[str, np.ndarray], *_: object) -> None:
+        tensors[block_tensor(0, "mlp.gate_proj")][:4] *= 1e-4
+
+    other = balanced(derive(plain["stream"], tmp_path, [silenced]))
+    assert other.weights.made[block_tensor(0, "mlp.up_proj")][:4].max() <= 4
+
+
 def test_nothing_to_do_and_nothing_to_go_by(plain: dict[str, Checkpoint]) -> None:
     checkpoint = plain["stream"]
     assert balance(checkpoint, [], weights=False, kv=False) is checkpoint
