@@ -193,8 +193,8 @@ class Arithmetic:
             return
         # |y| <= |w| |x|
         for name in names:
-            longest = float(np.linalg.norm(self._matrix(name), axis=1).max())
-            bound = longest * float(np.linalg.norm(normed, axis=1).max())
+            longest = float(np.linalg.norm(self._matrix(name).astype(np.float64), axis=1).max())
+            bound = longest * float(np.linalg.norm(normed.astype(np.float64), axis=1).max())
             if not bound < _FLOAT32_LIMIT:
                 raise ParityError(f"{name} may leave float32 ({bound:.3g}): its weights cannot be a trained guard's.")
 

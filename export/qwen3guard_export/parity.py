@@ -96,13 +96,20 @@ def prove(
     architecture = checkpoint.architecture
     coarsest = "dq8r" if kv_dtype(form, weights) == "int8" else weights
     asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
-    bind = partial(BoundGraph, folder, architecture, form, weights)
+    capacity = -(-max(map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
+    bind = partial(BoundGraph, folder, architecture, form, weights, capacity=capacity)
+    special = special_ids(checkpoint.folder)
     try:
         traces, identical = _traces(bind, architecture.layers, rows, asked)
-        recorded = canary(bind(slots=1, capacity=CAPACITY_STEP), architecture, coarsest, special_ids(checkpoint.folder))
+        served = bind(slots=1)
+        unwatched = served.run([Chunk(0, 0, rows[0], asked[0])])[0]
+        recorded = canary(served, architecture, coarsest, special)
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
+    for name, values in unwatched.items():
+        if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[coarsest].worst * np.abs(values).max():
+            raise ParityError("ONNX Runtime computes the graph otherwise while it is watched: nothing can be proved.")
     arithmetic = Arithmetic(checkpoint, weights, form)
     figures = _check_layers(arithmetic, architecture, traces, BOUNDS[coarsest])
     if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
@@ -122,8 +129,7 @@ def _traces(
     for layer in range(layers):
         watched += [after_attention(layer), after_feed_forward(layer)]
     ragged = [row[:length] for row, length in zip([*rows, *rows, *rows], _RAGGED_LENGTHS, strict=False)]
-    capacity = -(-max(map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
-    graph = bind(slots=len(ragged), capacity=capacity, watched=watched)
+    graph = bind(slots=len(ragged), watched=watched)
     traces = []
     for row, first in zip(rows, asked, strict=True):
         outputs = graph.run([Chunk(0, 0, row, first)])[0]
