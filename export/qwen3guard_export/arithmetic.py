@@ -64,7 +64,7 @@ class Arithmetic:
         lengths = np.cumsum([len(row) for row in rows])[:-1]
         normed = self._norm(np.concatenate(rows), block_tensor(layer, "input_layernorm"))
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
-        self._bounded(normed, names)
+        self._bounded(block_tensor(layer, "input_layernorm"), names)
         parts = self._linear(normed, names)
         split = zip(*(np.split(part, lengths) for part in parts), strict=True)
         heads = [self._heads(layer, *row) for row in split]
@@ -78,7 +78,7 @@ class Arithmetic:
         self._recent.clear()
         normed = self._norm(states, block_tensor(layer, "post_attention_layernorm"))
         names = [block_tensor(layer, f"mlp.{part}_proj") for part in ("gate", "up")]
-        self._bounded(normed, names)
+        self._bounded(block_tensor(layer, "post_attention_layernorm"), names)
         gate, up = self._linear(normed, names)
         with np.errstate(over="ignore"):  # exp of a very negative gate: the quotient is 0, as it should be
             gated = gate / (1 + np.exp(-gate)) * up
@@ -187,14 +187,15 @@ class Arithmetic:
         self.largest_half = max(self.largest_half, largest)
         return rounded
 
-    def _bounded(self, normed: FloatArray, names: Sequence[str]) -> None:
+    def _bounded(self, norm: str, names: Sequence[str]) -> None:
         """A product of a normed row cannot overflow: the graph's integers rely on it, which know no infinity."""
         if self._weights != "dq8r" and self._form != "int8":
             return
-        # |y| <= |w| |x|
+        # |y| <= |w| |x|, and a normed row is at most sqrt(hidden) times the norm's largest weight long
+        largest = float(np.abs(self._tensors.float32(norm)).max())
         for name in names:
             longest = float(np.linalg.norm(self._matrix(name).astype(np.float64), axis=1).max())
-            bound = longest * float(np.linalg.norm(normed.astype(np.float64), axis=1).max())
+            bound = longest * largest * self._architecture.hidden**0.5
             if not bound < _FLOAT32_LIMIT:
                 raise ParityError(f"{name} may leave float32 ({bound:.3g}): its weights cannot be a trained guard's.")
 

@@ -83,8 +83,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def failure_log(model: str) -> FailureLog | None:
-    """The log of failed requests, where QWEN3GUARD_LOG asks for it. What the runtime's own loggers say is written in any
-    case, as JSON too where that is asked for."""
+    """The log of failed requests, where QWEN3GUARD_LOG asks for it. What the runtime's own loggers say is written in
+    any case, as JSON too where that is asked for."""
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("qwen3guard_runtime")
     logger.addHandler(handler)

@@ -15,13 +15,13 @@ from qwen3guard_runtime.request import Outputs, Request
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the guard in `folder`. Raises ExportMissing, ExportOutdated, or TokenizerMismatch if the tokenizer
-    there is not the one that the guard was exported with."""
+    """The manifest of the guard in `folder`. Raises ExportMissing, ExportOutdated, or TokenizerMismatch if the
+    tokenizer there is not the one that the guard was exported with."""
     if not (folder / MANIFEST).is_file():
         raise ExportMissing(f"{folder} holds no exported guard; run qwen3guard export first.")
     manifest = Manifest.read(folder)
-    # Format 1 is served where nothing was multiplied in int8 by both sides of a product that the graph computes.
-    if manifest.format > FORMAT or (manifest.format < FORMAT and manifest.kv_dtype == "int8"):
+    # Of format 1 what has no integers is served: theirs saturate on some CPUs, and hide what is not finite.
+    if manifest.format > FORMAT or (manifest.format < FORMAT and manifest.has_eight_bits):
         raise ExportOutdated(
             f"The guard in {folder} was exported in format {manifest.format}; this version serves {FORMAT}:"
             " export the checkpoint again."

@@ -212,5 +212,5 @@ def test_weights_that_could_leave_float32_are_refused_where_integers_would_hide_
     whole = demo("gen")
     huge = replace(whole, weights=Changed(whole.weights.tensors, in_layer(mlp__gate_proj=lambda gate: gate * 1e32)))
     write_graph(huge, tmp_path, "dq8r", form)
-    with pytest.raises(ParityError, match="gate_proj.weight may leave float32|another feed-forward of layer 2"):
+    with pytest.raises(ParityError, match=r"gate_proj\.weight may leave float32"):
         prove(tmp_path, huge, "dq8r", form, rows())
