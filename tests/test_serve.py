@@ -127,6 +127,7 @@ def test_a_missing_graph_a_truncated_one_and_a_foreign_tokenizer_are_named(copy:
 
 CUDA = 'E0101 00:00:00.000000 1 x.cc:1] "CUDA driver version is insufficient for CUDA runtime version"'
 TRITON = "error: creating server: Internal - failed to load all models"
+GRPC = "E0000 00:00:1764180000.123456 99 ev_epoll1_linux.cc:1] (event_engine) Epoll1Poller: Bad file descriptor"
 OURS = "[CORRUPT_FILE] /models/gen_guard/1/model.onnx is missing."
 
 
@@ -141,6 +142,7 @@ OURS = "[CORRUPT_FILE] /models/gen_guard/1/model.onnx is missing."
         (["I0101 [libprotobuf ERROR x.cc:1] [NO_SUCH_CODE] text", CUDA], "CUDA driver version is insufficient"),
         ([TRITON, CUDA], "CUDA driver version is insufficient"),
         ([CUDA, TRITON], "failed to load all models"),
+        ([TRITON, GRPC], "failed to load all models"),
         (['I0101 00:00:00.000000 1 x.cc:1] "loading: gen_guard:1"'], "its log says nothing"),
         ([], "its log says nothing"),
     ],

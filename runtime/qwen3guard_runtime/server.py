@@ -222,15 +222,18 @@ class EmbeddedServer:
             region.unlink(missing_ok=True)
 
 
+# E0000 is gRPC's own library, which has no clock and no part in loading models.
+_TRITONS_ERROR = re.compile(
+    rf"^(?:E(?!0000)\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE
+)
+
+
 def reason(log: str) -> str:
     """The sentence in a server's log that says why it stopped: the first error of a guard, or else Triton's last."""
     ours = from_text(log)
     if ours:
         return str(ours)
-    # E0000 is gRPC's own library, which has no clock and no part in loading models.
-    theirs = re.findall(
-        rf"^(?:E(?!0000)\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", log, re.MULTILINE
-    )
+    theirs = _TRITONS_ERROR.findall(log)
     return str(theirs[-1]).strip(' "') if theirs else "its log says nothing"
 
 
