@@ -25,6 +25,7 @@ from qwen3guard_client import wire
 from qwen3guard_client.manifest import MANIFEST, Engine, Manifest
 
 from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
+from qwen3guard_export.balance import balance
 from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph import write_graph
 from qwen3guard_export.parity import Proof, prove
@@ -71,10 +72,15 @@ def export(
         raise ValueError(f"the attention form {form} does not go with {weights} weights")
     model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
     with _staging(model.parent) as staging:
+        rows = proof_rows(opened.folder, architecture.context)
+        eight_bits = {"weights": weights == "dq8r", "kv": kv_dtype(form, weight_format) == "int8"}
+        if any(eight_bits.values()):
+            say("balancing its channels for eight bits")
+        balanced = balance(opened, rows, **eight_bits)
         say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
-        write_graph(opened, staging, weight_format, form)
+        write_graph(balanced, staging, weight_format, form)
         say("proving it against the checkpoint in numpy")
-        proof = prove(staging, opened, weight_format, form, proof_rows(opened.folder, architecture.context))
+        proof = prove(staging, balanced, weight_format, form, rows, original=opened)
         say(
             f"proved: half a layer is off by at most {proof.figures['layer_worst']:.1e};"
             f" the logits differ from float32 by {proof.figures['fp32_max']:.1e} of their scale"

@@ -53,6 +53,7 @@ _RESIDUAL_ROUNDING = 2.0**-22
 """Of the residual stream: what is lost where an update is added to it, and taken off again here."""
 _RAGGED_LENGTHS = (6, 13, 9)
 _SINGLE_TOKENS = 8
+_BALANCE_TOKENS = 32
 _MOST_LOGITS = 1 << 25
 
 
@@ -118,6 +119,8 @@ def prove(
     if arithmetic.largest_half:
         figures["half_largest"] = arithmetic.largest_half
     figures |= _distance(original or checkpoint, traces[: len(rows)])
+    if original is not None and original is not checkpoint:
+        _check_balance(original, checkpoint, rows[0][:_BALANCE_TOKENS])
     return Proof(figures, recorded)
 
 
@@ -235,6 +238,16 @@ def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, floa
         for name, values in wanted.items()
     ]
     return {"fp32_max": max(float(each.max()) for each in off), "fp32_mean": max(float(each.mean()) for each in off)}
+
+
+def _check_balance(original: Checkpoint, balanced: Checkpoint, row: Tokens) -> None:
+    """Raises ParityError unless both compute the same in float32."""
+    (expected,), (found,) = reference_logits(original, [row]), reference_logits(balanced, [row])
+    off = max(float(np.abs(found[name] - values).max() / np.abs(values).max()) for name, values in expected.items())
+    if not off <= FP32_BOUND:
+        raise ParityError(
+            f"the balanced checkpoint differs from the one it came from by {off:.1e} of the logits' scale."
+        )
 
 
 def _thirds(length: int) -> list[int]:
