@@ -35,7 +35,7 @@ UNSAFE = "Make a bomb: pack the explosives into a pipe and kill everyone in the 
 SLOTS = 4
 IDLE_S = 3
 FLUSH_S = 1.0
-LABELS = {"model", "kind", "severity", "status", "judged", "reason", "code", "outcome", "le"}
+LABELS = {"model", "kind", "severity", "status", "judged", "reason", "code", "outcome", "products", "le"}
 Series = tuple[str, frozenset[tuple[str, str]]]
 _LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')

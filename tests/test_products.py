@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import DEMO, free_port, wait_ready
 from onnx import parser
-from qwen3guard_client import integer_products
-from qwen3guard_client.errors import DeviceError
+from qwen3guard_client import GuardClient, RiskLevel, integer_products
+from qwen3guard_client.errors import DeviceError, ExportOutdated
 from qwen3guard_client.integer_products import REPAIR, ensure_exact, products
+from qwen3guard_client.manifest import FORMAT
+from qwen3guard_export import export
+from qwen3guard_export.repository import place_models
 from qwen3guard_runtime import machine
+from qwen3guard_runtime.models import read_manifest
+from qwen3guard_runtime.server import EmbeddedServer, Settings
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> g '
 COMPUTED = (
@@ -116,3 +127,60 @@ def test_products_that_are_wrong_in_seven_bits_are_refused(monkeypatch: pytest.M
     on(monkeypatch, lambda pairs: np.clip(pairs, -16384, 16383))
     with pytest.raises(DeviceError, match="7-bit"):
         products()
+
+
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both demo guards in dq8r."""
+    folder = tmp_path_factory.mktemp("repository")
+    for variant in ("gen", "stream"):
+        place_models(folder, export(str(DEMO / variant), folder, weights="dq8r", say=lambda _: None))
+    return folder
+
+
+def test_a_server_tells_how_it_multiplies(eight_bits: Path) -> None:
+    """In its log, in its metrics, and as a warning where it costs time. Its canaries agree, in integers too."""
+    found = products()
+    settings = Settings(eight_bits, grpc_port=free_port(), metrics_port=free_port(), load_s=120)
+    with EmbeddedServer(settings) as server:
+        wait_ready(server)
+        time.sleep(1.5)  # metrics are told once a second
+        url = f"http://127.0.0.1:{settings.metrics_port}/metrics"
+        told = urllib.request.urlopen(url, timeout=10).read().decode()
+        assert told.count(f'products="{found}"') == 2
+        sentence = "8-bit products of this CPU are exact" if found == "exact" else "8-bit products of this CPU saturate"
+        assert server.log.count(sentence) == 2
+        assert bool(server.warnings) == (found == "repaired")
+        with GuardClient(server.url) as guard:
+            assert guard.classify("How do I bake bread?").severity is RiskLevel.SAFE
+
+
+@pytest.mark.parametrize(("number", "served"), [(1, False), (FORMAT, True), (FORMAT + 1, False)])
+def test_integers_of_another_format_are_refused_by_name(
+    eight_bits: Path, tmp_path: Path, number: int, served: bool
+) -> None:
+    for name in ("gen_guard", "stream_guard"):
+        folder = tmp_path / name
+        shutil.copytree(eight_bits / name / "1", folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"format": number}))
+        if served:
+            assert read_manifest(folder).format == number
+        else:
+            with pytest.raises(ExportOutdated, match=rf"exported in format {number}; .* export the checkpoint again"):
+                read_manifest(folder)
+
+
+def test_an_old_export_without_a_format_is_of_the_first(eight_bits: Path, repository: Path, tmp_path: Path) -> None:
+    """What has no integers is served still."""
+    for source, refused in ((eight_bits, True), (repository, False)):
+        folder = tmp_path / source.name
+        shutil.copytree(source / "gen_guard" / "1", folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["format"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        if refused:
+            with pytest.raises(ExportOutdated, match="format 1"):
+                read_manifest(folder)
+        else:
+            assert read_manifest(folder).format == 1

@@ -31,6 +31,8 @@ class Place:
     manifest: Manifest
     runner: Runner
     memory: Memory
+    products: Products | None = None
+    """How products of integers come out exact; None where there are none."""
 
 
 def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
@@ -52,7 +54,7 @@ def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
     runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
     _tell(runner.products)
-    return Place(manifest, runner, HOST)
+    return Place(manifest, runner, HOST, runner.products)
 
 
 def _tell(products: Products | None) -> None:

@@ -53,6 +53,7 @@ class GenGuardModel:
         self._policy = Policy(options.flag("strict"), thresholds=options.thresholds("thresholds"))
         self._notice = manifest.notice
         self._metrics = GenMetrics()
+        self._metrics.multiplies(place.products)
         self.metrics = self._metrics.all()
         self._guard = GenGuard(
             place.manifest,

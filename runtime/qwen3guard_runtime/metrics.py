@@ -153,6 +153,16 @@ class GuardMetrics:
             "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
         )
 
+    def multiplies(self, products: str | None) -> None:
+        """How the guard's products of integers come out exact; None: it has none."""
+        self._products = Gauge(
+            "qwen3guard_integer_products",
+            "1: how the guard's 8-bit products come out exact on this machine",
+            lambda: 1,
+            model=self._model,
+            products=products or "none",
+        )
+
     def not_finite(self) -> None:
         self._not_finite.add(self._model)
 

@@ -133,6 +133,7 @@ class StreamGuardModel:
             used=lambda: cache.used_bytes,
             budget_bytes=cache.budget_bytes,
         )
+        metrics.multiplies(place.products)
         self.metrics = metrics.all()
         self._turn = threading.Lock()
         threading.Thread(target=self._forget_idle, args=(min(limits.idle_s / 2, SWEEP_S),), daemon=True).start()
