@@ -1,9 +1,10 @@
-"""What eight bits cost: a Stream checkpoint's formats against its own fp32 graph, on labelled or plain texts.
+"""What eight bits cost: a checkpoint's formats against its own fp32 graph, on labelled or plain texts.
 
     .venv/bin/python perf/accuracy.py CHECKPOINT TEXTS.jsonl [--rows 300]
 
-TEXTS has a JSON object a line with `prompt` or `text`. Every token of every text is judged in one pass; a label counts
-as flipped where the most likely risk is another than in fp32, and as firmly flipped where fp32 was sure of it by 0.2.
+TEXTS has a JSON object a line with `prompt` or `text`. Of Stream, every token of every text is judged in one pass; of
+Gen, every text as a prompt, by the probabilities of the levels behind "Safety:". A label counts as flipped where the
+likeliest level is another than in fp32, and as firmly flipped where fp32 was sure of it by 0.2.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from qwen3guard_client.integer_products import products
 from qwen3guard_client.manifest import Manifest
 from qwen3guard_export import export
+from qwen3guard_runtime.answer import SAFETY, AnswerReader
+from qwen3guard_runtime.chat import ChatTemplate, Message
 from qwen3guard_runtime.kv_cache import KVCache
 from qwen3guard_runtime.onnx_runner import OnnxRunner
 from qwen3guard_runtime.runner import Row
-from qwen3guard_runtime.tokenizer import GuardTokenizer
 
 FORMATS = (("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))
 FIRM = 0.2
@@ -39,12 +42,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for weights, attention in FORMATS:
             output = Path(folder) / f"{weights}-{attention}"
-            export(arguments.checkpoint, output, weights=weights, attention=attention, say=lambda _: None)
-            found[weights, attention] = risks(output / "stream_guard" / "1", texts)
+            exported = export(arguments.checkpoint, output, weights=weights, attention=attention, say=lambda _: None)
+            found[weights, attention] = probabilities(output / f"{exported.variant}_guard" / "1", texts)
     exact = found[FORMATS[0]]
     first, second = np.sort(exact, axis=1)[:, :-3:-1].T
     firm = first - second > FIRM
-    print(f"{arguments.checkpoint}: {len(texts)} texts, {len(exact)} tokens, {firm.sum()} of them firm in fp32")
+    print(
+        f"{arguments.checkpoint}: {len(texts)} texts, {len(exact)} judgements, {firm.sum()} of them firm in fp32;"
+        f" 8-bit products {products()}"
+    )
     for name in FORMATS[1:]:
         off = np.abs(found[name] - exact).max(axis=1)
         flipped = found[name].argmax(axis=1) != exact.argmax(axis=1)
@@ -55,19 +61,28 @@ def main() -> None:
         )
 
 
-def risks(folder: Path, texts: list[str]) -> np.ndarray:
-    """The risk probabilities of every token, [tokens, 3]."""
+def probabilities(folder: Path, texts: list[str]) -> np.ndarray:
+    """Of the levels, in wire order, for each judgement: [tokens of all texts, 3] of Stream, [texts, 3] of Gen."""
     manifest = Manifest.read(folder)
-    runner, tokenizer = OnnxRunner(folder, manifest), GuardTokenizer.load(folder)
-    cache = KVCache(manifest, slots=1)
+    runner, cache = OnnxRunner(folder, manifest), KVCache(manifest, slots=1)
+    template = ChatTemplate.load(folder)
+    reader = AnswerReader(template.tokenizer) if manifest.variant == "gen" else None
     rows = []
     for text in texts:
-        ids = np.array(tokenizer.encode(text)[: min(LONGEST, manifest.context)], np.int64)
+        if reader:
+            ids = template.render([Message("user", text)], manifest.context - 8)
+            ids += template.tokenizer.encode(SAFETY.label)
+        else:
+            ids = template.tokenizer.encode(text)[: min(LONGEST, manifest.context)]
         slot = cache.acquire(len(ids))
-        ((logits, *_),) = runner.forward([Row(slot, ids, range(len(ids)))])
+        asked = [len(ids) - 1] if reader else range(len(ids))
+        ((logits, *_),) = runner.forward([Row(slot, np.array(ids, np.int64), asked)])
         cache.release(slot)
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rows.append(shifted / shifted.sum(axis=1, keepdims=True))
+        if reader:
+            rows.append(reader.probabilities(SAFETY, logits[0])[None])
+        else:
+            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+            rows.append(shifted / shifted.sum(axis=1, keepdims=True))
     return np.concatenate(rows)
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qwen3guard_export.channel_sizes import ChannelSizes, channel_sizes, column_rms
 from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoint, block_tensor
-from qwen3guard_export.loudness import Loudness, column_rms, loudness
 from qwen3guard_export.reference import Tokens
 from qwen3guard_export.weight_files import Array, FloatArray, WeightFiles
 
@@ -63,15 +63,15 @@ def balance(checkpoint: Checkpoint, rows: Sequence[Tokens], *, weights: bool, kv
         return checkpoint
     if not sum(map(len, rows)):
         raise ValueError("balancing needs the tokens of at least one text")
-    layers, final = loudness(checkpoint, rows)
+    layers, final = channel_sizes(checkpoint, rows)
     balanced = _Balance(checkpoint)
-    for layer, heard in enumerate(layers):
+    for layer, sizes in enumerate(layers):
         if weights:
-            balanced.norms(layer, heard)
-            balanced.down(layer, heard)
+            balanced.norms(layer, sizes)
+            balanced.down(layer, sizes)
         if kv:
-            balanced.keys(layer, heard)
-        balanced.values(layer, heard, weights=weights)
+            balanced.keys(layer, sizes)
+        balanced.values(layer, sizes, weights=weights)
     if weights and checkpoint.architecture.variant == "gen":
         balanced.head(final)
     return balanced.checkpoint()
@@ -91,57 +91,57 @@ class _Balance:
         weights = BalancedWeights(self._base.tensors, self._base, self._made, self._read)
         return replace(self._checkpoint, architecture=self._architecture, weights=weights)
 
-    def norms(self, layer: int, heard: Loudness) -> None:
+    def norms(self, layer: int, sizes: ChannelSizes) -> None:
         self._norm(
             block_tensor(layer, "input_layernorm"),
             [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"],
-            heard.attention_input,
+            sizes.attention_input,
         )
         self._norm(
             block_tensor(layer, "post_attention_layernorm"),
             [block_tensor(layer, f"mlp.{part}_proj") for part in ("gate", "up")],
-            heard.ffn_input,
+            sizes.ffn_input,
         )
 
-    def head(self, heard: FloatArray) -> None:
+    def head(self, sizes: FloatArray) -> None:
         if self._architecture.tied:
             self._architecture = replace(self._architecture, tied=False)
             tensors = self._base.tensors | {LM_HEAD: self._base.tensors[EMBEDDING]}
             self._base = replace(self._base, tensors=tensors)
-        self._norm(FINAL_NORM, [LM_HEAD], heard)
+        self._norm(FINAL_NORM, [LM_HEAD], sizes)
 
-    def down(self, layer: int, heard: Loudness) -> None:
+    def down(self, layer: int, sizes: ChannelSizes) -> None:
         maker, reader = block_tensor(layer, "mlp.up_proj"), block_tensor(layer, "mlp.down_proj")
-        loud = _at_least(heard.down_input, _row_norms(self._base.float32(maker)))
-        self._divide(maker, factors(loud, column_rms(self._base.float32(reader))), [reader])
+        found = _at_least(sizes.down_input, _row_norms(self._base.float32(maker)))
+        self._divide(maker, factors(found, column_rms(self._base.float32(reader))), [reader])
 
-    def values(self, layer: int, heard: Loudness, *, weights: bool) -> None:
+    def values(self, layer: int, sizes: ChannelSizes, *, weights: bool) -> None:
         """A channel of a KV head has one column in o_proj for each of its query heads. Where o_proj keeps its float32,
         a head's values are made equally large outright."""
         architecture = self._architecture
         maker, reader = (block_tensor(layer, f"self_attn.{part}_proj") for part in "vo")
-        loud = _at_least(heard.values, _row_norms(self._base.float32(maker)))
+        found = _at_least(sizes.values, _row_norms(self._base.float32(maker)))
         shape = (architecture.kv_heads, architecture.query_heads // architecture.kv_heads, architecture.head_dim)
         if weights:
             columns = column_rms(self._base.float32(reader)).reshape(shape)
-            divisor = factors(loud, np.sqrt(np.mean(columns * columns, axis=1)).reshape(-1))
+            divisor = factors(found, np.sqrt(np.mean(columns * columns, axis=1)).reshape(-1))
         else:
-            divisor = factors(loud * loud, np.ones_like(loud))
+            divisor = factors(found * found, np.ones_like(found))
         self._divide(maker, divisor, [])
         self._read[reader] = np.broadcast_to(divisor.reshape(shape[0], 1, shape[2]), shape).reshape(-1)
 
-    def keys(self, layer: int, heard: Loudness) -> None:
+    def keys(self, layer: int, sizes: ChannelSizes) -> None:
         """Both halves of a rotated pair take one factor, and all heads, which share the norms' weights."""
-        divisor = np.tile(factors(heard.keys, heard.queries), 2)
+        divisor = np.tile(factors(sizes.keys, sizes.queries), 2)
         self._divide(block_tensor(layer, "self_attn.k_norm"), divisor, [])
         self._made[block_tensor(layer, "self_attn.q_norm")] = divisor
 
-    def _norm(self, maker: str, readers: Iterable[str], heard: FloatArray) -> None:
+    def _norm(self, maker: str, readers: Iterable[str], sizes: FloatArray) -> None:
         readers = list(readers)
         matrices = [(self._base.shape(name)[0], column_rms(self._base.float32(name))) for name in readers]
         squares = sum(rows * columns * columns for rows, columns in matrices)
         columns = np.sqrt(squares / np.float32(sum(rows for rows, _ in matrices)))
-        self._divide(maker, factors(_at_least(heard, np.abs(self._base.float32(maker))), columns), readers)
+        self._divide(maker, factors(_at_least(sizes, np.abs(self._base.float32(maker))), columns), readers)
 
     def _divide(self, maker: str, divisor: FloatArray, readers: Iterable[str]) -> None:
         self._made[maker] = 1 / divisor
@@ -163,12 +163,12 @@ def factors(activations: FloatArray, weights: FloatArray) -> FloatArray:
     return powers
 
 
-def _at_least(heard: FloatArray, weights: FloatArray) -> FloatArray:
-    """`heard` [K], but no channel quieter for its weights [K] than the median one: that a channel is silent in a few
-    texts does not mean that it is in all."""
-    used = (heard > 0) & (weights > 0)
-    ratio = np.float32(np.median(heard[used] / weights[used])) if used.any() else np.float32(0)
-    return np.maximum(heard, ratio * weights)
+def _at_least(sizes: FloatArray, weights: FloatArray) -> FloatArray:
+    """`sizes` [K], but no channel smaller for its weights [K] than the median one: that few texts excite a channel does
+    not mean that none will."""
+    used = (sizes > 0) & (weights > 0)
+    ratio = np.float32(np.median(sizes[used] / weights[used])) if used.any() else np.float32(0)
+    return np.maximum(sizes, ratio * weights)
 
 
 def _row_norms(matrix: FloatArray) -> FloatArray:

@@ -14,9 +14,9 @@ from outliers import Conversation, Difference, derive, judge
 from qwen3guard_client.manifest import GRAPH
 from qwen3guard_export.attention import AttentionForm
 from qwen3guard_export.balance import BalancedWeights, balance, factors
+from qwen3guard_export.channel_sizes import channel_sizes
 from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph import write_graph
-from qwen3guard_export.loudness import loudness
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import final_states, reference_logits
 from random_checkpoint import make
@@ -247,9 +247,9 @@ def test_factors_are_smoothquants() -> None:
     np.testing.assert_array_equal(factors(np.zeros(3, np.float32), np.ones(3, np.float32)), [1, 1, 1])
 
 
-def test_loudness_is_that_of_the_reference(plain: dict[str, Checkpoint]) -> None:
+def test_channel_sizes_are_those_of_the_reference(plain: dict[str, Checkpoint]) -> None:
     """Its last state, through the heads, gives the reference's: so every state before it was right."""
     checkpoint, rows = plain["stream"], token_rows(3, 15)
-    _, final = loudness(checkpoint, rows)
+    _, final = channel_sizes(checkpoint, rows)
     expected = np.concatenate(final_states(checkpoint, rows))
     np.testing.assert_allclose(final, np.sqrt((expected * expected).mean(axis=0)), rtol=1e-4)

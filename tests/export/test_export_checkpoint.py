@@ -21,8 +21,8 @@ from qwen3guard_client.errors import (
     WrongShape,
 )
 from qwen3guard_export import export, weight_files
+from qwen3guard_export.bound_graph import BoundGraph, Chunk
 from qwen3guard_export.checkpoint import EMBEDDING, open_checkpoint
-from qwen3guard_export.parity import BoundGraph, Chunk
 from random_checkpoint import make, write_safetensors
 
 

@@ -20,7 +20,7 @@ _BLOCK = 1 << 22  # numbers of a matrix that are squared at a time
 
 
 @dataclass(frozen=True)
-class Loudness:
+class ChannelSizes:
     """The root mean square of each channel of one layer over all tokens, float32.
 
     `attention_input` and `ffn_input` [hidden] after their norms; `queries` and `keys` [head_dim / 2], of each rotated
@@ -35,7 +35,7 @@ class Loudness:
     down_input: FloatArray
 
 
-def loudness(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> tuple[list[Loudness], FloatArray]:
+def channel_sizes(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> tuple[list[ChannelSizes], FloatArray]:
     """Of each layer, and of what the heads read, float32 [hidden], over `rows` of token ids int64 [tokens].
 
     Raises CorruptFile if a weight cannot be read.
@@ -44,8 +44,8 @@ def loudness(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> tuple[list[Loudn
     state = checkpoint.weights.stored(EMBEDDING)[np.concatenate(rows)].astype(np.float32)
     found = []
     for layer in range(architecture.layers):
-        state, heard = _Layer(checkpoint, layer, rows).run(state)
-        found.append(heard)
+        state, sizes = _Layer(checkpoint, layer, rows).run(state)
+        found.append(sizes)
     return found, channel_rms(_norm(architecture, state, read(FINAL_NORM)))
 
 
@@ -78,7 +78,7 @@ class _Layer:
         self._layer = layer
         self._lengths = [len(row) for row in rows]
 
-    def run(self, state: FloatArray) -> tuple[FloatArray, Loudness]:
+    def run(self, state: FloatArray) -> tuple[FloatArray, ChannelSizes]:
         """The residual stream [tokens, hidden] after this layer, and how large everything was in it."""
         architecture = self._architecture
         attended = _norm(architecture, state, self._read("input_layernorm"))
@@ -90,7 +90,7 @@ class _Layer:
         with np.errstate(over="ignore"):  # exp of a very negative gate: the quotient is 0, as it should be
             gate /= 1 + np.exp(-gate)
         gate *= self._by(fed, "mlp.up_proj")
-        heard = Loudness(
+        sizes = ChannelSizes(
             attention_input=channel_rms(attended),
             queries=channel_rms(np.abs(queries)),
             keys=channel_rms(np.abs(keys)),
@@ -98,7 +98,7 @@ class _Layer:
             ffn_input=channel_rms(fed),
             down_input=channel_rms(gate),
         )
-        return state + self._by(gate, "mlp.down_proj"), heard
+        return state + self._by(gate, "mlp.down_proj"), sizes
 
     def _read(self, part: str) -> FloatArray:
         return self._weights.float32(block_tensor(self._layer, part))
