@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from qwen3guard_client.integer_products import ensure_exact
 from qwen3guard_client.labels import RISK_ORDER
 from qwen3guard_client.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
 from qwen3guard_client.policy import runs
@@ -240,6 +241,7 @@ def judge(
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         options.log_severity_level = 3  # that past and present are two arrays here
+        ensure_exact(options)
         session = onnxruntime.InferenceSession(Path(folder) / GRAPH, options, providers=["CPUExecutionProvider"])
         caches = [cache for layer in kv_caches(form, weights, architecture) for cache in layer]
         found = []

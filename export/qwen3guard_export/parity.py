@@ -21,12 +21,13 @@ from qwen3guard_client.manifest import Canary
 from qwen3guard_export.arithmetic import Arithmetic
 from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_dtype
 from qwen3guard_export.bound_graph import BoundGraph, Chunk, Outputs, joined
-from qwen3guard_export.canary import canary
+from qwen3guard_export.canary import canary, longest
 from qwen3guard_export.checkpoint import Architecture, Checkpoint
 from qwen3guard_export.graph import EMBEDDED, after_attention, after_feed_forward
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import Tokens, reference_logits
-from qwen3guard_export.tokenizer_files import special_ids
+from qwen3guard_export.texts import around_text
+from qwen3guard_export.tokenizer_files import end_ids
 from qwen3guard_export.weight_files import FloatArray
 
 FP32_BOUND = 1e-4
@@ -97,14 +98,15 @@ def prove(
     architecture = checkpoint.architecture
     coarsest = "dq8r" if kv_dtype(form, weights) == "int8" else weights
     asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
-    capacity = -(-max(map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
+    around = around_text(checkpoint.folder)
+    capacity = -(-max(longest(around), *map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
     bind = partial(BoundGraph, folder, architecture, form, weights, capacity=capacity)
-    special = special_ids(checkpoint.folder)
+    ends = end_ids(checkpoint.folder)
     try:
         traces, identical = _traces(bind, architecture.layers, rows, asked)
         served = bind(slots=1)
         unwatched = served.run([Chunk(0, 0, rows[0], asked[0])])[0]
-        recorded = canary(served, architecture, coarsest, special)
+        recorded = canary(served, architecture, coarsest, around, ends)
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error

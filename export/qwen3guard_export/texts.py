@@ -43,6 +43,24 @@ def proof_rows(folder: Path, context: int) -> list[Tokens]:
     return [row[: min(LONGEST, context)] for row in rows]
 
 
+def around_text(folder: Path) -> tuple[Tokens, Tokens]:
+    """What the template writes before and behind the text of a single user's turn, as token ids.
+
+    Raises TokenizerMismatch as `proof_rows` does.
+    """
+    one, other = (_tokens(folder, [text]) for text in ("a", "1"))
+    before = _shared(one, other)
+    behind = min(_shared(one[::-1], other[::-1]), len(one) - before)
+    return one[:before], one[len(one) - behind :]
+
+
+def _shared(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
+
+
 def _tokens(folder: Path, turns: Sequence[str]) -> Tokens:
     messages = [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
     try:

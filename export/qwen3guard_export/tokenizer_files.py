@@ -47,10 +47,9 @@ def carried_files(folder: Path, vocab_size: int) -> tuple[Path, ...]:
     return present
 
 
-def special_ids(folder: Path) -> frozenset[int]:
-    """The ids of the tokenizer's added tokens, and whatever config.json and generation_config.json end a text with."""
-    added = read_json_object(folder / TOKENIZER).get("added_tokens") or ()
-    found = {int(each["id"]) for each in added}
+def end_ids(folder: Path) -> frozenset[int]:
+    """The ids that end an answer: `<|im_end|>`, and the eos ids of config.json and generation_config.json."""
+    found = {_token_ids(folder / TOKENIZER)[REQUIRED_TOKENS[1]]}
     for name in ("config.json", "generation_config.json"):
         eos = read_json_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
         found.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)

@@ -84,7 +84,7 @@ def test_an_interrupted_export_leaves_the_former_one(
     export(str(make(tmp_path / "first", "gen", seed=1)), models, say=silent)
     before = snapshot(models)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise failure
 
     monkeypatch.setattr(sys.modules["qwen3guard_export.export"], stage, interrupt)
