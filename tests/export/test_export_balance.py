@@ -240,10 +240,10 @@ def test_nothing_to_do_and_nothing_to_go_by(plain: dict[str, Checkpoint]) -> Non
 
 
 def test_factors_are_smoothquants() -> None:
-    """Equation 4 with alpha = 1/2, relative to the median, in powers of two."""
-    activations = np.array([1, 1, 1, 16, 1, 0, 5], np.float32)
-    weights = np.array([1, 1, 1, 1, 64, 1, 0], np.float32)
-    np.testing.assert_array_equal(factors(activations, weights), [1, 1, 1, 4, 1 / 8, 1, 1])
+    """Equation 4 with alpha = 1/2, relative to the median, in powers of two; 1 below eight times."""
+    activations = np.array([1, 1, 1, 100, 1, 0, 5, 16], np.float32)
+    weights = np.array([1, 1, 1, 1, 64, 1, 0, 1], np.float32)
+    np.testing.assert_array_equal(factors(activations, weights), [1, 1, 1, 8, 1 / 8, 1, 1, 1])
     np.testing.assert_array_equal(factors(np.zeros(3, np.float32), np.ones(3, np.float32)), [1, 1, 1])
 
 
