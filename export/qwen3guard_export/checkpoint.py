@@ -18,6 +18,7 @@ from qwen3guard_client import labels
 from qwen3guard_client.errors import CheckpointNotFound, MissingTensor, WrongArchitecture, WrongShape
 from qwen3guard_client.manifest import STREAM_OUTPUTS
 
+from qwen3guard_export import config_fields as fields
 from qwen3guard_export.tokenizer_files import carried_files
 from qwen3guard_export.weight_files import WeightFiles, read_json_object
 
@@ -230,22 +231,22 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         raise WrongArchitecture(
             f"the architecture is {name!r:.100}; a guard is {' or '.join(_VARIANTS)} (Qwen3Guard-Gen or -Stream)."
         )
-    _refuse_what_is_not_emitted(config)
-    hidden, query_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    fields.refuse_what_is_not_computed(config)
+    hidden, query_heads = fields.size(config, "hidden_size"), fields.size(config, "num_attention_heads")
     return Architecture(
         variant=variant,
-        layers=_size(config, "num_hidden_layers"),
+        layers=fields.size(config, "num_hidden_layers"),
         hidden=hidden,
         query_heads=query_heads,
-        kv_heads=_size(config, "num_key_value_heads"),
-        head_dim=hidden // query_heads if config.get("head_dim") is None else _size(config, "head_dim"),
-        ffn=_size(config, "intermediate_size"),
-        vocab=_size(config, "vocab_size"),
-        context=_size(config, "max_position_embeddings"),
-        rms_eps=_number(config, "rms_norm_eps", 1e-6),
-        rope_theta=_rope_theta(config),
-        tied=_tied(config),
-        inner=_size(config, "guard_inner_size") if variant == "stream" else 0,
+        kv_heads=fields.size(config, "num_key_value_heads"),
+        head_dim=hidden // query_heads if config.get("head_dim") is None else fields.size(config, "head_dim"),
+        ffn=fields.size(config, "intermediate_size"),
+        vocab=fields.size(config, "vocab_size"),
+        context=fields.size(config, "max_position_embeddings"),
+        rms_eps=fields.number(config, "rms_norm_eps", 1e-6),
+        rope_theta=fields.rope_theta(config),
+        tied=fields.tied(config),
+        inner=fields.size(config, "guard_inner_size") if variant == "stream" else 0,
         heads=_heads(config) if variant == "stream" else (),
     )
 
@@ -269,96 +270,3 @@ def _rows(config: dict[str, Any], map_name: str, order: Sequence[Enum]) -> tuple
             f"it has {index_of!r:.400}."
         )
     return tuple(index_of[label] for label in wanted)
-
-
-def _size(config: dict[str, Any], name: str) -> int:
-    value = config.get(name)
-    if type(value) is not int or value < 1:
-        raise WrongArchitecture(f"config.json gives {name} = {value!r:.100}; it must be a whole number of at least 1.")
-    return value
-
-
-def _number(config: dict[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise WrongArchitecture(f"config.json gives {name} = {value!r:.100}, which must be positive and finite.")
-    return float(value)
-
-
-def _tied(config: dict[str, Any]) -> bool:
-    value = config.get("tie_word_embeddings")
-    if not isinstance(value, bool | None):
-        raise WrongArchitecture(f"config.json gives tie_word_embeddings = {value!r:.100}; it must be true or false.")
-    return bool(value)
-
-
-def _rope_theta(config: dict[str, Any]) -> float:
-    """transformers 4 keeps rope_theta at the top, transformers 5 inside rope_parameters."""
-    inside = [config.get(key) or {} for key in _ROPE]
-    stated = {_number(each, "rope_theta", 0.0) for each in (config, *inside) if each.get("rope_theta") is not None}
-    if len(stated) > 1:
-        raise WrongArchitecture(f"config.json gives rope_theta as {min(stated)} and as {max(stated)}.")
-    return stated.pop() if stated else 10000.0
-
-
-_ROPE = ("rope_scaling", "rope_parameters")
-_READ = {
-    *_ROPE, "rope_theta", "rms_norm_eps", "attention_bias", "use_sliding_window", "sliding_window", "max_window_layers",
-    "layer_types", "hidden_act", "quantization_config",
-}  # fmt: skip
-_COMPUTES = re.compile(
-    r"bias|soft_?cap|logit_cap|scal(e|ing|ar)|multiplier|rope|rotary|sliding|window|expert|moe|norm|alibi|lora|adapter"
-    r"|bidirectional|causal|chunk_size|residual|parallel_attn|sparse|gate|sink|mamba|conv_|linear_attn|temperature_tuning"
-    r"|compression|quant|prun|activation|_act$"
-)
-"""In the name of a field, of whatever model's config: what it asks for changes the numbers. `_HARMLESS`: not here."""
-_HARMLESS = re.compile(r"dropout|initializer|fp32|^output_|^router_aux|norm_grad")
-
-
-def _refuse_what_is_not_emitted(config: dict[str, Any]) -> None:
-    for key in _ROPE:
-        _refuse_rope(key, config.get(key))
-    if config.get("attention_bias"):
-        raise WrongArchitecture("attention_bias is set; biases in the attention are not implemented.")
-    if config.get("use_sliding_window"):
-        raise WrongArchitecture("the checkpoint uses sliding-window attention, which is not implemented.")
-    types = config.get("layer_types")
-    if types is not None and (not isinstance(types, list) or any(each != "full_attention" for each in types)):
-        raise WrongArchitecture(f"layer_types is {types!r:.100}; only full_attention is implemented.")
-    if types and len(types) != config.get("num_hidden_layers"):
-        raise WrongArchitecture(f"layer_types names {len(types)} layers, which is not num_hidden_layers.")
-    if config.get("hidden_act", "silu") != "silu":
-        raise WrongArchitecture(f"hidden_act is {config['hidden_act']!r:.100}; only silu is implemented.")
-    if config.get("quantization_config"):
-        raise WrongArchitecture("quantization_config is set; export the original in BF16, F16 or F32.")
-    for name, value in config.items():
-        if name not in _READ and _COMPUTES.search(name) and not _HARMLESS.search(name) and not _neutral(name, value):
-            raise WrongArchitecture(f"config.json gives {name!r:.100} = {value!r:.100}, which is not implemented.")
-
-
-def _refuse_rope(key: str, rope: Any) -> None:
-    """Raises WrongArchitecture for anything but the default rotary embeddings of all layers and all of each head."""
-    if rope is None:
-        return
-    if not isinstance(rope, dict):
-        raise WrongArchitecture(f"{key} asks for {rope!r:.100} rotary embeddings, which are not implemented.")
-    kinds = [rope[name] for name in ("rope_type", "type") if rope.get(name) is not None]
-    for kind in kinds:
-        if kind != "default":
-            raise WrongArchitecture(f"{key} asks for {kind!r:.100} rotary embeddings, which are not implemented.")
-    for name, value in rope.items():
-        if isinstance(value, dict):
-            raise WrongArchitecture(f"{key} is nested by layer type ({name!r:.100}), which is not implemented.")
-        if name not in ("rope_type", "type", "rope_theta") and not _neutral(name, value):
-            raise WrongArchitecture(
-                f"{key} has {name!r:.100} = {value!r:.100}{'' if kinds else ' and no type'}, which is not implemented."
-            )
-
-
-def _neutral(name: str, value: Any) -> bool:
-    """Whether a field of a config asks for nothing, or for what Qwen3 does anyway."""
-    if isinstance(value, bool):
-        return value == bool(re.search(r"causal|qk_(layer)?norm|rms_norm|scale_attn_weights", name))
-    if isinstance(value, int | float):
-        return value == (1 if re.search("scal|multiplier|factor|cap", name) else 0)
-    return value in (None, "", [], {}, "silu")
