@@ -264,6 +264,8 @@ def test_token_ids_are_counted_in_ids(guard: GuardClient, offset: int) -> None:
     assert moderated.flag is not None
     assert shown == ids[: moderated.flag.offset]
     assert GuardTokenizer.load(DEMO / "stream").decode(shown) == TURNS[:offset]
+    with pytest.raises(errors.InvalidRequest, match="not as bytes"):
+        list(guard.moderate([TURNS.encode()], PROMPT))
     with pytest.raises(errors.InvalidRequest, match="not as both"):
         list(guard.moderate(["Cook ", [1, 2]], PROMPT))
 

@@ -18,11 +18,12 @@ from conftest import DEMO, free_port, wait_ready
 from onnx import parser
 from qwen3guard_client import GuardClient, RiskLevel, integer_products
 from qwen3guard_client.errors import DeviceError, ExportOutdated
+from qwen3guard_client.findings import run as run_checks
 from qwen3guard_client.integer_products import REPAIR, ensure_exact, products
 from qwen3guard_client.manifest import FORMAT
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime import machine
+from qwen3guard_runtime import exports, machine
 from qwen3guard_runtime.models import read_manifest
 from qwen3guard_runtime.server import EmbeddedServer, Settings
 
@@ -169,6 +170,8 @@ def test_integers_of_another_format_are_refused_by_name(
         else:
             with pytest.raises(ExportOutdated, match=rf"exported in format {number}; .* export the checkpoint again"):
                 read_manifest(folder)
+            (found,) = run_checks({"files": lambda folder=folder: exports.files("guard", folder)})
+            assert (found.state, f"format {number}" in found.said) == ("failed", True)
 
 
 def test_an_old_export_without_a_format_is_of_the_first(eight_bits: Path, repository: Path, tmp_path: Path) -> None:

@@ -218,5 +218,5 @@ def test_a_python_that_the_wheel_has_no_stub_for_is_named(tmp_path: Path) -> Non
 
 def test_the_manifest_of_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="export the checkpoint again"):
+    with pytest.raises(errors.CorruptFile, match="export the checkpoint again"):
         Manifest.read(tmp_path)

@@ -39,7 +39,7 @@ GuardError
     ├── ExportOutdated          EXPORT_OUTDATED   it was made by another version, and this one cannot serve it rightly
     ├── InvalidParameter        INVALID_PARAMETER
     ├── EngineMismatch          ENGINE_MISMATCH
-    ├── DeviceError             DEVICE        the GPU, or its driver
+    ├── DeviceError             DEVICE        the GPU, its driver, or a CPU whose 8-bit products cannot be exact
     ├── OverBudget              OVER_BUDGET
     ├── PortBusy                PORT_BUSY
     ├── UnsupportedPython       UNSUPPORTED_PYTHON

@@ -88,7 +88,9 @@ class Gate:
         return self.flag is not None and self._on_flag != "mark"
 
     def wrote(self, piece: Piece) -> Iterator[Segment]:
-        """Raises InvalidRequest where text and token ids are mixed."""
+        """Raises InvalidRequest where text and token ids are mixed, or for bytes, which would pass for ids."""
+        if isinstance(piece, bytes | bytearray | memoryview):
+            raise InvalidRequest("A response is moderated as text or as token ids, not as bytes.")
         content = piece if isinstance(piece, str) else list(piece)
         if self._held is None:
             self._held = content

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qwen3guard_client.errors import CorruptFile, ExportOutdated
+
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 FORMAT = 2
@@ -203,14 +205,31 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises FileNotFoundError, or ValueError if the file is no manifest of this version."""
-        data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        """Raises FileNotFoundError, or CorruptFile if the file is no manifest."""
+        path = folder / MANIFEST
         try:
+            data: dict[str, Any] = json.loads(path.read_text())
             values = {field.name: data[field.name] for field in fields(cls) if field.name not in ("engine", "format")}
             canary = values["canary"]
             values["canary"] = Canary(tuple(canary["input_ids"]), tuple(canary["values"]), canary["tolerance"])
             values["engine"] = Engine.of(data["engine"]) if data.get("engine") else None
-            values["format"] = data.get("format", 1)
+            return cls(**values, format=data.get("format", 1))
         except KeyError as missing:
-            raise ValueError(f"{folder / MANIFEST} has no {missing}; export the checkpoint again") from None
-        return cls(**values)
+            raise CorruptFile(f"{path} has no {missing}: export the checkpoint again.") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CorruptFile(f"{path} is no manifest ({reason}): export the checkpoint again.") from None
+
+    @classmethod
+    def to_serve(cls, folder: Path) -> Manifest:
+        """As `read`; raises ExportOutdated for a format that this version does not serve.
+
+        Of format 1 what has no integers is served: theirs saturate on some CPUs, and hide what is not finite.
+        """
+        found = cls.read(folder)
+        if found.format > FORMAT or (found.format < FORMAT and found.has_eight_bits):
+            raise ExportOutdated(
+                f"The guard in {folder} was exported in format {found.format}; this version serves {FORMAT}:"
+                " export the checkpoint again."
+            )
+        return found

@@ -17,14 +17,13 @@ import numpy.typing as npt
 from qwen3guard_client.errors import ParityError
 from qwen3guard_client.manifest import GEN_OUTPUTS
 
-from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoint, block_tensor
+from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Architecture, Checkpoint, block_tensor
 from qwen3guard_export.weight_files import FloatArray
 
 Ids = npt.NDArray[np.int64]
 _HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
-_HALF_CACHES = {"fp16": "float16", "bf16": "bfloat16"}
 _EXACT_DEPTH = 1024
-"""Products of s8 by s8 whose sum of so many float32 holds exactly: 1024 * 128 * 127 < 2^24."""
+"""So many products of s8 by s8 have a sum that float32 holds exactly: 1024 * 128 * 127 < 2^24."""
 _SHARE_BLOCK = 64
 _FLOAT32_LIMIT = 1e30
 
@@ -104,7 +103,7 @@ class Arithmetic:
         turned = [
             _turned(
                 self._norm(part.reshape(len(part), -1, size), block_tensor(layer, f"self_attn.{name}_norm")),
-                self._architecture.rope_theta,
+                self._architecture,
             )
             for part, name in ((q, "q"), (k, "k"))
         ]
@@ -229,11 +228,18 @@ def _context_in_eight_bits(
     return context
 
 
-def _turned(rows: FloatArray, theta: float) -> FloatArray:
+def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines, float32 [positions, head_dim / 2]. After transformers' Qwen3RotaryEmbedding."""
+    size = architecture.head_dim
+    frequencies = 1 / np.float32(architecture.rope_theta) ** (
+        np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    )
+    angles = positions[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def _turned(rows: FloatArray, architecture: Architecture) -> FloatArray:
     """[tokens, heads, head_dim] turned by each token's position: the halves of a head are the two coordinates."""
-    tokens, _, size = rows.shape
-    frequencies = 1 / np.float32(theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
-    angles = (np.arange(tokens, dtype=np.float32)[:, None] * frequencies)[:, None, :]
     first, second = np.split(rows, 2, axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
+    cos, sin = (each[:, None] for each in rotations(architecture, np.arange(len(rows), dtype=np.float32)))
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -19,7 +19,7 @@ from qwen3guard_client.manifest import Cache, caches
 
 from qwen3guard_export.checkpoint import Architecture
 from qwen3guard_export.emitter import CONTRIB, Emitter
-from qwen3guard_export.quantize import HALVES, WeightFormat, around, around_0, from_0, row_scale
+from qwen3guard_export.quantize import HALVES, WeightFormat, quantize_positive_u8, quantize_s8, quantize_u8, row_scale
 
 AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
@@ -143,7 +143,7 @@ class Attention:
         queries, keys = graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
         new = graph.op("Concat", [keys, values], axis=1)
         scale = row_scale(graph, new, _LEVELS)
-        keys, values = graph.split(around_0(graph, new, scale, size), [self.kv_heads, self.kv_heads], axis=1)
+        keys, values = graph.split(quantize_s8(graph, new, scale, size), [self.kv_heads, self.kv_heads], axis=1)
         keys = self._write(key_cache, graph.op("Transpose", [keys], perm=[0, 1, 3, 2]))
         values = self._write(value_cache, values)
         scales = self._write(scale_cache, graph.op("Transpose", [scale], perm=[0, 1, 3, 2]))
@@ -152,14 +152,14 @@ class Attention:
         one = graph.scalar(1.0, np.float32)
         queries = graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, size)])
         query_scale = row_scale(graph, queries, _QUERY_LEVELS)
-        queries = around(graph, queries, query_scale, size, zero_point=_QUERY_ZERO_POINT, of="queries")
+        queries = quantize_u8(graph, queries, query_scale, size, zero_point=_QUERY_ZERO_POINT, rows_key="queries")
         unit, zero = graph.scalar(self._scale, np.float32), graph.scalar(_QUERY_ZERO_POINT, np.uint8)
         scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
         shares, total = self._shares(graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask]))
         shares = graph.op("Mul", [shares, value_scale])
         blocks = graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)])
         scale = row_scale(graph, blocks, _SHARE_LEVELS, positive=True)
-        blocks = from_0(graph, blocks, scale, CAPACITY_STEP)
+        blocks = quantize_positive_u8(graph, blocks, scale, CAPACITY_STEP)
         blocks, scale = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, scale))
         values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, size)])
         zero = graph.scalar(0, np.uint8)

@@ -118,9 +118,6 @@ class Emitter:
             self._shared[key] = add()
         return self._shared[key]
 
-    def has_weight(self, name: str) -> bool:
-        return name in self._initializers
-
     def ints(self, *values: int) -> str:
         return self.weight(f"ints_{'_'.join(map(str, values))}", np.asarray(values, np.int64))
 

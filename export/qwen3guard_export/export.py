@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from qwen3guard_client import wire
+from qwen3guard_client.errors import CorruptFile
 from qwen3guard_client.manifest import MANIFEST, Engine, Manifest
 
 from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
@@ -73,17 +74,17 @@ def export(
     model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
     with _staging(model.parent) as staging:
         rows = proof_rows(opened.folder, architecture.context)
-        eight_bits = {"weights": weights == "dq8r", "kv": kv_dtype(form, weight_format) == "int8"}
-        if any(eight_bits.values()):
+        integer_weights, integer_kv = weights == "dq8r", kv_dtype(form, weight_format) == "int8"
+        if integer_weights or integer_kv:
             say("balancing its channels for eight bits")
-        balanced = balance(opened, rows, **eight_bits)
+        balanced = balance(opened, rows, weights=integer_weights, kv=integer_kv)
         say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
         write_graph(balanced, staging, weight_format, form)
         say("proving it against the checkpoint in numpy")
         proof = prove(staging, balanced, weight_format, form, rows, original=opened)
         say(
-            f"proved: half a layer is off by at most {proof.figures['layer_worst']:.1e};"
-            f" the logits differ from float32 by {proof.figures['fp32_max']:.1e} of their scale"
+            f"proved: each half of a layer is within {proof.figures['layer_worst']:.1e} of numpy's;"
+            f" the logits are within {proof.figures['fp32_max']:.1e} of float32's, as a part of their scale"
         )
         engine = None
         if tensorrt:
@@ -149,7 +150,7 @@ def _place(staging: Path, target: Path, names: list[str], *, keep: bool) -> None
 def _former_names(target: Path) -> set[str]:
     try:
         return {name for name in Manifest.read(target).sha256 if Path(name).name == name}
-    except (OSError, ValueError, TypeError):
+    except (OSError, CorruptFile):
         return set()
 
 

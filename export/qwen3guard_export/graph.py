@@ -47,6 +47,7 @@ _CACHE_TYPES = {
 
 
 EMBEDDED = "residual.embedded"
+ROTATIONS = ("rope.cos", "rope.sin")
 
 
 def after_attention(layer: int) -> str:
@@ -146,8 +147,8 @@ class _Qwen3:
         cos, sin = rope_tables(architecture)
         places = _Places(
             rope=graph.op("Min", [absolute, last]),
-            cos=graph.weight("rope.cos", cos),
-            sin=graph.weight("rope.sin", sin),
+            cos=graph.weight(ROTATIONS[0], cos),
+            sin=graph.weight(ROTATIONS[1], sin),
             logit_index=logit_index,
         )
         return places, attend
@@ -172,12 +173,14 @@ class _Qwen3:
             # From here on a token meets no other: the last half-block runs for the asked tokens alone.
             hidden = graph.op("GatherND", [hidden, places.logit_index])
             context = graph.op("GatherND", [context, places.logit_index])
-        of = "asked" if layer == architecture.layers - 1 else "tokens"
-        inputs = activation(graph, self.weights, context, architecture.query_heads * architecture.head_dim, of=of)
+        rows_key = "asked" if layer == architecture.layers - 1 else "tokens"
+        inputs = activation(
+            graph, self.weights, context, architecture.query_heads * architecture.head_dim, rows_key=rows_key
+        )
         attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
         stream = _Residual(hidden, attended.scaled(graph), after_attention(layer))
         hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
-        return _Residual(hidden, self._feed_forward(layer, rows, of), after_feed_forward(layer))
+        return _Residual(hidden, self._feed_forward(layer, rows, rows_key), after_feed_forward(layer))
 
     def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
         """The residual stream with its update added, and its norm."""
@@ -199,7 +202,7 @@ class _Qwen3:
         # What once left the finite numbers stays in the residual stream, but integers would hide it from the tokens
         # that attend to this one: its last keys tell them.
         last = layer == architecture.layers - 1
-        inputs = activation(graph, self.weights, rows, architecture.hidden, of="tokens", finite=last)
+        inputs = activation(graph, self.weights, rows, architecture.hidden, rows_key="tokens", finite=last)
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
         projected = self._linear(inputs, block_tensor(layer, "self_attn.qkv_proj"), names).scaled(graph)
         turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
@@ -223,14 +226,14 @@ class _Qwen3:
         scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
         return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
 
-    def _feed_forward(self, layer: int, rows: str, of: str) -> str:
+    def _feed_forward(self, layer: int, rows: str, rows_key: str) -> str:
         """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
         graph = self.graph
-        inputs = activation(graph, self.weights, rows, self.architecture.hidden, of=of)
+        inputs = activation(graph, self.weights, rows, self.architecture.hidden, rows_key=rows_key)
         gate = self._linear(inputs, block_tensor(layer, "mlp.gate_proj")).scaled(graph)
         up = self._linear(inputs, block_tensor(layer, "mlp.up_proj"))
         gated = graph.op("Mul", [graph.op("Mul", [gate, graph.op("Sigmoid", [gate])]), up.values])
-        inputs = activation(graph, self.weights, gated, self.architecture.ffn, of=of, pending=up.row_scale)
+        inputs = activation(graph, self.weights, gated, self.architecture.ffn, rows_key=rows_key, pending=up.row_scale)
         return self._linear(inputs, block_tensor(layer, "mlp.down_proj")).scaled(graph)
 
     def _lm_head(self, hidden: str) -> str:
@@ -239,10 +242,10 @@ class _Qwen3:
         if self.weights == "fp32" and self.architecture.tied:
             return graph.op("Gemm", [hidden, EMBEDDING], name=logits, transB=1)
         if self.weights in HALVES and self.architecture.tied:
-            inputs = activation(graph, self.weights, hidden, self.architecture.hidden, of="asked")
+            inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked")
             return graph.op("Cast", [graph.op("Gemm", [inputs.rows, EMBEDDING], transB=1)], name=logits, to=FLOAT)
         name = EMBEDDING if self.architecture.tied else LM_HEAD
-        inputs = activation(graph, self.weights, hidden, self.architecture.hidden, of="asked", finite=True)
+        inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked", finite=True)
         product = self._linear(inputs, name)
         return graph.op("Identity", [product.scaled(graph)], name=logits)
 

@@ -14,15 +14,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 from qwen3guard_client.errors import ParityError
-from qwen3guard_client.manifest import Canary
+from qwen3guard_client.manifest import GRAPH, Canary
 
-from qwen3guard_export.arithmetic import Arithmetic
+from qwen3guard_export.arithmetic import Arithmetic, rotations
 from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_dtype
 from qwen3guard_export.bound_graph import BoundGraph, Chunk
 from qwen3guard_export.canary import canary, longest
 from qwen3guard_export.checkpoint import Architecture, Checkpoint
-from qwen3guard_export.graph import EMBEDDED, after_attention, after_feed_forward
+from qwen3guard_export.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import Tokens, reference_logits
 from qwen3guard_export.texts import around_text
@@ -36,8 +37,9 @@ FP32_BOUND = 1e-4
 
 @dataclass(frozen=True)
 class Bounds:
-    """On the distance of what half a layer adds from what it should, as a part of its length: of any token, and on
-    average over the tokens; and of the logits, and the keys and values in the cells, as a part of the largest."""
+    """On how far what half a layer adds is from what it should add, as a part of its length: for any token, and on
+    average over the tokens. Likewise for each vector of keys and values in the cells; for logits as a part of the
+    token's largest."""
 
     worst: float
     mean: float
@@ -53,7 +55,10 @@ BOUNDS = {
 _RESIDUAL_ROUNDING = 2.0**-22
 """Of the residual stream: what is lost where an update is added to it, and taken off again here."""
 _BALANCE_TOKENS = 32
+_ROTATION_BOUND = 0.01
+"""Of a cosine: an angle in float32 is off by some 6e-8 of itself, and there are tens of thousands of positions."""
 _MOST_LOGITS = 1 << 25
+"""Of a large vocabulary only the last tokens' logits are compared, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,11 @@ def prove(
     asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
     around = around_text(checkpoint.folder)
     capacity = -(-max(longest(around), *map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
-    bind = partial(BoundGraph, folder, architecture, form, weights, capacity=capacity)
+    bind = partial(BoundGraph, folder, architecture, form, weights)
     ends = end_ids(checkpoint.folder)
     try:
-        traces, identical = run(bind, architecture.layers, rows, asked)
-        served = bind(slots=1)
+        traces, identical = run(partial(bind, capacity=capacity), architecture.layers, rows, asked)
+        served = bind(slots=1, capacity=2 * capacity + CAPACITY_STEP)  # a slot's length must change nothing
         unwatched = served.run([Chunk(0, 0, rows[0], asked[0])])[0]
         recorded = canary(served, architecture, coarsest, around, ends)
     except Exception as error:  # ONNX Runtime's errors have no common base but this
@@ -99,12 +104,13 @@ def prove(
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
     for name, values in unwatched.items():
         if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[coarsest].worst * np.abs(values).max():
-            raise ParityError("ONNX Runtime computes the graph otherwise while it is watched: nothing can be proved.")
+            raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
     arithmetic = Arithmetic(checkpoint, weights, form)
     figures = _check_layers(arithmetic, architecture, traces, BOUNDS[coarsest])
     if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
         raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
+    _check_rotations(folder, checkpoint)
     if arithmetic.largest_half:
         figures["half_largest"] = arithmetic.largest_half
     figures |= _distance(original or checkpoint, traces[: len(rows)])
@@ -185,6 +191,19 @@ def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, floa
         for name, values in wanted.items()
     ]
     return {"fp32_max": max(float(each.max()) for each in off), "fp32_mean": max(float(each.mean()) for each in off)}
+
+
+def _check_rotations(folder: Path, checkpoint: Checkpoint) -> None:
+    """Of all positions, those included that no row of the proof reaches. Raises ParityError."""
+    graph = onnx.load(folder / GRAPH, load_external_data=False).graph
+    stored = {each.name: each for each in graph.initializer if each.name in ROTATIONS}
+    architecture = checkpoint.architecture
+    positions = np.arange(architecture.context, dtype=np.float32)
+    for name, expected in zip(ROTATIONS, rotations(architecture, positions), strict=True):
+        found = onnx.numpy_helper.to_array(stored[name], base_dir=str(folder))
+        off = np.abs(found - expected).max(axis=1) if found.shape == expected.shape else np.array([np.inf])
+        if not off.max() <= _ROTATION_BOUND:
+            raise ParityError(f"the rotation of position {int(off.argmax())} is off by {off.max():.1e}.")
 
 
 def _check_balance(original: Checkpoint, balanced: Checkpoint, row: Tokens) -> None:

@@ -71,12 +71,12 @@ def activation(
     rows: str,
     depth: int,
     *,
-    of: str,
+    rows_key: str,
     pending: str | None = None,
     finite: bool = False,
 ) -> Activation:
-    """float32 [..., `depth`] made ready, once for all the matrices that read it. `of` says what the rows are of: those
-    of one kind are equally many, whatever their depth.
+    """float32 [..., `depth`] made ready, once for all the matrices that read it. Tensors with one `rows_key`
+    have equally many rows, whatever their depth, and share a tensor of zero points.
 
     `pending` is a row scale [..., 1] that `rows` still lack: quantization is blind to it, so it joins the new scale
     instead of being multiplied into every element. With `finite`, a row that holds NaN or infinity anywhere becomes NaN
@@ -87,10 +87,10 @@ def activation(
     if half := HALVES.get(weights):
         return Activation(graph.op("Cast", [rows], to=half.onnx))
     scale = row_scale(graph, rows, _LEVELS)
-    quantized = around(graph, rows, scale, depth, zero_point=_ZERO_POINT, of=of)
+    quantized = quantize_u8(graph, rows, scale, depth, zero_point=_ZERO_POINT, rows_key=rows_key)
     if finite:
-        nothing = graph.op("Mul", [graph.op("ReduceSum", [rows, graph.ints(-1)]), graph.scalar(0.0, np.float32)])
-        scale = graph.op("Add", [scale, nothing])
+        nan_or_zero = graph.op("Mul", [graph.op("ReduceSum", [rows, graph.ints(-1)]), graph.scalar(0.0, np.float32)])
+        scale = graph.op("Add", [scale, nan_or_zero])
     return Activation(quantized, scale if pending is None else graph.op("Mul", [scale, pending]))
 
 
@@ -104,25 +104,25 @@ def row_scale(graph: Emitter, rows: str, levels: float, *, positive: bool = Fals
     return graph.op("Mul", [largest, graph.scalar(1 / levels, np.float32)])
 
 
-def around(graph: Emitter, rows: str, scale: str, depth: int, *, zero_point: int, of: str) -> str:
-    """float32 [..., `depth`] by their `scale` [..., 1] -> u8 around `zero_point`: what u8 x s8 products take. `of` is
-    as in `activation`.
+def quantize_u8(graph: Emitter, rows: str, scale: str, depth: int, *, zero_point: int, rows_key: str) -> str:
+    """float32 [..., `depth`] by their `scale` [..., 1] -> u8 around `zero_point`: what u8 x s8 products take.
+    `rows_key` is as in `activation`.
 
     In blocks of a whole row, which ONNX Runtime quantizes three times as fast as it divides and then quantizes.
     """
     zero_points = graph.once(
-        (of, zero_point),
+        (rows_key, zero_point),
         lambda: graph.op("Expand", [graph.scalar(zero_point, np.uint8), graph.op("Shape", [scale])]),
     )
     return graph.op("QuantizeLinear", [rows, scale, zero_points], axis=-1, block_size=depth)
 
 
-def from_0(graph: Emitter, rows: str, scale: str, depth: int) -> str:
+def quantize_positive_u8(graph: Emitter, rows: str, scale: str, depth: int) -> str:
     """float32 [..., `depth`], none below 0, by their `scale` [..., 1] -> u8."""
     return graph.op("QuantizeLinear", [rows, scale], axis=-1, block_size=depth)
 
 
-def around_0(graph: Emitter, rows: str, scale: str, depth: int) -> str:
+def quantize_s8(graph: Emitter, rows: str, scale: str, depth: int) -> str:
     """float32 [..., `depth`] by their `scale` [..., 1] -> s8."""
     return graph.op("QuantizeLinear", [rows, scale], axis=-1, block_size=depth, output_dtype=TensorProto.INT8)
 

@@ -61,8 +61,8 @@ def _tell(products: Products | None) -> None:
     log = logging.getLogger(__name__)
     if products == "repaired":
         log.warning(
-            "warning: The 8-bit products of this CPU saturate. ONNX Runtime repairs them (%s), and a long pass takes up"
-            " to 1.25 times as long.",
+            "warning: The 8-bit products of this CPU saturate. ONNX Runtime repairs them (%s): verdicts are right, and"
+            " long passes take longer than on a CPU with VNNI.",
             REPAIR[0],
         )
     elif products == "exact":

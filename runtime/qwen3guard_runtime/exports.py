@@ -48,7 +48,7 @@ def _nothing(repository: Path) -> Iterator[Finding]:
 
 def files(name: str, folder: Path) -> Iterator[Finding]:
     """Every file that the manifest names, by its sha256."""
-    check, manifest = f"{name} files", Manifest.read(folder)
+    check, manifest = f"{name} files", Manifest.to_serve(folder)
     wrong = [found for file, digest in manifest.sha256.items() if (found := _wrong(folder / file, digest))]
     for said in wrong:
         yield Finding(check, "failed", f"{said}: {AGAIN}.")

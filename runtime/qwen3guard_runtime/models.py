@@ -7,25 +7,19 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from qwen3guard_client.errors import ExportMissing, ExportOutdated, GuardError, TokenizerMismatch
-from qwen3guard_client.manifest import FORMAT, MANIFEST, Manifest
+from qwen3guard_client.errors import ExportMissing, GuardError, TokenizerMismatch
+from qwen3guard_client.manifest import MANIFEST, Manifest
 
 from qwen3guard_runtime.chat import ChatTemplate
 from qwen3guard_runtime.request import Outputs, Request
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the guard in `folder`. Raises ExportMissing, ExportOutdated, or TokenizerMismatch if the
-    tokenizer there is not the one that the guard was exported with."""
+    """The manifest of the guard in `folder`. Raises ExportMissing, CorruptFile, ExportOutdated, or TokenizerMismatch if
+    the tokenizer there is not the one that the guard was exported with."""
     if not (folder / MANIFEST).is_file():
         raise ExportMissing(f"{folder} holds no exported guard; run qwen3guard export first.")
-    manifest = Manifest.read(folder)
-    # Of format 1 what has no integers is served: theirs saturate on some CPUs, and hide what is not finite.
-    if manifest.format > FORMAT or (manifest.format < FORMAT and manifest.has_eight_bits):
-        raise ExportOutdated(
-            f"The guard in {folder} was exported in format {manifest.format}; this version serves {FORMAT}:"
-            " export the checkpoint again."
-        )
+    manifest = Manifest.to_serve(folder)
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file() or sha256(tokenizer.read_bytes()).hexdigest() != manifest.sha256[tokenizer.name]:
         raise TokenizerMismatch(f"{tokenizer} is not the tokenizer that the guard was exported with.")

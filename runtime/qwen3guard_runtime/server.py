@@ -38,10 +38,10 @@ _SHARED_MEMORY = Path("/dev/shm")
 def exported(model_repository: Path) -> dict[str, Manifest]:
     """The ensembles that can be served from `model_repository`, with their guard's manifest.
 
-    Raises ExportMissing where there is none.
+    Raises ExportMissing where there is none, CorruptFile or ExportOutdated.
     """
     found = {
-        ensemble: Manifest.read(folder)
+        ensemble: Manifest.to_serve(folder)
         for guard, ensemble in ENSEMBLES.items()
         if (folder := model_repository / guard / "1") and (folder / MANIFEST).is_file()
     }

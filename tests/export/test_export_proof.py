@@ -126,6 +126,23 @@ def test_rotations_that_are_off_by_one_are_refused(
         prove(tmp_path, demo("gen"), weights, form, rows())
 
 
+def test_rotations_of_positions_that_no_row_reaches_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = graphs.rope_tables
+
+    def late(architecture: object) -> tuple[np.ndarray, ...]:
+        tables = whole(architecture)
+        for table in tables:
+            table[300:] = table[299:-1].copy()
+        return tables
+
+    monkeypatch.setattr(graphs, "rope_tables", late)
+    export_broken(tmp_path, {}, "fp32", "decomposed")
+    with pytest.raises(ParityError, match=r"the rotation of position \d{3} "):
+        prove(tmp_path, demo("gen"), "fp32", "decomposed", rows())
+
+
 @pytest.mark.parametrize(
     ("variant", "tensor", "where"),
     [
@@ -173,7 +190,7 @@ def test_a_graph_that_is_watched_and_one_that_is_served_must_be_one(
         return found if len(found[0]) > 1 else [{"logits": 1.01 * each["logits"]} for each in found]
 
     monkeypatch.setattr(BoundGraph, "run", other)
-    with pytest.raises(ParityError, match="otherwise while it is watched"):
+    with pytest.raises(ParityError, match="logits are others in a longer slot"):
         prove(tmp_path, demo("gen"), "fp32", "decomposed", rows())
 
 
