@@ -157,7 +157,22 @@ BROKEN = [  # response mode, the answer, its categories, its refusal, and the fi
 ]
 
 
-@pytest.mark.parametrize("level", RiskLevel)
+HARMFUL = (RiskLevel.UNSAFE, RiskLevel.CONTROVERSIAL)
+
+
+@pytest.mark.parametrize(("response_mode", "text"), [each[:2] for each in BROKEN])
+def test_a_broken_answer_that_begins_with_safe_is_no_verdict(response_mode: bool, text: str) -> None:
+    with pytest.raises(errors.UnreadableAnswer, match="begins with Safe"):
+        AnswerReader(TOKENIZER).read(text.format("Safe"), response_mode=response_mode, decisions=DECISIONS)
+
+
+@pytest.mark.parametrize("text", ["Safety: Safe/Unsafe\nCategories: None", "Safety: Safe\nCategories: Violent"])
+def test_a_safe_that_contradicts_itself_is_no_verdict(text: str) -> None:
+    with pytest.raises(errors.UnreadableAnswer):
+        AnswerReader(TOKENIZER).read(text, response_mode=False, decisions=DECISIONS)
+
+
+@pytest.mark.parametrize("level", HARMFUL)
 @pytest.mark.parametrize(("response_mode", "text", "categories", "refusal", "decided"), BROKEN)
 def test_a_broken_answer_has_its_level_and_what_could_be_read(
     *,
@@ -175,7 +190,7 @@ def test_a_broken_answer_has_its_level_and_what_could_be_read(
     assert [category for _, category, _ in found.rows()] == list(categories or QUERY_CATEGORY_ORDER)
 
 
-@pytest.mark.parametrize("level", RiskLevel)
+@pytest.mark.parametrize("level", HARMFUL)
 def test_an_answer_that_was_cut_has_its_level_and_its_whole_lines(level: RiskLevel) -> None:
     text = f"Safety: {level.value}\nCategories: Violent, Sexual Content or Sexual Acts\nRefusal: No"
     reader = AnswerReader(TOKENIZER)
@@ -219,15 +234,15 @@ def test_the_server_answers_with_what_could_be_read_and_fails_closed() -> None:
         5: "Safety: Safe\nSomething else",
     }
     served = model(answers, Policy(strict=False, blocked=frozenset({Category.COPYRIGHT})))
-    cut, unreadable, *lost, safe = served.handle([asked_for(first, *wire.GEN_GUARD.outputs) for first in answers])
-    for found, status, unsafe in ((cut, "cut", True), (unreadable, "unreadable", True), (safe, "unreadable", False)):
+    cut, unreadable, *lost = served.handle([asked_for(first, *wire.GEN_GUARD.outputs) for first in answers])
+    for found, status in ((cut, "cut"), (unreadable, "unreadable")):
         assert not isinstance(found, errors.GuardError)
         assert found.keys() == {tensor.name for tensor in wire.GEN_GUARD.outputs}
         assert found["ANSWER_STATUS"] == [status]
-        assert [found[name] for name in ("STRICT_UNSAFE", "LOOSE_UNSAFE", "UNSAFE")] == [unsafe] * 3
+        assert [found[name] for name in ("STRICT_UNSAFE", "LOOSE_UNSAFE", "UNSAFE")] == [True] * 3
         assert (found["CATEGORIES"], found["REFUSAL"]) == ([], [])
         assert [len(found[f"{name}_PROBABILITIES"]) for name in ("SEVERITY", "CATEGORIES", "REFUSAL")] == [3, 0, 0]
-    assert [type(found) for found in lost] == [errors.UnreadableAnswer] * 2
+    assert [type(found) for found in lost] == [errors.UnreadableAnswer] * 3
     raw = (wire.ANSWER, wire.ANSWER_IDS, wire.ANSWER_LOGPROBS, wire.ANSWER_STATUS)
     alone = served.handle([asked_for(first, *raw) for first in answers])
     assert [found["ANSWER_STATUS"][0] for found in alone] == ["cut", "unreadable", "unreadable", "cut", "unreadable"]  # type: ignore[index]
@@ -238,8 +253,8 @@ def test_the_server_answers_with_what_could_be_read_and_fails_closed() -> None:
 
 
 def test_a_broken_answer_is_unsafe_by_the_least_threshold_there_is() -> None:
-    for limits, unsafe in ((Thresholds(0.9, {Category.PII: 0.01}), True), (Thresholds(0.9), False)):
-        served = model({5: "Safety: Safe\nSomething else"}, Policy(thresholds=limits))
+    for limits, unsafe in ((Thresholds(1.0, {Category.PII: 0.01}), True), (Thresholds(1.0), False)):
+        served = model({5: "Safety: Controversial\nSomething else"}, Policy(thresholds=limits))
         [found] = served.handle([asked_for(5, wire.UNSAFE)])
         assert found["UNSAFE"] == unsafe  # type: ignore[index]
 
@@ -316,11 +331,11 @@ def test_the_heads_are_the_templates() -> None:
 
 
 def test_an_answer_without_an_end_is_cut() -> None:
-    gen = guard(Scripted({1: "Safety: Safe\nCategories: None" + " a" * 200}))
+    gen = guard(Scripted({1: "Safety: Unsafe\nCategories: PII" + " a" * 200}))
     [answer] = ask(gen, 1)
     assert isinstance(answer, Answer)
     found = gen.read(answer)
-    assert (found.status, found.severity, found.categories) == (AnswerStatus.CUT, RiskLevel.SAFE, ())
+    assert (found.status, found.severity, found.categories) == (AnswerStatus.CUT, RiskLevel.UNSAFE, ())
 
 
 def test_a_question_that_breaks_the_graph_fails_alone() -> None:

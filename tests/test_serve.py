@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from conftest import free_port, serve, wait_ready
 from qwen3guard_client import GuardClient, canary, errors
 from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime import installation
+from qwen3guard_runtime import exports, installation
+from qwen3guard_runtime.gen_models import GuardTokenizerModel
 from qwen3guard_runtime.server import reason
 
 COMMAND = Path(sys.executable).parent / "qwen3guard"
@@ -123,6 +125,32 @@ def test_a_missing_graph_a_truncated_one_and_a_foreign_tokenizer_are_named(copy:
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with serve(copy) as server, pytest.raises(errors.ServeError, match="tokenizer"):
         wait_ready(server)
+
+
+def test_a_template_that_is_not_the_guards_is_refused(repository: Path, tmp_path: Path) -> None:
+    """Beside it, in place of it, or of another export: another conversation would be judged, without an error."""
+    for name in ("gen_guard", "guard_tokenizer"):
+        shutil.copytree(repository / name, tmp_path / name)
+    served, guard = tmp_path / "guard_tokenizer" / "1", tmp_path / "gen_guard" / "1"
+    stray = served / "chat_template.jinja"
+    stray.write_text("{{ messages[0].content }}")
+    with pytest.raises(errors.TokenizerMismatch, match=r"chat_template\.jinja is not of the export"):
+        GuardTokenizerModel(served)
+    assert any(
+        found.state == "failed" and "jinja" in found.said for found in exports.tokenizer("gen_guard", guard, tmp_path)
+    )
+    stray.unlink()
+    GuardTokenizerModel(served)
+    config = served / "tokenizer_config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace("USER", "YOU"))
+    with pytest.raises(errors.TokenizerMismatch, match=r"tokenizer_config\.json is not the file"):
+        GuardTokenizerModel(served)
+    manifest = json.loads((served / "manifest.json").read_text())
+    manifest["sha256"]["tokenizer_config.json"] = sha256(config.read_bytes()).hexdigest()
+    (served / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(errors.TokenizerMismatch, match="of two exports"):
+        GuardTokenizerModel(served)
 
 
 CUDA = 'E0101 00:00:00.000000 1 x.cc:1] "CUDA driver version is insufficient for CUDA runtime version"'

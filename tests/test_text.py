@@ -710,3 +710,39 @@ def test_an_added_token_too_short_to_be_kept_out_of_text_is_a_mismatch(name: str
     description["added_tokens"].append(description["added_tokens"][-1] | {"content": name, "id": 7})
     with pytest.raises(errors.TokenizerMismatch):
         GuardTokenizer(json.dumps(description))
+
+
+def saved_with(**changed: object) -> str:
+    return json.dumps(json.loads((DEMO / "gen" / "tokenizer.json").read_text(encoding="utf-8")) | changed)
+
+
+CUT = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+PADDED = {
+    "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+    "pad_token": "<|endoftext|>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", [{"truncation": CUT}, {"padding": PADDED}, {"truncation": CUT, "padding": PADDED}])
+def test_what_whoever_saved_a_tokenizer_cut_or_padded_to_is_not_done(
+    setting: dict[str, object], demo_tokenizer: GuardTokenizer
+) -> None:
+    """transformers puts it into the file after one call that truncates; the end of a text would never be judged."""
+    text = "A long and harmless beginning. " * 9 + "And then the end."
+    found = GuardTokenizer(saved_with(**setting))
+    assert found.encode(text) == demo_tokenizer.encode(text)
+    assert found.pieces(text) == demo_tokenizer.pieces(text)
+
+
+@pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip"])
+def test_added_tokens_that_eat_their_neighbours_are_refused(flag: str) -> None:
+    tokens = json.loads(saved_with())["added_tokens"]
+    tokens[0][flag] = True
+    with pytest.raises(errors.TokenizerMismatch, match=flag):
+        GuardTokenizer(saved_with(added_tokens=tokens))
+
+
+def test_a_tokenizer_with_dropout_is_refused() -> None:
+    model = json.loads(saved_with())["model"] | {"dropout": 0.1}
+    with pytest.raises(errors.TokenizerMismatch, match="dropout"):
+        GuardTokenizer(saved_with(model=model))

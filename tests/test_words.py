@@ -238,3 +238,24 @@ def test_an_ensembles_tensors_come_from_its_steps() -> None:
             assert set(step.inputs) <= made
             made |= set(step.outputs)
         assert not model.steps or set(model.outputs) <= made
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"blocked": frozenset({"Violent"})},
+        {"debounce": 1.5},
+        {"debounce": True},
+        {"debounce": float("nan")},
+        {"thresholds": {"default": 0.5}},
+    ],
+)
+def test_a_policy_that_would_never_flag_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        Policy(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [b'{"default": 0.001, "default": 1}', b'{"categories": {"PII": 0, "PII": 1}}'])
+def test_thresholds_that_say_two_things_are_refused(text: bytes) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        Thresholds.parse(text)

@@ -182,6 +182,11 @@ class Manifest:
         return GEN_OUTPUTS if self.variant == "gen" else STREAM_OUTPUTS
 
     @property
+    def texts(self) -> dict[str, str]:
+        """Of `sha256`, what a tokenizer and its template are read from."""
+        return {name: digest for name, digest in self.sha256.items() if name.endswith((".json", ".jinja"))}
+
+    @property
     def has_eight_bits(self) -> bool:
         """Whether anything in the graph is multiplied in integers."""
         return self.weights == "dq8r" or self.kv_dtype == "int8"

@@ -29,6 +29,12 @@ class Policy:
     thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
+        if type(self.debounce) is not int:
+            raise InvalidRequest("The debounce must be a whole number of tokens.")
+        if not all(isinstance(each, Category) for each in self.blocked):
+            raise InvalidRequest("What a policy blocks must be of Category.")
+        if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
+            raise InvalidRequest("The thresholds of a policy must be Thresholds.")
         if self.debounce < 1:
             raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
 

@@ -55,7 +55,7 @@ class Thresholds:
         if len(text) > LONGEST:
             raise InvalidRequest(f"The thresholds have {len(text)} bytes; there may be {LONGEST}.")
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError):
             raw = None
         named = raw.get("categories", {}) if isinstance(raw, dict) else None
@@ -75,6 +75,13 @@ class Thresholds:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
         except InvalidRequest as error:
             raise InvalidRequest(f"{path}: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where it has two fields of one name: either may be meant."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("two fields of one name")
+    return dict(pairs)
 
 
 def categories(found: Judgement) -> tuple[Category, ...]:

@@ -18,7 +18,7 @@ from qwen3guard_client.errors import ParityError
 from qwen3guard_client.manifest import GEN_OUTPUTS
 
 from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Architecture, Checkpoint, block_tensor
-from qwen3guard_export.weight_files import FloatArray
+from qwen3guard_export.weight_files import Array, FloatArray
 
 Ids = npt.NDArray[np.int64]
 _HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -26,6 +26,7 @@ _EXACT_DEPTH = 1024
 """So many products of s8 by s8 have a sum that float32 holds exactly: 1024 * 128 * 127 < 2^24."""
 _SHARE_BLOCK = 64
 _FLOAT32_LIMIT = 1e30
+_SCORE_LIMIT = 1e15
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,21 @@ class Arithmetic:
         self._weights = weights
         self._form = form
         self._recent: dict[str, FloatArray] = {}
+        self._table: Array | None = None
         self.largest_half = 0.0
         """The largest absolute number that was rounded to two bytes."""
 
     def embedded(self, ids: Ids) -> FloatArray:
         """float32 [tokens, hidden]."""
-        return self._half(self._tensors.stored(EMBEDDING)[ids].astype(np.float32), EMBEDDING)
+        if self._table is None:
+            self._table = self._tensors.stored(EMBEDDING)
+        return self._half(self._table[ids].astype(np.float32), EMBEDDING)
 
     def attention(self, layer: int, rows: Sequence[FloatArray]) -> list[Attended]:
         """Of each row of residual states [tokens, hidden] from position 0 on."""
         self._recent.clear()
         lengths = np.cumsum([len(row) for row in rows])[:-1]
+        self._bounded_scores(layer)
         normed = self._norm(np.concatenate(rows), block_tensor(layer, "input_layernorm"))
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
         self._bounded(block_tensor(layer, "input_layernorm"), names)
@@ -185,6 +190,16 @@ class Arithmetic:
             )
         self.largest_half = max(self.largest_half, largest)
         return rounded
+
+    def _bounded_scores(self, layer: int) -> None:
+        """A hidden cell is hidden by a score of -1e30: no other may come near it."""
+        # A normed head is at most sqrt(head_dim) times its norm's largest weight long, and scores are divided by that.
+        largest = [
+            float(np.abs(self._tensors.float32(block_tensor(layer, f"self_attn.{part}_norm"))).max()) for part in "qk"
+        ]
+        bound = largest[0] * largest[1] * self._architecture.head_dim**0.5
+        if not max(bound, *largest) < _SCORE_LIMIT:
+            raise ParityError(f"The scores of layer {layer} may be {bound:.3g}: its norms cannot be a trained guard's.")
 
     def _bounded(self, norm: str, names: Sequence[str]) -> None:
         """A product of a normed row cannot overflow: the graph's integers rely on it, which know no infinity."""

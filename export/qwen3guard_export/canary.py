@@ -24,6 +24,8 @@ ANSWER_TOKENS = 12
 """A canary's answer is to end within as many, since it is asked for every few seconds."""
 MARGIN = 0.1
 """Of Gen's answer: how far the second most likely token is behind, as a difference of log-probabilities."""
+_SURE = 0.01
+"""A log-probability that is nearer to 0 hardly moves; the tolerance, which is on the mean, allows for those that do."""
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "dq8r": 5e-3}
 """For Gen's log-probabilities; a tenth for Stream's probabilities (docs/performance.md has what set them)."""
 
@@ -50,7 +52,8 @@ def canary(
     room = max(1, architecture.context - ANSWER_TOKENS)
     answers = [(row, _answer(graph, row, ends)) for row in (row[:room] for row in rows)]
     row, best = min(answers, key=lambda each: (not each[1].ends, sum(each[1].settled)))
-    return Canary(tuple(map(int, row)), best.settled, TOLERANCES[numbers])
+    unsure = sum(value < -_SURE for value in best.settled)
+    return Canary(tuple(map(int, row)), best.settled, TOLERANCES[numbers] * max(1, unsure) / len(best.settled))
 
 
 def _random(architecture: Architecture, seed: int, tokens: int) -> Tokens:

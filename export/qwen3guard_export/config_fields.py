@@ -52,7 +52,8 @@ _READ = {
 _COMPUTES = re.compile(
     r"bias|soft_?cap|logit_cap|scal(e|ing|ar)|multiplier|rope|rotary|sliding|window|expert|moe|norm|alibi|lora|adapter"
     r"|bidirectional|causal|chunk_size|residual|parallel_attn|sparse|gate|sink|mamba|conv_|linear_attn|temperature_tuning"
-    r"|compression|quant|prun|activation|_act$"
+    r"|compression|quant|prun|activation|_act$|act_fn|^clip_|temperature|attn_type|position_embedding_type|^skip_"
+    r"|kv_shared|zero_centered|is_encoder_decoder|peft"
 )
 """In the name of a field, of whatever model's config: what it asks for changes the numbers. `_HARMLESS`: not here."""
 _HARMLESS = re.compile(r"dropout|initializer|fp32|^output_|^router_aux|norm_grad")
@@ -60,6 +61,9 @@ _HARMLESS = re.compile(r"dropout|initializer|fp32|^output_|^router_aux|norm_grad
 
 def refuse_what_is_not_computed(config: Config) -> None:
     """Raises WrongArchitecture for a field that asks for other numbers than the graph computes, by its name."""
+    kind = config.get("model_type")
+    if kind is not None and (not str(kind).startswith("qwen3") or "moe" in str(kind)):
+        raise WrongArchitecture(f"model_type is {kind!r:.100}; a guard is a dense qwen3.")
     for key in _ROPE:
         _refuse_rope(key, config.get(key))
     if config.get("attention_bias"):

@@ -22,7 +22,7 @@ from qwen3guard_export.arithmetic import Arithmetic, rotations
 from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, kv_dtype
 from qwen3guard_export.bound_graph import BoundGraph, Chunk
 from qwen3guard_export.canary import canary, longest
-from qwen3guard_export.checkpoint import Architecture, Checkpoint
+from qwen3guard_export.checkpoint import EMBEDDING, Architecture, Checkpoint
 from qwen3guard_export.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
 from qwen3guard_export.quantize import WeightFormat
 from qwen3guard_export.reference import Tokens, reference_logits
@@ -55,6 +55,7 @@ BOUNDS = {
 _RESIDUAL_ROUNDING = 2.0**-22
 """Of the residual stream: what is lost where an update is added to it, and taken off again here."""
 _BALANCE_TOKENS = 32
+_TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
 """Of a cosine: an angle in float32 is off by some 6e-8 of itself, and there are tens of thousands of positions."""
 _MOST_LOGITS = 1 << 25
@@ -110,7 +111,7 @@ def prove(
     if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
         raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
-    _check_rotations(folder, checkpoint)
+    _check_tables(folder, checkpoint, arithmetic)
     if arithmetic.largest_half:
         figures["half_largest"] = arithmetic.largest_half
     figures |= _distance(original or checkpoint, traces[: len(rows)])
@@ -193,11 +194,20 @@ def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, floa
     return {"fp32_max": max(float(each.max()) for each in off), "fp32_mean": max(float(each.mean()) for each in off)}
 
 
-def _check_rotations(folder: Path, checkpoint: Checkpoint) -> None:
-    """Of all positions, those included that no row of the proof reaches. Raises ParityError."""
+def _check_tables(folder: Path, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
+    """The embeddings of all tokens and the rotations of all positions, those included that no row of the proof reaches.
+
+    Raises ParityError.
+    """
     graph = onnx.load(folder / GRAPH, load_external_data=False).graph
-    stored = {each.name: each for each in graph.initializer if each.name in ROTATIONS}
+    stored = {each.name: each for each in graph.initializer if each.name in (EMBEDDING, *ROTATIONS)}
     architecture = checkpoint.architecture
+    table = onnx.numpy_helper.to_array(stored[EMBEDDING], base_dir=str(folder))
+    for start in range(0, architecture.vocab, _TABLE_ROWS):
+        ids = np.arange(start, min(start + _TABLE_ROWS, architecture.vocab))
+        if not np.array_equal(table[ids].astype(np.float32), arithmetic.embedded(ids)):
+            raise ParityError(f"the embedding of a token from {start} on is another than the checkpoint's.")
+    del table
     positions = np.arange(architecture.context, dtype=np.float32)
     for name, expected in zip(ROTATIONS, rotations(architecture, positions), strict=True):
         found = onnx.numpy_helper.to_array(stored[name], base_dir=str(folder))

@@ -72,7 +72,10 @@ def _tokens(folder: Path, turns: Sequence[str]) -> Tokens:
                 messages=messages, add_generation_prompt=True, enable_thinking=False, tools=None, **_special(settings)
             )
         )
-        ids = Tokenizer.from_file(str(folder / TOKENIZER)).encode(text, add_special_tokens=False).ids
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
     except (jinja2.TemplateError, ValueError, TypeError, AttributeError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TokenizerMismatch(f"The chat template in {folder} cannot be rendered: {reason}.") from None

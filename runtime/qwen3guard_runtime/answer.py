@@ -107,8 +107,8 @@ class AnswerReader:
     ) -> Verdict:
         """What `answer` says; `ended` is whether it has ended by itself, which its last line needs to be whole.
 
-        Where all but the level has not the form that the mode asks for, the level stands and the status says so. Raises
-        UnreadableAnswer where there is no level, or more than one.
+        If anything but the level is malformed, the level stands and the status says so; but not Safe, which only a
+        whole answer without categories means. Raises UnreadableAnswer then, and for no level, or more than one.
         """
         lines = (answer.strip() if ended else answer.lstrip()).split("\n")
         stated = {found["level"] for line in lines if (found := _LEVEL.match(line))}
@@ -131,6 +131,8 @@ class AnswerReader:
             status = AnswerStatus.UNREADABLE
         else:
             status = AnswerStatus.COMPLETE
+        if level == RiskLevel.SAFE.value and (status is not AnswerStatus.COMPLETE or categories):
+            raise UnreadableAnswer("The model's answer begins with Safe and does not keep to it.")
         return Verdict(RiskLevel(level), categories or (), refusal, probabilities, status)
 
 

@@ -14,6 +14,7 @@ from qwen3guard_client.manifest import MANIFEST, Manifest
 
 from qwen3guard_runtime.integrity import is_exported
 from qwen3guard_runtime.kv_cache import KVCache
+from qwen3guard_runtime.models import strays
 from qwen3guard_runtime.options import memory_bytes
 from qwen3guard_runtime.server import ENSEMBLES
 
@@ -68,8 +69,9 @@ def tokenizer(name: str, folder: Path, repository: Path) -> Iterator[Finding]:
     """The tokenizer's own model works with the files that the guard was exported with."""
     check, served = f"{name} tokenizer", repository / MODELS[name][0].name / "1"
     manifest = Manifest.read(folder)
-    names = [file for file in manifest.sha256 if file.endswith(".json")]
-    wrong = [found for file in names if (found := _wrong(served / file, manifest.sha256[file]))]
+    names = manifest.texts
+    wrong = [found for file, digest in names.items() if (found := _wrong(served / file, digest))]
+    wrong += [f"{served / stray} is of no export" for stray in strays(served, manifest)]
     for said in wrong:
         yield Finding(check, "failed", f"{said}: {AGAIN}.")
     if not wrong:

@@ -31,6 +31,8 @@ from qwen3guard_runtime.tokenizer import GuardTokenizer
 class GuardTokenizerModel(TokenizerModel):
     """guard_tokenizer: a conversation to Gen's input ids."""
 
+    guard = wire.GEN_GUARD
+
     def _one(self, request: Request) -> Outputs:
         messages = conversation(
             request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE), self._context

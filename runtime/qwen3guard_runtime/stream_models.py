@@ -35,6 +35,8 @@ from qwen3guard_runtime.tokenizer import IM_END
 class StreamTokenizerModel(TokenizerModel):
     """stream_tokenizer: a step's conversation and text, or token ids, to stream_guard's input ids."""
 
+    guard = wire.STREAM_GUARD
+
     def _one(self, request: Request) -> Outputs:
         check_sequence(request)
         prompt = self._prompt(request)
@@ -187,7 +189,10 @@ class StreamGuardModel:
             thresholds = None
         if request.has(wire.BLOCKED):
             try:
-                blocked = frozenset(map(Category, json.loads((request.text(wire.BLOCKED) or b"")[:LONGEST_LIST])))
+                named = json.loads((request.text(wire.BLOCKED) or b"")[:LONGEST_LIST])
+                if not isinstance(named, list):
+                    raise TypeError
+                blocked = frozenset(map(Category, named))
             except (ValueError, TypeError, RecursionError):
                 known = ", ".join(category.value for category in Category)
                 raise InvalidRequest(f"BLOCKED must be a JSON list of categories; there are: {known}.") from None

@@ -41,18 +41,27 @@ class GuardTokenizer:
 
     def __init__(self, tokenizer_json: str) -> None:
         try:
-            description = json.loads(tokenizer_json)
+            # What a tokenizer cuts or pads to is a setting of whoever saved it: transformers ignores it too.
+            description = json.loads(tokenizer_json) | {"truncation": None, "padding": None}
             self.special: dict[str, int] = {
                 token["content"]: token["id"] for token in description.get("added_tokens", [])
             }
             # Without added tokens every string is plain text, `<think>` too; without the post-processor
             # offsets cover the whole of the text.
-            self._whole = Tokenizer.from_str(tokenizer_json)
+            self._whole = Tokenizer.from_str(json.dumps(description))
             self._plain = Tokenizer.from_str(json.dumps(description | {"added_tokens": [], "post_processor": None}))
         except Exception as error:
             raise TokenizerMismatch(f"The tokenizer cannot be read: {str(error)[:200]}.") from error
         if description.get("normalizer") not in (None, {"type": "NFC"}):  # what `segments` is right for
             raise TokenizerMismatch("The tokenizer has a normalizer that is not NFC, which is not implemented.")
+        if description["model"].get("dropout"):
+            raise TokenizerMismatch("The tokenizer has dropout: it gives a text other tokens each time.")
+        for token in description["added_tokens"]:
+            for flag in ("single_word", "lstrip", "rstrip"):
+                if token.get(flag):
+                    raise TokenizerMismatch(
+                        f"The added token {token['content']!r:.60} has {flag}, which is not implemented."
+                    )
         for name in (IM_START, IM_END):
             if name not in self.special:
                 raise TokenizerMismatch(f"The tokenizer has no {name} token.")

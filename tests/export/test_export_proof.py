@@ -194,6 +194,47 @@ def test_a_graph_that_is_watched_and_one_that_is_served_must_be_one(
         prove(tmp_path, demo("gen"), "fp32", "decomposed", rows())
 
 
+@pytest.mark.parametrize("weights", ["fp32", "dq8r", "fp16"])
+def test_embeddings_of_tokens_that_no_text_has_are_checked(weights: str, tmp_path: Path) -> None:
+    whole, form = demo("stream"), "portable" if weights == "fp16" else "decomposed"
+    unread = next(token for token in range(1000, 8000) if not any(token in row for row in rows("stream")))
+
+    def other(table: np.ndarray) -> np.ndarray:
+        table = table.copy()
+        table[unread] *= 2
+        return table
+
+    class Other(Changed):
+        def stored(self, name: str) -> np.ndarray:
+            found = super().stored(name)
+            return other(found) if name in self.changes else found
+
+        def float32(self, name: str) -> np.ndarray:
+            return self.stored(name).astype(np.float32)
+
+    changed = Other(whole.weights.tensors, {"model.embed_tokens.weight": other})
+    write_graph(replace(whole, weights=changed), tmp_path, weights, form)
+    with pytest.raises(ParityError, match="the embedding of a token"):
+        prove(tmp_path, whole, weights, form, rows("stream"))
+
+
+@pytest.mark.parametrize(("weights", "form"), [("fp32", "decomposed"), ("dq8r", "int8"), ("fp32", "portable")])
+@pytest.mark.parametrize("factors", [(3e9, 3e9), (1e-30, 1e20)])
+def test_scores_that_could_pass_the_mask_are_refused(
+    weights: str, form: str, factors: tuple[float, float], tmp_path: Path
+) -> None:
+    """A hidden cell is one whose score is -1e30 less: an infinite or enormous one would be seen all the same."""
+    whole = demo("gen")
+    changes = in_layer(
+        self_attn__q_norm=lambda norm: norm * np.float32(factors[0]),
+        self_attn__k_norm=lambda norm: norm * np.float32(factors[1]),
+    )
+    loud = replace(whole, weights=Changed(whole.weights.tensors, changes))
+    write_graph(loud, tmp_path, weights, form)
+    with pytest.raises(ParityError, match=r"The scores of layer 2 may be"):
+        prove(tmp_path, loud, weights, form, rows())
+
+
 def louder(matrix: np.ndarray) -> np.ndarray:
     return matrix * np.float32(2.0**12)
 
