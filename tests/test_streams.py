@@ -459,6 +459,8 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
         (True, {"blocked": [b"\xff"]}, "must be a JSON list"),
         (True, {"blocked": [b"Violent"]}, "must be a JSON list"),
         (True, {"blocked": [b"3"]}, "must be a JSON list"),
+        (True, {"blocked": [b"{}"]}, "must be a JSON list"),
+        (True, {"blocked": [b'{"Violent": false}']}, "must be a JSON list"),
         (True, {"blocked": [b'[["Violent"]]']}, "must be a JSON list"),
         (True, {"thresholds": [b""]}, "must be JSON such as"),
         (True, {"thresholds": [b"\xff"]}, "must be JSON such as"),

@@ -244,6 +244,8 @@ def test_an_ensembles_tensors_come_from_its_steps() -> None:
     "wrong",
     [
         {"blocked": frozenset({"Violent"})},
+        {"blocked": None},
+        {"blocked": "Violent"},
         {"debounce": 1.5},
         {"debounce": True},
         {"debounce": float("nan")},

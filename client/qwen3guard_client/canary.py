@@ -55,6 +55,6 @@ def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float 
         if not manifest.canary.agrees(values):
             raise CanaryFailed(
                 f"The {manifest.variant} guard answers its canary wrongly (off by {manifest.canary.off(values):.3g}): "
-                "export the checkpoint again on this machine."
+                "export the checkpoint again."
             )
     return True

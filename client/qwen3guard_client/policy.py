@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from qwen3guard_client.errors import InvalidRequest
@@ -20,7 +20,7 @@ class Policy:
     `strict` counts Controversial as unsafe; `thresholds`, where there are some, decide by probability in its place.
     `blocked` names the categories that count; what the guard files under another category passes. `debounce` concerns
     the tokens of a response; a prompt is one judgement. A policy replaces the server's own in every part. Raises
-    InvalidRequest for a debounce below 1.
+    InvalidRequest for a debounce that is no whole number from 1 on, and for what is no Category or no Thresholds.
     """
 
     strict: bool = True
@@ -31,7 +31,7 @@ class Policy:
     def __post_init__(self) -> None:
         if type(self.debounce) is not int:
             raise InvalidRequest("The debounce must be a whole number of tokens.")
-        if not all(isinstance(each, Category) for each in self.blocked):
+        if not isinstance(self.blocked, Collection) or not all(isinstance(each, Category) for each in self.blocked):
             raise InvalidRequest("What a policy blocks must be of Category.")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise InvalidRequest("The thresholds of a policy must be Thresholds.")
