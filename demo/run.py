@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from qwen3guard_client import GuardClient, canary
-from qwen3guard_client.cli import show_stream
-from qwen3guard_client.errors import GuardError
-from qwen3guard_client.terminal import Terminal
-from qwen3guard_runtime.server import EmbeddedServer, Settings, stopping_on_signals
+from qwen3guard_apps.cli.main import show_stream
+from qwen3guard_apps.cli.terminal import Terminal
+from qwen3guard_client import GuardClient
+from qwen3guard_contract.errors import GuardError
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings, stopping_on_signals
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 

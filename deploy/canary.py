@@ -11,10 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-from qwen3guard_client import GuardClient, canary
-from qwen3guard_client.connection import read_token
-from qwen3guard_client.errors import GuardError, Overloaded
-from qwen3guard_runtime.server import exported
+from qwen3guard_client import GuardClient
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import GuardError, Overloaded
+from qwen3guard_contract.layout import exported
+from qwen3guard_server import canary
 
 
 def probe(models: Path, url: str, timeout_s: float) -> tuple[int, str]:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from qwen3guard_client.connection import TOKEN_VARIABLE, read_token
-from qwen3guard_client.errors import GuardError
-from qwen3guard_runtime.server import EXIT_S, exported
-from qwen3guard_runtime.settings import restrictions
+from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
+from qwen3guard_contract.errors import GuardError
+from qwen3guard_contract.layout import exported
+from qwen3guard_server.server import EXIT_S
+from qwen3guard_server.settings import restrictions
 
 MODELS = Path("/models")
 SHARED_MEMORY = Path("/dev/shm")

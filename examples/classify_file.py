@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qwen3guard_client import Classification, GuardClient
-from qwen3guard_client.errors import Overloaded
+from qwen3guard_contract.errors import Overloaded
 
 IN_FLIGHT = 4
 PATIENCE_S = 10

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from qwen3guard_client.integer_products import ensure_exact
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_contract.integer_products import ensure_exact
+from qwen3guard_contract.manifest import Manifest
 
 THREADS = 2
 READ_BYTES = 512 << 20

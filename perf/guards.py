@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client import wire
+from qwen3guard_contract import wire
 from qwen3guard_export import export
-from qwen3guard_export.checkpoint import open_checkpoint
-from qwen3guard_export.reference import final_states
+from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
+from qwen3guard_export.proof.reference import final_states
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.heads import template_heads
-from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_runtime.gen.prefixes import template_heads
+from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "export")]

@@ -27,18 +27,18 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from qwen3guard_client.integer_products import ensure_exact
-from qwen3guard_client.labels import RISK_ORDER
-from qwen3guard_client.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
-from qwen3guard_client.policy import runs
-from qwen3guard_export.attention import CAPACITY_STEP, AttentionForm, fastest, kv_caches
-from qwen3guard_export.balance import balance
-from qwen3guard_export.checkpoint import EMBEDDING, Architecture, Checkpoint, block_tensor, open_checkpoint
-from qwen3guard_export.graph import write_graph
-from qwen3guard_export.quantize import WeightFormat
-from qwen3guard_export.texts import proof_rows
-from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.tokenizer import IM_END, IM_START, GuardTokenizer
+from qwen3guard_contract.integer_products import ensure_exact
+from qwen3guard_contract.labels import RISK_ORDER
+from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
+from qwen3guard_contract.policy import runs
+from qwen3guard_export.balance.balance import balance
+from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint, block_tensor, open_checkpoint
+from qwen3guard_export.graph.attention import CAPACITY_STEP, AttentionForm, fastest, kv_caches
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.quantize import WeightFormat
+from qwen3guard_export.proof.texts import proof_rows
+from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer
 from safetensors.numpy import save_file
 
 Tensors = dict[str, np.ndarray]

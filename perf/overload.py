@@ -33,9 +33,11 @@ import grpc
 import numpy as np
 from guards import PROMPT, RESPONSE
 from product import described, models_bytes, rss_bytes
-from qwen3guard_client import GuardClient, canary, wire
-from qwen3guard_client.connection import CHANNEL
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_client import GuardClient
+from qwen3guard_client.transport.connection import CHANNEL
+from qwen3guard_contract import wire
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 from tritonclient.grpc import service_pb2
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"

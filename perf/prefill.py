@@ -18,9 +18,10 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client import GuardClient, canary
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_client import GuardClient
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 TIMEOUT_S = 1200.0
 

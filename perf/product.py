@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client import GuardClient, canary
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_client import GuardClient
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 TIMEOUT_S = 1200.0
 PORT = 8911

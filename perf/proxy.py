@@ -26,8 +26,9 @@ import numpy as np
 import openai
 from aiohttp import web
 from product import described
-from qwen3guard_client import GuardClient, canary
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_client import GuardClient
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 TEXT = "Cook some rice and roast a few vegetables with olive oil. Then let it all rest for ten minutes."
 WORDS = TEXT.split()

@@ -32,8 +32,8 @@ from guards import Guards
 from peer import Peer, environment
 from product import Session, crowd, median
 from qwen3guard_client import GuardClient
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime.installation import HUGE_PAGES
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_server.installation import HUGE_PAGES
 
 RESULTS = Path(__file__).parent / "results"
 ANSWER_TOKENS = 12

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import real_tokenizer
 from overflowing import FLOAT32, overflowing
-from qwen3guard_client import GuardClient, canary
+from qwen3guard_client import GuardClient
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from qwen3guard_client.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
+from qwen3guard_contract.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
 
 INPUTS = (INPUT_IDS, POSITIONS, LOGIT_INDEX)
 VERSION = "1.7.1.116"

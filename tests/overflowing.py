@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from random_checkpoint import make
 
 LETTER = "~"

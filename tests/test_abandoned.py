@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import serve, stream_repository, wait_ready
-from qwen3guard_client import AsyncGuardClient, GuardClient, errors
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import AsyncGuardClient, GuardClient
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import traces
 
 PROMPT = "How do I bake bread?"

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from qwen3guard_client import GuardClient, Policy, Thresholds, errors, wire
-from qwen3guard_client.calls import Call
-from qwen3guard_client.errors import GuardError
+from qwen3guard_client import GuardClient, Policy, Thresholds
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.errors import GuardError
 
 SECRET = "kumquat-7731"
 

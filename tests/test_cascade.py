@@ -11,19 +11,11 @@ from typing import Any
 
 import pytest
 from conftest import serve, stream_repository, wait_ready
-from qwen3guard_client import (
-    AsyncGuardClient,
-    Classification,
-    GuardClient,
-    Policy,
-    RiskLevel,
-    Thresholds,
-    TokenVerdict,
-    errors,
-)
-from qwen3guard_client.calls import Call
-from qwen3guard_client.cascade import Cascade, Confirm
-from qwen3guard_client.labels import AnswerStatus
+from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Policy, RiskLevel, Thresholds, TokenVerdict
+from qwen3guard_client.moderation.cascade import Cascade, Confirm
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors
+from qwen3guard_contract.labels import AnswerStatus
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT, text_of, token
 from texts import cut
 

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from qwen3guard_client.manifest import DEMO_NOTICE
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_contract.manifest import DEMO_NOTICE
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import COMMAND, fails, run
 
 

@@ -13,18 +13,11 @@ from typing import Any
 import pytest
 import qwen3guard_client
 from conftest import DEMO
-from qwen3guard_client import (
-    AsyncGuardClient,
-    Classification,
-    GuardClient,
-    RiskLevel,
-    StepResult,
-    TokenVerdict,
-    errors,
-)
-from qwen3guard_client.manifest import DEMO_NOTICE
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, RiskLevel, StepResult, TokenVerdict
+from qwen3guard_contract import errors
+from qwen3guard_contract.manifest import DEMO_NOTICE
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_server.server import EmbeddedServer
 from tritonclient.utils import InferenceServerException
 
 PROMPT = "How do I bake bread?"

@@ -15,19 +15,19 @@ import pytest
 from conftest import DEMO, free_port
 from gpu_double import Runtime, tensorrt
 from overflowing import FLOAT16, LETTER, overflowing
-from qwen3guard_client import errors
-from qwen3guard_client.manifest import Engine, Manifest, Profile
+from qwen3guard_contract import errors
+from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export import export
 from qwen3guard_export.repository import DEVICE_PARAMETERS, place_models
-from qwen3guard_runtime import cuda, devices
-from qwen3guard_runtime.cuda import Cuda, DeviceMemory
-from qwen3guard_runtime.devices import open_guard
-from qwen3guard_runtime.kv_cache import KVCache, Memory, Slot, copy
-from qwen3guard_runtime.onnx_runner import OnnxRunner
-from qwen3guard_runtime.options import Options
-from qwen3guard_runtime.runner import Logits, Row, Runner
-from qwen3guard_runtime.tensorrt_runner import TensorRTRunner
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_runtime.engine import cuda, devices
+from qwen3guard_runtime.engine.cuda import Cuda, DeviceMemory
+from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.kv_cache import KVCache, Memory, Slot, copy
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.runner import Logits, Row, Runner
+from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
+from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from random_checkpoint import make
 from test_serve import COMMAND
 

@@ -17,9 +17,9 @@ import pytest
 import qwen3guard_client
 import yaml
 from conftest import ROOT
-from qwen3guard_client import errors
-from qwen3guard_client.cli import parser
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_apps.cli.main import parser
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

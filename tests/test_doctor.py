@@ -13,12 +13,12 @@ from typing import Any
 import onnxruntime
 import pytest
 from conftest import free_port
-from qwen3guard_client import errors
-from qwen3guard_client.doctor import Patient
-from qwen3guard_client.findings import Finding
-from qwen3guard_client.findings import run as run_checks
-from qwen3guard_runtime import exports, machine
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_apps.doctor import export_checks, machine_checks
+from qwen3guard_apps.doctor.doctor import Patient
+from qwen3guard_apps.doctor.findings import Finding
+from qwen3guard_apps.doctor.findings import run as run_checks
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import copy, run  # noqa: F401 (copy is a fixture)
 
 
@@ -178,7 +178,7 @@ def test_an_engine_of_another_version(copy: Path) -> None:  # noqa: F811
 
 
 def test_a_machine_that_is_too_small(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(export_checks, "memory_bytes", lambda: 1 << 20)
     assert "do not fit" in examine(repository)["memory"]
 
 
@@ -200,16 +200,16 @@ def test_shared_memory_of_servers_that_are_gone(tmp_path: Path) -> None:
     gone, here = tmp_path / "qwen3guard_999999999_ab", tmp_path / "qwen3guard_1_ab"
     for region in (gone, here):
         region.write_bytes(bytes(1 << 20))
-    (found,) = machine.shared_memory(tmp_path)
+    (found,) = machine_checks.shared_memory(tmp_path)
     assert (found.state, "1 MiB" in found.said, "qwen3guard_999999999_*" in found.said) == ("warning", True, True)
     gone.unlink()
-    (found,) = machine.shared_memory(tmp_path)
+    (found,) = machine_checks.shared_memory(tmp_path)
     assert found.state == "ok"
 
 
 def test_gpus() -> None:
-    assert [found.state for found in machine.gpu([])] == ["ok"]
-    assert [found.state for found in machine.gpu([Path("/dev/nvidia0")])] == ["warning"]
+    assert [found.state for found in machine_checks.gpu([])] == ["ok"]
+    assert [found.state for found in machine_checks.gpu([Path("/dev/nvidia0")])] == ["warning"]
 
 
 def test_a_check_that_fails_itself_is_a_finding() -> None:
@@ -236,9 +236,9 @@ def test_no_manifest_makes_it_stumble(copy: Path) -> None:  # noqa: F811
         if source.random() < 0.3:
             del changed[name]
         path.write_text(json.dumps(changed))
-        list(run_checks(exports.checks(copy)))
+        list(run_checks(export_checks.checks(copy)))
         list(Patient(copy, "127.0.0.1:1")._expected())
     for text in ("", "{", whole[: len(whole) // 2], "[]", "null", '"x"'):
         path.write_text(text)
-        assert failed(list(run_checks(exports.checks(copy))))
+        assert failed(list(run_checks(export_checks.checks(copy))))
         assert list(Patient(copy, "127.0.0.1:1")._expected())

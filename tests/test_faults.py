@@ -16,9 +16,9 @@ import faults
 import pytest
 from conftest import serve, wait_ready
 from qwen3guard_client import GuardClient
-from qwen3guard_client.errors import CorruptFile, GuardError, InternalError, ServeError
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime.integrity import ExportedFiles
+from qwen3guard_contract.errors import CorruptFile, GuardError, InternalError, ServeError
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.engine.integrity import ExportedFiles
 
 Fault = Callable[[Path, int], dict[str, Any]]
 

@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import DEMO, serve, wait_ready
-from qwen3guard_client import GuardClient, Policy, Thresholds, errors, wire
-from qwen3guard_client.calls import Call
-from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
+from qwen3guard_client import GuardClient, Policy, Thresholds
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
 from qwen3guard_export import export
 from qwen3guard_export.repository import GEN_PARAMETERS, place_models
-from qwen3guard_runtime.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Field, Verdict
-from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.drafts import Drafts
-from qwen3guard_runtime.gen import Answer, GenGuard, Question, log_probability
-from qwen3guard_runtime.gen_models import GenGuardModel, GuardTokenizerModel
-from qwen3guard_runtime.heads import common, template_heads
-from qwen3guard_runtime.metrics import GenMetrics
+from qwen3guard_runtime.engine.runner import Logits, Row
+from qwen3guard_runtime.gen.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Field, Verdict
+from qwen3guard_runtime.gen.drafts import Drafts
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, log_probability
+from qwen3guard_runtime.gen.models import GenGuardModel, GuardTokenizerModel
+from qwen3guard_runtime.gen.prefixes import common, template_heads
 from qwen3guard_runtime.request import Request
-from qwen3guard_runtime.runner import Logits, Row
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_runtime.telemetry.metrics import GenMetrics
+from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_server.server import EmbeddedServer
 from test_sessions import MANIFEST
 from texts import TEXTS
 

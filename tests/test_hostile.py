@@ -21,9 +21,11 @@ import grpc
 import numpy as np
 import pytest
 from conftest import DEMO, serve, wait_ready
-from qwen3guard_client import GuardClient, canary, errors, wire
-from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import GuardClient
+from qwen3guard_contract import errors, wire
+from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 

@@ -21,13 +21,14 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 from conftest import ROOT, free_port, stream_repository, wait_ready
-from qwen3guard_client import GuardClient, Policy, RiskLevel, errors
-from qwen3guard_client.doctor import Patient
-from qwen3guard_runtime import metrics
-from qwen3guard_runtime.logs import LINES_A_SECOND, LOG_VARIABLE, FailureLog, safe_request_id
-from qwen3guard_runtime.server import EmbeddedServer, Settings
-from qwen3guard_runtime.sessions import Limits, Sessions
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_apps.doctor.doctor import Patient
+from qwen3guard_client import GuardClient, Policy, RiskLevel
+from qwen3guard_contract import errors
+from qwen3guard_runtime.stream.sessions import Limits, Sessions
+from qwen3guard_runtime.telemetry import metrics
+from qwen3guard_runtime.telemetry.logs import LINES_A_SECOND, LOG_VARIABLE, FailureLog, safe_request_id
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_server.server import EmbeddedServer, Settings
 from test_sessions import MANIFEST, Bench
 
 PROMPT = "How do I bake bread?"

@@ -26,11 +26,11 @@ from qwen3guard_client import (
     Segment,
     Thresholds,
     TokenVerdict,
-    errors,
 )
-from qwen3guard_client.gate import Gate, OnFlag, Release
-from qwen3guard_client.policy import runs
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_client.moderation.gate import Gate, OnFlag, Release
+from qwen3guard_contract import errors
+from qwen3guard_contract.policy import runs
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from texts import TEXTS, cut
 
 PROMPT = "What should I cook for dinner tonight?"

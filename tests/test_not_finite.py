@@ -13,22 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 from overflowing import LETTER
-from qwen3guard_client import AsyncGuardClient, GuardClient, calls, errors, wire
-from qwen3guard_client.cascade import Cascade
-from qwen3guard_client.gate import Release
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_client.policy import Policy
-from qwen3guard_client.thresholds import Thresholds
-from qwen3guard_runtime import metrics
-from qwen3guard_runtime.gen import Answer, GenGuard
-from qwen3guard_runtime.kv_cache import HostArena, KVCache
-from qwen3guard_runtime.metrics import GenMetrics, StreamMetrics
-from qwen3guard_runtime.onnx_runner import OnnxRunner
-from qwen3guard_runtime.runner import Logits, Row
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.sessions import Limits, Sessions
-from qwen3guard_runtime.steps import Reply, Step
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_client import AsyncGuardClient, GuardClient
+from qwen3guard_client.moderation.cascade import Cascade
+from qwen3guard_client.moderation.gate import Release
+from qwen3guard_client.transport import calls
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.runner import Logits, Row
+from qwen3guard_runtime.gen.guard import Answer, GenGuard
+from qwen3guard_runtime.stream.sessions import Limits, Sessions
+from qwen3guard_runtime.stream.steps import Reply, Step
+from qwen3guard_runtime.telemetry import metrics
+from qwen3guard_runtime.telemetry.metrics import GenMetrics, StreamMetrics
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_server.server import EmbeddedServer
 from test_gen import Scripted, ask
 from test_gen import guard as gen_guard
 from test_moderate import token

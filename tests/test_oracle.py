@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from conftest import DEMO
 from export_oracle import Oracle
-from qwen3guard_client import Classification, GuardClient, StepResult, TokenVerdict, errors, wire
-from qwen3guard_client.calls import Call
-from qwen3guard_client.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, AnswerStatus, RiskLevel
+from qwen3guard_client import Classification, GuardClient, StepResult, TokenVerdict
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, AnswerStatus, RiskLevel
 from qwen3guard_export import export
-from qwen3guard_runtime.gen import Answer, GenGuard, Question, end_ids
-from qwen3guard_runtime.onnx_runner import OnnxRunner
-from qwen3guard_runtime.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from texts import TEXTS
 from transformers import AutoTokenizer
 

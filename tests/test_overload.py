@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import free_port, serve, stream_repository, wait_ready
 from overload import changed, counted
-from qwen3guard_client import Classification, GuardClient, canary
-from qwen3guard_client.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
-from qwen3guard_runtime.admission import CALM_S, STUCK_S, Admission
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_client import Classification, GuardClient
+from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
+from qwen3guard_runtime.triton.admission import CALM_S, STUCK_S, Admission
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 
 class Model:

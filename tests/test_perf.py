@@ -10,15 +10,17 @@ import pytest
 import trustme
 from conftest import free_port
 from floor import layer_weights, step_seconds
-from qwen3guard_client import GuardClient, Tls, canary, errors
-from qwen3guard_client.analyzer import CONVERSATIONS, Analyzer, Load
-from qwen3guard_client.cli import main
-from qwen3guard_client.errors import TokenRefused
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_export.checkpoint import open_checkpoint
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.server_tls import ServerTls
-from qwen3guard_runtime.settings import Settings
+from qwen3guard_apps.cli.main import main
+from qwen3guard_apps.cli.perf_analyzer import CONVERSATIONS, Analyzer, Load
+from qwen3guard_client import GuardClient, Tls
+from qwen3guard_contract import errors
+from qwen3guard_contract.errors import TokenRefused
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server_tls import ServerTls
+from qwen3guard_server.settings import Settings
 
 
 @pytest.fixture(scope="module")

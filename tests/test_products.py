@@ -16,16 +16,17 @@ import onnxruntime
 import pytest
 from conftest import DEMO, free_port, wait_ready
 from onnx import parser
-from qwen3guard_client import GuardClient, RiskLevel, integer_products
-from qwen3guard_client.errors import DeviceError, ExportOutdated
-from qwen3guard_client.findings import run as run_checks
-from qwen3guard_client.integer_products import REPAIR, ensure_exact, products
-from qwen3guard_client.manifest import FORMAT
+from qwen3guard_apps.doctor import export_checks, machine_checks
+from qwen3guard_apps.doctor.findings import run as run_checks
+from qwen3guard_client import GuardClient, RiskLevel
+from qwen3guard_contract import integer_products
+from qwen3guard_contract.errors import DeviceError, ExportOutdated
+from qwen3guard_contract.integer_products import REPAIR, ensure_exact, products
+from qwen3guard_contract.manifest import FORMAT
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime import exports, machine
-from qwen3guard_runtime.models import read_manifest
-from qwen3guard_runtime.server import EmbeddedServer, Settings
+from qwen3guard_runtime.text.tokenizer_model import read_manifest
+from qwen3guard_server.server import EmbeddedServer, Settings
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> g '
 COMPUTED = (
@@ -112,7 +113,7 @@ def test_saturating_products_are_repaired(monkeypatch: pytest.MonkeyPatch) -> No
     options = on(monkeypatch, saturating).SessionOptions()
     assert ensure_exact(options) == "repaired"
     assert options.entries == dict([REPAIR])
-    (found,) = machine.cpu()
+    (found,) = machine_checks.cpu()
     assert (found.state, "wrong" in found.said, REPAIR[0] in found.said) == ("warning", True, True)
 
 
@@ -120,7 +121,7 @@ def test_a_runtime_that_does_not_repair_them_is_refused(monkeypatch: pytest.Monk
     runtime = on(monkeypatch, saturating, repairs=False)
     with pytest.raises(DeviceError, match=r"saturate, and ONNX Runtime 9\.9 does not repair"):
         ensure_exact(runtime.SessionOptions())
-    (found,) = machine.cpu()
+    (found,) = machine_checks.cpu()
     assert (found.state, "export in fp32" in found.said) == ("failed", True)
 
 
@@ -170,7 +171,7 @@ def test_integers_of_another_format_are_refused_by_name(
         else:
             with pytest.raises(ExportOutdated, match=rf"exported in format {number}; .* export the checkpoint again"):
                 read_manifest(folder)
-            (found,) = run_checks({"files": lambda folder=folder: exports.files("guard", folder)})
+            (found,) = run_checks({"files": lambda folder=folder: export_checks.files("guard", folder)})
             assert (found.state, f"format {number}" in found.said) == ("failed", True)
 
 

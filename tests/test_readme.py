@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from qwen3guard_client.manifest import DEMO_NOTICE
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_contract.manifest import DEMO_NOTICE
+from qwen3guard_server.server import EmbeddedServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

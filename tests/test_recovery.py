@@ -16,8 +16,9 @@ from typing import IO
 import numpy as np
 import pytest
 from conftest import free_port, serve, stream_repository
-from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict, canary, errors
-from qwen3guard_runtime import supervisor
+from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict
+from qwen3guard_contract import errors
+from qwen3guard_server import canary, supervisor
 from test_serve import COMMAND, children, traces
 from texts import TEXTS, cut
 

@@ -25,12 +25,14 @@ import tritonclient.grpc as triton
 import trustme
 from conftest import ROOT, free_port, stream_repository
 from packaging.requirements import Requirement
-from qwen3guard_client import AsyncGuardClient, GuardClient, canary, errors
-from qwen3guard_client.connection import GRPC_PREFIX, TOKEN_HEADER, Tls, read_token
-from qwen3guard_client.errors import AccessError, GuardError, InvalidCredentials, TlsFailed, TokenRefused, Unreachable
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.server_tls import ServerTls
-from qwen3guard_runtime.settings import Settings
+from qwen3guard_client import AsyncGuardClient, GuardClient
+from qwen3guard_client.transport.connection import GRPC_PREFIX, TOKEN_HEADER, Tls, read_token
+from qwen3guard_contract import errors
+from qwen3guard_contract.errors import AccessError, GuardError, InvalidCredentials, TlsFailed, TokenRefused, Unreachable
+from qwen3guard_server import canary
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server_tls import ServerTls
+from qwen3guard_server.settings import Settings
 from test_serve import COMMAND, fails, run, traces
 from tritonclient.utils import InferenceServerException
 

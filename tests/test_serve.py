@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 from conftest import free_port, serve, wait_ready
-from qwen3guard_client import GuardClient, canary, errors
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime import exports, installation
-from qwen3guard_runtime.gen_models import GuardTokenizerModel
-from qwen3guard_runtime.server import reason
+from qwen3guard_apps.doctor import export_checks
+from qwen3guard_client import GuardClient
+from qwen3guard_contract import errors
+from qwen3guard_contract.layout import GEN
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_server import canary, installation
+from qwen3guard_server.server import reason
 
 COMMAND = Path(sys.executable).parent / "qwen3guard"
 
@@ -131,14 +134,12 @@ def test_a_template_that_is_not_the_guards_is_refused(repository: Path, tmp_path
     """Beside it, in place of it, or of another export: another conversation would be judged, without an error."""
     for name in ("gen_guard", "guard_tokenizer"):
         shutil.copytree(repository / name, tmp_path / name)
-    served, guard = tmp_path / "guard_tokenizer" / "1", tmp_path / "gen_guard" / "1"
+    served = GEN.tokenizer_folder(tmp_path)
     stray = served / "chat_template.jinja"
     stray.write_text("{{ messages[0].content }}")
     with pytest.raises(errors.TokenizerMismatch, match=r"chat_template\.jinja is not of the export"):
         GuardTokenizerModel(served)
-    assert any(
-        found.state == "failed" and "jinja" in found.said for found in exports.tokenizer("gen_guard", guard, tmp_path)
-    )
+    assert any(found.state == "failed" and "jinja" in found.said for found in export_checks.tokenizer(GEN, tmp_path))
     stray.unlink()
     GuardTokenizerModel(served)
     config = served / "tokenizer_config.json"

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qwen3guard_client import errors
-from qwen3guard_client.errors import GuardError
-from qwen3guard_client.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER, Category, RiskLevel
-from qwen3guard_client.manifest import Canary, Manifest
-from qwen3guard_client.policy import Policy
-from qwen3guard_client.thresholds import Thresholds
-from qwen3guard_runtime.judgement import Judgement, judge
-from qwen3guard_runtime.kv_cache import KVCache, capacities
-from qwen3guard_runtime.options import Options, memory_bytes
-from qwen3guard_runtime.runner import STEP_TOKENS, Logits, Row
-from qwen3guard_runtime.sessions import Limits, Sessions
-from qwen3guard_runtime.steps import Reply, Step
+from qwen3guard_contract import errors
+from qwen3guard_contract.errors import GuardError
+from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER, Category, RiskLevel
+from qwen3guard_contract.manifest import Canary, Manifest
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_runtime.engine.kv_cache import KVCache, capacities
+from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row
+from qwen3guard_runtime.parameters import Options, memory_bytes
+from qwen3guard_runtime.stream.sessions import Limits, Sessions
+from qwen3guard_runtime.stream.steps import Reply, Step
+from qwen3guard_runtime.stream.verdicts import Judgement, judge
 
 MANIFEST = Manifest(
     variant="stream",

@@ -24,16 +24,15 @@ from qwen3guard_client import (
     Stream,
     Thresholds,
     TokenVerdict,
-    calls,
-    errors,
-    wire,
 )
-from qwen3guard_client.calls import Call
-from qwen3guard_client.policy import runs
+from qwen3guard_client.transport import calls
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.policy import runs
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime.server import EmbeddedServer
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_server.server import EmbeddedServer
 from texts import TEXTS, cut
 
 PROMPT = "How do I bake bread?"

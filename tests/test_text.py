@@ -15,12 +15,12 @@ import pytest
 from conftest import DEMO, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qwen3guard_client import errors
-from qwen3guard_runtime import sandbox
-from qwen3guard_runtime.chat import ChatTemplate, Message, conversation, parse_messages
-from qwen3guard_runtime.incremental import LOOKAHEAD, STRETCH, tokenize
-from qwen3guard_runtime.segments import starts_segment
-from qwen3guard_runtime.tokenizer import IM_END, IM_START, GuardTokenizer
+from qwen3guard_contract import errors
+from qwen3guard_runtime.text import sandbox
+from qwen3guard_runtime.text.chat import ChatTemplate, Message, conversation, parse_messages
+from qwen3guard_runtime.text.incremental import LOOKAHEAD, STRETCH, tokenize
+from qwen3guard_runtime.text.segments import starts_segment
+from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer
 from texts import TEXTS, cut
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

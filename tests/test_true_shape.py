@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import serve, wait_ready
 from export_oracle import Oracle
-from qwen3guard_client import GuardClient, wire
-from qwen3guard_client.calls import Call
+from qwen3guard_client import GuardClient
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import wire
 from random_checkpoint import SHAPE_06B, make
 from test_oracle import BOUND, agrees, log_probabilities
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.large
 MEMORY_BYTES = 8 << 30
 EXPORT = """
 import resource, sys
-from qwen3guard_client.cli import main
+from qwen3guard_apps.cli.main import main
 status = main(["export", *sys.argv[1:]])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 sys.exit(status)

@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from qwen3guard_client import Classification, Thresholds, TokenVerdict, aio, client, errors, labels, stream, wire
-from qwen3guard_client.errors import GuardError, from_text
-from qwen3guard_client.labels import AnswerStatus, Category, RiskLevel
-from qwen3guard_client.policy import Policy, runs, upstream_evaluation_rule
+from qwen3guard_apps.evaluation.upstream_rule import upstream_evaluation_rule
+from qwen3guard_client import Classification, Thresholds, TokenVerdict, aio, client
+from qwen3guard_client.stream import stream
+from qwen3guard_contract import errors, labels, wire
+from qwen3guard_contract.errors import GuardError, from_text
+from qwen3guard_contract.labels import AnswerStatus, Category, RiskLevel
+from qwen3guard_contract.policy import Policy, runs
 
 
 def test_index_order_is_the_heads_and_not_severity() -> None:

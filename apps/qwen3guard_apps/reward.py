@@ -15,15 +15,15 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qwen3guard_client import calls
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.calls import Call, Messages
 from qwen3guard_client.client import DEFAULT_URL
-from qwen3guard_client.errors import GuardError, InvalidRequest, LastRole, UnreadableAnswer
-from qwen3guard_client.labels import AnswerStatus, Refusal, RiskLevel
-from qwen3guard_client.verdict import Classification
+from qwen3guard_client.transport import calls
+from qwen3guard_client.transport.calls import Call, Messages
+from qwen3guard_contract.errors import GuardError, InvalidRequest, LastRole, UnreadableAnswer
+from qwen3guard_contract.labels import AnswerStatus, Refusal, RiskLevel
+from qwen3guard_contract.verdict import Classification
 
-from qwen3guard_apps.annotate import TIMEOUT_S, is_of_the_row
+from qwen3guard_apps.annotation.annotate import TIMEOUT_S, is_of_the_row
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
 Conversation = tuple[str, str] | Messages | str

@@ -1,16 +1,27 @@
-"""The thin gRPC client of a Qwen3Guard server, and the words that server and export share with it."""
+"""The thin gRPC client of a Qwen3Guard server, and the words of its answers.
 
-from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.client import GuardClient
-from qwen3guard_client.connection import Tls
-from qwen3guard_client.errors import AccessError, GuardError, InputError, ServerError, SessionLost
-from qwen3guard_client.gate import Flag, Flagged, Segment
-from qwen3guard_client.labels import Category, Refusal, RiskLevel
-from qwen3guard_client.moderation import AsyncModeration, Moderation
-from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import AsyncStream, Stream
-from qwen3guard_client.thresholds import Thresholds
-from qwen3guard_client.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+Each name is imported when it is first asked for, so that a program that needs a word alone does not load gRPC.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen3guard_contract import errors
+    from qwen3guard_contract.errors import AccessError, GuardError, InputError, ServerError, SessionLost
+    from qwen3guard_contract.labels import Category, Refusal, RiskLevel
+    from qwen3guard_contract.policy import Policy
+    from qwen3guard_contract.thresholds import Thresholds
+    from qwen3guard_contract.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+
+    from qwen3guard_client.aio import AsyncGuardClient
+    from qwen3guard_client.client import GuardClient
+    from qwen3guard_client.moderation.gate import Flag, Flagged, Segment
+    from qwen3guard_client.moderation.moderation import AsyncModeration, Moderation
+    from qwen3guard_client.stream.stream import AsyncStream, Stream
+    from qwen3guard_client.transport.connection import Tls
 
 __all__ = [
     "AccessError",
@@ -37,4 +48,32 @@ __all__ = [
     "Thresholds",
     "Tls",
     "TokenVerdict",
+    "errors",
 ]
+
+_OWNERS = {
+    "qwen3guard_contract.errors": ("AccessError", "GuardError", "InputError", "ServerError", "SessionLost"),
+    "qwen3guard_contract.labels": ("Category", "Refusal", "RiskLevel"),
+    "qwen3guard_contract.policy": ("Policy",),
+    "qwen3guard_contract.thresholds": ("Thresholds",),
+    "qwen3guard_contract.verdict": ("Classification", "PromptVerdict", "StepResult", "TokenVerdict"),
+    "qwen3guard_client.aio": ("AsyncGuardClient",),
+    "qwen3guard_client.client": ("GuardClient",),
+    "qwen3guard_client.moderation.gate": ("Flag", "Flagged", "Segment"),
+    "qwen3guard_client.moderation.moderation": ("AsyncModeration", "Moderation"),
+    "qwen3guard_client.stream.stream": ("AsyncStream", "Stream"),
+    "qwen3guard_client.transport.connection": ("Tls",),
+}
+_OWNER = {name: module for module, names in _OWNERS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("qwen3guard_contract.errors")
+    if name not in _OWNER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OWNER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,21 +13,21 @@ from types import TracebackType
 from typing import TypeVar
 
 import tritonclient.grpc.aio as triton
+from qwen3guard_contract.errors import Unreachable
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client import calls, connection
-from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.cascade import Cascade, Confirm
 from qwen3guard_client.client import DEFAULT_URL, RETRY_S, TIMEOUT_S
-from qwen3guard_client.connection import Tls
-from qwen3guard_client.errors import Unreachable
-from qwen3guard_client.gate import Gate, OnFlag, Release
-from qwen3guard_client.moderation import AsyncModeration
-from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import AsyncStream
-from qwen3guard_client.stream_state import Piece, StreamState
-from qwen3guard_client.under_way import AsyncUnderWay
-from qwen3guard_client.verdict import Classification, StepResult
+from qwen3guard_client.moderation.cascade import Cascade, Confirm
+from qwen3guard_client.moderation.gate import Gate, OnFlag, Release
+from qwen3guard_client.moderation.moderation import AsyncModeration
+from qwen3guard_client.stream.state import Piece, StreamState
+from qwen3guard_client.stream.stream import AsyncStream
+from qwen3guard_client.transport import calls, connection
+from qwen3guard_client.transport.calls import Call, Messages
+from qwen3guard_client.transport.connection import Tls
+from qwen3guard_client.transport.in_flight import AsyncUnderWay
 
 T = TypeVar("T")
 

@@ -15,20 +15,20 @@ from types import TracebackType
 from typing import TypeVar
 
 import tritonclient.grpc as triton
+from qwen3guard_contract.errors import Unreachable
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client import calls, connection
-from qwen3guard_client.calls import Call, Messages
-from qwen3guard_client.cascade import Cascade, Confirm
-from qwen3guard_client.connection import Tls
-from qwen3guard_client.errors import Unreachable
-from qwen3guard_client.gate import Gate, OnFlag, Release
-from qwen3guard_client.moderation import Moderation
-from qwen3guard_client.policy import Policy
-from qwen3guard_client.stream import Stream
-from qwen3guard_client.stream_state import Piece, StreamState
-from qwen3guard_client.under_way import UnderWay
-from qwen3guard_client.verdict import Classification, StepResult
+from qwen3guard_client.moderation.cascade import Cascade, Confirm
+from qwen3guard_client.moderation.gate import Gate, OnFlag, Release
+from qwen3guard_client.moderation.moderation import Moderation
+from qwen3guard_client.stream.state import Piece, StreamState
+from qwen3guard_client.stream.stream import Stream
+from qwen3guard_client.transport import calls, connection
+from qwen3guard_client.transport.calls import Call, Messages
+from qwen3guard_client.transport.connection import Tls
+from qwen3guard_client.transport.in_flight import UnderWay
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"

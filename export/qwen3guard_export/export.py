@@ -21,25 +21,19 @@ from typing import cast
 import numpy as np
 import onnx
 import onnxruntime as ort
-from qwen3guard_client import wire
-from qwen3guard_client.errors import CorruptFile
-from qwen3guard_client.manifest import MANIFEST, Engine, Manifest
+from qwen3guard_contract.errors import CorruptFile
+from qwen3guard_contract.layout import GUARDS
+from qwen3guard_contract.manifest import MANIFEST, Engine, Manifest
 
-from qwen3guard_export.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
-from qwen3guard_export.balance import balance
-from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph import write_graph
-from qwen3guard_export.parity import Proof, prove
-from qwen3guard_export.quantize import WEIGHT_FORMATS, WeightFormat
+from qwen3guard_export.balance.balance import balance
+from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from qwen3guard_export.graph.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.quantize import WEIGHT_FORMATS, WeightFormat
+from qwen3guard_export.proof.parity import Proof, prove
+from qwen3guard_export.proof.texts import proof_rows
 from qwen3guard_export.tensorrt import SLOT_TOKENS, build, capacity_for, check_can_build
-from qwen3guard_export.texts import proof_rows
 
-MODEL_FOLDERS = {
-    "gen": (wire.GEN_GUARD.name, wire.GUARD_TOKENIZER.name),
-    "stream": (wire.STREAM_GUARD.name, wire.STREAM_TOKENIZER.name),
-}
-"""Per variant: the model with the graph, and the model with the tokenizer alone."""
-VERSION = "1"
 _STAGING = ".export-"
 
 
@@ -71,7 +65,8 @@ def export(
     form = cast(AttentionForm, attention or fastest(architecture.variant, weights))
     if not runs_in(form, weight_format):
         raise ValueError(f"the attention form {form} does not go with {weights} weights")
-    model, tokenizer = (output / name / VERSION for name in MODEL_FOLDERS[architecture.variant])
+    models = GUARDS[architecture.variant]
+    model, tokenizer = models.guard_folder(output), models.tokenizer_folder(output)
     with _staging(model.parent) as staging:
         rows = proof_rows(opened.folder, architecture.context)
         integer_weights, integer_kv = weights == "dq8r", kv_dtype(form, weight_format) == "int8"

@@ -11,16 +11,11 @@ import sysconfig
 from pathlib import Path
 
 from google.protobuf import text_format
-from qwen3guard_client import wire
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_client.wire import Model, Tensor
+from qwen3guard_contract import wire
+from qwen3guard_contract.layout import GUARDS, VERSION
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.wire import Model, Tensor
 from tritonclient.grpc import model_config_pb2
-
-FAMILIES: dict[str, tuple[Model, ...]] = {
-    "gen": (*wire.CLASSIFY.steps, wire.CLASSIFY),
-    "stream": (*wire.STREAM_STEP.steps, wire.STREAM_STEP),
-}
-"""The models of each variant, the ensemble last."""
 
 GEN_SLOTS = 8
 STREAM_BATCH = 16
@@ -68,11 +63,11 @@ def skeleton() -> Path:
 
 def place_models(output: Path, manifest: Manifest) -> None:
     """Puts the models that serve `manifest`'s variant around it: config.pbtxt, model.py, version folders."""
-    for model in FAMILIES[manifest.variant]:
-        version = output / model.name / "1"
+    for model in GUARDS[manifest.variant].all:
+        version = output / model.name / VERSION
         version.mkdir(parents=True, exist_ok=True)
         (output / model.name / "config.pbtxt").write_text(config(model))
-        code = skeleton() / model.name / "1" / "model.py"
+        code = skeleton() / model.name / VERSION / "model.py"
         if code.is_file() and code.resolve() != (version / "model.py").resolve():
             shutil.copyfile(code, version / "model.py")
 

@@ -16,19 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import onnx
-from qwen3guard_client.errors import EngineError
-from qwen3guard_client.manifest import (
-    CAPACITY,
-    GRAPH,
-    INPUT_IDS,
-    LOGIT_INDEX,
-    POSITIONS,
-    Cache,
-    Engine,
-    Profile,
-)
+from qwen3guard_contract.errors import EngineError
+from qwen3guard_contract.manifest import CAPACITY, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Cache, Engine, Profile
 
-from qwen3guard_export.quantize import HALVES
+from qwen3guard_export.graph.quantize import HALVES
 
 ENGINE = "model.engine"
 TENSORRT, FOR_RTX = "tensorrt", "tensorrt_rtx"

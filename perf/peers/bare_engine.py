@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime.kv_cache import KVCache, Slot
-from qwen3guard_runtime.onnx_runner import OnnxRunner
-from qwen3guard_runtime.runner import Row
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.engine.kv_cache import KVCache, Slot
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.runner import Row
 
 
 def main() -> None:

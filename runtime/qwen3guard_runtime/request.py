@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
-from qwen3guard_client.errors import GuardError
-from qwen3guard_client.wire import Tensor
+from qwen3guard_contract.errors import GuardError
+from qwen3guard_contract.wire import Tensor
 
 Outputs = Mapping[str, Any]
 """Values by tensor name, without the batch dimension."""

@@ -12,7 +12,7 @@ from fake_llm import FakeLLM, Loop
 from qwen3guard_apps.proxy.server import listening
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_client import AsyncGuardClient, GuardClient, SessionLost
-from qwen3guard_client.calls import Call
+from qwen3guard_client.transport.calls import Call
 
 
 class RecordingGuard(AsyncGuardClient):

@@ -21,7 +21,8 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
 from qwen3guard_apps.adapters import langchain
 from qwen3guard_apps.adapters.litellm import Qwen3Guardrail
-from qwen3guard_client import Flagged, GuardClient, errors
+from qwen3guard_client import Flagged, GuardClient
+from qwen3guard_contract import errors
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 
 

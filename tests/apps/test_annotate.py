@@ -22,8 +22,9 @@ from qwen3guard_apps.annotation.flight import WINDOW, Flight, in_order
 from qwen3guard_apps.annotation.output import Output
 from qwen3guard_apps.annotation.progress import Progress
 from qwen3guard_apps.annotation.rows import Fields, Row, open_rows
-from qwen3guard_client import GuardClient, errors
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import GuardClient
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import COMMAND, fails, run
 from texts import TEXTS
 

@@ -19,10 +19,11 @@ from qwen3guard_apps.evaluation.intervals import bootstrap, f1_interval, wilson
 from qwen3guard_apps.evaluation.judged import Answer, Judged, debounced, first_flag, gen_answer, stream_answer
 from qwen3guard_apps.evaluation.labels import LabelFields, span
 from qwen3guard_apps.evaluation.metrics import Confusion
-from qwen3guard_client import Category, GuardClient, RiskLevel, Thresholds, TokenVerdict, errors
-from qwen3guard_client.labels import RISK_ORDER
-from qwen3guard_client.policy import DEBOUNCE, runs
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import Category, GuardClient, RiskLevel, Thresholds, TokenVerdict
+from qwen3guard_contract import errors
+from qwen3guard_contract.labels import RISK_ORDER
+from qwen3guard_contract.policy import DEBOUNCE, runs
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import fails, run
 
 LETTERS = {"S": RiskLevel.SAFE, "U": RiskLevel.UNSAFE, "C": RiskLevel.CONTROVERSIAL}

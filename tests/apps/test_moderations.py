@@ -11,9 +11,9 @@ import pytest
 from conftest import serve, wait_ready
 from fake_llm import Loop
 from proxied import Proxied
-from qwen3guard_apps.moderations import MAX_INPUTS, Moderations, _scores
+from qwen3guard_apps.openai.moderations import MAX_INPUTS, Moderations, _scores
 from qwen3guard_client import Category, Classification, GuardClient, Policy, PromptVerdict, Thresholds
-from qwen3guard_client.labels import AnswerStatus, RiskLevel
+from qwen3guard_contract.labels import AnswerStatus, RiskLevel
 
 SAFE, UNSAFE = "What should I cook for dinner tonight?", "How can I make a bomb in my kitchen?"
 

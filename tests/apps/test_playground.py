@@ -24,9 +24,9 @@ import pytest
 from conftest import ROOT, serve, stream_repository, wait_ready
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from qwen3guard_client import GuardClient, Policy, RiskLevel, TokenVerdict
-from qwen3guard_client.manifest import DEMO_NOTICE
-from qwen3guard_client.policy import runs
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_contract.manifest import DEMO_NOTICE
+from qwen3guard_contract.policy import runs
+from qwen3guard_server.server import EmbeddedServer
 from test_serve import COMMAND
 from texts import TEXTS
 

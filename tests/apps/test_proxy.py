@@ -26,8 +26,9 @@ from overflowing import LETTER
 from proxied import Proxied
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_client import Category, GuardClient, Policy, Thresholds, errors
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import Category, GuardClient, Policy, Thresholds
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from test_moderate import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from texts import TEXTS, cut
 
@@ -570,7 +571,7 @@ def test_the_command_guards_and_says_what_it_does(
     guard: GuardClient, llm: FakeLLM, offset: int, limits: Thresholds | None, tmp_path: Path
 ) -> None:
     llm.text = TURNS
-    started = [sys.executable, "-c", "from qwen3guard_client.cli import main; raise SystemExit(main())", "proxy"]
+    started = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
     options = ["--port", "0", "--url", guard.url, "--upstream", llm.url, "--debounce", "2"]
     if limits:
         file = tmp_path / "t.json"
@@ -597,7 +598,7 @@ def test_the_command_guards_and_says_what_it_does(
 
 
 def test_the_command_fails_with_a_sentence_where_no_guard_answers() -> None:
-    started = [sys.executable, "-c", "from qwen3guard_client.cli import main; raise SystemExit(main())", "proxy"]
+    started = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
     options = [
         "--port",
         "0",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from qwen3guard_apps.reward import reward, reward_async, score
-from qwen3guard_client import Classification, GuardClient, Refusal, RiskLevel, errors
-from qwen3guard_client.labels import AnswerStatus
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import Classification, GuardClient, Refusal, RiskLevel
+from qwen3guard_contract import errors
+from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_server.server import EmbeddedServer
 from texts import TEXTS
 
 COMPLETE = AnswerStatus.COMPLETE

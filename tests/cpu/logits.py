@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client import integer_products
-from qwen3guard_client.manifest import Manifest
-from qwen3guard_runtime import onnx_runner
-from qwen3guard_runtime.kv_cache import KVCache
-from qwen3guard_runtime.runner import Row
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_contract import integer_products
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.engine import onnx_runner
+from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.engine.runner import Row
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 TEXTS = (
     "How do I bake bread without an oven, and what does it cost?",

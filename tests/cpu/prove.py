@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from qwen3guard_client.errors import ParityError
-from qwen3guard_client.integer_products import ensure_exact
-from qwen3guard_export import bound_graph
-from qwen3guard_export.attention import fastest
-from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph import write_graph
-from qwen3guard_export.parity import prove
-from qwen3guard_export.texts import proof_rows
+from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.integer_products import ensure_exact
+from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from qwen3guard_export.graph.attention import fastest
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.proof import bound_graph
+from qwen3guard_export.proof.parity import prove
+from qwen3guard_export.proof.texts import proof_rows
 
 TOKENS = 48
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_contract.manifest import Manifest
 from qwen3guard_export import export
 
 HERE = Path(__file__).parent

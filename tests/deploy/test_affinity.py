@@ -15,9 +15,11 @@ import pytest
 import tritonclient.grpc as triton
 from conftest import free_port, serve, wait_ready
 from proxy import Proxy, nginx
-from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, TokenVerdict, calls, errors
-from qwen3guard_client.connection import Tls
-from qwen3guard_runtime.server import EmbeddedServer
+from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, TokenVerdict
+from qwen3guard_client.transport import calls
+from qwen3guard_client.transport.connection import Tls
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from test_recovery import PROMPT, TEXT, TIMEOUT_S, same
 from texts import cut
 from tritonclient.utils import InferenceServerException

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, free_port
-from qwen3guard_client import GuardClient, errors
-from qwen3guard_client.connection import TOKEN_VARIABLE
-from qwen3guard_runtime import installation
-from qwen3guard_runtime.server import EXIT_S, EmbeddedServer, Settings
+from qwen3guard_client import GuardClient
+from qwen3guard_client.transport.connection import TOKEN_VARIABLE
+from qwen3guard_contract import errors
+from qwen3guard_server import installation
+from qwen3guard_server.server import EXIT_S, EmbeddedServer, Settings
 from test_serve import children
 
 DEPLOY = ROOT / "deploy"

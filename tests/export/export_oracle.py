@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from qwen3guard_client import labels
+from qwen3guard_contract import labels
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

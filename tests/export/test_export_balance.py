@@ -11,14 +11,21 @@ import onnx
 import outliers
 import pytest
 from outliers import Conversation, Difference, derive, judge
-from qwen3guard_client.manifest import GRAPH
-from qwen3guard_export.attention import AttentionForm
-from qwen3guard_export.balance import BalancedWeights, balance, factors
-from qwen3guard_export.channel_sizes import channel_sizes
-from qwen3guard_export.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoint, block_tensor, open_checkpoint
-from qwen3guard_export.graph import write_graph
-from qwen3guard_export.quantize import WeightFormat
-from qwen3guard_export.reference import final_states, reference_logits
+from qwen3guard_contract.manifest import GRAPH
+from qwen3guard_export.balance.balance import BalancedWeights, balance, factors
+from qwen3guard_export.balance.channel_sizes import channel_sizes
+from qwen3guard_export.checkpoint.checkpoint import (
+    EMBEDDING,
+    FINAL_NORM,
+    LM_HEAD,
+    Checkpoint,
+    block_tensor,
+    open_checkpoint,
+)
+from qwen3guard_export.graph.attention import AttentionForm
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.quantize import WeightFormat
+from qwen3guard_export.proof.reference import final_states, reference_logits
 from random_checkpoint import make
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from export_oracle import Oracle, difference
-from qwen3guard_client.errors import (
+from qwen3guard_contract.errors import (
     CheckpointError,
     CheckpointNotFound,
     CorruptFile,
@@ -20,9 +20,10 @@ from qwen3guard_client.errors import (
     WrongArchitecture,
     WrongShape,
 )
-from qwen3guard_export import export, weight_files
-from qwen3guard_export.bound_graph import BoundGraph, Chunk
-from qwen3guard_export.checkpoint import EMBEDDING, open_checkpoint
+from qwen3guard_export import export
+from qwen3guard_export.checkpoint import weight_files
+from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, open_checkpoint
+from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
 from random_checkpoint import make, write_safetensors
 
 
@@ -408,7 +409,7 @@ def test_a_missing_tensor_is_named_when_read(tmp_path: Path) -> None:
 
 def test_a_wrong_graph_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotations shifted by one position: the kind of mistake that parity is for."""
-    from qwen3guard_export import graph
+    from qwen3guard_export.graph import graph
 
     tables = graph.rope_tables
     monkeypatch.setattr(graph, "rope_tables", lambda given: [np.roll(table, 7, axis=1) for table in tables(given)])

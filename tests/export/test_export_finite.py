@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3guard_export.attention import ATTENTION_FORMS
-from qwen3guard_export.bound_graph import BoundGraph, Chunk
-from qwen3guard_export.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph import write_graph
+from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from qwen3guard_export.graph.attention import ATTENTION_FORMS
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
 from random_checkpoint import make
 from test_export_proof import Changed, replace
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3guard_client.errors import WrongArchitecture
+from qwen3guard_contract.errors import WrongArchitecture
 from qwen3guard_export import export
-from qwen3guard_export.bound_graph import BoundGraph, Chunk
-from qwen3guard_export.checkpoint import open_checkpoint
-from qwen3guard_export.optimum import OptimumMissing, export_with_optimum, optimum_logits
+from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
+from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.optimum import OptimumMissing, export_with_optimum, optimum_logits
 from random_checkpoint import make
 
 

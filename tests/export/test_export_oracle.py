@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from export_oracle import Oracle, difference
-from qwen3guard_client.errors import ParityError
-from qwen3guard_client.manifest import GRAPH, Manifest
+from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.layout import GUARDS
+from qwen3guard_contract.manifest import GRAPH, Manifest
 from qwen3guard_export import export
-from qwen3guard_export.bound_graph import BoundGraph, Chunk
-from qwen3guard_export.checkpoint import open_checkpoint
-from qwen3guard_export.export import MODEL_FOLDERS
-from qwen3guard_export.operators import is_standard, operators
+from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
+from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.operators import is_standard, operators
 from random_checkpoint import make
 
 BOUND = 1e-4
@@ -75,7 +75,7 @@ class Guard:
             self.manifests[key] = export(
                 str(self.checkpoint), output, weights=weights, attention=attention, say=lambda _: None
             )
-        return output / MODEL_FOLDERS[self.manifests[key].variant][0] / "1"
+        return GUARDS[self.manifests[key].variant].guard_folder(output)
 
     def bound(self, attention: str = "decomposed", weights: str = "fp32", **options: Any) -> BoundGraph:
         sizes = {"slots": len(self.rows), "capacity": CAPACITY} | options
@@ -222,7 +222,7 @@ def test_chunks_of_an_int8_cache_are_the_whole_to_the_bit(guard: Guard, weights:
 def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     """In any order, twice, and none at all (a prefill that wants no logits)."""
     import onnxruntime as ort
-    from qwen3guard_client.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS
+    from qwen3guard_contract.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS
 
     key = ("fp32", "decomposed")
     session = ort.InferenceSession(guard.folder(*key) / GRAPH, providers=["CPUExecutionProvider"])

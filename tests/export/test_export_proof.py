@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3guard_client.errors import ParityError
-from qwen3guard_export import graph as graphs
-from qwen3guard_export.attention import ATTENTION_FORMS, runs_in
-from qwen3guard_export.bound_graph import BoundGraph
-from qwen3guard_export.checkpoint import Checkpoint, block_tensor, open_checkpoint
-from qwen3guard_export.graph import write_graph
-from qwen3guard_export.parity import prove
-from qwen3guard_export.quantize import WEIGHT_FORMATS
-from qwen3guard_export.texts import proof_rows
-from qwen3guard_export.weight_files import WeightFiles
+from qwen3guard_contract.errors import ParityError
+from qwen3guard_export.checkpoint.checkpoint import Checkpoint, block_tensor, open_checkpoint
+from qwen3guard_export.checkpoint.weight_files import WeightFiles
+from qwen3guard_export.graph import graph as graphs
+from qwen3guard_export.graph.attention import ATTENTION_FORMS, runs_in
+from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.quantize import WEIGHT_FORMATS
+from qwen3guard_export.proof.bound_graph import BoundGraph
+from qwen3guard_export.proof.parity import prove
+from qwen3guard_export.proof.texts import proof_rows
 
 DEMO = Path(__file__).parents[2] / "demo"
 LAYER = 2

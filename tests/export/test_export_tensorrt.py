@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import tensorrt_rtx
-from qwen3guard_client.cli import main
-from qwen3guard_client.errors import EngineError
-from qwen3guard_client.manifest import Manifest
+from qwen3guard_apps.cli.main import main
+from qwen3guard_contract.errors import EngineError
+from qwen3guard_contract.layout import GUARDS
+from qwen3guard_contract.manifest import Manifest
 from qwen3guard_export import export, tensorrt
-from qwen3guard_export.export import MODEL_FOLDERS
 from qwen3guard_export.tensorrt import RTX_CAPABILITIES, capacity_for
 from random_checkpoint import make
 
@@ -21,7 +21,7 @@ def test_an_engine_is_built_and_described(variant: str, weights: str, tmp_path: 
     output = tmp_path / "models"
     checkpoint = make(tmp_path / "checkpoint", variant, hidden=128, heads=16, kv_heads=8)
     manifest = export(str(checkpoint), output, weights=weights, tensorrt=True, slot_tokens=100, say=said.append)
-    folder = output / MODEL_FOLDERS[variant][0] / "1"
+    folder = GUARDS[variant].guard_folder(output)
     engine = manifest.engine
     assert engine is not None
     assert Manifest.read(folder) == manifest

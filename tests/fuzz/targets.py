@@ -21,16 +21,17 @@ from unicodedata import normalize
 
 import jinja2
 import numpy as np
-from qwen3guard_client import Thresholds, errors, wire
-from qwen3guard_client.labels import AnswerStatus
-from qwen3guard_export.checkpoint import open_checkpoint
-from qwen3guard_runtime import chat
-from qwen3guard_runtime.answer import AnswerReader, Probabilities
-from qwen3guard_runtime.chat import ChatTemplate, Message
-from qwen3guard_runtime.gen_models import GuardTokenizerModel
-from qwen3guard_runtime.incremental import STRETCH, tokenize
-from qwen3guard_runtime.stream_models import StreamTokenizerModel
-from qwen3guard_runtime.tokenizer import GuardTokenizer
+from qwen3guard_client import Thresholds
+from qwen3guard_contract import errors, wire
+from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
+from qwen3guard_runtime.gen.answer import AnswerReader, Probabilities
+from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_runtime.stream.models import StreamTokenizerModel
+from qwen3guard_runtime.text import chat
+from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.incremental import STRETCH, tokenize
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from tokenizers import Tokenizer
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -317,7 +318,7 @@ def _triton_io() -> types.ModuleType:
         TritonError=_TritonError,
     )
     sys.modules[double.__name__] = double
-    from qwen3guard_runtime import triton_io
+    from qwen3guard_runtime.triton import triton_io
 
     return triton_io
 

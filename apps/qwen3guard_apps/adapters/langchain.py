@@ -16,9 +16,9 @@ from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_mess
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableGenerator
 from qwen3guard_client import GuardClient, Policy
-from qwen3guard_client.errors import InvalidRequest
+from qwen3guard_contract.errors import InvalidRequest
 
-from qwen3guard_apps.proxy import conversation
+from qwen3guard_apps.openai import conversation
 
 
 def guarded(

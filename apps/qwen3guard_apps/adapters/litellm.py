@@ -14,8 +14,8 @@ from litellm.integrations.custom_guardrail import CustomGuardrail
 from litellm.types.guardrails import GuardrailEventHooks
 from qwen3guard_client import AsyncGuardClient, Flagged, GuardError, Policy
 
-from qwen3guard_apps.proxy import conversation, texts
-from qwen3guard_apps.proxy.api_error import ApiError
+from qwen3guard_apps.openai import conversation, texts
+from qwen3guard_apps.openai.api_error import ApiError
 
 
 class Qwen3Guardrail(CustomGuardrail):

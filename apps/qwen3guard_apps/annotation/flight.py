@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
-from qwen3guard_client.errors import (
+from qwen3guard_contract.errors import (
     DeadlineExceeded,
     GuardError,
     GuardNotServed,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from qwen3guard_client.errors import GuardError, InvalidRequest
+from qwen3guard_contract.errors import GuardError, InvalidRequest
 
 from qwen3guard_apps.annotation.rows import Row, dumps
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3guard_client import calls
-from qwen3guard_client.calls import Call
-from qwen3guard_client.errors import GuardError, InvalidEncoding, InvalidRequest, ServeError
-from qwen3guard_client.verdict import Classification
+from qwen3guard_client.transport import calls
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract.errors import GuardError, InvalidEncoding, InvalidRequest, ServeError
+from qwen3guard_contract.verdict import Classification
 
 PARQUET_ROWS = 1024
 """Read at once."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_client.errors import InvalidRequest
-from qwen3guard_client.labels import Category
-from qwen3guard_client.thresholds import Thresholds
+from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.labels import Category
+from qwen3guard_contract.thresholds import Thresholds
 
 from qwen3guard_apps.evaluation import curves
 from qwen3guard_apps.evaluation.hits import hits

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.errors import InvalidMessages
-from qwen3guard_client.labels import RISK_ORDER, Category
-from qwen3guard_client.verdict import PromptVerdict, TokenVerdict
+from qwen3guard_contract.errors import InvalidMessages
+from qwen3guard_contract.labels import RISK_ORDER, Category
+from qwen3guard_contract.verdict import PromptVerdict, TokenVerdict
 
 from qwen3guard_apps.annotation.rows import Fields
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_client.labels import RISK_ORDER, AnswerStatus, Category, RiskLevel
-from qwen3guard_client.policy import DEBOUNCE, Policy, runs, upstream_evaluation_rule
+from qwen3guard_contract.labels import RISK_ORDER, AnswerStatus, Category, RiskLevel
+from qwen3guard_contract.policy import DEBOUNCE, Policy, runs
 
 from qwen3guard_apps.evaluation.hits import Span
 from qwen3guard_apps.evaluation.labels import LabelFields, span
+from qwen3guard_apps.evaluation.upstream_rule import upstream_evaluation_rule
 
 SAFE, UNSAFE = RISK_ORDER.index(RiskLevel.SAFE), RISK_ORDER.index(RiskLevel.UNSAFE)
 MODES = ("strict", "loose")

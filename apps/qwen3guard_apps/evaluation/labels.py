@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3guard_client.errors import InvalidRequest
-from qwen3guard_client.labels import RiskLevel
+from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.labels import RiskLevel
 
 from qwen3guard_apps.evaluation.hits import Span
 

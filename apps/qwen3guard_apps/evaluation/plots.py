@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from qwen3guard_client.errors import ServeError
+from qwen3guard_contract.errors import ServeError
 
 from qwen3guard_apps.evaluation.curves import Curve
 

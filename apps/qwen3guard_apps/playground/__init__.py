@@ -6,16 +6,17 @@ import argparse
 import asyncio
 import json
 
-from qwen3guard_client import options
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.connection import read_token
-from qwen3guard_client.errors import InvalidRequest, ServeError
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import InvalidRequest, ServeError
+
+from qwen3guard_apps import client_options
 
 PORT = 8008
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.connect(parser)
+    client_options.connect(parser)
     parser.add_argument(
         "--port", type=int, default=PORT, metavar="N", help=f"of the page, on 127.0.0.1; 0 takes any (default: {PORT})"
     )
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     async def serve() -> None:
         async with AsyncGuardClient(
-            arguments.url, timeout_s=arguments.timeout, tls=options.tls(arguments), token=token
+            arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
         ) as guard:
             await server.serve(guard, arguments.port, ready)
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.errors import GuardError, InvalidRequest, PortBusy, TextTooLong
-from qwen3guard_client.stream import AsyncStream
-from qwen3guard_client.verdict import TokenVerdict
+from qwen3guard_client.stream.stream import AsyncStream
+from qwen3guard_contract.errors import GuardError, InvalidRequest, PortBusy, TextTooLong
+from qwen3guard_contract.verdict import TokenVerdict
 
 LOOPBACK = "127.0.0.1"
 OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")

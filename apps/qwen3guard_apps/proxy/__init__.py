@@ -16,18 +16,19 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds, options
-from qwen3guard_client.connection import read_token
-from qwen3guard_client.errors import ServeError
-from qwen3guard_client.gate import Release
+from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
+from qwen3guard_client.moderation.gate import Release
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import ServeError
 
+from qwen3guard_apps import client_options
 from qwen3guard_apps.proxy.settings import OnFlag, OnGuardError, PromptCheck, Settings
 
 PORT = 8010
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.connect(parser)
+    client_options.connect(parser)
     own = Settings()
     policy = Policy()
     parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL (default: moderations alone)")
@@ -127,7 +128,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
     token = read_token(arguments.token_file)
     async with (
         AsyncGuardClient(
-            arguments.url, timeout_s=settings.guard_timeout_s, tls=options.tls(arguments), token=token
+            arguments.url, timeout_s=settings.guard_timeout_s, tls=client_options.tls(arguments), token=token
         ) as guard,
         listening(settings, guard, arguments.host, arguments.port) as listens,
     ):

@@ -17,8 +17,8 @@ import aiohttp
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
-from qwen3guard_apps.proxy import conversation, texts
-from qwen3guard_apps.proxy.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai import conversation, texts
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import Answer, Upstream, choices_of, ended, headers_back, parsed, unreadable

@@ -16,10 +16,10 @@ from qwen3guard_client import (
     Segment,
     TokenVerdict,
 )
-from qwen3guard_client.errors import InternalError
-from qwen3guard_client.gate import Gate
+from qwen3guard_client.moderation.gate import Gate
+from qwen3guard_contract.errors import InternalError
 
-from qwen3guard_apps.proxy.conversation import Conversation
+from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.proxy.settings import Settings
 
 Verdict = dict[str, Any]

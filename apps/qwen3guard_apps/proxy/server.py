@@ -17,12 +17,13 @@ from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
-from qwen3guard_client import AsyncGuardClient, GuardError, wire
+from qwen3guard_client import AsyncGuardClient, GuardError
 from qwen3guard_client.client import RETRY_S
-from qwen3guard_client.errors import PortBusy, Unreachable
+from qwen3guard_contract import wire
+from qwen3guard_contract.errors import PortBusy, Unreachable
 
-from qwen3guard_apps.moderations import Moderations
-from qwen3guard_apps.proxy.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place, WholeCompletion
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion

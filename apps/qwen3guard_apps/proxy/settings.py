@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from qwen3guard_client import Policy
-from qwen3guard_client.errors import InvalidParameter
-from qwen3guard_client.gate import Release
+from qwen3guard_client.moderation.gate import Release
+from qwen3guard_contract.errors import InvalidParameter
 
 OnFlag = Literal["stop", "mark", "error"]
 OnGuardError = Literal["block", "pass"]

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from qwen3guard_apps.proxy import sse, texts
-from qwen3guard_apps.proxy.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai import texts
+from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.upstream import choices_of, parsed, unreadable
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from qwen3guard_apps.proxy.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
 from qwen3guard_apps.proxy.settings import Settings
 
 CONNECT_S = 10.0

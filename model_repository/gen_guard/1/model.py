@@ -1,9 +1,9 @@
 """gen_guard: token ids to a verdict."""
 
-from qwen3guard_client.wire import GEN_GUARD
-from qwen3guard_runtime.admission import Admission
-from qwen3guard_runtime.gen_models import GenGuardModel
-from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_contract.wire import GEN_GUARD
+from qwen3guard_runtime.gen.models import GenGuardModel
+from qwen3guard_runtime.triton.admission import Admission
+from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:

@@ -1,10 +1,10 @@
 """guard_tokenizer: a conversation, through the checkpoint's chat template, to token ids."""
 
-from qwen3guard_client.wire import GUARD_TOKENIZER
-from qwen3guard_runtime.admission import Admission
-from qwen3guard_runtime.gen_models import GuardTokenizerModel
-from qwen3guard_runtime.options import Options
-from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_contract.wire import GUARD_TOKENIZER
+from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.triton.admission import Admission
+from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:

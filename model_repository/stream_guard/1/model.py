@@ -1,8 +1,8 @@
 """stream_guard: a step's token ids at a position to the verdict of each token. Holds the sessions."""
 
-from qwen3guard_client.wire import STREAM_GUARD
-from qwen3guard_runtime.stream_models import StreamGuardModel
-from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, parameters, publish, serve
+from qwen3guard_contract.wire import STREAM_GUARD
+from qwen3guard_runtime.stream.models import StreamGuardModel
+from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, serve
 
 
 class TritonPythonModel:

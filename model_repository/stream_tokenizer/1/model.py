@@ -1,8 +1,8 @@
 """stream_tokenizer: a step's conversation and text to token ids. Stateless."""
 
-from qwen3guard_client.wire import STREAM_TOKENIZER
-from qwen3guard_runtime.stream_models import StreamTokenizerModel
-from qwen3guard_runtime.triton_io import Refusals, loading, model_folder, publish, serve
+from qwen3guard_contract.wire import STREAM_TOKENIZER
+from qwen3guard_runtime.stream.models import StreamTokenizerModel
+from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, publish, serve
 
 
 class TritonPythonModel:

@@ -1,0 +1,166 @@
+"""`qwen3guard annotate IN OUT.jsonl`: the verdict of Gen beside every row of a file or a data set."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_client.aio import AsyncGuardClient
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InputError, InternalError, UnreadableAnswer
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_contract.verdict import Classification
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
+from qwen3guard_apps.annotation.output import Output
+from qwen3guard_apps.annotation.progress import Progress
+from qwen3guard_apps.annotation.rows import Fields, Row, Rows, open_rows
+
+TIMEOUT_S = 120.0
+BAD_ROWS = 3
+"""The exit status where all was done and some rows are bad."""
+
+Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""What to write of a record; raises a GuardError."""
+
+
+def add_arguments(add: argparse.ArgumentParser) -> None:
+    add_input(add)
+    add.add_argument("output", type=Path, metavar="OUT.jsonl", help="the same command again goes on where it ended")
+    client_options.connect(add)
+    add_flight(add)
+    add.add_argument(
+        "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: guard)"
+    )
+    add.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
+
+
+def add_input(add: argparse.ArgumentParser) -> None:
+    add.add_argument("input", metavar="IN", help="JSON lines, a .parquet file, or a data set that `datasets` can load")
+    add.add_argument("--split", default="train", metavar="NAME", help="of a data set (default: train)")
+    for name in ("prompt", "response", "messages"):
+        add.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"default: {name}")
+    add.add_argument("--prompts-only", action="store_true", help="judge the prompts of pairs, not their responses")
+
+
+def add_flight(add: argparse.ArgumentParser) -> None:
+    add.set_defaults(timeout=TIMEOUT_S)
+    add.add_argument(
+        "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help=f"calls at once at most (default: {IN_FLIGHT})"
+    )
+    add.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_S,
+        metavar="S",
+        help=f"seconds to wait for a server that is full or restarting (default: {PATIENCE_S:.0f})",
+    )
+
+
+def fields(arguments: argparse.Namespace) -> Fields:
+    names = arguments.prompt_field, arguments.response_field, arguments.messages_field
+    return Fields(*names, prompts_only=arguments.prompts_only)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Exits with BAD_ROWS where some rows could not be judged. Raises a GuardError."""
+    thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
+    rows, chosen = open_rows(arguments.input, arguments.split), fields(arguments)
+
+    async def annotate() -> int:
+        async with connect(arguments) as guard:
+            notices: set[str] = set()
+
+            async def ask(record: dict[str, Any]) -> dict[str, Any]:
+                found = await guard.send(chosen.call(record))
+                notices.add(found.notice)
+                return as_dict(found, thresholds)
+
+            bad = await write_all(
+                rows, arguments.output, arguments.guard_field, ask, flight(arguments), as_json=arguments.json
+            )
+            for notice in notices - {""}:
+                print(f"note: {notice}", file=sys.stderr)
+            return bad
+
+    if asyncio.run(annotate()):
+        raise SystemExit(BAD_ROWS)
+
+
+def connect(arguments: argparse.Namespace) -> AsyncGuardClient:
+    token = read_token(arguments.token_file)
+    return AsyncGuardClient(arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token)
+
+
+def flight(arguments: argparse.Namespace) -> Flight:
+    return Flight(arguments.in_flight, arguments.patience)
+
+
+def as_dict(found: Classification, thresholds: Thresholds | None = None) -> dict[str, Any]:
+    """What a row gets: all but the raw answer and the notice; `unsafe` is by the thresholds, or else the server's."""
+    kept: dict[str, Any] = json.loads(found.as_json())
+    del kept["answer"]
+    kept.pop("notice", None)
+    return kept if thresholds is None else kept | {"unsafe": thresholds.decides(found)}
+
+
+async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:
+    """Writes what `ask` finds of each row that `path` has not yet, and says a summary; returns the bad rows in all."""
+
+    async def judge(row: Row) -> dict[str, Any] | GuardError:
+        record = row.record
+        if record is None:
+            return row.error or InternalError("The row could not be read.")
+        try:
+            return await flight.call(lambda: ask(record))
+        except GuardError as error:
+            if not is_of_the_row(error):
+                raise
+            return error
+
+    with Output(path, field) as output:
+        source = rows.read()
+        done = output.resume(source)
+        progress = Progress(rows.total, done)
+
+        def land(row: Row, found: dict[str, Any] | GuardError) -> None:
+            output.write(row, found)
+            progress.step(output.bad)
+
+        try:
+            await in_order(source, judge, land, flight.in_flight)
+        finally:
+            progress.close()
+        if next(itertools.chain(source), None) is not None:
+            raise InternalError("Some rows were not judged.")
+    _say_summary(output, progress, done, flight.refusals if as_json else None)
+    return output.bad
+
+
+def is_of_the_row(error: GuardError) -> bool:
+    """Whether the row is bad; else the run must stop: the server is gone, or does not let us in."""
+    return isinstance(error, InputError | UnreadableAnswer | InternalError | DeadlineExceeded)
+
+
+def _say_summary(output: Output, progress: Progress, before: int, refusals: int | None) -> None:
+    new = progress.done - before
+    if refusals is not None:
+        told = {
+            "rows": progress.done,
+            "new": new,
+            "bad": output.bad,
+            "rows_per_s": round(progress.rate, 2),
+            "refused": refusals,
+        }
+        print(json.dumps(told | {"output": str(output.path)}), flush=True)
+    earlier = f" and {before:,} by an earlier run" if before else ""
+    bad = f"; {output.bad:,} are bad, see {output.errors_path}" if output.bad else ""
+    rate = f"{new:,} rows in {progress.seconds:.1f} s ({progress.rate:.1f} rows/s){earlier}{bad}"
+    print(f"{output.path}: {rate}", file=sys.stderr, flush=True)

@@ -1,0 +1,150 @@
+"""What is wrong with an installation or a running server: one finding a check, and what to do about it.
+
+A check that cannot be made is a finding too; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_client.client import GuardClient
+from qwen3guard_client.transport.connection import Tls, connect, error_of
+from qwen3guard_contract.errors import Overloaded
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP
+from qwen3guard_server import canary
+
+from qwen3guard_apps.doctor.findings import Finding, State, run
+
+TIMEOUT_S = 30.0
+SLOW_S = 5.0
+METRIC = "qwen3guard_load_timestamp_seconds"
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is examined. With a `url` alone this machine need not be able to serve."""
+
+    model_repository: Path | None = None
+    url: str | None = None
+    metrics_url: str | None = None
+    tls: Tls | None = None
+    token: str | None = None
+
+    def findings(self) -> Iterator[Finding]:
+        if self.model_repository or not self.url:
+            yield from self._installation()
+        if self.url:
+            yield from self._server()
+        if self.metrics_url:
+            yield from run({"metrics": lambda: _metrics(str(self.metrics_url))})
+
+    def _installation(self) -> Iterator[Finding]:
+        try:
+            from qwen3guard_apps.doctor import export_checks, machine_checks
+        except ImportError as missing:
+            hint = "pip install 'qwen3guard-triton[serve]'"
+            yield Finding("installation", "failed", f"{missing.name} is not installed: {hint}.")
+            return
+        yield from run(machine_checks.checks(port=None if self.url else 8001))
+        if self.model_repository:
+            yield from run(export_checks.checks(self.model_repository))
+
+    def _server(self) -> Iterator[Finding]:
+        url = str(self.url)
+        reached = list(run({"server": lambda: self._reached(url)}))
+        yield from reached
+        if all(finding.state == "ok" for finding in reached):
+            yield from run({name: lambda name=name: self._answers(url, name) for name in self._expected()})  # type: ignore[misc]
+
+    def _reached(self, url: str) -> Iterator[Finding]:
+        from tritonclient.grpc import InferenceServerClient
+        from tritonclient.utils import InferenceServerException
+
+        connection = connect(InferenceServerClient, url, self.tls, self.token)
+        try:
+            if not connection.is_server_live(client_timeout=TIMEOUT_S):
+                yield Finding("server", "failed", f"{url} says that it is not live: look into the server's log.")
+                return
+            about = connection.get_server_metadata(client_timeout=TIMEOUT_S)
+            served = ", ".join(self._versions(connection)) or "none of our models"
+            yield Finding("server", "ok", f"{url} is Triton {about.version} with {served}.")
+        except InferenceServerException as error:
+            found = error_of(error, token=self.token)
+            advice = "see that qwen3guard serve runs there, and the port, TLS and token"
+            yield Finding("server", "failed", f"{url} does not answer ({str(found).rstrip('.')}): {advice}.")
+        finally:
+            connection.close()
+
+    def _versions(self, connection: Any) -> Iterator[str]:
+        for ensemble in self._expected():
+            if connection.is_model_ready(ensemble, client_timeout=TIMEOUT_S):
+                about = connection.get_model_metadata(ensemble, client_timeout=TIMEOUT_S)
+                yield f"{ensemble} {', '.join(about.versions)}"
+
+    def _expected(self) -> dict[str, Manifest | None]:
+        """Ensembles, with the manifests that their canaries are in, where those can be read."""
+        found = _manifests(self.model_repository) if self.model_repository else {}
+        return dict(found) or dict.fromkeys((CLASSIFY.name, STREAM_STEP.name))
+
+    def _answers(self, url: str, ensemble: str) -> Iterator[Finding]:
+        manifest = self._expected()[ensemble]
+        with GuardClient(url, timeout_s=TIMEOUT_S, wait_for_server=False, tls=self.tls, token=self.token) as guard:
+            if not guard.is_ready(ensemble):
+                state: State = "failed" if manifest else "warning"
+                yield Finding(ensemble, state, "It is not served: export its guard into the repository and restart.")
+                return
+            if manifest is None:
+                yield Finding(ensemble, "ok", "It is ready; --model-repository would let its canary be compared.")
+                return
+            began = time.monotonic()
+            try:
+                canary.check(guard, {ensemble: manifest}, TIMEOUT_S)
+            except Overloaded:
+                yield Finding(ensemble, "warning", "It is too full to answer its canary: ask again, or add replicas.")
+                return
+            seconds = time.monotonic() - began
+        said = f"Its canary is right, in {1000 * seconds:.0f} ms"
+        if seconds > SLOW_S:
+            yield Finding(ensemble, "warning", f"{said}: the machine is overloaded, or has too few cores.")
+        else:
+            yield Finding(ensemble, "ok", f"{said}.")
+
+
+def _manifests(model_repository: Path) -> Mapping[str, Manifest]:
+    from qwen3guard_contract.layout import exported
+
+    try:
+        return exported(model_repository)
+    except Exception:  # what is wrong is said by the checks of the repository
+        return {}
+
+
+def _metrics(url: str) -> Iterator[Finding]:
+    url = url if "//" in url else f"http://{url}/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:
+            text = reply.read().decode(errors="replace")
+    except OSError as error:
+        yield Finding("metrics", "failed", f"{url} does not answer ({error}): serve with --metrics-port.")
+        return
+    ours = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
+    if METRIC in ours:
+        yield Finding("metrics", "ok", f"{url} has {len(ours)} metrics of the guards.")
+    else:
+        advice = "it is another server's, or its guards do not run this version"
+        yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
+
+
+def report(findings: Iterable[Finding], show: Callable[[Finding], Any]) -> int:
+    """Shows each; how many failed."""
+    failed = 0
+    for finding in findings:
+        show(finding)
+        failed += finding.state == "failed"
+    return failed

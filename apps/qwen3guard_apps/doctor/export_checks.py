@@ -1,0 +1,156 @@
+"""What a model repository holds, checked against its own manifests, as findings of `qwen3guard doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_contract import wire
+from qwen3guard_contract.layout import VERSION, GuardModels, exported_guards
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.engine.integrity import is_exported
+from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.parameters import memory_bytes
+from qwen3guard_runtime.text.tokenizer_model import strays
+
+from qwen3guard_apps.doctor.findings import Check, Finding
+
+AGAIN = "export the checkpoint again"
+
+
+def checks(repository: Path) -> Mapping[str, Check]:
+    guards = exported_guards(repository)
+    if not guards:
+        return {"repository": lambda: _nothing(repository)}
+    found: dict[str, Check] = {}
+    for each in guards:
+        name, folder = each.guard.name, each.guard_folder(repository)
+        found |= {
+            f"{name} files": partial(files, name, folder),
+            f"{name} tokenizer": partial(tokenizer, each, repository),
+            f"{name} models": partial(models, each, repository),
+            f"{name} engine": partial(engine, name, folder),
+        }
+    return found | {"memory": lambda: memory([each.guard_folder(repository) for each in guards])}
+
+
+def _nothing(repository: Path) -> Iterator[Finding]:
+    said = f"{repository} holds no exported guard: run qwen3guard export CHECKPOINT --output {repository}."
+    yield Finding("repository", "failed", said)
+
+
+def files(name: str, folder: Path) -> Iterator[Finding]:
+    """Every file that the manifest names, by its sha256."""
+    check, manifest = f"{name} files", Manifest.to_serve(folder)
+    wrong = [found for file, digest in manifest.sha256.items() if (found := _wrong(folder / file, digest))]
+    for said in wrong:
+        yield Finding(check, "failed", f"{said}: {AGAIN}.")
+    if not wrong:
+        notice = f"; {manifest.notice}" if manifest.notice else ""
+        said = f"{manifest.source} in {manifest.weights}: {len(manifest.sha256)} files are as exported{notice}."
+        yield Finding(check, "ok", said)
+
+
+def _wrong(path: Path, digest: str) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    return None if is_exported(path, digest) else f"{path} is not what was exported"
+
+
+def tokenizer(guard: GuardModels, repository: Path) -> Iterator[Finding]:
+    """The tokenizer's own model works with the files that the guard was exported with."""
+    check, served = f"{guard.guard.name} tokenizer", guard.tokenizer_folder(repository)
+    manifest = Manifest.read(guard.guard_folder(repository))
+    names = manifest.texts
+    wrong = [found for file, digest in names.items() if (found := _wrong(served / file, digest))]
+    wrong += [f"{served / stray} is of no export" for stray in strays(served, manifest)]
+    for said in wrong:
+        yield Finding(check, "failed", f"{said}: {AGAIN}.")
+    if not wrong:
+        yield Finding(check, "ok", f"{served.parent.name} has the guard's {len(names)} files.")
+
+
+def models(guard: GuardModels, repository: Path) -> Iterator[Finding]:
+    """config.pbtxt and model.py are those of this version, but for what an operator may set."""
+    check = f"{guard.guard.name} models"
+    try:
+        exporter = importlib.import_module("qwen3guard_export.repository")
+    except ImportError:
+        yield Finding(check, "ok", "Not compared with this version, since the export is not installed here.")
+        return
+    found = [finding for model in guard.all for finding in _model(check, model, repository / model.name, exporter)]
+    yield from found
+    if not found:
+        yield Finding(check, "ok", f"{', '.join(model.name for model in guard.all)} are of this version.")
+
+
+def _model(check: str, model: wire.Model, folder: Path, exporter: Any) -> Iterator[Finding]:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    code, ours = (root / VERSION / "model.py" for root in (folder, exporter.skeleton() / model.name))
+    if not model.steps and (not code.is_file() or (ours.is_file() and code.read_bytes() != ours.read_bytes())):
+        yield Finding(check, "failed", f"{code} is not that of this version: copy {ours}, or {AGAIN}.")
+    path = folder / "config.pbtxt"
+    try:
+        here = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        yield Finding(check, "failed", f"{path} cannot be read ({type(error).__name__}): {AGAIN}.")
+        return
+    exported = text_format.Parse(exporter.config(model), model_config_pb2.ModelConfig())
+    missing = sorted(set(exported.parameters) - set(here.parameters))
+    if missing:
+        yield Finding(check, "failed", f"{path} lacks the parameter {missing[0]}: {AGAIN}.")
+    for part in ("name", "backend", "platform", "input", "output", "ensemble_scheduling"):
+        if getattr(here, part) != getattr(exported, part):
+            yield Finding(check, "failed", f"{path} differs from this version in {part}: {AGAIN}.")
+            return
+    for each in (here, exported):
+        each.ClearField("parameters")
+    if here != exported:
+        yield Finding(check, "warning", f"{path} queues or batches otherwise than exported: see that you mean it.")
+
+
+def engine(name: str, folder: Path) -> Iterator[Finding]:
+    check, built = f"{name} engine", Manifest.read(folder).engine
+    if built is None:
+        return
+    try:
+        version = importlib.import_module(built.package).__version__
+    except ImportError:
+        said = f"It was built by {built.package}, which is not installed: pip install 'qwen3guard-triton[tensorrt]'."
+        yield Finding(check, "failed", said)
+        return
+    if version != built.version:
+        said = f"It was built by {built.package} {built.version}, and here is {version}: {AGAIN}, or install that."
+        yield Finding(check, "failed", said)
+    else:
+        yield Finding(check, "ok", f"It was built by {built.package} {version}, which is installed.")
+
+
+def memory(folders: list[Path]) -> Iterator[Finding]:
+    """Weights once, and for streams the KV of one whole context at least; half of the memory is KV's if it may be."""
+    manifests = [(folder, Manifest.read(folder)) for folder in folders]
+    weights = sum(
+        path.stat().st_size
+        for folder, manifest in manifests
+        for file in manifest.sha256
+        if (path := folder / file).exists()
+    )
+    kv = max(KVCache.least_bytes(manifest) for _, manifest in manifests)
+    here = memory_bytes()
+    said = f"Weights of {_gib(weights)} and at least {_gib(kv)} of KV, in {_gib(here)} of memory"
+    if weights + kv > here:
+        yield Finding("memory", "failed", f"{said}: they do not fit; export in dq8r, or serve one guard here.")
+    elif 2 * weights > here:
+        yield Finding("memory", "warning", f"{said}: set kv_budget_bytes, whose default is half of the memory.")
+    else:
+        yield Finding("memory", "ok", f"{said}.")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,40 @@
+"""What a check of an installation or a server has found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from qwen3guard_contract.errors import GuardError
+
+State = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`said` is one sentence: what was found, and where it is not ok what to do."""
+
+    check: str
+    state: State
+    said: str
+
+    def as_line(self) -> str:
+        return f"{self.state:8}{self.check:24}{self.said}"
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def run(checks: Mapping[str, Check]) -> Iterator[Finding]:
+    """All findings; a check that fails itself is one of them."""
+    for name, check in checks.items():
+        try:
+            yield from check()
+        except GuardError as error:
+            yield Finding(name, "failed", str(error))
+        except Exception as error:
+            yield Finding(name, "failed", f"This could not be checked ({type(error).__name__}: {error}).")

@@ -1,0 +1,163 @@
+"""What this machine and this environment have for the embedded server, as findings of `qwen3guard doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from qwen3guard_contract import integer_products
+from qwen3guard_contract.errors import DeviceError
+from qwen3guard_contract.integer_products import Products
+from qwen3guard_server import installation
+
+from qwen3guard_apps.doctor.findings import Check, Finding
+
+ONNXRUNTIME_AT_LEAST = (1, 25)
+PACKAGES = ("numpy", "tokenizers", "jinja2")
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_BYTES = 64 << 20
+"""Triton wants 1 MiB for each model, and more while requests in flight need more."""
+_REGION = re.compile(r"qwen3guard_(\d+)_")
+
+
+def checks(port: int | None) -> Mapping[str, Check]:
+    """`port` is the one that a server would take; None where one is to be running."""
+    found: dict[str, Check] = {
+        "python": python,
+        "triton": triton,
+        "onnxruntime": onnxruntime,
+        "packages": packages,
+        "shared memory": shared_memory,
+        "cpu": cpu,
+        "gpu": gpu,
+    }
+    return found | ({"port": lambda: free_port(port)} if port else {})
+
+
+def python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("python", "failed", f"This is Python {version}: make the environment with 3.11 or 3.12.")
+        return
+    folder = installation.libpython_folder()
+    yield Finding("python", "ok", f"Python {version}; its shared library is in {folder}.")
+
+
+def triton() -> Iterator[Finding]:
+    """Both binaries start: neither answers more than how it is used, and that in milliseconds."""
+    wheel = installation.wheel()
+    environment = installation.environment(wheel, installation.libpython_folder())
+    for program, word in ((wheel / "bin" / "tritonserver", "Usage"), (installation.stub(wheel), "arguments")):
+        done = subprocess.run(
+            [program, "--help"] if word == "Usage" else [program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        if word not in said:
+            why = (said.strip() or f"status {done.returncode}").splitlines()[-1][:200]
+            yield Finding("triton", "failed", f"{program.name} does not start ({why}): install nvidia-pytriton again.")
+            return
+    version = importlib.metadata.version("nvidia-pytriton")
+    yield Finding("triton", "ok", f"nvidia-pytriton {version}: tritonserver and its Python stub start.")
+
+
+def onnxruntime() -> Iterator[Finding]:
+    module = importlib.import_module("onnxruntime")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+    if numbers < ONNXRUNTIME_AT_LEAST:
+        wanted = ".".join(map(str, ONNXRUNTIME_AT_LEAST))
+        said = f"ONNX Runtime {module.__version__} is too old: pip install 'onnxruntime>={wanted}'."
+        yield Finding("onnxruntime", "failed", said)
+        return
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in module.get_available_providers())
+    yield Finding("onnxruntime", "ok", f"ONNX Runtime {module.__version__} with {providers}.")
+
+
+def packages() -> Iterator[Finding]:
+    versions = []
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except ImportError:
+            hint = "pip install 'qwen3guard-triton[serve]'"
+            yield Finding("packages", "failed", f"{name} cannot be imported: {hint}.")
+    if len(versions) == len(PACKAGES):
+        yield Finding("packages", "ok", f"{', '.join(versions)}.")
+
+
+def shared_memory(folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
+    free = shutil.disk_usage(folder).free
+    left = sum(region.stat().st_size for region in _left_over(folder))
+    if free < SHARED_MEMORY_BYTES:
+        said = f"{folder} has {free >> 20} MiB free: give it {SHARED_MEMORY_BYTES >> 20}, in a container with shm_size."
+        yield Finding("shared memory", "failed", said)
+    elif left:
+        said = f"{folder} holds {left >> 20} MiB of servers that no longer run here: remove {_globs(folder)}."
+        yield Finding("shared memory", "warning", said)
+    else:
+        yield Finding("shared memory", "ok", f"{folder} has {free >> 20} MiB free, and nothing is left over.")
+
+
+def _left_over(folder: Path) -> list[Path]:
+    """Regions of supervisors that are gone."""
+    named = ((region, _REGION.match(region.name)) for region in folder.iterdir())
+    return [region for region, found in named if found and not Path(f"/proc/{found[1]}").exists()]
+
+
+def _globs(folder: Path) -> str:
+    return ", ".join(sorted({f"{'_'.join(region.name.split('_')[:2])}_*" for region in _left_over(folder)}))
+
+
+def cpu(products: Callable[[], Products] = integer_products.products) -> Iterator[Finding]:
+    """Whether weights and keys of eight bits are multiplied exactly: tried, not read off the CPU's name."""
+    try:
+        found = products()
+    except DeviceError as error:
+        yield Finding("cpu", "failed", str(error))
+        return
+    if found == "exact":
+        yield Finding("cpu", "ok", "Its 8-bit products are exact.")
+    else:
+        said = (
+            "Its 8-bit products are wrong (they saturate: it has neither VNNI nor AMX), repaired by ONNX Runtime's"
+            f" {integer_products.REPAIR[0]}: verdicts are right, and long passes of a dq8r guard take longer."
+        )
+        yield Finding("cpu", "warning", said)
+
+
+def gpu(devices: Sequence[Path] | None = None) -> Iterator[Finding]:
+    found = sorted(Path("/dev").glob("nvidia[0-9]*")) if devices is None else devices
+    if not found:
+        yield Finding("gpu", "ok", "There is none; guards run on the CPU.")
+        return
+    if "CUDAExecutionProvider" in importlib.import_module("onnxruntime").get_available_providers():
+        yield Finding("gpu", "ok", f"{len(found)}, and ONNX Runtime can use CUDA.")
+    else:
+        said = (
+            "There is one, but this ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]', or use the CPU."
+        )
+        yield Finding("gpu", "warning", said)
+
+
+def free_port(port: int | None) -> Iterator[Finding]:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            said = f"Port {port} is taken ({error.strerror}): examine what is there with --url, or serve on another."
+            yield Finding("port", "warning", said)
+            return
+    yield Finding("port", "ok", f"Port {port} is free.")

@@ -1,0 +1,144 @@
+"""`qwen3guard evaluate LABELLED --output DIR`: Gen and Stream on labelled rows, and thresholds for them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_contract.errors import GuardError, InvalidRequest, ServeError
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.annotation.annotate import add_flight, add_input, connect, fields, flight, write_all
+from qwen3guard_apps.annotation.rows import Row, Rows, open_rows
+from qwen3guard_apps.evaluation.curves import Curve, curve
+from qwen3guard_apps.evaluation.figures import figures, propose
+from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream
+from qwen3guard_apps.evaluation.judged import SCORES, Judged, gen_answer, stream_answer
+from qwen3guard_apps.evaluation.labels import LabelFields
+from qwen3guard_apps.evaluation.plots import plot
+from qwen3guard_apps.evaluation.report import report
+
+FIELD = "qwen3guard"
+"""What a row gets in DIR/gen.jsonl and DIR/stream.jsonl."""
+
+
+def add_arguments(add: argparse.ArgumentParser) -> None:
+    add_input(add)
+    add.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers, report.md, report.json, plots")
+    client_options.connect(add)
+    add_flight(add)
+    add.add_argument("--guard", choices=("gen", "stream", "both"), default="both", help="default: both")
+    add.add_argument("--label-field", default="label", metavar="NAME", help="a level, or true where unsafe")
+    add.add_argument("--category-field", default="category", metavar="NAME", help="a name, or a list of names")
+    add.add_argument("--by", action="append", metavar="FIELD", help="a table for each value of it (default: language)")
+    add.add_argument("--controversial", choices=("safe", "unsafe"), default="safe", help="labels, not judgements")
+    add.add_argument("--choose", type=_share, metavar="RATE", help="propose thresholds for this false-positive rate")
+    add.add_argument("--per-category", action="store_true", help="with --choose: one for each of Gen's categories")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises a GuardError."""
+    rows = open_rows(arguments.input, arguments.split)
+    groups = tuple(arguments.by or ("language",))
+    labels = LabelFields(arguments.label_field, arguments.category_field, groups, arguments.controversial == "unsafe")
+    labelled = list(_labelled(rows, labels))
+    if not labelled:
+        raise InvalidRequest(f"No row of {rows.name} has a label that can be read.")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    names = ("gen", "stream") if arguments.guard == "both" else (arguments.guard,)
+    guards = {}
+    points: dict[str, Curve] = {}
+    for name in names:
+        guards[name], judged = _evaluate(name, arguments, rows.name, labelled, labels)
+        if "curves" in guards[name]["figures"]:
+            found = {f"{name}, {score}": curve(judged.scores(field), judged.unsafe) for score, field in SCORES.items()}
+            _write_points(arguments.output / f"{name}.curves.csv", found)
+            points |= found
+    data = {
+        "name": rows.name,
+        "rows": rows.total,
+        "unlabelled": rows.total - len(labelled),
+        "controversial_is_unsafe": labels.controversial_is_unsafe,
+    }
+    _write_report(arguments.output, {"data": data, "guards": guards}, points, as_json=arguments.json)
+
+
+def _labelled(rows: Rows, labels: LabelFields) -> Iterator[Row]:
+    """Rows with a label; the others are said, by number."""
+    for row in rows.read():
+        try:
+            if row.record is None:
+                raise row.error or InvalidRequest("The row could not be read.")
+            labels.unsafe(row.record)
+        except GuardError as error:
+            print(f"row {row.number} is left out: {error}", file=sys.stderr)
+        else:
+            yield row
+
+
+def _evaluate(
+    name: str, arguments: argparse.Namespace, source: str, labelled: list[Row], labels: LabelFields
+) -> tuple[dict[str, Any], Judged]:
+    """Asks guard `name` what its answers file has not yet, and measures."""
+    path = arguments.output / f"{name}.jsonl"
+    rows, ask, chosen = Rows(source, len(labelled), lambda: iter(labelled)), ask_gen, fields(arguments)
+    if name == "stream":
+        ask = ask_stream
+
+    async def judge() -> int:
+        async with connect(arguments) as guard:
+            return await write_all(rows, path, FIELD, lambda record: ask(guard, chosen, record), flight(arguments))
+
+    bad = asyncio.run(judge())
+    with path.open(encoding="utf-8") as file:
+        answers = [(record, record.pop(FIELD)) for record in map(json.loads, file)]
+    answered = [(record, answer) for record, answer in answers if answer is not None]
+    if not answered:
+        raise InvalidRequest(f"None of the {len(labelled)} rows could be judged; see {name}.errors.jsonl.")
+    read = (lambda found, _: gen_answer(found)) if name == "gen" else stream_answer
+    judged = Judged.of(((record, read(answer, record)) for record, answer in answered), labels)
+    guard: dict[str, Any] = {
+        "notice": answered[0][1].get("notice", ""),
+        "bad": bad,
+        "figures": figures(judged),
+    }
+    if arguments.choose:
+        own = arguments.per_category and name == "gen"
+        thresholds, guard["chosen"] = propose(judged, arguments.choose, per_category=own)
+        (arguments.output / f"{name}.thresholds.json").write_text(json.dumps(thresholds.as_dict(), indent=2) + "\n")
+    return guard, judged
+
+
+def _write_points(path: Path, found: dict[str, Curve]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["curve", "threshold", "recall", "false_positive_rate", "precision"])
+        for name, each in found.items():
+            columns = each.thresholds, each.recall, each.false_positive_rate, each.precision
+            writer.writerows([name, *map(float, row)] for row in zip(*columns, strict=True))
+
+
+def _write_report(folder: Path, found: dict[str, Any], points: dict[str, Curve], *, as_json: bool) -> None:
+    pictures: list[Path] = []
+    if points:
+        try:
+            pictures = plot(folder, points)
+        except ServeError as error:
+            print(error, file=sys.stderr)
+    (folder / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = report(found, [path.name for path in pictures])
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(found, ensure_ascii=False) if as_json else text)

@@ -1,0 +1,84 @@
+"""A cascade: where Stream flags, Gen reads the conversation as far as it goes, and its answer counts.
+
+Pure state, shared by the sync and the async `moderate`. What asks Gen is a generator that yields calls and is sent
+their results, or thrown UnreadableAnswer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar, get_args
+
+from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
+from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
+
+from qwen3guard_client.stream.state import Piece
+from qwen3guard_client.transport import calls
+from qwen3guard_client.transport.calls import Call, Messages
+
+Confirm = Literal["strict", "loose"]
+T = TypeVar("T")
+Asking = Generator[Call[Classification], Classification, T]
+
+
+class Cascade:
+    """A flag stands unless Gen finds the conversation safe in the mode `confirm`.
+
+    Gen is asked once for the prompt, and once for each unsafe run of the response that becomes a flag; what it
+    overrules is no flag and no run any more. Raises InvalidRequest for other words.
+    """
+
+    def __init__(self, confirm: Confirm, prompt: str | None, messages: Messages | str | None) -> None:
+        if confirm not in get_args(Confirm):
+            raise InvalidRequest(f"{confirm!r} is not one of {', '.join(get_args(Confirm))}.")
+        self._confirm = confirm
+        self._prompt = prompt
+        self._messages = messages
+        self._response = ""
+        self._stands: bool | None = None
+        """What Gen has said of the present run."""
+        self.asked = 0
+        self.overruled = 0
+
+    def wrote(self, piece: Piece) -> None:
+        """Raises InvalidRequest for token ids, which Gen cannot read."""
+        if not isinstance(piece, str):
+            raise InvalidRequest("Gen confirms text alone: moderate token ids without `confirm`.")
+        self._response += piece
+
+    def prompt(self, verdict: PromptVerdict) -> Asking[PromptVerdict]:
+        if not verdict.flag:
+            return verdict
+        stands = yield from self._ask(calls.classify(self._prompt, None, self._messages))
+        return replace(verdict, flag=stands)
+
+    def tokens(self, tokens: Sequence[TokenVerdict]) -> Asking[list[TokenVerdict]]:
+        """Final tokens of the response, each given once, in order."""
+        found = []
+        for token in tokens:
+            if token.run <= 1:
+                self._stands = None
+            if token.flag and self._stands is None:
+                self._stands = yield from self._ask(self._whole())
+            found.append(replace(token, flag=False, run=0) if self._stands is False else token)
+        return found
+
+    def _whole(self) -> Call[Classification]:
+        if self._messages is None:
+            return calls.classify(self._prompt, self._response, None)
+        messages = json.loads(self._messages) if isinstance(self._messages, str) else list(self._messages)
+        return calls.classify(None, None, [*messages, {"role": "assistant", "content": self._response}])
+
+    def _ask(self, call: Call[Classification]) -> Asking[bool]:
+        self.asked += 1
+        try:
+            found = yield call
+        except UnreadableAnswer:  # it has not said that all is well, as one that broke off has not
+            return True
+        unsafe = found.strict if self._confirm == "strict" else found.loose
+        stands = unsafe or found.answer_status is not AnswerStatus.COMPLETE
+        self.overruled += not stands
+        return stands

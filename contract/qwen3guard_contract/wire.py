@@ -1,0 +1,181 @@
+"""Every served model's tensors, once: config.pbtxt is generated from here, server and client read it.
+
+Dims leave out the leading batch dimension, which is 1 in every request; -1 is a variable length. A length
+of 0 means "not asked for here" (a step without a prompt has no prompt verdict).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER
+
+Dtype = Literal["BYTES", "INT64", "FP32", "BOOL"]
+
+NUMPY_DTYPES: dict[Dtype, type[np.generic]] = {
+    "BYTES": np.object_,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    dtype: Dtype
+    dims: tuple[int, ...]
+    optional: bool = False
+
+    @property
+    def ragged(self) -> bool:
+        """Whether requests with different lengths may share one execution."""
+        return -1 in self.dims
+
+
+@dataclass(frozen=True)
+class Model:
+    """A served model. An ensemble runs `steps` in order, passing tensors on by name."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    steps: tuple[Model, ...] = ()
+
+
+# One conversation in: messages as JSON in OpenAI's form, or a prompt with or without a response.
+MESSAGES = Tensor("MESSAGES", "BYTES", (1,), optional=True)
+PROMPT = Tensor("PROMPT", "BYTES", (1,), optional=True)
+RESPONSE = Tensor("RESPONSE", "BYTES", (1,), optional=True)
+
+INPUT_IDS = Tensor("INPUT_IDS", "INT64", (-1,))
+RESPONSE_MODE = Tensor("RESPONSE_MODE", "BOOL", (1,))  # the last message is the assistant's: a refusal is judged too
+
+# Gen's verdict. Probabilities are a softmax over the named answers at the token where the answer is decided.
+SEVERITY = Tensor("SEVERITY", "BYTES", (1,))
+CATEGORIES = Tensor("CATEGORIES", "BYTES", (-1,))
+REFUSAL = Tensor("REFUSAL", "BYTES", (-1,))
+SEVERITY_PROBABILITIES = Tensor("SEVERITY_PROBABILITIES", "FP32", (len(RISK_ORDER),))
+CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (-1,))  # of CATEGORY_ORDER; none if not decided
+REFUSAL_PROBABILITIES = Tensor("REFUSAL_PROBABILITIES", "FP32", (-1,))
+STRICT_UNSAFE = Tensor("STRICT_UNSAFE", "BOOL", (1,))
+LOOSE_UNSAFE = Tensor("LOOSE_UNSAFE", "BOOL", (1,))
+UNSAFE = Tensor("UNSAFE", "BOOL", (1,))  # the server's own: in its mode, or by its thresholds
+VERDICT = (
+    SEVERITY,
+    CATEGORIES,
+    REFUSAL,
+    SEVERITY_PROBABILITIES,
+    CATEGORIES_PROBABILITIES,
+    REFUSAL_PROBABILITIES,
+    STRICT_UNSAFE,
+    LOOSE_UNSAFE,
+    UNSAFE,
+)
+"""Outputs that exist only where the answer has a level. The raw answer always exists: where there is no level,
+gen_guard gives it to whoever asks for nothing of the verdict; `classify` cannot, since an ensemble asks for all."""
+ANSWER = Tensor("ANSWER", "BYTES", (1,))
+ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
+ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))
+ANSWER_STATUS = Tensor("ANSWER_STATUS", "BYTES", (1,))  # of AnswerStatus: other than complete, categories are missing
+
+NOTICE = Tensor("NOTICE", "BYTES", (1,))  # what the guard says of itself; empty for real weights
+
+# One step of a stream: text, or token ids of the Qwen tokenizer, written at an absolute position.
+TEXT = Tensor("TEXT", "BYTES", (1,), optional=True)
+TOKEN_IDS = Tensor("TOKEN_IDS", "INT64", (-1,), optional=True)
+POSITION = Tensor("POSITION", "INT64", (1,))
+QUERY_INDEX = Tensor("QUERY_INDEX", "INT64", (1,), optional=True)  # where the prompt's verdict is read; -1: nowhere
+RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # the first of INPUT_IDS that is judged
+
+# The policy of a session, sent with the step that opens it; what is left out is the server's own.
+STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
+DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
+BLOCKED = Tensor("BLOCKED", "BYTES", (1,), optional=True)  # the categories that count, a JSON list
+THRESHOLDS = Tensor("THRESHOLDS", "BYTES", (1,), optional=True)  # JSON; they decide in place of STRICT
+POLICY = (STRICT, DEBOUNCE, BLOCKED, THRESHOLDS)
+
+LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens the session holds after this step
+PENDING = Tensor("PENDING", "INT64", (1,))  # of this step's tokens; above 0, send the same step again to go on
+FINAL_TOKENS = Tensor("FINAL_TOKENS", "INT64", (1,))  # of this step's tokens; later text cannot change these
+FINAL_CHARACTERS = Tensor("FINAL_CHARACTERS", "INT64", (1,))  # of this step's TEXT; send the rest again
+
+TOKEN_ENDS = Tensor("TOKEN_ENDS", "INT64", (-1,))  # characters of this step's TEXT up to the end of each of its tokens
+
+# Per judged token of this step; none while tokens are pending.
+RISK = Tensor("RISK", "BYTES", (-1,))
+CATEGORY = Tensor("CATEGORY", "BYTES", (-1,))
+RISK_PROBABILITIES = Tensor("RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
+CATEGORY_PROBABILITIES = Tensor("CATEGORY_PROBABILITIES", "FP32", (-1, len(RESPONSE_CATEGORY_ORDER)))
+STRICT_FLAG = Tensor("STRICT_FLAG", "BOOL", (-1,))
+LOOSE_FLAG = Tensor("LOOSE_FLAG", "BOOL", (-1,))
+FLAG = Tensor("FLAG", "BOOL", (-1,))  # the session's own: in its mode, or by its thresholds
+RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that are unsafe by the session's own policy
+
+# The prompt's verdict: one row on START, none later.
+PROMPT_RISK = Tensor("PROMPT_RISK", "BYTES", (-1,))
+PROMPT_CATEGORY = Tensor("PROMPT_CATEGORY", "BYTES", (-1,))
+PROMPT_RISK_PROBABILITIES = Tensor("PROMPT_RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
+PROMPT_CATEGORY_PROBABILITIES = Tensor("PROMPT_CATEGORY_PROBABILITIES", "FP32", (-1, len(QUERY_CATEGORY_ORDER)))
+PROMPT_STRICT_FLAG = Tensor("PROMPT_STRICT_FLAG", "BOOL", (-1,))
+PROMPT_LOOSE_FLAG = Tensor("PROMPT_LOOSE_FLAG", "BOOL", (-1,))
+PROMPT_FLAG = Tensor("PROMPT_FLAG", "BOOL", (-1,))
+
+GUARD_TOKENIZER = Model("guard_tokenizer", (MESSAGES, PROMPT, RESPONSE), (INPUT_IDS, RESPONSE_MODE))
+
+GEN_GUARD = Model(
+    "gen_guard",
+    (INPUT_IDS, RESPONSE_MODE),
+    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, ANSWER_STATUS, NOTICE),
+)
+
+CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, GEN_GUARD.outputs, (GUARD_TOKENIZER, GEN_GUARD))
+
+STREAM_TOKENIZER = Model(
+    "stream_tokenizer",
+    (MESSAGES, PROMPT, TEXT, TOKEN_IDS, POSITION),
+    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
+)
+
+STREAM_GUARD = Model(
+    "stream_guard",
+    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, *POLICY),
+    (
+        LENGTH,
+        PENDING,
+        RISK,
+        CATEGORY,
+        RISK_PROBABILITIES,
+        CATEGORY_PROBABILITIES,
+        STRICT_FLAG,
+        LOOSE_FLAG,
+        FLAG,
+        RUN,
+        PROMPT_RISK,
+        PROMPT_CATEGORY,
+        PROMPT_RISK_PROBABILITIES,
+        PROMPT_CATEGORY_PROBABILITIES,
+        PROMPT_STRICT_FLAG,
+        PROMPT_LOOSE_FLAG,
+        PROMPT_FLAG,
+        NOTICE,
+    ),
+)
+
+PROMPT_OUTPUTS = frozenset(tensor for tensor in STREAM_GUARD.outputs if tensor.name.startswith("PROMPT_"))
+"""Outputs that say something on START alone."""
+
+STEP_LABELS = frozenset({RISK, CATEGORY, PROMPT_RISK, PROMPT_CATEGORY})
+"""Outputs that say in words which of the probabilities is the largest; strings are the dearest to send."""
+
+STREAM_STEP = Model(
+    "stream_step",
+    (*STREAM_TOKENIZER.inputs, *POLICY),
+    (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
+    (STREAM_TOKENIZER, STREAM_GUARD),
+)
+
+MODELS: tuple[Model, ...] = (GUARD_TOKENIZER, GEN_GUARD, CLASSIFY, STREAM_TOKENIZER, STREAM_GUARD, STREAM_STEP)

@@ -1,0 +1,272 @@
+"""A Qwen3Guard checkpoint: which guard it is, its dimensions, its label order, its tensors by name.
+
+Knows Hugging Face's folder layout and Qwen3's names; knows nothing of ONNX. Remote code is never loaded: a
+checkpoint is JSON and safetensors, anything else in the folder is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from qwen3guard_contract import labels
+from qwen3guard_contract.errors import CheckpointNotFound, MissingTensor, WrongArchitecture, WrongShape
+from qwen3guard_contract.manifest import STREAM_OUTPUTS
+
+from qwen3guard_export.checkpoint import config_fields as fields
+from qwen3guard_export.checkpoint.tokenizer_files import carried_files
+from qwen3guard_export.checkpoint.weight_files import WeightFiles, read_json_object
+
+Variant = Literal["gen", "stream"]
+_VARIANTS: dict[str, Variant] = {"Qwen3ForCausalLM": "gen", "Qwen3ForGuardModel": "stream"}
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+LM_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Head:
+    """One of Stream's four heads. `rows[i]` is the checkpoint's index of our label i."""
+
+    output: str
+    prefix: str
+    tensor: str
+    rows: tuple[int, ...]
+
+    @property
+    def pre(self) -> str:
+        return f"{self.prefix}risk_level_category_pre.weight"
+
+    @property
+    def layernorm(self) -> str:
+        return f"{self.prefix}risk_level_category_layernorm.weight"
+
+
+# Stream's heads as STREAM_OUTPUTS orders them: prefix, last tensor, label map in config.json, our index order.
+_HEADS: tuple[tuple[str, str, str, Sequence[Enum]], ...] = (
+    ("", "risk_level_head.weight", "response_risk_level_map", labels.RISK_ORDER),
+    ("", "category_head.weight", "response_category_map", labels.RESPONSE_CATEGORY_ORDER),
+    ("query_", "query_risk_level_head.weight", "query_risk_level_map", labels.RISK_ORDER),
+    ("query_", "query_category_head.weight", "query_category_map", labels.QUERY_CATEGORY_ORDER),
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The dimensions of a Qwen3 model with an lm_head (`heads` empty) or with Stream's four heads."""
+
+    variant: Variant
+    layers: int
+    hidden: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int
+    rms_eps: float
+    rope_theta: float
+    tied: bool
+    inner: int
+    heads: tuple[Head, ...]
+
+    def __post_init__(self) -> None:
+        if self.query_heads % self.kv_heads:
+            raise WrongArchitecture(
+                f"{self.query_heads} query heads cannot be shared out over {self.kv_heads} key-value heads."
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise WrongArchitecture(f"a head_dim of {self.head_dim} cannot be rotated: it must be even, and not 0.")
+
+    def block_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        queries, keys = self.query_heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (self.hidden,),
+            "self_attn.q_proj": (queries, self.hidden),
+            "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden),
+            "self_attn.o_proj": (self.hidden, queries),
+            "self_attn.q_norm": (self.head_dim,),
+            "self_attn.k_norm": (self.head_dim,),
+            "post_attention_layernorm": (self.hidden,),
+            "mlp.gate_proj": (self.ffn, self.hidden),
+            "mlp.up_proj": (self.ffn, self.hidden),
+            "mlp.down_proj": (self.hidden, self.ffn),
+        }
+        return {block_tensor(layer, part): shape for part, shape in shapes.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor the graph needs, with the shape it must have."""
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab, self.hidden)}
+        for layer in range(self.layers):
+            shapes |= self.block_shapes(layer)
+        shapes[FINAL_NORM] = (self.hidden,)
+        if self.variant == "gen" and not self.tied:
+            shapes[LM_HEAD] = (self.vocab, self.hidden)
+        for head in self.heads:
+            shapes[head.pre] = (self.inner, self.hidden)
+            shapes[head.layernorm] = (self.inner,)
+            shapes[head.tensor] = (len(head.rows), self.inner)
+        return shapes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Config, tensor shapes and tokenizer have been checked. `source` is what the user named."""
+
+    source: str
+    folder: Path
+    architecture: Architecture
+    weights: WeightFiles
+    carried: tuple[Path, ...]
+    demo: bool
+    parameters: int
+
+
+def block_tensor(layer: int, part: str) -> str:
+    return f"model.layers.{layer}.{part}.weight"
+
+
+def open_checkpoint(source: str) -> Checkpoint:
+    """A folder, or a hub id `org/name` that is then downloaded (JSON, safetensors and templates only).
+
+    Reads headers and JSON, no weights. Raises a CheckpointError other than ParityError, with one sentence.
+    """
+    folder = _resolve(source)
+    if not (folder / "config.json").is_file():
+        raise CheckpointNotFound(f"{folder} has no config.json, so it is not a checkpoint.")
+    config = read_json_object(folder / "config.json")
+    try:
+        architecture = _architecture(config)
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        raise WrongArchitecture(f"{folder / 'config.json'} holds a dimension that is not a number.") from None
+    if (folder / "adapter_config.json").is_file():
+        raise WrongArchitecture(f"{folder} holds a LoRA adapter, which is not read: merge it into the weights first.")
+    weights = WeightFiles.open(folder)
+    _refuse_adapters(weights)
+    if architecture.layers > len(weights.tensors):  # or a lie in config.json would be spelt out below
+        raise MissingTensor(f"the checkpoint has {len(weights.tensors)} tensors, but {architecture.layers} layers.")
+    shapes = architecture.shapes()
+    for name, shape in shapes.items():
+        if name not in weights.tensors:
+            raise MissingTensor(f"the checkpoint has no tensor {name}.")
+        if weights.shape(name) != shape:
+            found = list(weights.shape(name))
+            raise WrongShape(f"{name} has the shape {found}; config.json requires {list(shape)}.")
+    _refuse_unread(weights, architecture, shapes)
+    return Checkpoint(
+        source=source,
+        folder=folder,
+        architecture=architecture,
+        weights=weights,
+        carried=carried_files(folder, architecture.vocab),
+        demo=bool(config.get("demo_weights", False)),
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+    )
+
+
+_ADAPTER = re.compile(r"lora_|\.base_layer\.|^base_model\.|adapter")
+_BUFFER = re.compile(r"(model\.|model\.layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+"""Written by old versions of transformers, and computed from rope_theta by all."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def _refuse_adapters(weights: WeightFiles) -> None:
+    for name in weights.tensors:
+        if _ADAPTER.search(name):
+            raise WrongArchitecture(
+                f"the checkpoint has the tensor {name!r:.100} of a LoRA adapter: merge it into the weights first."
+            )
+
+
+def _refuse_unread(weights: WeightFiles, architecture: Architecture, shapes: Mapping[str, object]) -> None:
+    """Raises WrongArchitecture for a tensor that no graph reads: the checkpoint computes something else."""
+    for name in weights.tensors.keys() - shapes.keys():
+        if _BUFFER.fullmatch(name):
+            continue
+        if name == LM_HEAD and architecture.variant == "gen":
+            if not weights.same(LM_HEAD, EMBEDDING):
+                raise WrongArchitecture(
+                    f"{LM_HEAD} differs from {EMBEDDING}, though config.json has tie_word_embeddings set."
+                )
+            continue
+        layer = _LAYER.match(name)
+        if layer and int(layer[1][:9]) >= architecture.layers:
+            raise WrongArchitecture(
+                f"the checkpoint has the tensor {name!r:.100}, but config.json says {architecture.layers} layers."
+            )
+        raise WrongArchitecture(f"the checkpoint has the tensor {name!r:.100}, which is not implemented.")
+
+
+def _resolve(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointNotFound(f"{source} is a file; name the checkpoint's folder.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
+        raise CheckpointNotFound(f"{source} is neither a folder nor a hub id of the form org/name.")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    except Exception as error:  # the hub's own tree, requests', httpx' and the disk's: all mean the same here
+        reason = type(error).__name__
+        raise CheckpointNotFound(
+            f"{source} is not a folder, and the hub did not give a model of that name ({reason})."
+        ) from error
+
+
+def _architecture(config: dict[str, Any]) -> Architecture:
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and len(named) == 1 else named
+    variant = _VARIANTS.get(name) if isinstance(name, str) else None
+    if variant is None:
+        raise WrongArchitecture(
+            f"the architecture is {name!r:.100}; a guard is {' or '.join(_VARIANTS)} (Qwen3Guard-Gen or -Stream)."
+        )
+    fields.refuse_what_is_not_computed(config)
+    hidden, query_heads = fields.size(config, "hidden_size"), fields.size(config, "num_attention_heads")
+    return Architecture(
+        variant=variant,
+        layers=fields.size(config, "num_hidden_layers"),
+        hidden=hidden,
+        query_heads=query_heads,
+        kv_heads=fields.size(config, "num_key_value_heads"),
+        head_dim=hidden // query_heads if config.get("head_dim") is None else fields.size(config, "head_dim"),
+        ffn=fields.size(config, "intermediate_size"),
+        vocab=fields.size(config, "vocab_size"),
+        context=fields.size(config, "max_position_embeddings"),
+        rms_eps=fields.number(config, "rms_norm_eps", 1e-6),
+        rope_theta=fields.rope_theta(config),
+        tied=fields.tied(config),
+        inner=fields.size(config, "guard_inner_size") if variant == "stream" else 0,
+        heads=_heads(config) if variant == "stream" else (),
+    )
+
+
+def _heads(config: dict[str, Any]) -> tuple[Head, ...]:
+    return tuple(
+        Head(output, prefix, tensor, _rows(config, map_name, order))
+        for output, (prefix, tensor, map_name, order) in zip(STREAM_OUTPUTS, _HEADS, strict=True)
+    )
+
+
+def _rows(config: dict[str, Any], map_name: str, order: Sequence[Enum]) -> tuple[int, ...]:
+    stated = config.get(map_name)
+    if not isinstance(stated, dict):
+        raise WrongArchitecture(f"config.json has no {map_name}, so that head's label order is unknown.")
+    index_of = {labels.normalize(str(label)): int(index) for index, label in stated.items()}
+    wanted = [str(label.value) for label in order]
+    if sorted(index_of) != sorted(wanted) or sorted(index_of.values()) != list(range(len(wanted))):
+        raise WrongArchitecture(
+            f"{map_name} in config.json must number exactly these labels from 0: {', '.join(wanted)}; "
+            f"it has {index_of!r:.400}."
+        )
+    return tuple(index_of[label] for label in wanted)

@@ -1,0 +1,235 @@
+"""Attention forms: how new keys and values get into a row's KV slot, and how queries read it.
+
+All let a token see the cells up to its own position, after the new cells were written in place (past and present may
+be one buffer). They differ in the operators that multiply and in what a cell is made of: `portable` is standard opset
+24, which TensorRT builds too; `decomposed` is what ONNX Runtime's CPU provider runs fastest, `int8` is the same over
+keys and values of eight bits, read four times as fast; `gqa` is one fused operator, which ONNX Runtime's CUDA provider
+has. `gqa` takes rows of one token together, a longer row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from onnx import TensorProto
+from qwen3guard_contract.manifest import Cache, caches
+
+from qwen3guard_export.checkpoint.checkpoint import Architecture
+from qwen3guard_export.graph.emitter import CONTRIB, Emitter
+from qwen3guard_export.graph.quantize import (
+    HALVES,
+    WeightFormat,
+    quantize_positive_u8,
+    quantize_s8,
+    quantize_u8,
+    row_scale,
+)
+
+AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
+ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
+
+CAPACITY_STEP = 64
+"""Slots have a multiple of as many cells."""
+_HIDDEN_SCORE = -1e30  # added to a score; exp() of it is 0, and a score plus it stays finite
+_LEVELS = 127.0
+_QUERY_LEVELS, _QUERY_ZERO_POINT = 63.0, 64
+_SHARE_LEVELS = 127.0
+"""Queries and shares have seven bits: CPUs without VNNI add two u8 x s8 products in a saturating int16, and
+2 * 127 * 127 fits. Keys, which may have outlying dimensions, and values keep all eight (docs/performance.md)."""
+
+
+def fastest(variant: str, weights: str) -> AttentionForm:
+    """What was measured to be fastest on CPUs (docs/performance.md), where nothing is lost that `weights` keep; for
+    weights of two bytes, which are not for CPUs, what runs everywhere.
+
+    Stream's steps read much KV for few tokens, and many sessions stay in memory; Gen's passes are long and few.
+    """
+    if weights in HALVES:
+        return "portable"
+    return "int8" if variant == "stream" and weights == "dq8r" else "decomposed"
+
+
+def runs_in(form: AttentionForm, weights: WeightFormat) -> bool:
+    """Whether there is such a graph: the forms made for CPUs have no products in two bytes."""
+    return form in ("portable", "gqa") if weights in HALVES else True
+
+
+def kv_dtype(form: AttentionForm, weights: WeightFormat) -> str:
+    """numpy's name, or ml_dtypes', for what a cell of keys or values is made of."""
+    if form == "int8":
+        return "int8"
+    return HALVES[weights].name if weights in HALVES else "float32"
+
+
+def kv_caches(form: AttentionForm, weights: WeightFormat, architecture: Architecture) -> list[tuple[Cache, ...]]:
+    """The arrays that hold keys and values, for each layer."""
+    dtype, sizes = kv_dtype(form, weights), {"kv_heads": architecture.kv_heads, "head_dim": architecture.head_dim}
+    return [caches(dtype, layer=layer, **sizes) for layer in range(architecture.layers)]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The parts shared by all layers: the mask is computed once a graph.
+
+    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, stacked tokens, capacity]; gqa masks by
+    itself, from `last` int32 [rows] and `longest` int32 [], where each row's last token stands and the most cells read.
+    """
+
+    graph: Emitter
+    form: AttentionForm
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    positions: str
+    mask: str = ""
+    last: str = ""
+    longest: str = ""
+
+    def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
+        """Queries and new keys [rows, query_heads + kv_heads, tokens, head_dim], new values [rows, kv_heads, ...]
+        -> [rows, tokens, query_heads * head_dim]. Scores are scaled by 1 / sqrt(head_dim)."""
+        if self.form == "int8":
+            context = self._int8(caches, turned, values)
+        else:
+            if half := next((half for half in HALVES.values() if half.name == caches[0].dtype), None):
+                turned, values = (self.graph.op("Cast", [each], to=half.onnx) for each in (turned, values))
+            queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
+            if self.form == "gqa":
+                return self._gqa(caches, queries, keys, values)
+            keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
+            read = self._portable if self.form == "portable" else self._decomposed
+            context = read(queries, keys, values)
+        joined = self.graph.op("Transpose", [context], perm=[0, 2, 1, 3])
+        return self.graph.op("Reshape", [joined, self.graph.ints(0, 0, self.query_heads * self.head_dim)])
+
+    def _write(self, cache: Cache, update: str) -> str:
+        """`update` written into each row's slot from `positions` [rows] on."""
+        inputs = [cache.past, update, self.positions]
+        return self.graph.op("TensorScatter", inputs, name=cache.present, mode="linear", axis=cache.cell_axis)
+
+    @property
+    def _scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
+    def _portable(self, queries: str, keys: str, values: str) -> str:
+        return self.graph.op("Attention", [queries, keys, values, self.mask], scale=self._scale)
+
+    def _gqa(self, caches: Sequence[Cache], queries: str, keys: str, values: str) -> str:
+        graph, sizes = self.graph, (self.query_heads, self.kv_heads, self.kv_heads)
+        rows = [
+            graph.op(
+                "Reshape",
+                [graph.op("Transpose", [each], perm=[0, 2, 1, 3]), graph.ints(0, 0, heads * self.head_dim)],
+            )
+            for each, heads in zip((queries, keys, values), sizes, strict=True)
+        ]
+        return graph.grouped_attention(
+            [*rows, *(cache.past for cache in caches), self.last, self.longest],
+            presents=[cache.present for cache in caches],
+            num_heads=self.query_heads,
+            kv_num_heads=self.kv_heads,
+            scale=self._scale,
+        )
+
+    def _decomposed(self, queries: str, keys: str, values: str) -> str:
+        graph = self.graph
+        scores = graph.op("FusedMatMul", [self._group(queries), keys], domain=CONTRIB, transB=1, alpha=self._scale)
+        shares, total = self._shares(graph.op("Add", [scores, self.mask]))
+        return self._ungroup(graph.op("Div", [graph.op("MatMul", [shares, values]), total]))
+
+    def _int8(self, caches: Sequence[Cache], turned: str, values: str) -> str:
+        """Each head's vector of a token has a scale of its own, so nothing depends on calibration or neighbours.
+
+        The shares are quantized in blocks of cells, each by its largest: a token that takes nearly all the attention
+        would else leave no levels for the many that divide the rest.
+        """
+        graph, size, (key_cache, value_cache, scale_cache) = self.graph, self.head_dim, caches
+        queries, keys = graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
+        new = graph.op("Concat", [keys, values], axis=1)
+        scale = row_scale(graph, new, _LEVELS)
+        keys, values = graph.split(quantize_s8(graph, new, scale, size), [self.kv_heads, self.kv_heads], axis=1)
+        keys = self._write(key_cache, graph.op("Transpose", [keys], perm=[0, 1, 3, 2]))
+        values = self._write(value_cache, values)
+        scales = self._write(scale_cache, graph.op("Transpose", [scale], perm=[0, 1, 3, 2]))
+        key_scale, value_scale = graph.split(scales, [self.kv_heads, self.kv_heads], axis=1)
+
+        one = graph.scalar(1.0, np.float32)
+        queries = graph.op("Reshape", [queries, graph.ints(0, self.kv_heads, -1, size)])
+        query_scale = row_scale(graph, queries, _QUERY_LEVELS)
+        queries = quantize_u8(graph, queries, query_scale, size, zero_point=_QUERY_ZERO_POINT, rows_key="queries")
+        unit, zero = graph.scalar(self._scale, np.float32), graph.scalar(_QUERY_ZERO_POINT, np.uint8)
+        scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
+        shares, total = self._shares(graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask]))
+        shares = graph.op("Mul", [shares, value_scale])
+        blocks = graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)])
+        scale = row_scale(graph, blocks, _SHARE_LEVELS, positive=True)
+        blocks = quantize_positive_u8(graph, blocks, scale, CAPACITY_STEP)
+        blocks, scale = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, scale))
+        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, size)])
+        zero = graph.scalar(0, np.uint8)
+        context = graph.op("MatMulIntegerToFloat", [blocks, values, one, one, zero], domain=CONTRIB)
+        context = graph.op("ReduceSum", [graph.op("Mul", [context, scale]), graph.ints(2)], keepdims=0)
+        context = graph.op("Div", [context, total])
+        return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, size)])
+
+    def _shares(self, scores: str) -> tuple[str, str]:
+        """exp(scores - their largest) in 0..1, and its sum [..., 1] by which the context is still to be divided.
+
+        Not Softmax: ONNX Runtime's sums in lanes, as many as the CPU has, and so differs in the last bit from one
+        kind of CPU to another. These operators do not (docs/performance.md).
+        """
+        graph, last = self.graph, self.graph.ints(-1)
+        largest = graph.op("ReduceMax", [scores, last], keepdims=1)
+        shares = graph.op("Exp", [graph.op("Sub", [scores, largest])])
+        return shares, graph.op("ReduceSum", [shares, last], keepdims=1)
+
+    def _group(self, queries: str) -> str:
+        """The query heads of one KV head stacked as rows of one matrix, so that K and V are never repeated.
+
+        A head alone is stacked on itself: ONNX Runtime has another kernel for a single row, which rounds
+        otherwise, and a token would then come out differently alone and in a batch of longer rows.
+        """
+        if self.query_heads == self.kv_heads:
+            return self.graph.op("Concat", [queries, queries], axis=2)
+        return self.graph.op("Reshape", [queries, self.graph.ints(0, self.kv_heads, -1, self.head_dim)])
+
+    def _ungroup(self, context: str) -> str:
+        graph = self.graph
+        if self.query_heads == self.kv_heads:
+            half = graph.op("Reshape", [context, graph.ints(0, self.kv_heads, 2, -1, self.head_dim)])
+            return graph.op("Gather", [half, graph.scalar(0, np.int64)], axis=2)
+        return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, self.head_dim)])
+
+
+def attention(
+    graph: Emitter,
+    form: AttentionForm,
+    *,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    positions: str,
+    places: str,
+    capacity: str,
+) -> Attention:
+    """`positions` int64 [rows]; `places` int64 [rows, tokens]: each token's position; `capacity` int64 [1]."""
+    common = (graph, form, query_heads, kv_heads, head_dim, positions)
+    if form == "gqa":
+        ends = graph.op("ReduceMax", [places, graph.ints(1)], keepdims=0)
+        last = graph.op("Cast", [ends], to=TensorProto.INT32)
+        longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
+        return Attention(*common, last=last, longest=longest)
+    zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
+    indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
+    seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [places, graph.ints(1, 3)])])
+    if form != "portable":
+        shown, hidden = graph.scalar(0.0, np.float32), graph.scalar(_HIDDEN_SCORE, np.float32)
+        seen = graph.op("Where", [seen, shown, hidden])
+        stacked = query_heads // kv_heads
+        if form == "decomposed":
+            stacked = max(2, stacked)
+        seen = graph.op("Concat", [seen] * stacked, axis=2)
+    return Attention(*common, mask=seen)

@@ -1,0 +1,267 @@
+"""The Qwen3 graph: one block, repeated, over KV slots; Gen's or Stream's logits on top.
+
+Row r's token t stands at positions[r] + t. Its key and value go into slot r at that index, and it attends to
+the indices up to its own, so padding on the right (and whatever a slot held there before) is never seen. The
+caller keeps positions[r] + tokens <= capacity for every row, padding included: TensorScatter refuses anything
+else. Slots must hold finite numbers (start them at zero): a hidden NaN times a share of 0 is still NaN.
+
+Formulas: transformers' modeling_qwen3.py; the heads from the model cards of Qwen3Guard-Stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
+
+from qwen3guard_export.checkpoint.checkpoint import (
+    EMBEDDING,
+    FINAL_NORM,
+    LM_HEAD,
+    Architecture,
+    Checkpoint,
+    block_tensor,
+)
+from qwen3guard_export.checkpoint.weight_files import FloatArray
+from qwen3guard_export.graph.attention import Attention, AttentionForm, attention, kv_caches
+from qwen3guard_export.graph.emitter import Emitter
+from qwen3guard_export.graph.quantize import HALVES, Activation, Product, WeightFormat, activation, linear
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+_CACHE_TYPES = {
+    "float32": FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+}
+
+
+EMBEDDED = "residual.embedded"
+ROTATIONS = ("rope.cos", "rope.sin")
+
+
+def after_attention(layer: int) -> str:
+    """The name of the residual stream between a layer's halves, float32 [rows, tokens, hidden]; in the last layer
+    [asked, hidden], as what follows it."""
+    return f"residual.{layer}.attention"
+
+
+def after_feed_forward(layer: int) -> str:
+    """The same behind the layer."""
+    return f"residual.{layer}.feed_forward"
+
+
+def write_graph(checkpoint: Checkpoint, folder: Path, weights: WeightFormat, form: AttentionForm) -> None:
+    """Writes model.onnx and model.onnx.data into `folder`. Raises CorruptFile if a weight cannot be read."""
+    with Emitter(folder, GRAPH) as graph:
+        _Qwen3(graph, checkpoint, weights, form).emit()
+        graph.finish(f"qwen3guard_{checkpoint.architecture.variant}")
+
+
+def rope_tables(architecture: Architecture) -> tuple[FloatArray, FloatArray]:
+    """cos and sin, float32 [context, head_dim / 2], of position * theta^(-2i / head_dim)."""
+    exponents = np.arange(0, architecture.head_dim, 2, dtype=np.float32) / np.float32(architecture.head_dim)
+    frequencies = (1.0 / architecture.rope_theta**exponents).astype(np.float32)
+    angles = np.arange(architecture.context, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where tokens stand: `rope` int64 [rows, tokens] row numbers of the cos and sin tables."""
+
+    rope: str
+    cos: str
+    sin: str
+    logit_index: str
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """The residual stream [..., hidden], and what is still to be added to it."""
+
+    hidden: str
+    update: str | None = None
+    total: str = EMBEDDED
+    """The name of their sum."""
+
+
+class _Qwen3:
+    def __init__(self, graph: Emitter, checkpoint: Checkpoint, weights: WeightFormat, form: AttentionForm) -> None:
+        self.graph = graph
+        self.tensors = checkpoint.weights
+        self.architecture = checkpoint.architecture
+        self.weights = weights
+        self.form = form
+        self.caches = kv_caches(form, weights, checkpoint.architecture)
+
+    def emit(self) -> None:
+        graph, architecture = self.graph, self.architecture
+        ids = graph.input(INPUT_IDS, INT64, ["rows", "tokens"])
+        positions = graph.input(POSITIONS, INT64, ["rows"])
+        logit_index = graph.input(LOGIT_INDEX, INT64, ["asked", 2])
+        kv = [cache for layer in self.caches for cache in layer]
+        for cache in kv:
+            graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
+        places, attend = self._places(ids, positions, logit_index)
+        stream = _Residual(self._embed(ids))
+        for layer in range(architecture.layers):
+            stream = self._block(layer, stream, places, attend)
+        _, hidden = self._join(stream, FINAL_NORM)
+        if architecture.variant == "gen":
+            graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
+        else:
+            self._stream_heads(hidden)
+        for cache in kv:
+            graph.output(cache.present, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
+
+    def _places(self, ids: str, positions: str, logit_index: str) -> tuple[_Places, Attention]:
+        graph, architecture = self.graph, self.architecture
+        tokens = graph.op("Squeeze", [graph.op("Shape", [ids], start=1, end=2)])
+        steps = graph.op("Range", [graph.scalar(0, np.int64), tokens, graph.scalar(1, np.int64)])
+        absolute = graph.op("Add", [graph.op("Unsqueeze", [positions, graph.ints(1)]), steps])
+        first = self.caches[0][0]
+        capacity = graph.op("Shape", [first.past], start=first.cell_axis, end=first.cell_axis + 1)
+        attend = attention(
+            graph,
+            self.form,
+            query_heads=architecture.query_heads,
+            kv_heads=architecture.kv_heads,
+            head_dim=architecture.head_dim,
+            positions=positions,
+            places=absolute,
+            capacity=capacity,
+        )
+        # Padding may stand beyond the last position that has a rotation; any rotation does for it.
+        last = graph.scalar(architecture.context - 1, np.int64)
+        cos, sin = rope_tables(architecture)
+        places = _Places(
+            rope=graph.op("Min", [absolute, last]),
+            cos=graph.weight(ROTATIONS[0], cos),
+            sin=graph.weight(ROTATIONS[1], sin),
+            logit_index=logit_index,
+        )
+        return places, attend
+
+    def _embed(self, ids: str) -> str:
+        """The table is in the weights' own type; beside integers, as the checkpoint stores it: nothing is lost."""
+        if self.weights == "fp32":
+            table = self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING))
+            return self.graph.op("Gather", [table, ids], name=EMBEDDED)
+        if half := HALVES.get(self.weights):
+            table = self.graph.weight(EMBEDDING, half.array(self.tensors.float32(EMBEDDING)))
+        else:
+            table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
+        return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], name=EMBEDDED, to=FLOAT)
+
+    def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
+        graph = self.graph
+        architecture = self.architecture
+        hidden, rows = self._join(stream, block_tensor(layer, "input_layernorm"))
+        context = self._attention(layer, rows, places, attend)
+        if layer == architecture.layers - 1:
+            # From here on a token meets no other: the last half-block runs for the asked tokens alone.
+            hidden = graph.op("GatherND", [hidden, places.logit_index])
+            context = graph.op("GatherND", [context, places.logit_index])
+        rows_key = "asked" if layer == architecture.layers - 1 else "tokens"
+        inputs = activation(
+            graph, self.weights, context, architecture.query_heads * architecture.head_dim, rows_key=rows_key
+        )
+        attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
+        stream = _Residual(hidden, attended.scaled(graph), after_attention(layer))
+        hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
+        return _Residual(hidden, self._feed_forward(layer, rows, rows_key), after_feed_forward(layer))
+
+    def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
+        """The residual stream with its update added, and its norm."""
+        graph = self.graph
+        if stream.update is None:
+            return stream.hidden, self._norm(stream.hidden, norm)
+        if self.form == "portable":
+            hidden = graph.op("Add", [stream.hidden, stream.update], name=stream.total)
+            return hidden, self._norm(hidden, norm)
+        scale = graph.weight(norm, self.tensors.float32(norm))
+        normed = graph.add_and_norm(
+            stream.hidden, stream.update, scale, total=stream.total, epsilon=self.architecture.rms_eps
+        )
+        return stream.total, normed
+
+    def _attention(self, layer: int, rows: str, places: _Places, attend: Attention) -> str:
+        graph, architecture = self.graph, self.architecture
+        query_heads, kv_heads, size = architecture.query_heads, architecture.kv_heads, architecture.head_dim
+        # What once left the finite numbers stays in the residual stream, but integers would hide it from the tokens
+        # that attend to this one: its last keys tell them.
+        last = layer == architecture.layers - 1
+        inputs = activation(graph, self.weights, rows, architecture.hidden, rows_key="tokens", finite=last)
+        names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
+        projected = self._linear(inputs, block_tensor(layer, "self_attn.qkv_proj"), names).scaled(graph)
+        turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
+        turning = graph.op("Reshape", [turning, graph.ints(0, 0, query_heads + kv_heads, size)])
+        turning = graph.op("Transpose", [self._norm_heads(layer, turning)], perm=[0, 2, 1, 3])
+        turned = graph.op("RotaryEmbedding", [turning, places.cos, places.sin, places.rope])
+        values = graph.op("Reshape", [values, graph.ints(0, 0, kv_heads, size)])
+        return attend.emit(self.caches[layer], turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
+
+    def _norm_heads(self, layer: int, heads: str) -> str:
+        """[rows, tokens, query_heads + kv_heads, head_dim], each head by itself, by q_norm or k_norm."""
+        architecture = self.architecture
+        counts = [architecture.query_heads, architecture.kv_heads]
+        names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
+        if self.form in ("portable", "gqa"):
+            parts = self.graph.split(heads, counts, axis=2)
+            normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
+            return self.graph.op("Concat", normed, axis=2)
+        # ONNX Runtime on a CPU takes a scale for each head as well; the standard knows one for the last axis alone.
+        scales = [np.tile(self.tensors.float32(name), (count, 1)) for name, count in zip(names, counts, strict=True)]
+        scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
+        return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
+
+    def _feed_forward(self, layer: int, rows: str, rows_key: str) -> str:
+        """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
+        graph = self.graph
+        inputs = activation(graph, self.weights, rows, self.architecture.hidden, rows_key=rows_key)
+        gate = self._linear(inputs, block_tensor(layer, "mlp.gate_proj")).scaled(graph)
+        up = self._linear(inputs, block_tensor(layer, "mlp.up_proj"))
+        gated = graph.op("Mul", [graph.op("Mul", [gate, graph.op("Sigmoid", [gate])]), up.values])
+        inputs = activation(graph, self.weights, gated, self.architecture.ffn, rows_key=rows_key, pending=up.row_scale)
+        return self._linear(inputs, block_tensor(layer, "mlp.down_proj")).scaled(graph)
+
+    def _lm_head(self, hidden: str) -> str:
+        """float32 [asked, hidden] -> logits [asked, vocab]."""
+        graph, (logits,) = self.graph, GEN_OUTPUTS
+        if self.weights == "fp32" and self.architecture.tied:
+            return graph.op("Gemm", [hidden, EMBEDDING], name=logits, transB=1)
+        if self.weights in HALVES and self.architecture.tied:
+            inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked")
+            return graph.op("Cast", [graph.op("Gemm", [inputs.rows, EMBEDDING], transB=1)], name=logits, to=FLOAT)
+        name = EMBEDDING if self.architecture.tied else LM_HEAD
+        inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked", finite=True)
+        product = self._linear(inputs, name)
+        return graph.op("Identity", [product.scaled(graph)], name=logits)
+
+    def _stream_heads(self, hidden: str) -> None:
+        """RMSNorm(pre(hidden)) -> logits, in float32 whatever the weight format: they are small and decide."""
+        graph, prepared = self.graph, dict[str, str]()
+        for head in self.architecture.heads:
+            if head.pre not in prepared:
+                pre = graph.op("MatMul", [hidden, graph.weight(head.pre, self.tensors.float32(head.pre).T)])
+                prepared[head.pre] = self._norm(pre, head.layernorm)
+            matrix = self.tensors.float32(head.tensor)[list(head.rows)]
+            graph.op("MatMul", [prepared[head.pre], graph.weight(head.tensor, matrix.T)], name=head.output)
+            graph.output(head.output, FLOAT, ["asked", len(head.rows)])
+
+    def _norm(self, rows: str, name: str) -> str:
+        scale = self.graph.weight(name, self.tensors.float32(name))
+        return self.graph.op("RMSNormalization", [rows, scale], axis=-1, epsilon=self.architecture.rms_eps)
+
+    def _linear(self, inputs: Activation, name: str, parts: Sequence[str] = ()) -> Product:
+        """By the matrix `name`, or by the matrices `parts` as one of that name."""
+
+        def matrix() -> FloatArray:
+            return np.concatenate([self.tensors.float32(part) for part in parts or [name]])
+
+        return linear(self.graph, self.weights, inputs, name, matrix)

@@ -1,0 +1,267 @@
+"""What an exported graph computes, in plain numpy and in the graph's own arithmetic, half a layer at a time.
+
+Integers are multiplied exactly, two-byte floats are rounded where the graph rounds them (and may overflow, which ONNX
+Runtime's CPU provider would not show: it computes float16 in float32). So a graph that is right differs from this by
+float32 rounding alone, and now and then by one level of one quantized number that rounding has tipped over. A code
+path of its own: it shares no line with what writes graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.manifest import GEN_OUTPUTS
+
+from qwen3guard_export.checkpoint.checkpoint import (
+    EMBEDDING,
+    FINAL_NORM,
+    LM_HEAD,
+    Architecture,
+    Checkpoint,
+    block_tensor,
+)
+from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
+
+Ids = npt.NDArray[np.int64]
+_HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_EXACT_DEPTH = 1024
+"""So many products of s8 by s8 have a sum that float32 holds exactly: 1024 * 128 * 127 < 2^24."""
+_SHARE_BLOCK = 64
+_FLOAT32_LIMIT = 1e30
+_SCORE_LIMIT = 1e15
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention adds to the residual stream [tokens, hidden], and what it leaves in the cells: keys and values
+    float32 [kv_heads, tokens, head_dim], as later tokens read them."""
+
+    update: FloatArray
+    keys: FloatArray
+    values: FloatArray
+
+
+class Arithmetic:
+    """One checkpoint in one weight format and attention form.
+
+    Raises ParityError where a number leaves its type, naming the tensor it met: such a guard cannot be served so.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, weights: str, form: str) -> None:
+        self._architecture = checkpoint.architecture
+        self._tensors = checkpoint.weights
+        self._weights = weights
+        self._form = form
+        self._recent: dict[str, FloatArray] = {}
+        self._table: Array | None = None
+        self.largest_half = 0.0
+        """The largest absolute number that was rounded to two bytes."""
+
+    def embedded(self, ids: Ids) -> FloatArray:
+        """float32 [tokens, hidden]."""
+        if self._table is None:
+            self._table = self._tensors.stored(EMBEDDING)
+        return self._half(self._table[ids].astype(np.float32), EMBEDDING)
+
+    def attention(self, layer: int, rows: Sequence[FloatArray]) -> list[Attended]:
+        """Of each row of residual states [tokens, hidden] from position 0 on."""
+        self._recent.clear()
+        lengths = np.cumsum([len(row) for row in rows])[:-1]
+        self._bounded_scores(layer)
+        normed = self._norm(np.concatenate(rows), block_tensor(layer, "input_layernorm"))
+        names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
+        self._bounded(block_tensor(layer, "input_layernorm"), names)
+        parts = self._linear(normed, names)
+        split = zip(*(np.split(part, lengths) for part in parts), strict=True)
+        heads = [self._heads(layer, *row) for row in split]
+        contexts = [self._context(*row) for row in heads]
+        (update,) = self._linear(np.concatenate(contexts), [block_tensor(layer, "self_attn.o_proj")])
+        cells = [(self._cells(keys), self._cells(values)) for _, keys, values in heads]
+        return [Attended(part, *row) for part, row in zip(np.split(update, lengths), cells, strict=True)]
+
+    def feed_forward(self, layer: int, states: FloatArray) -> FloatArray:
+        """What the second half of the layer adds to residual states [tokens, hidden]."""
+        self._recent.clear()
+        normed = self._norm(states, block_tensor(layer, "post_attention_layernorm"))
+        names = [block_tensor(layer, f"mlp.{part}_proj") for part in ("gate", "up")]
+        self._bounded(block_tensor(layer, "post_attention_layernorm"), names)
+        gate, up = self._linear(normed, names)
+        with np.errstate(over="ignore"):  # exp of a very negative gate: the quotient is 0, as it should be
+            gated = gate / (1 + np.exp(-gate)) * up
+        (update,) = self._linear(gated, [block_tensor(layer, "mlp.down_proj")])
+        return update
+
+    def logits(self, states: FloatArray) -> dict[str, FloatArray]:
+        """The graph's outputs for residual states [tokens, hidden] behind the last layer."""
+        architecture, read = self._architecture, self._tensors.float32
+        hidden = self._norm(states, FINAL_NORM)
+        if architecture.variant == "gen":
+            (logits,) = self._linear(hidden, [EMBEDDING if architecture.tied else LM_HEAD])
+            return {GEN_OUTPUTS[0]: logits}
+        found = {}
+        for head in architecture.heads:
+            inner = self._norm(hidden @ read(head.pre).T, head.layernorm)
+            found[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
+        return found
+
+    def _heads(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> tuple[FloatArray, ...]:
+        """[heads, tokens, head_dim]: queries and keys normed and turned, values as they are."""
+        size = self._architecture.head_dim
+        turned = [
+            _turned(
+                self._norm(part.reshape(len(part), -1, size), block_tensor(layer, f"self_attn.{name}_norm")),
+                self._architecture,
+            )
+            for part, name in ((q, "q"), (k, "k"))
+        ]
+        what = f"the attention of layer {layer}"
+        found = [part.transpose(1, 0, 2) for part in (*turned, v.reshape(len(v), -1, size))]
+        return tuple(self._half(part, what) for part in found) if self._weights in _HALVES else tuple(found)
+
+    def _context(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """Causal attention: [tokens, query_heads * head_dim]."""
+        heads, tokens, size = queries.shape
+        group = heads // len(keys)
+        scale = np.float32(size**-0.5)
+        ahead = np.triu(np.full((tokens, tokens), -1e30, np.float32), 1)
+        found = np.empty((heads, tokens, size), np.float32)
+        for head in range(heads):
+            key, value = keys[head // group], values[head // group]
+            if self._form == "int8":
+                found[head] = _context_in_eight_bits(queries[head], key, value, scale, ahead)
+                continue
+            scores = queries[head] @ key.T * scale + ahead
+            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+            found[head] = shares @ value / shares.sum(axis=1, keepdims=True)
+        context: FloatArray = found.transpose(1, 0, 2).reshape(tokens, heads * size)
+        return self._half(context, "the attention") if self._weights in _HALVES else context
+
+    def _cells(self, heads: FloatArray) -> FloatArray:
+        if self._form != "int8":
+            return heads
+        whole, scale = _quantized(heads, 127)
+        return whole * scale
+
+    def _norm(self, rows: FloatArray, name: str) -> FloatArray:
+        mean = np.mean(rows * rows, axis=-1, keepdims=True)
+        normed: FloatArray = rows / np.sqrt(mean + np.float32(self._architecture.rms_eps))
+        return normed * self._tensors.float32(name)
+
+    def _linear(self, rows: FloatArray, names: Sequence[str]) -> list[FloatArray]:
+        """rows [tokens, K] by each matrix [N, K] -> [tokens, N]."""
+        if self._weights != "dq8r":
+            rows = self._half(rows, f"the input of {names[0]}")
+            return [self._half(rows @ self._half(self._matrix(name), name).T, f"what {name} gives") for name in names]
+        whole, scale = _quantized(rows, 127)
+        return [self._integer_product(whole, self._matrix(name)) * scale for name in names]
+
+    def _matrix(self, name: str) -> FloatArray:
+        """Read once in half a layer."""
+        if name not in self._recent:
+            self._recent[name] = self._tensors.float32(name)
+        return self._recent[name]
+
+    @staticmethod
+    def _integer_product(whole: FloatArray, matrix: FloatArray) -> FloatArray:
+        """Exact sums of integers, times the scale of each row of `matrix`; a part of the matrix at a time."""
+        found = np.empty((len(whole), len(matrix)), np.float32)
+        for start in range(0, len(matrix), 8192):
+            part_of = matrix[start : start + 8192]
+            scale = np.abs(part_of).max(axis=1, keepdims=True) / np.float32(127)
+            levels = np.rint(part_of / np.where(scale > 0, scale, np.float32(1)))
+            sums = np.zeros((len(whole), len(levels)), np.float64)
+            for depth in range(0, whole.shape[1], _EXACT_DEPTH):
+                part = slice(depth, depth + _EXACT_DEPTH)
+                sums += whole[:, part] @ levels[:, part].T
+            found[:, start : start + 8192] = sums.astype(np.float32) * scale[:, 0]
+        return found
+
+    def _half(self, numbers: FloatArray, what: str) -> FloatArray:
+        """Rounded to the two bytes of the format, if it has such."""
+        half = _HALVES.get(self._weights)
+        if half is None:
+            return numbers
+        with np.errstate(over="ignore"):
+            rounded = numbers.astype(half).astype(np.float32)
+        largest = float(np.abs(numbers).max(initial=0))
+        if not np.isfinite(rounded).all():
+            instead = "bf16" if self._weights == "fp16" else "fp32"
+            raise ParityError(
+                f"{what[0].upper()}{what[1:]} leaves {half.name}: {largest:.3g} on the project's own texts;"
+                f" export in {instead}."
+            )
+        self.largest_half = max(self.largest_half, largest)
+        return rounded
+
+    def _bounded_scores(self, layer: int) -> None:
+        """A hidden cell is hidden by a score of -1e30: no other may come near it."""
+        # A normed head is at most sqrt(head_dim) times its norm's largest weight long, and scores are divided by that.
+        largest = [
+            float(np.abs(self._tensors.float32(block_tensor(layer, f"self_attn.{part}_norm"))).max()) for part in "qk"
+        ]
+        bound = largest[0] * largest[1] * self._architecture.head_dim**0.5
+        if not max(bound, *largest) < _SCORE_LIMIT:
+            raise ParityError(f"The scores of layer {layer} may be {bound:.3g}: its norms cannot be a trained guard's.")
+
+    def _bounded(self, norm: str, names: Sequence[str]) -> None:
+        """A product of a normed row cannot overflow: the graph's integers rely on it, which know no infinity."""
+        if self._weights != "dq8r" and self._form != "int8":
+            return
+        # |y| <= |w| |x|, and a normed row is at most sqrt(hidden) times the norm's largest weight long
+        largest = float(np.abs(self._tensors.float32(norm)).max())
+        for name in names:
+            longest = float(np.linalg.norm(self._matrix(name).astype(np.float64), axis=1).max())
+            bound = longest * largest * self._architecture.hidden**0.5
+            if not bound < _FLOAT32_LIMIT:
+                raise ParityError(f"{name} may leave float32 ({bound:.3g}): its weights cannot be a trained guard's.")
+
+
+def _quantized(rows: FloatArray, levels: int) -> tuple[FloatArray, FloatArray]:
+    """[..., K] -> whole numbers in -levels..levels as float32, and the scale [..., 1] that they are of."""
+    scale = np.abs(rows).max(axis=-1, keepdims=True) * np.float32(1 / levels)
+    safe = np.where(scale > 0, scale, np.float32(1))
+    return np.rint(rows / safe), scale
+
+
+def _context_in_eight_bits(
+    queries: FloatArray, keys: FloatArray, values: FloatArray, scale: np.float32, ahead: FloatArray
+) -> FloatArray:
+    """One head [tokens, head_dim]: queries in seven bits, keys and values in eight, the shares in seven by blocks."""
+    tokens = len(queries)
+    (query, query_scale), (key, key_scale), (value, value_scale) = (
+        _quantized(queries, 63),
+        _quantized(keys, 127),
+        _quantized(values, 127),
+    )
+    scores = query @ key.T * (scale * key_scale[:, 0]) * query_scale + ahead
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    total = shares.sum(axis=1, keepdims=True)
+    padding = -tokens % _SHARE_BLOCK
+    weighed = np.pad(shares * value_scale[:, 0], ((0, 0), (0, padding)))
+    whole, share_scale = _quantized(weighed.reshape(tokens, -1, _SHARE_BLOCK), 127)
+    blocks = np.pad(value, ((0, padding), (0, 0))).reshape(-1, _SHARE_BLOCK, value.shape[1])
+    parts = (whole.transpose(1, 0, 2) @ blocks) * share_scale.transpose(1, 0, 2)
+    context: FloatArray = parts.sum(axis=0) / total
+    return context
+
+
+def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Cosines and sines, float32 [positions, head_dim / 2]. After transformers' Qwen3RotaryEmbedding."""
+    size = architecture.head_dim
+    frequencies = 1 / np.float32(architecture.rope_theta) ** (
+        np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    )
+    angles = positions[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def _turned(rows: FloatArray, architecture: Architecture) -> FloatArray:
+    """[tokens, heads, head_dim] turned by each token's position: the halves of a head are the two coordinates."""
+    first, second = np.split(rows, 2, axis=-1)
+    cos, sin = (each[:, None] for each in rotations(architecture, np.arange(len(rows), dtype=np.float32)))
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

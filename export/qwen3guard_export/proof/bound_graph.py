@@ -1,0 +1,153 @@
+"""An exported graph in ONNX Runtime with KV slots of its own, as the proof and the tests run it.
+
+Past and present are bound to one buffer, as in serving. Knows tokens and slots; nothing of what is right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto
+from qwen3guard_contract.integer_products import ensure_exact
+from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, STREAM_OUTPUTS, Cache
+
+from qwen3guard_export.checkpoint.checkpoint import Architecture
+from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
+from qwen3guard_export.graph.attention import AttentionForm, kv_caches
+from qwen3guard_export.graph.quantize import WeightFormat
+from qwen3guard_export.proof.bf16_on_cpu import widen
+from qwen3guard_export.proof.reference import Tokens
+
+Outputs = dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one row, written from `position` on into KV slot `slot`; outputs are for those `asked` from on."""
+
+    slot: int
+    position: int
+    tokens: Tokens
+    asked: int = 0
+
+
+class BoundGraph:
+    """An exported graph with its KV slots: `slots` rows of `capacity` cells, past and present one buffer.
+
+    `watched` are tensors within the graph, [rows, tokens, n] or [asked, n], which then come with the outputs.
+    Bit-identity of a row alone and in a batch holds with `threads` <= kv_heads: with more, ONNX Runtime splits the
+    matrix products of a small batch otherwise than those of a large one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        form: AttentionForm,
+        weights: WeightFormat,
+        *,
+        slots: int,
+        capacity: int,
+        threads: int | None = None,
+        watched: Sequence[str] = (),
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
+        options.log_severity_level = 4
+        ensure_exact(options)
+        self._session = _session(folder, weights, options, watched)
+        self._form = form
+        logits = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
+        self._outputs = (*logits, *watched)
+        self.slots: dict[Cache, Array] = {
+            cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype)
+            for layer in kv_caches(form, weights, architecture)
+            for cache in layer
+        }
+
+    def soil(self, random: np.random.Generator) -> None:
+        """Fills the slots with what another sequence might have left."""
+        for buffer in self.slots.values():
+            buffer[...] = 3 * random.standard_normal(buffer.shape, np.float32)
+
+    def run(self, chunks: Sequence[Chunk]) -> list[Outputs]:
+        """One forward over the slots 0, 1, ... that `chunks` name, in that order, padded on the right; for each chunk
+        the outputs [tokens, n], at its asked tokens, and of what is watched at all tokens where there is more."""
+        rows, width = len(chunks), max(len(chunk.tokens) for chunk in chunks)
+        if self._form == "gqa" and rows > 1 and width > 1:
+            return [self.run([chunk])[0] for chunk in chunks]
+        if [chunk.slot for chunk in chunks] != list(range(chunks[0].slot, chunks[0].slot + rows)):
+            raise ValueError("the chunks of one run must name neighbouring slots in order")
+        ids = np.zeros((rows, width), np.int64)
+        for row, chunk in enumerate(chunks):
+            ids[row, : len(chunk.tokens)] = chunk.tokens
+        asked = [(row, column) for row, chunk in enumerate(chunks) for column in range(chunk.asked, len(chunk.tokens))]
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT_IDS, ids)
+        binding.bind_cpu_input(POSITIONS, np.array([chunk.position for chunk in chunks], np.int64))
+        # As in serving, one token at least: no kernel need know an empty batch.
+        binding.bind_cpu_input(LOGIT_INDEX, np.array(asked or [(0, 0)], np.int64))
+        self._bind_slots(binding, chunks[0].slot, rows)
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        values: list[Any] = [value.numpy() for value in binding.get_outputs()[-len(self._outputs) :]]
+        ends = np.cumsum([len(chunk.tokens) - chunk.asked for chunk in chunks])
+        return [
+            {
+                name: value[row, : len(chunk.tokens)]
+                if value.ndim == 3
+                else value[end - len(chunk.tokens) + chunk.asked : end]
+                for name, value in zip(self._outputs, values, strict=True)
+            }
+            for row, (chunk, end) in enumerate(zip(chunks, ends, strict=True))
+        ]
+
+    def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> Outputs:
+        """`tokens` written from position 0 on in pieces of `lengths`; the outputs at the tokens `asked` from on."""
+        starts = np.cumsum([0, *lengths])[:-1]
+        return joined(
+            [
+                self.run([Chunk(slot, int(start), tokens[start : start + length], min(length, max(0, asked - start)))])[
+                    0
+                ]
+                for start, length in zip(starts, lengths, strict=True)
+            ]
+        )
+
+    def _bind_slots(self, binding: Any, first: int, rows: int) -> None:
+        for cache, buffer in self.slots.items():
+            cells = buffer[first : first + rows]
+            kind = TensorProto.BFLOAT16 if cache.dtype == "bfloat16" else cells.dtype
+            binding.bind_input(cache.past, "cpu", 0, kind, cells.shape, cells.ctypes.data)
+            binding.bind_output(cache.present, "cpu", 0, kind, cells.shape, cells.ctypes.data)
+
+
+def joined(pieces: Sequence[Outputs]) -> Outputs:
+    """The outputs of a row's pieces as one."""
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _session(
+    folder: Path, weights: WeightFormat, options: ort.SessionOptions, watched: Sequence[str]
+) -> ort.InferenceSession:
+    graph = folder / GRAPH
+    if weights != "bf16" and not watched:
+        return ort.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
+    changed = folder / f"changed-{GRAPH}"  # in the same folder: both read their weights from one file
+    try:
+        model = onnx.load(graph, load_external_data=False)
+        if weights == "bf16":
+            widen(model.graph)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
+        changed.write_bytes(model.SerializeToString())
+        return ort.InferenceSession(os.fspath(changed), options, providers=["CPUExecutionProvider"])
+    finally:
+        changed.unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""The proof of an export: the ONNX graph in ONNX Runtime against its own arithmetic in numpy, half a layer at a time.
+
+The rows of `texts` go through the graph in every way the server will use it: in one pass, in chunks over the KV cache,
+token by token, and as a ragged batch in slots that hold another sequence's leftovers. Each half of each layer is then
+given what the graph itself had before it, and must add what `arithmetic` adds: rounding does not pile up over the
+layers, so the bounds are tight, whatever the weights. What the format costs against float32 is measured beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.manifest import GRAPH, Canary
+
+from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint
+from qwen3guard_export.checkpoint.tokenizer_files import end_ids
+from qwen3guard_export.checkpoint.weight_files import FloatArray
+from qwen3guard_export.graph.attention import CAPACITY_STEP, AttentionForm, kv_dtype
+from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
+from qwen3guard_export.graph.quantize import WeightFormat
+from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
+from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.canary import canary, longest
+from qwen3guard_export.proof.reference import Tokens, reference_logits
+from qwen3guard_export.proof.texts import around_text
+from qwen3guard_export.proof.traces import Trace, run
+
+FP32_BOUND = 1e-4
+"""Of the logits' scale, max |reference|: what float32 rounding leaves of a whole model, with room."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """On how far what half a layer adds is from what it should add, as a part of its length: for any token, and on
+    average over the tokens. Likewise for each vector of keys and values in the cells; for logits as a part of the
+    token's largest."""
+
+    worst: float
+    mean: float
+
+
+BOUNDS = {
+    "fp32": Bounds(2e-5, 2e-6),
+    "fp16": Bounds(1e-2, 2e-3),
+    "bf16": Bounds(1e-2, 4e-3),
+    "dq8r": Bounds(5e-2, 6e-3),
+}
+"""docs/performance.md has the measurements that set them."""
+_RESIDUAL_ROUNDING = 2.0**-22
+"""Of the residual stream: what is lost where an update is added to it, and taken off again here."""
+_BALANCE_TOKENS = 32
+_TABLE_ROWS = 1 << 14
+_ROTATION_BOUND = 0.01
+"""Of a cosine: an angle in float32 is off by some 6e-8 of itself, and there are tens of thousands of positions."""
+_MOST_LOGITS = 1 << 25
+"""Of a large vocabulary only the last tokens' logits are compared, to bound the memory."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`figures` by name: `layer_worst` and `layer_mean`, the largest of what BOUNDS bound; `fp32_max` and `fp32_mean`,
+    how far the logits are from the checkpoint in float32, as a part of their scale (reported, not bounded: it is what
+    the format costs); `batch_bit_identical` is 1.0 if rows alone equal rows in the batch; `half_largest`, where there
+    are numbers of two bytes, the largest absolute one."""
+
+    figures: dict[str, float]
+    canary: Canary
+
+
+def prove(
+    folder: Path,
+    checkpoint: Checkpoint,
+    weights: WeightFormat,
+    form: AttentionForm,
+    rows: Sequence[Tokens],
+    *,
+    original: Checkpoint | None = None,
+) -> Proof:
+    """Runs the graph in `folder` on `rows` and holds it against `checkpoint`, whose numbers it was written from.
+
+    `original` is the checkpoint in the numbers that it came in, if they were balanced. Raises ParityError where half a
+    layer is beyond BOUNDS, where rows of a dq8r graph depend on their neighbours (only the forms made for CPUs promise
+    that they do not), or where float32 does not suffice for the balance.
+    """
+    architecture = checkpoint.architecture
+    coarsest = "dq8r" if kv_dtype(form, weights) == "int8" else weights
+    asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
+    around = around_text(checkpoint.folder)
+    capacity = -(-max(longest(around), *map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
+    bind = partial(BoundGraph, folder, architecture, form, weights)
+    ends = end_ids(checkpoint.folder)
+    try:
+        traces, identical = run(partial(bind, capacity=capacity), architecture.layers, rows, asked)
+        served = bind(slots=1, capacity=2 * capacity + CAPACITY_STEP)  # a slot's length must change nothing
+        unwatched = served.run([Chunk(0, 0, rows[0], asked[0])])[0]
+        recorded = canary(served, architecture, coarsest, around, ends)
+    except Exception as error:  # ONNX Runtime's errors have no common base but this
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
+    for name, values in unwatched.items():
+        if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[coarsest].worst * np.abs(values).max():
+            raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
+    arithmetic = Arithmetic(checkpoint, weights, form)
+    figures = _check_layers(arithmetic, architecture, traces, BOUNDS[coarsest])
+    if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
+        raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
+    figures["batch_bit_identical"] = float(identical)
+    _check_tables(folder, checkpoint, arithmetic)
+    if arithmetic.largest_half:
+        figures["half_largest"] = arithmetic.largest_half
+    figures |= _distance(original or checkpoint, traces[: len(rows)])
+    if original is not None and original is not checkpoint:
+        _check_balance(original, checkpoint, rows[0][:_BALANCE_TOKENS])
+    return Proof(figures, recorded)
+
+
+def _check_layers(
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], bounds: Bounds
+) -> dict[str, float]:
+    """Every half of every layer, and the heads. Raises ParityError at the first that is beyond `bounds`."""
+    worst = mean = 0.0
+    for what, distances in _distances(arithmetic, architecture, traces):
+        largest, average = float(distances.max(initial=0)), float(distances.mean())
+        if not (largest <= bounds.worst and average <= bounds.mean):
+            raise ParityError(
+                f"the graph computes another {what} than the checkpoint: off by {largest:.1e} at a token and"
+                f" {average:.1e} on average, where {bounds.worst:.0e} and {bounds.mean:.0e} are allowed."
+            )
+        worst, mean = max(worst, largest), max(mean, average)
+    return {"layer_worst": worst, "layer_mean": mean}
+
+
+def _distances(
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace]
+) -> Iterator[tuple[str, FloatArray]]:
+    """What was looked at, and how far it was off, of all traces together."""
+    before = [trace.outputs[EMBEDDED] for trace in traces]
+    expected = [arithmetic.embedded(trace.tokens) for trace in traces]
+    yield "embedding", np.concatenate([_relative(*pair) for pair in zip(before, expected, strict=True)])
+    for layer in range(architecture.layers):
+        attended = arithmetic.attention(layer, before)
+        for number, name in enumerate(("keys", "values")):
+            looked_at = [
+                _relative(trace.cells[layer][number], (found.keys, found.values)[number])
+                for trace, found in zip(traces, attended, strict=True)
+                if trace.cells
+            ]
+            yield f"{name} of layer {layer}", np.concatenate([each.ravel() for each in looked_at])
+        last = layer == architecture.layers - 1
+        first = [trace.asked if last else 0 for trace in traces]
+        before = [state[begin:] for state, begin in zip(before, first, strict=True)]
+        updates = [found.update[begin:] for found, begin in zip(attended, first, strict=True)]
+        between = [trace.outputs[after_attention(layer)] for trace in traces]
+        yield f"attention of layer {layer}", _off(before, updates, between)
+        lengths = np.cumsum([len(state) for state in between])[:-1]
+        fed = np.split(arithmetic.feed_forward(layer, np.concatenate(between)), lengths)
+        before = [trace.outputs[after_feed_forward(layer)] for trace in traces]
+        yield f"feed-forward of layer {layer}", _off(between, fed, before)
+    lengths = np.cumsum([len(state) for state in before])[:-1]
+    for name, values in arithmetic.logits(np.concatenate(before)).items():
+        found = np.concatenate([trace.outputs[name] for trace in traces])
+        yield name.replace("_", " "), np.abs(found - values).max(axis=1) / np.abs(values).max(axis=1)
+
+
+def _off(before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray]) -> FloatArray:
+    """For each token |after - before - update| / |update|, less what rounding to float32 may take."""
+    state, update, found = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
+    error = np.linalg.norm(found - state - update, axis=1) - _RESIDUAL_ROUNDING * np.linalg.norm(state, axis=1)
+    off: FloatArray = np.maximum(error, 0) / np.maximum(np.linalg.norm(update, axis=1), 1e-30)
+    return np.where(np.isfinite(off), off, np.inf)
+
+
+def _relative(found: FloatArray, expected: FloatArray) -> FloatArray:
+    """|found - expected| / |expected| of each vector [..., n]."""
+    lengths = np.linalg.norm(expected, axis=-1)
+    off: FloatArray = np.linalg.norm(found - expected, axis=-1) / np.maximum(lengths, 1e-30)
+    return np.where(np.isfinite(off), off, np.inf)
+
+
+def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, float]:
+    """Of the logits from the checkpoint in float32, as a part of their scale."""
+    expected = reference_logits(checkpoint, [trace.tokens for trace in traces], [trace.asked for trace in traces])
+    off = [
+        np.abs(trace.outputs[name] - values) / np.abs(values).max()
+        for trace, wanted in zip(traces, expected, strict=True)
+        for name, values in wanted.items()
+    ]
+    return {"fp32_max": max(float(each.max()) for each in off), "fp32_mean": max(float(each.mean()) for each in off)}
+
+
+def _check_tables(folder: Path, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
+    """The embeddings of all tokens and the rotations of all positions, those included that no row of the proof reaches.
+
+    Raises ParityError.
+    """
+    graph = onnx.load(folder / GRAPH, load_external_data=False).graph
+    stored = {each.name: each for each in graph.initializer if each.name in (EMBEDDING, *ROTATIONS)}
+    architecture = checkpoint.architecture
+    table = onnx.numpy_helper.to_array(stored[EMBEDDING], base_dir=str(folder))
+    for start in range(0, architecture.vocab, _TABLE_ROWS):
+        ids = np.arange(start, min(start + _TABLE_ROWS, architecture.vocab))
+        if not np.array_equal(table[ids].astype(np.float32), arithmetic.embedded(ids)):
+            raise ParityError(f"the embedding of a token from {start} on is another than the checkpoint's.")
+    del table
+    positions = np.arange(architecture.context, dtype=np.float32)
+    for name, expected in zip(ROTATIONS, rotations(architecture, positions), strict=True):
+        found = onnx.numpy_helper.to_array(stored[name], base_dir=str(folder))
+        off = np.abs(found - expected).max(axis=1) if found.shape == expected.shape else np.array([np.inf])
+        if not off.max() <= _ROTATION_BOUND:
+            raise ParityError(f"the rotation of position {int(off.argmax())} is off by {off.max():.1e}.")
+
+
+def _check_balance(original: Checkpoint, balanced: Checkpoint, row: Tokens) -> None:
+    """Raises ParityError unless both compute the same in float32."""
+    (expected,), (found,) = reference_logits(original, [row]), reference_logits(balanced, [row])
+    off = max(float(np.abs(found[name] - values).max() / np.abs(values).max()) for name, values in expected.items())
+    if not off <= FP32_BOUND:
+        raise ParityError(
+            f"the balanced checkpoint differs from the one it came from by {off:.1e} of the logits' scale."
+        )

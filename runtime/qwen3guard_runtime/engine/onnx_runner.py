@@ -1,0 +1,76 @@
+"""Running an exported graph in ONNX Runtime, on the CPU or a CUDA device, over KV slots in the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing
+from qwen3guard_contract.integer_products import Products, ensure_exact
+from qwen3guard_contract.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
+
+from qwen3guard_runtime.engine.kv_cache import Arena
+from qwen3guard_runtime.engine.runner import Ids, Limits, Logits, Passes
+from qwen3guard_runtime.parameters import cores
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+BINDINGS = 64
+"""Stretches of slots whose bindings are kept; binding the 56 caches of a 0.6B anew costs less than a millisecond."""
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, for which numpy has no name
+
+
+class OnnxRunner(Passes):
+    """One ONNX Runtime session; keys and values are read and written where the slots are.
+
+    With `cuda`, the options of ONNX Runtime's CUDA provider, the slots are in that device's memory.
+    Raises ExportMissing, CorruptFile or DeviceError.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int = 0, cuda: Mapping[str, str] | None = None
+    ) -> None:
+        # Its operator takes one token of many rows, or many of one.
+        super().__init__(Limits(shared_tokens=1) if manifest.attention == "gqa" else Limits())
+        graph = folder / GRAPH
+        if not graph.is_file():
+            raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
+        if manifest.weights == "bf16" and cuda is None:
+            raise DeviceError("A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16.")
+        options = onnxruntime.SessionOptions()
+        # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
+        options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
+        options.log_severity_level = 3
+        self.products: Products | None = ensure_exact(options) if manifest.has_eight_bits else None
+        """How products of integers come out exact here; None where the graph has none."""
+        providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        except Exception as error:
+            raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
+        self._device = "cpu" if cuda is None else "cuda"
+        self._device_id = int((cuda or {}).get("device_id", 0))
+        self._outputs = manifest.outputs
+        self._binding = lru_cache(BINDINGS)(self._bind)
+
+    def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
+        binding = self._binding(arena, first, len(ids))
+        binding.bind_cpu_input(INPUT_IDS, ids)
+        binding.bind_cpu_input(POSITIONS, positions)
+        binding.bind_cpu_input(LOGIT_INDEX, index)
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return tuple(value.numpy() for value in binding.get_outputs()[-len(self._outputs) :])
+
+    def _bind(self, arena: Arena, first: int, count: int) -> onnxruntime.IOBinding:
+        """Past and present bound to the same memory, for a stretch of slots."""
+        binding = self._session.io_binding()
+        for number, cache in enumerate(arena.caches):
+            kind = _BFLOAT16 if cache.dtype == "bfloat16" else np.dtype(cache.dtype)
+            place = (self._device, self._device_id, kind, (count, *cache.shape(arena.capacity)))
+            binding.bind_input(cache.past, *place, arena.address(number, first))
+            binding.bind_output(cache.present, *place, arena.address(number, first))
+        return binding

@@ -1,0 +1,124 @@
+"""guard_tokenizer and gen_guard: what each makes of its requests, in the tensors of `wire`.
+
+A model is loaded from the folder that an export filled; `triton_io` stands between it and Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from qwen3guard_contract import wire
+from qwen3guard_contract.errors import GuardError, UnreadableAnswer
+from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_contract.policy import Policy
+
+from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.integrity import ExportedFiles
+from qwen3guard_runtime.gen.answer import CATEGORIES, REFUSAL, SAFETY, Verdict
+from qwen3guard_runtime.gen.drafts import Drafts
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.gen.prefixes import template_heads
+from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.request import Outputs, Request
+from qwen3guard_runtime.telemetry.metrics import GenMetrics
+from qwen3guard_runtime.text.chat import ChatTemplate, conversation
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest
+
+
+class GuardTokenizerModel(TokenizerModel):
+    """guard_tokenizer: a conversation to Gen's input ids."""
+
+    guard = wire.GEN_GUARD
+
+    def _one(self, request: Request) -> Outputs:
+        messages = conversation(
+            request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE), self._context
+        )
+        ids = self._template.render(messages, self._context)
+        return {wire.INPUT_IDS.name: ids, wire.RESPONSE_MODE.name: messages[-1].role == "assistant"}
+
+
+class GenGuardModel:
+    """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
+
+    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
+        options = Options(parameters)
+        manifest = read_manifest(folder)
+        self._files = ExportedFiles(folder, manifest)
+        tokenizer = GuardTokenizer.load(folder)
+        place = open_guard(folder, manifest, options)
+        self.slots = slots = options.whole("slots", at_least=1)
+        self.waiting = options.whole("waiting")
+        self._policy = Policy(options.flag("strict"), thresholds=options.thresholds("thresholds"))
+        self._notice = manifest.notice
+        self._metrics = GenMetrics()
+        self._metrics.multiplies(place.products)
+        self.metrics = self._metrics.all()
+        self._guard = GenGuard(
+            place.manifest,
+            place.runner,
+            tokenizer,
+            end_ids(folder, tokenizer),
+            slots=slots,
+            heads=template_heads(ChatTemplate.load(folder), place.manifest.context),
+            drafts=Drafts(tokenizer),
+            memory=place.memory,
+            metrics=self._metrics,
+        )
+
+    def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
+        results: list[Outputs | GuardError] = []
+        for start in range(0, len(requests), self.slots):
+            batch = requests[start : start + self.slots]
+            questions = [
+                Question(request.tensors[wire.INPUT_IDS.name], bool(request.number(wire.RESPONSE_MODE, 0)))
+                for request in batch
+            ]
+            answers = self._guard.answer(questions)
+            results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
+        self._files.check()
+        return results
+
+    def _one(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
+        if isinstance(answer, GuardError):
+            return answer
+        verdict, unreadable = self._read(answer)
+        status = verdict.status if verdict else AnswerStatus.UNREADABLE if answer.ended else AnswerStatus.CUT
+        if status is not AnswerStatus.COMPLETE:
+            self._metrics.broke(status)
+        if unreadable and not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
+            return unreadable
+        outputs: dict[str, object] = {
+            wire.ANSWER.name: [answer.text],
+            wire.ANSWER_IDS.name: answer.ids,
+            wire.ANSWER_LOGPROBS.name: answer.logprobs,
+            wire.ANSWER_STATUS.name: [status.value],
+            wire.NOTICE.name: [self._notice],
+        }
+        if verdict is None:
+            return outputs
+        self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
+        return outputs | self._verdict(verdict)
+
+    def _read(self, answer: Answer) -> tuple[Verdict | None, UnreadableAnswer | None]:
+        try:
+            return self._guard.read(answer), None
+        except UnreadableAnswer as error:
+            return None, error
+
+    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+        severity, none = verdict.severity, np.zeros(0, np.float32)
+        return {
+            wire.SEVERITY.name: [severity.value],
+            wire.CATEGORIES.name: [category.value for category in verdict.categories],
+            wire.REFUSAL.name: [verdict.refusal.value] if verdict.refusal else [],
+            wire.SEVERITY_PROBABILITIES.name: verdict.probabilities[SAFETY],
+            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES, none),
+            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, none),
+            wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
+            wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
+            wire.UNSAFE.name: any(self._policy.decides(*row) for row in verdict.rows()),
+        }

@@ -1,0 +1,252 @@
+"""What the served models count: names, units, labels and values. Knows nothing of Triton; `triton_io` brings it there.
+
+Counting adds to a number in this process, and one thread at a time adds to it. A label has few values, all known
+beforehand: each choice of them exists from the start, since a rate does not see a series that begins with its event.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from typing import Literal, Protocol
+
+from qwen3guard_contract import errors
+from qwen3guard_contract.errors import BY_CODE, GuardError, InputError, SessionLost
+from qwen3guard_contract.labels import RISK_ORDER, AnswerStatus, RiskLevel
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16)
+SERVER_ERRORS = (errors.Overloaded, errors.DeadlineExceeded, errors.UnreadableAnswer, errors.InternalError)
+CODES = tuple(
+    code for code, error in BY_CODE.items() if error is not InputError and issubclass(error, (InputError, SessionLost))
+) + tuple(error.code for error in SERVER_ERRORS)
+"""Of what a served model answers instead of a result."""
+BROKEN = tuple(status.value for status in AnswerStatus if status is not AnswerStatus.COMPLETE)
+SEVERITIES = tuple(level.value for level in RISK_ORDER)
+
+Closed = Literal["ended", "restarted", "idle", "room", "failed"]
+CLOSED: tuple[Closed, ...] = ("ended", "restarted", "idle", "room", "failed")
+Pass = Literal["prefill", "decode"]
+PASSES: tuple[Pass, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A series with its value, as Prometheus has it."""
+
+    name: str
+    description: str
+    kind: Literal["counter", "gauge"]
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+class Metric(Protocol):
+    def samples(self) -> Iterator[Sample]: ...
+
+
+class Counter:
+    """One sum for each choice of `labels`, which are given in this order wherever something is counted."""
+
+    def __init__(self, name: str, description: str, **labels: Collection[str]) -> None:
+        self._name = name
+        self._description = description
+        self._labels = tuple(labels)
+        self._sums = dict.fromkeys(product(*labels.values()), 0.0)
+
+    def add(self, *labels: str, by: float = 1) -> None:
+        self._sums[labels] += by
+
+    def samples(self) -> Iterator[Sample]:
+        for values, total in self._sums.items():
+            labels = tuple(zip(self._labels, values, strict=True))
+            yield Sample(self._name, self._description, "counter", labels, total)
+
+
+class Gauge:
+    """A number that is read when it is wanted."""
+
+    def __init__(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
+        self._name = name
+        self._description = description
+        self._read = read
+        self._labels = tuple(labels.items())
+
+    def samples(self) -> Iterator[Sample]:
+        yield Sample(self._name, self._description, "gauge", self._labels, self._read())
+
+
+class Histogram:
+    """How often a value was at most each of `bounds`, for each choice of `labels`; and its sum.
+
+    It is told as the counters that a Prometheus histogram consists of: Triton's own kind wants a call to the server
+    for each observation, and these one a second.
+    """
+
+    def __init__(self, name: str, description: str, bounds: Sequence[float], **labels: Collection[str]) -> None:
+        self._name = name
+        self._description = description
+        self._bounds = bounds
+        self._edges = [f"{bound:g}" for bound in bounds] + ["+Inf"]
+        self._labels = tuple(labels)
+        self._seen = {values: [0] * len(self._edges) for values in product(*labels.values())}
+        self._sums = dict.fromkeys(self._seen, 0.0)
+
+    def observe(self, value: float, *labels: str) -> None:
+        self._seen[labels][bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += value
+
+    def samples(self) -> Iterator[Sample]:
+        for values, seen in self._seen.items():
+            labels = tuple(zip(self._labels, values, strict=True))
+            up_to = list(accumulate(seen))
+            for edge, count in zip(self._edges, up_to, strict=True):
+                yield self._sample("bucket", "those up to le", (*labels, ("le", edge)), count)
+            yield self._sample("sum", "their sum", labels, self._sums[values])
+            yield self._sample("count", "their number", labels, up_to[-1])
+
+    def _sample(self, part: str, what: str, labels: tuple[tuple[str, str], ...], value: float) -> Sample:
+        return Sample(f"{self._name}_{part}", f"{self._description}: {what}", "counter", labels, value)
+
+
+class Refusals:
+    """The requests that one served model answered with an error."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._counter = Counter(
+            "qwen3guard_refused_total", "Requests answered with an error, by its code", model=[model], code=CODES
+        )
+
+    def count(self, error: GuardError) -> None:
+        self._counter.add(self._model, error.code if error.code in CODES else errors.InternalError.code)
+
+    def samples(self) -> Iterator[Sample]:
+        return self._counter.samples()
+
+
+class GuardMetrics:
+    """What both guards count, and their metrics as one list."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        loaded = time.time()
+        self._loaded = Gauge(
+            "qwen3guard_load_timestamp_seconds", "When the guard was loaded", lambda: loaded, model=model
+        )
+        self._pass_seconds = Histogram(
+            "qwen3guard_pass_seconds", "Seconds of the graph's runs", SECONDS, model=[model], kind=PASSES
+        )
+        self._pass_rows = Histogram(
+            "qwen3guard_pass_rows", "Rows that were run together", ROWS, model=[model], kind=PASSES
+        )
+        self._prompt_tokens = Counter(
+            "qwen3guard_prompt_tokens_total",
+            "Tokens of conversations that were taken, template included",
+            model=[model],
+        )
+
+        self._not_finite = Counter(
+            "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
+        )
+
+    def multiplies(self, products: str | None) -> None:
+        """How the guard's products of integers come out exact; None: it has none."""
+        self._products = Gauge(
+            "qwen3guard_integer_products",
+            "1: how the guard's 8-bit products come out exact on this machine",
+            lambda: 1,
+            model=self._model,
+            products=products or "none",
+        )
+
+    def not_finite(self) -> None:
+        self._not_finite.add(self._model)
+
+    def ran(self, kind: Pass, rows: int, seconds: float) -> None:
+        self._pass_seconds.observe(seconds, self._model, kind)
+        self._pass_rows.observe(rows, self._model, kind)
+
+    def all(self) -> list[Metric]:
+        return [each for each in vars(self).values() if not isinstance(each, str)]
+
+
+class GenMetrics(GuardMetrics):
+    def __init__(self) -> None:
+        super().__init__("gen_guard")
+        self._answers = Counter("qwen3guard_answers_total", "Answers that Gen wrote")
+        self._answer_passes = Counter(
+            "qwen3guard_answer_passes_total", "Passes that these answers took; one each where the draft was right"
+        )
+        self._answer_seconds = Histogram(
+            "qwen3guard_answer_seconds", "Seconds from taking a question to its answer", SECONDS
+        )
+        self._draft_tokens = Counter(
+            "qwen3guard_draft_tokens_total", "Drafted tokens of answers", outcome=("accepted", "rejected")
+        )
+        self._broken = Counter(
+            "qwen3guard_broken_answers_total", "Answers that have not the form of one", status=BROKEN
+        )
+        self._verdicts = Counter(
+            "qwen3guard_verdicts_total", "Verdicts of Gen", severity=SEVERITIES, judged=("prompt", "response")
+        )
+
+    def answered(self, passes: int, prompt_tokens: int, seconds: float) -> None:
+        self._answers.add()
+        self._answer_passes.add(by=passes)
+        self._answer_seconds.observe(seconds)
+        self._prompt_tokens.add(self._model, by=prompt_tokens)
+
+    def drafted(self, tokens: int, accepted: int) -> None:
+        self._draft_tokens.add("accepted", by=accepted)
+        self._draft_tokens.add("rejected", by=tokens - accepted)
+
+    def broke(self, status: AnswerStatus) -> None:
+        self._broken.add(status.value)
+
+    def judged(self, severity: RiskLevel, *, response_mode: bool) -> None:
+        self._verdicts.add(severity.value, "response" if response_mode else "prompt")
+
+
+class StreamMetrics(GuardMetrics):
+    def __init__(self) -> None:
+        super().__init__("stream_guard")
+        self._opened = Counter("qwen3guard_sessions_opened_total", "Sessions that were opened, replays included")
+        self._closed = Counter("qwen3guard_sessions_closed_total", "Sessions no longer held, by reason", reason=CLOSED)
+        self._step_seconds = Histogram(
+            "qwen3guard_step_seconds", "Seconds from taking a step to its verdicts", SECONDS, kind=("open", "step")
+        )
+        self._tokens = Counter("qwen3guard_tokens_total", "Tokens of responses that were judged", severity=SEVERITIES)
+        self._prompts = Counter("qwen3guard_prompts_total", "Prompts of streams that were judged", severity=SEVERITIES)
+        self._flagged = Counter(
+            "qwen3guard_flagged_total", "Streams flagged by their own policy", judged=("prompt", "response")
+        )
+
+    def opened(self) -> None:
+        self._opened.add()
+
+    def closed(self, reason: Closed) -> None:
+        self._closed.add(reason)
+
+    def stepped(self, seconds: float, *, prompt_tokens: int, opening: bool) -> None:
+        self._step_seconds.observe(seconds, "open" if opening else "step")
+        self._prompt_tokens.add(self._model, by=prompt_tokens)
+
+    def judged(self, tokens: Iterable[RiskLevel], prompt: Iterable[RiskLevel]) -> None:
+        for level in tokens:
+            self._tokens.add(level.value)
+        for level in prompt:
+            self._prompts.add(level.value)
+
+    def flagged(self, judged: Literal["prompt", "response"]) -> None:
+        self._flagged.add(judged)
+
+    def watch(self, *, sessions: Callable[[], int], slots: int, used: Callable[[], int], budget_bytes: int) -> None:
+        """Adds what is held now."""
+        self._sessions = Gauge("qwen3guard_sessions", "Sessions held now", sessions)
+        self._slots = Gauge("qwen3guard_sessions_limit", "Sessions that can be held at once", lambda: slots)
+        self._used = Gauge("qwen3guard_kv_used_bytes", "Bytes of the KV slots in use", used)
+        self._budget = Gauge("qwen3guard_kv_budget_bytes", "Bytes that KV slots may take", lambda: budget_bytes)

@@ -1,0 +1,74 @@
+"""What the embedded server is made of here: the wheel's tritonserver, and the interpreter that runs its models.
+
+The wheel's stub of the Python back end must find the shared libpython of the very interpreter that the
+environment was made with, then the wheel's own libraries (LD_LIBRARY_PATH), and the environment's packages: its
+interpreter is isolated, ignores PYTHONPATH, and looks for the environment of the first python3 on PATH.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from qwen3guard_contract.errors import ServeError, UnsupportedPython
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Weights on pages of 2 MiB, where the system gives them: reading all of them is most of what a step does."""
+
+
+def wheel() -> Path:
+    """The wheel's tritonserver folder; found without importing it, since only its binaries matter."""
+    spec = importlib.util.find_spec("pytriton")
+    for location in spec.submodule_search_locations or () if spec else ():
+        triton = Path(location) / "tritonserver"
+        if (triton / "bin" / "tritonserver").is_file():
+            return triton
+    raise ServeError("The embedded server is not installed: pip install 'qwen3guard-triton[serve]'.")
+
+
+def stub(triton: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise UnsupportedPython(f"The embedded server has no stub for Python {version}; use 3.11 or 3.12.")
+    return stub
+
+
+def libpython_folder() -> Path:
+    """Where this interpreter's shared libpython is. Raises UnsupportedPython where it has none."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"libpython{version}.so.1.0"
+    own = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"]
+    for folder in [Path(place) for place in own if place] + _linker_folders(name):
+        if (folder / name).is_file():
+            return folder
+    raise UnsupportedPython(
+        f"This Python has no {name}: install your system's libpython{version} package, "
+        "or use an interpreter built with --enable-shared."
+    )
+
+
+def _linker_folders(library: str) -> list[Path]:
+    try:
+        listing = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return []
+    return [Path(path).parent for path in re.findall(rf"{re.escape(library)} .*=> (\S+)", listing)]
+
+
+def environment(triton: Path, libpython: Path) -> dict[str, str]:
+    libraries = triton.parents[1] / "nvidia_pytriton.libs"
+    return (
+        HUGE_PAGES
+        | os.environ
+        | {
+            "LD_LIBRARY_PATH": f"{libpython}:{libraries}",
+            "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )

@@ -1,0 +1,261 @@
+"""The embedded server: one process of the tritonserver that the wheel nvidia-pytriton brings."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qwen3guard_client.transport.connection import TOKEN_VARIABLE
+from qwen3guard_contract.errors import CanaryFailed, PortBusy, ServeError, from_text
+from qwen3guard_contract.layout import exported
+
+from qwen3guard_server import installation
+from qwen3guard_server.settings import Settings
+
+EXIT_S = 5
+"""Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
+STOP_S = 4.0 * EXIT_S
+POLL_S = 0.05
+GAP_S = 5.0
+"""Without a process for a model that had one: while Triton loads it may end one and start another, not later."""
+_STUB_DIED = "Failed to preinitialize Python stub"  # the server would wait for it all the same
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class EmbeddedServer:
+    """One tritonserver process. Use as a context manager: leaving it stops the server and removes its traces."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tls = settings.tls.own_client() if settings.tls else None
+        """With which this machine's own clients reach the server."""
+        self.manifests = exported(settings.model_repository)
+        self._tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(4)}"
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read_from: tuple[Path | None, int] = (None, 0)
+        """How far `events` has read whose log."""
+        self._models: set[str] = set()
+        """Each has a process of its own while the server is well."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.settings.host()}:{self.settings.grpc_port}"
+
+    @property
+    def pid(self) -> int:
+        return self._started().pid
+
+    def __enter__(self) -> EmbeddedServer:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        """Raises UnsupportedPython, PortBusy or ServeError."""
+        triton = installation.wheel()
+        libpython = installation.libpython_folder()
+        for address, port in self.settings.listeners():
+            _check_free(address, port)
+        self._folder = Path(tempfile.mkdtemp(prefix="qwen3guard-"))
+        backend = self._folder / "backends" / "python"
+        shutil.copytree(triton / "backends" / "python", backend)
+        shutil.copy(installation.stub(triton), backend)
+        environment = installation.environment(triton, libpython)
+        environment.pop(TOKEN_VARIABLE, None)
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command(triton),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C reaches us alone, and we stop the server in order
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl, takes no lock)
+            )
+
+    def _command(self, triton: Path) -> list[str]:
+        settings = self.settings
+        return [
+            str(triton / "bin" / "tritonserver"),
+            f"--model-repository={settings.model_repository.resolve()}",
+            f"--backend-directory={self._folder}/backends",
+            "--model-control-mode=explicit",
+            *(f"--load-model={ensemble}" for ensemble in self.manifests),
+            *settings.flags(),
+            f"--exit-timeout-secs={EXIT_S}",
+            f"--backend-config=python,stub-timeout-seconds={int(settings.load_s)}",
+            f"--backend-config=python,shm-region-prefix-name={self._tag}",
+            "--log-warning=false",  # a START on a live sequence is warned of with the session's id
+            "--allow-cpu-metrics=false",
+            "--allow-gpu-metrics=false",
+        ]
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServeError("The server has not been started.")
+        return self._process
+
+    def wait_ready(self, canary: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
+        """Returns when `canary` says True; it says False while the server is not up yet, and may raise.
+
+        `tick` is called about once a second meanwhile.
+
+        Raises ServeError with the server's own reason if the process ends, CanaryFailed after `load_s`.
+        """
+        process = self._started()
+        began = ticked = time.monotonic()
+        seen: dict[str, float] = {}
+        while not canary():
+            self._hide_shared_memory()
+            if process.poll() is not None or _STUB_DIED in self.log:
+                raise ServeError(f"The server stopped while it was loading: {reason(self.log)}")
+            now = time.monotonic()
+            seen |= dict.fromkeys(_models(process.pid), now)
+            for name, last in seen.items():
+                if now - last > GAP_S:
+                    raise ServeError(f"The process of {name} died while the server was loading.")
+            if now - ticked >= 1:
+                tick()
+                ticked = now
+            if now - began > self.settings.load_s:
+                raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {reason(self.log)}")
+            time.sleep(POLL_S)
+        self._hide_shared_memory()
+        self._models = set(seen)
+
+    def _hide_shared_memory(self) -> None:
+        """Texts pass through it; Triton lets every user of the machine read it, whatever the umask."""
+        for region in _SHARED_MEMORY.glob(f"*{self._tag}*"):
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
+
+    def fault(self) -> str | None:
+        """Why the server cannot answer any more: it has ended, or one of its models' processes has. None: it can."""
+        process = self._started()
+        if process.poll() is not None:
+            return f"the server ended by itself with status {process.returncode}"
+        dead = sorted(self._models - _models(process.pid))
+        return f"the process of {dead[0]} died" if dead else None
+
+    def restart(self) -> None:
+        """Kills the server, without waiting for its requests, and starts it anew."""
+        self.stop(kill=True)
+        self._models = set()
+        self._start()
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace") if self._folder else ""
+
+    def events(self) -> list[str]:
+        """The lines of JSON (`logs`) that the models' processes have written since the last call."""
+        if not self._folder:
+            return []
+        if self._read_from[0] != self._folder:
+            self._read_from = (self._folder, 0)
+        with (self._folder / "log").open("rb") as log:
+            log.seek(self._read_from[1])
+            whole = log.read().rpartition(b"\n")[0]
+        self._read_from = (self._folder, self._read_from[1] + len(whole) + bool(whole))
+        return [line for line in whole.decode(errors="replace").splitlines() if line.startswith("{")]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the models' processes want an operator to know."""
+        return re.findall(r'warning: ([^"\n]+)', self.log)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived the server
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        for region in _SHARED_MEMORY.glob(f"*{self._tag}*"):
+            region.unlink(missing_ok=True)
+
+
+# E0000 is gRPC's own library, which has no clock and no part in loading models.
+_TRITONS_ERROR = re.compile(
+    rf"^(?:E(?!0000)\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE
+)
+
+
+def reason(log: str) -> str:
+    """The sentence in a server's log that says why it stopped: the first error of a guard, or else Triton's last."""
+    ours = from_text(log)
+    if ours:
+        return str(ours)
+    theirs = _TRITONS_ERROR.findall(log)
+    return str(theirs[-1]).strip(' "') if theirs else "its log says nothing"
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that every way to end runs the same clean-up.
+
+    SIGINT too: a shell starts its background commands with that one ignored.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_free(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise PortBusy(f"Port {port} on {address} cannot be used: {error.strerror}.") from None
+
+
+def _die_with_parent() -> None:
+    """Linux sends the server a SIGTERM when this process dies, however it dies."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _models(pid: int) -> set[str]:
+    """The models that a live stub process of the server runs. A dead one has no command line left."""
+    found = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # threads and processes come and go
+            for child in children.read_text().split():
+                program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                if program.endswith("_stub"):
+                    found.add(Path(arguments[0]).parents[1].name)
+    return found
