@@ -13,7 +13,7 @@ from qwen3guard_apps.cli.terminal import Terminal
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings, stopping_on_signals
+from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
@@ -56,7 +56,7 @@ def main() -> int:
     try:
         with (
             stopping_on_signals(),
-            EmbeddedServer(Settings(REPOSITORY, grpc_port=free_port())) as server,
+            EmbeddedServer(ServerSettings(REPOSITORY, grpc_port=free_port())) as server,
             GuardClient(server.url) as guard,
         ):
             print(f"starting tritonserver on {server.url} ", end="", flush=True)

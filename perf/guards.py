@@ -20,7 +20,7 @@ from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.proof.reference import final_states
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime.gen.prefixes import template_heads
+from qwen3guard_runtime.gen.prefixes import template_prefixes
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
@@ -113,7 +113,7 @@ def _lengthen_template(checkpoint: Path) -> None:
             "\nEND" + " rule" * after + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         )
         path.write_text(json.dumps(settings))
-        head = len(template_heads(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
+        head = len(template_prefixes(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
         short = HEAD + TEXT + TAIL - len(conversation(checkpoint))
         if head == HEAD and short == 0:
             return

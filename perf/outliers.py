@@ -27,15 +27,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_contract.labels import RISK_ORDER
-from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
-from qwen3guard_contract.policy import runs
+from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
+from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, runs
+from qwen3guard_contract.slots import whole_blocks
 from qwen3guard_export.balance.balance import balance
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint, block_tensor, open_checkpoint
-from qwen3guard_export.graph.attention import CAPACITY_STEP, AttentionForm, fastest, kv_caches
+from qwen3guard_export.graph.attention import kv_caches
 from qwen3guard_export.graph.graph import write_graph
-from qwen3guard_export.graph.quantize import WeightFormat
 from qwen3guard_export.proof.texts import proof_rows
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
 from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer
@@ -44,7 +45,6 @@ from safetensors.numpy import save_file
 Tensors = dict[str, np.ndarray]
 Change = Callable[[Tensors, Architecture, np.random.Generator], None]
 
-DEBOUNCE = 2
 LONG = 500
 """Tokens of a context that is filled up with other conversations; in a shorter one half is the response."""
 LAST_MESSAGE = 100
@@ -229,28 +229,27 @@ class Judged:
 
 def judge(
     checkpoint: Checkpoint,
-    weights: WeightFormat,
-    form: AttentionForm,
+    form: Form,
     conversations: Sequence[Conversation],
     severities: Sequence[int] = (),
 ) -> list[Judged]:
     """Each conversation in one pass through the graph of `checkpoint`; `severities`: Gen's three tokens."""
     architecture = checkpoint.architecture
     with tempfile.TemporaryDirectory() as folder:
-        write_graph(checkpoint, Path(folder), weights, form)
+        write_graph(checkpoint, Path(folder), form)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         options.log_severity_level = 3  # that past and present are two arrays here
         ensure_exact(options)
         session = onnxruntime.InferenceSession(Path(folder) / GRAPH, options, providers=["CPUExecutionProvider"])
-        caches = [cache for layer in kv_caches(form, weights, architecture) for cache in layer]
+        caches = kv_caches(form, architecture)
         found = []
         for conversation in conversations:
             places = [*conversation.judged, conversation.verdict]
-            capacity = -(-len(conversation.ids) // CAPACITY_STEP) * CAPACITY_STEP
+            capacity = whole_blocks(len(conversation.ids))
             feeds: dict[str, Any] = {cache.past: np.zeros((1, *cache.shape(capacity)), cache.dtype) for cache in caches}
-            feeds[INPUT_IDS], feeds[POSITIONS] = conversation.ids[None], np.zeros(1, np.int64)
-            feeds[LOGIT_INDEX] = np.array([[0, place] for place in places], np.int64)
+            feeds[GRAPH_INPUT_IDS], feeds[GRAPH_POSITIONS] = conversation.ids[None], np.zeros(1, np.int64)
+            feeds[GRAPH_LOGIT_INDEX] = np.array([[0, place] for place in places], np.int64)
             if architecture.variant == "gen":
                 (logits,) = session.run(list(GEN_OUTPUTS), feeds)
                 shares = _softmax(logits[:, list(severities)])
@@ -308,7 +307,7 @@ def _flags(judged: Judged) -> list[bool]:
     found = []
     for strict in (True, False):
         unsafe = [RISK_ORDER[level].is_unsafe(strict=strict) for level in judged.tokens.argmax(axis=1)]
-        found.append(max(runs(unsafe), default=0) >= DEBOUNCE)
+        found.append(max(runs(unsafe), default=0) >= DEFAULT_DEBOUNCE)
         found.append(RISK_ORDER[int(judged.verdict[0].argmax())].is_unsafe(strict=strict))
     return found
 
@@ -317,11 +316,11 @@ def measure(
     checkpoint: Checkpoint, conversations: Sequence[Conversation], severities: Sequence[int]
 ) -> list[Difference]:
     """Of the 8-bit graph of `checkpoint` from its fp32 graph, and of the balanced one."""
-    form = fastest(checkpoint.architecture.variant, "dq8r")
+    form = Form.fastest(checkpoint.architecture.variant, "dq8r")
     rows = proof_rows(checkpoint.folder, checkpoint.architecture.context)
-    balanced = balance(checkpoint, rows, weights=True, kv=form == "int8")
-    exact = judge(checkpoint, "fp32", "decomposed", conversations, severities)
-    found = [judge(each, "dq8r", form, conversations, severities) for each in (checkpoint, balanced)]
+    balanced = balance(checkpoint, rows, weights=True, kv=form.has_integer_kv)
+    exact = judge(checkpoint, Form("fp32", "decomposed"), conversations, severities)
+    found = [judge(each, form, conversations, severities) for each in (checkpoint, balanced)]
     return [Difference.of(exact, each) for each in found]
 
 

@@ -37,7 +37,8 @@ from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import CHANNEL
 from qwen3guard_contract import wire
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 from tritonclient.grpc import service_pb2
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -301,7 +302,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         models = changed(options.repository, Path(folder), options.waiting, options.pass_ms)
         ports = {"grpc_port": options.grpc_port, "metrics_port": options.grpc_port + 1}
-        with EmbeddedServer(Settings(models, **ports)) as server:
+        with EmbeddedServer(ServerSettings(models, **ports)) as server:
             with GuardClient(server.url, timeout_s=120) as guard:
                 server.wait_ready(lambda: canary.check(guard, server.manifests))
             memory = Memory(server.pid)

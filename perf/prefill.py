@@ -21,7 +21,8 @@ import numpy as np
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 TIMEOUT_S = 1200.0
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--alone-s", type=float, default=20.0)
     parser.add_argument("--grpc-port", type=int, default=8901)
     arguments = parser.parse_args()
-    with EmbeddedServer(Settings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
+    with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
         manifests = {name: each for name, each in server.manifests.items() if each.variant == "stream"}
         with GuardClient(server.url, timeout_s=TIMEOUT_S) as guard:
             server.wait_ready(lambda: canary.check(guard, manifests))

@@ -13,7 +13,8 @@ import numpy as np
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 TIMEOUT_S = 1200.0
 PORT = 8911
@@ -23,7 +24,7 @@ TOKENS = range(1000, 100000)
 @contextmanager
 def served(repository: Path) -> Iterator[EmbeddedServer]:
     with (
-        EmbeddedServer(Settings(repository, grpc_port=PORT)) as server,
+        EmbeddedServer(ServerSettings(repository, grpc_port=PORT)) as server,
         GuardClient(server.url, timeout_s=TIMEOUT_S) as guard,
     ):
         server.wait_ready(lambda: canary.check(guard, server.manifests))
@@ -107,4 +108,4 @@ def median(values: list[float]) -> float:
 
 
 def described(manifest: Manifest) -> str:
-    return f"{manifest.weights}, KV {manifest.kv_dtype}, {manifest.layers} layers of {manifest.hidden_size}"
+    return f"{manifest.weights}, KV {manifest.form.kv_dtype}, {manifest.layers} layers of {manifest.hidden_size}"

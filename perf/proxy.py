@@ -28,7 +28,8 @@ from aiohttp import web
 from product import described
 from qwen3guard_client import GuardClient
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 TEXT = "Cook some rice and roast a few vegetables with olive oil. Then let it all rest for ten minutes."
 WORDS = TEXT.split()
@@ -146,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with EmbeddedServer(Settings(arguments.repository, grpc_port=port)) as server, GuardClient(server.url) as guard:
+    with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=port)) as server, GuardClient(server.url) as guard:
         server.wait_ready(lambda: canary.check(guard, server.manifests))
         rows = asyncio.run(measure(server.url, arguments))
         print(json.dumps({"guard": described(server.manifests["stream_step"]), "rows": rows}))

@@ -15,7 +15,8 @@ from qwen3guard_client import GuardClient
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo"
@@ -28,7 +29,7 @@ def free_port() -> int:
 
 
 def serve(repository: Path) -> EmbeddedServer:
-    return EmbeddedServer(Settings(repository, grpc_port=free_port(), load_s=120))
+    return EmbeddedServer(ServerSettings(repository, grpc_port=free_port(), load_s=120))
 
 
 def stream_repository(repository: Path, folder: Path, **parameters: object) -> Path:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from qwen3guard_contract.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
+from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Manifest
 
-INPUTS = (INPUT_IDS, POSITIONS, LOGIT_INDEX)
+INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
 VERSION = "1.7.1.116"
 
 
@@ -148,7 +148,11 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         profile = self.profile
-        most = {INPUT_IDS: (profile.rows, profile.tokens), POSITIONS: (profile.rows,), LOGIT_INDEX: (profile.asked, 2)}
+        most = {
+            GRAPH_INPUT_IDS: (profile.rows, profile.tokens),
+            GRAPH_POSITIONS: (profile.rows,),
+            GRAPH_LOGIT_INDEX: (profile.asked, 2),
+        }
         for size, limit in zip(shape, most.get(name, (profile.rows, *shape[1:])), strict=True):
             assert 1 <= size <= limit, f"{name} {shape} is outside the profile"
         self.shapes[name] = tuple(shape)
@@ -202,14 +206,14 @@ class Engine:
         binding = self._session.io_binding()
         for name in INPUTS:
             binding.bind_input(name, "cpu", 0, np.int64, shapes[name], addresses[name])
-        rows, capacity = shapes[INPUT_IDS][0], self.manifest.engine.capacity
+        rows, capacity = shapes[GRAPH_INPUT_IDS][0], self.manifest.engine.capacity
         for cache in self.manifest.caches:
             assert addresses[cache.past] == addresses[cache.present], "a cache must be written in place"
             place = ("cpu", 0, cache.numpy, (rows, *cache.shape(capacity)))
             binding.bind_input(cache.past, *place, addresses[cache.past])
             binding.bind_output(cache.present, *place, addresses[cache.present])
         for name in self.manifest.outputs:
-            shape = (shapes[LOGIT_INDEX][0], self._widths[name])
+            shape = (shapes[GRAPH_LOGIT_INDEX][0], self._widths[name])
             binding.bind_output(name, "cpu", 0, np.float32, shape, addresses[name])
         self._session.run_with_iobinding(binding)
 

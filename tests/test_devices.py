@@ -26,7 +26,7 @@ from qwen3guard_runtime.engine.kv_cache import KVCache, Memory, Slot, copy
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
-from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from random_checkpoint import make
 from test_serve import COMMAND
@@ -179,8 +179,8 @@ def test_an_engine_of_another_version_gpu_or_file_is_refused(folder: Path, runti
         engine_runner(folder, runtime, reads=False)
 
 
-def options(**values: str) -> Options:
-    return Options(DEVICE_PARAMETERS | values)
+def options(**values: str) -> Parameters:
+    return Parameters(DEVICE_PARAMETERS | values)
 
 
 def test_without_a_gpu_a_guard_made_for_one_runs_on_the_cpu_and_says_so(

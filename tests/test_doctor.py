@@ -15,8 +15,7 @@ import pytest
 from conftest import free_port
 from qwen3guard_apps.doctor import export_checks, machine_checks
 from qwen3guard_apps.doctor.doctor import Patient
-from qwen3guard_apps.doctor.findings import Finding
-from qwen3guard_apps.doctor.findings import run as run_checks
+from qwen3guard_apps.doctor.findings import Finding, run_checks
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
 from test_serve import copy, run  # noqa: F401 (copy is a fixture)
@@ -236,9 +235,9 @@ def test_no_manifest_makes_it_stumble(copy: Path) -> None:  # noqa: F811
         if source.random() < 0.3:
             del changed[name]
         path.write_text(json.dumps(changed))
-        list(run_checks(export_checks.checks(copy)))
+        list(run_checks(export_checks.repository_checks(copy)))
         list(Patient(copy, "127.0.0.1:1")._expected())
     for text in ("", "{", whole[: len(whole) // 2], "[]", "null", '"x"'):
         path.write_text(text)
-        assert failed(list(run_checks(export_checks.checks(copy))))
+        assert failed(list(run_checks(export_checks.repository_checks(copy))))
         assert list(Patient(copy, "127.0.0.1:1")._expected())

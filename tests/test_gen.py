@@ -20,11 +20,11 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Categ
 from qwen3guard_export import export
 from qwen3guard_export.repository import GEN_PARAMETERS, place_models
 from qwen3guard_runtime.engine.runner import Logits, Row
-from qwen3guard_runtime.gen.answer import CATEGORIES, REFUSAL, SAFETY, AnswerReader, Field, Verdict
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, log_probability
 from qwen3guard_runtime.gen.models import GenGuardModel, GuardTokenizerModel
-from qwen3guard_runtime.gen.prefixes import common, template_heads
+from qwen3guard_runtime.gen.prefixes import common, template_prefixes
 from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
@@ -36,7 +36,7 @@ from texts import TEXTS
 VOCAB = 8192
 TOKENIZER = GuardTokenizer.load(DEMO / "gen")
 END = TOKENIZER.special[IM_END]
-DECISIONS = {field: np.ones(len(field.values), np.float32) for field in (SAFETY, CATEGORIES, REFUSAL)}
+DECISIONS = {field: np.ones(len(field.values), np.float32) for field in (SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD)}
 
 
 QUESTION = 3
@@ -72,7 +72,7 @@ class Scripted:
         return results
 
 
-def guard(scripted: Scripted, *, heads: Sequence[Sequence[int]] = (), drafts: bool = True) -> GenGuard:
+def guard(scripted: Scripted, *, prefixes: Sequence[Sequence[int]] = (), drafts: bool = True) -> GenGuard:
     manifest = replace(MANIFEST, variant="gen", vocab_size=VOCAB)
     return GenGuard(
         manifest,
@@ -80,7 +80,7 @@ def guard(scripted: Scripted, *, heads: Sequence[Sequence[int]] = (), drafts: bo
         TOKENIZER,
         frozenset({END}),
         slots=8,
-        heads=[np.array(head) for head in heads],
+        prefixes=[np.array(prefix) for prefix in prefixes],
         drafts=Drafts(TOKENIZER) if drafts else None,
     )
 
@@ -143,17 +143,29 @@ VIOLENT = (Category.VIOLENT,)
 BROKEN = [  # response mode, the answer, its categories, its refusal, and the fields that were decided
     (False, "Safety: {}", (), None, {SAFETY}),
     (False, "Safety: {} and more", (), None, {SAFETY}),
-    (False, "Safety: {}!\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES}),
+    (False, "Safety: {}!\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES_FIELD}),
     (False, "Safety: {}\nCategory: Violent", (), None, {SAFETY}),
     (False, "Safety: {}\n\nCategories: Violent", (), None, {SAFETY}),
     (False, "Safety: {}\nCategories:", (), None, {SAFETY}),
-    (False, "Safety: {}\nCategories: Weather", (), None, {SAFETY, CATEGORIES}),
-    (False, "Safety: {}\nCategories: Violent, Weather", (), None, {SAFETY, CATEGORIES}),
-    (False, "Safety: {}\nCategories: Violent\nRefusal: No", VIOLENT, None, {SAFETY, CATEGORIES}),
-    (True, "Safety: {}\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES}),
-    (True, "Safety: {}\nCategories: Violent\nRefusal: Perhaps", VIOLENT, None, {SAFETY, CATEGORIES, REFUSAL}),
-    (True, "Safety: {}\nCategories: Violent\nRefusal: Yes\nx", VIOLENT, Refusal.YES, {SAFETY, CATEGORIES, REFUSAL}),
-    (True, "Safety: {}\nCategories: Weather\nRefusal: Yes", (), Refusal.YES, {SAFETY, CATEGORIES, REFUSAL}),
+    (False, "Safety: {}\nCategories: Weather", (), None, {SAFETY, CATEGORIES_FIELD}),
+    (False, "Safety: {}\nCategories: Violent, Weather", (), None, {SAFETY, CATEGORIES_FIELD}),
+    (False, "Safety: {}\nCategories: Violent\nRefusal: No", VIOLENT, None, {SAFETY, CATEGORIES_FIELD}),
+    (True, "Safety: {}\nCategories: Violent", VIOLENT, None, {SAFETY, CATEGORIES_FIELD}),
+    (
+        True,
+        "Safety: {}\nCategories: Violent\nRefusal: Perhaps",
+        VIOLENT,
+        None,
+        {SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD},
+    ),
+    (
+        True,
+        "Safety: {}\nCategories: Violent\nRefusal: Yes\nx",
+        VIOLENT,
+        Refusal.YES,
+        {SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD},
+    ),
+    (True, "Safety: {}\nCategories: Weather\nRefusal: Yes", (), Refusal.YES, {SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD}),
     (True, "Safety: {}\nRefusal: Yes", (), None, {SAFETY}),
 ]
 
@@ -209,7 +221,7 @@ def test_a_label_that_comes_again_decides_nothing() -> None:
     assert isinstance(answer, Answer)
     found = guard(Scripted({})).read(answer)
     assert (found.severity, found.categories) == (RiskLevel.UNSAFE, (Category.PII,))
-    assert int(found.probabilities[CATEGORIES].argmax()) == QUERY_CATEGORY_ORDER.index(Category.PII)
+    assert int(found.probabilities[CATEGORIES_FIELD].argmax()) == QUERY_CATEGORY_ORDER.index(Category.PII)
     assert found.status is AnswerStatus.UNREADABLE
 
 
@@ -307,7 +319,7 @@ def test_drafts_of_a_batch_are_verified_row_by_row() -> None:
 def test_a_held_head_is_computed_once() -> None:
     answers = dict.fromkeys((1, 2), "Safety: Safe\nCategories: None")
     without, held = Scripted(answers), Scripted(answers)
-    plain, fast = guard(without), guard(held, heads=[[1, 7], [2, 7, 8, 9]])
+    plain, fast = guard(without), guard(held, prefixes=[[1, 7], [2, 7, 8, 9]])
     for first in (1, 2, 1, 2):
         before = held.computed
         [one], [other] = ask(plain, first), ask(fast, first)
@@ -320,7 +332,7 @@ def test_a_held_head_is_computed_once() -> None:
 
 def test_the_heads_are_the_templates() -> None:
     template = ChatTemplate.load(DEMO / "gen")
-    heads = template_heads(template, 2048)
+    heads = template_prefixes(template, 2048)
     for messages in (
         [Message("user", "How do I bake bread?")],
         [Message("user", "!!"), Message("assistant", "?!"), Message("user", "\n\nok")],
@@ -370,12 +382,12 @@ LIMITS = [
 
 
 def test_what_a_policy_decides_by() -> None:
-    likely = np.linspace(0, 1, len(CATEGORIES.values), dtype=np.float32)  # the answer None is the likeliest
-    found = {SAFETY: np.array([0.7, 0.2, 0.1], np.float32), CATEGORIES: likely}
+    likely = np.linspace(0, 1, len(CATEGORIES_FIELD.values), dtype=np.float32)  # the answer None is the likeliest
+    found = {SAFETY: np.array([0.7, 0.2, 0.1], np.float32), CATEGORIES_FIELD: likely}
     risk = 1 - float(np.float32(0.7))
-    named = Verdict(RiskLevel.UNSAFE, (Category.PII, Category.VIOLENT), None, found)
+    named = AnswerVerdict(RiskLevel.UNSAFE, (Category.PII, Category.VIOLENT), None, found)
     assert list(named.rows()) == [(RiskLevel.UNSAFE, each, risk) for each in named.categories]
-    assert list(Verdict(RiskLevel.SAFE, (), None, found).rows()) == [(RiskLevel.SAFE, Category.JAILBREAK, risk)]
+    assert list(AnswerVerdict(RiskLevel.SAFE, (), None, found).rows()) == [(RiskLevel.SAFE, Category.JAILBREAK, risk)]
 
 
 def test_the_server_decides_by_its_thresholds(server: EmbeddedServer, repository: Path) -> None:
@@ -389,7 +401,7 @@ def test_the_server_decides_by_its_thresholds(server: EmbeddedServer, repository
         text = json.dumps(limits.as_dict()) if limits else ""
         found = decisions(repository, prompts, strict=strict, thresholds=text)
         expected = [(each.strict if strict == "true" else each.loose) for each in by_mode]
-        assert found == ([limits.decides(each) for each in by_mode] if limits else expected)
+        assert found == ([limits.is_unsafe(each) for each in by_mode] if limits else expected)
         answers.add(tuple(found))
     assert len(answers) >= 4
 

@@ -24,11 +24,13 @@ from conftest import ROOT, free_port, stream_repository, wait_ready
 from qwen3guard_apps.doctor.doctor import Patient
 from qwen3guard_client import GuardClient, Policy, RiskLevel
 from qwen3guard_contract import errors
-from qwen3guard_runtime.stream.sessions import Limits, Sessions
+from qwen3guard_runtime.stream.session import SessionLimits
+from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.telemetry import metrics
 from qwen3guard_runtime.telemetry.logs import LINES_A_SECOND, LOG_VARIABLE, FailureLog, safe_request_id
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 from test_sessions import MANIFEST, Bench
 
 PROMPT = "How do I bake bread?"
@@ -92,7 +94,7 @@ def observed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for name in ("gen_guard", "guard_tokenizer", "classify"):
         shutil.copytree(repository / name, folder / name)
     stream_repository(repository, folder, slots=SLOTS, idle_s=IDLE_S, evict_s=60)
-    settings = Settings(folder, grpc_port=free_port(), metrics_port=free_port(), load_s=120)
+    settings = ServerSettings(folder, grpc_port=free_port(), metrics_port=free_port(), load_s=120)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(LOG_VARIABLE, "json")
         with EmbeddedServer(settings) as server:
@@ -344,7 +346,7 @@ class Sums:
 def counted_bench(slots: int) -> tuple[Bench, Sums]:
     bench = Bench(slots=slots)
     told = metrics.StreamMetrics()
-    limits = Limits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
+    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
     bench.sessions = Sessions(
         MANIFEST, bench.graph, bench.cache, policy=Policy(), limits=limits, clock=lambda: bench.clock[0], metrics=told
     )

@@ -219,7 +219,7 @@ def stop_of(guard: GuardClient, policy: Policy) -> int:
     with guard.stream(PROMPT) as stream:
         stream.step(TURNS)
     assert policy.thresholds
-    found = runs(map(policy.thresholds.decides, stream.verdicts))
+    found = runs(map(policy.thresholds.is_unsafe, stream.verdicts))
     flagged = next(number for number, run in enumerate(found) if run >= policy.debounce)
     before = stream.verdicts[flagged - found[flagged]].end
     assert before

@@ -25,8 +25,9 @@ from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.gen.guard import Answer, GenGuard
-from qwen3guard_runtime.stream.sessions import Limits, Sessions
-from qwen3guard_runtime.stream.steps import Reply, Step
+from qwen3guard_runtime.stream.session import SessionLimits
+from qwen3guard_runtime.stream.sessions import Sessions
+from qwen3guard_runtime.stream.steps import Step, StepReply
 from qwen3guard_runtime.telemetry import metrics
 from qwen3guard_runtime.telemetry.metrics import GenMetrics, StreamMetrics
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
@@ -63,7 +64,7 @@ class SpoiledBench:
         self.graph = Spoiled(self.clock, value, output)
         self.cache = KVCache(MANIFEST, slots=slots)
         self.metrics = StreamMetrics()
-        limits = Limits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
+        limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
         self.sessions = Sessions(
             MANIFEST,
             self.graph,
@@ -74,7 +75,7 @@ class SpoiledBench:
             metrics=self.metrics,
         )
 
-    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags: Any) -> Reply | errors.GuardError:
+    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags: Any) -> StepReply | errors.GuardError:
         return self.sessions.steps([Step(session, np.array(ids, np.int64), position, **flags)])[0]
 
     def closed(self) -> dict[str, float]:
@@ -99,16 +100,16 @@ def refused(reply: object) -> bool:
 def test_any_number_of_any_head_fails_the_step_alone_and_ends_the_session(value: float, output: int) -> None:
     bench = SpoiledBench(value, output)
     for name in "abc":
-        assert isinstance(bench.step(name, [1, 2], start=True), Reply)
+        assert isinstance(bench.step(name, [1, 2], start=True), StepReply)
     found = bench.sessions.steps(
         [Step(name, np.array([each]), 2) for name, each in zip("abc", (3, BAD, 5), strict=True)]
     )
-    assert [type(each) for each in found] == [Reply, errors.InternalError, Reply]
+    assert [type(each) for each in found] == [StepReply, errors.InternalError, StepReply]
     assert refused(found[1])
     assert type(bench.step("b", [3], 2)) is errors.SessionLost
     assert bench.closed() == {"failed": 1}
     assert counted(bench.metrics, "qwen3guard_not_finite_total") == {("stream_guard",): 1}
-    assert isinstance(bench.step("b", [1, 2, 3], start=True), Reply)
+    assert isinstance(bench.step("b", [1, 2, 3], start=True), StepReply)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +132,19 @@ def test_wherever_it_stands_in_the_opening_step(ids: list[int], query_index: int
     clean = [each for each in ids if each != BAD]
     opening["response_start"] = min(response_start, len(clean))
     found, expected = (each.step("t", clean, **opening) for each in (bench, SpoiledBench()))
-    assert isinstance(found, Reply)
-    assert isinstance(expected, Reply)
+    assert isinstance(found, StepReply)
+    assert isinstance(expected, StepReply)
     assert found.response.risk == expected.response.risk
 
 
 def test_a_long_step_that_meets_one_is_pending_no_longer_and_leaves_nothing() -> None:
     bench = SpoiledBench(slots=1)
-    assert isinstance(bench.step("s", [1], start=True), Reply)
+    assert isinstance(bench.step("s", [1], start=True), StepReply)
     bench.clock[0] = 0
     bench.graph.pass_s = 2.0
     ids = [3] * 60 + [BAD] + [3] * 200
     replies = []
-    while isinstance(reply := bench.step("s", ids, 1, response_start=len(ids)), Reply):
+    while isinstance(reply := bench.step("s", ids, 1, response_start=len(ids)), StepReply):
         assert reply.pending
         replies.append(reply)
     assert replies
@@ -154,7 +155,7 @@ def test_a_long_step_that_meets_one_is_pending_no_longer_and_leaves_nothing() ->
 
 def test_two_steps_of_one_session_in_a_batch() -> None:
     bench = SpoiledBench()
-    assert isinstance(bench.step("s", [1], start=True), Reply)
+    assert isinstance(bench.step("s", [1], start=True), StepReply)
     found = bench.sessions.steps([Step("s", np.array([BAD]), 1), Step("s", np.array([4]), 1)])
     assert refused(found[0])
     assert type(found[1]) is errors.SessionLost
@@ -206,11 +207,11 @@ def test_gen_does_not_mind_numbers_that_it_does_not_use() -> None:
     assert found.text == "Nonsense"
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+@pytest.mark.parametrize("attention", ["decomposed", "int8"])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 24, 64])
-def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(kv_dtype: str, head_dim: int) -> None:
+def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(attention: str, head_dim: int) -> None:
     """Slots of less than a page, of a page and a bit, and of many."""
-    cache = KVCache(replace(MANIFEST, kv_dtype=kv_dtype, head_dim=head_dim), slots=5)
+    cache = KVCache(replace(MANIFEST, attention=attention, head_dim=head_dim), slots=5)
     slots = [cache.acquire(10) for _ in range(5)]
     arena = slots[0].arena
     assert isinstance(arena, HostArena)
@@ -224,7 +225,7 @@ def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(kv_
 
 def real(folder: Path, *, slots: int) -> Sessions:
     manifest = Manifest.read(folder)
-    limits = Limits(idle_s=60, evict_s=0, turn_s=9.0, chunk_tokens=16)
+    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=9.0, chunk_tokens=16)
     cache, runner = KVCache(manifest, slots=slots), OnnxRunner(folder, manifest)
     return Sessions(manifest, runner, cache, policy=Policy(), limits=limits, clock=lambda: 0.0)
 
@@ -246,11 +247,11 @@ def test_a_real_graph_is_right_or_an_error_whatever_was_written_and_taken_back(o
         position = 0 if start else source.randint(0, min(300, len(held[name])))
         judged_from = 0 if start else source.choice((0, len(ids)))
         [found] = sessions.steps([Step(name, np.array(ids), position, start=start, response_start=judged_from)])
-        if isinstance(found, Reply):
+        if isinstance(found, StepReply):
             assert bad not in ids
             held[name] = ([] if start else held[name][:position]) + ids
             [expected] = alone.steps([Step("s", np.array(held[name]), 0, start=True)])
-            assert isinstance(expected, Reply)
+            assert isinstance(expected, StepReply)
             likely = expected.response.risk_probabilities[position + judged_from :]
             np.testing.assert_allclose(found.response.risk_probabilities, likely, atol=1e-5)
             right += 1

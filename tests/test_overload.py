@@ -15,7 +15,8 @@ from qwen3guard_client import Classification, GuardClient
 from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
 from qwen3guard_runtime.triton.admission import CALM_S, STUCK_S, Admission
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 
 class Model:
@@ -133,7 +134,7 @@ def test_an_answer_that_fails_does_not_take_the_next_one_along() -> None:
 def test_a_crowd_is_answered_rightly_or_refused_and_the_refused_are_counted(repository: Path, tmp_path: Path) -> None:
     models = changed(repository, tmp_path, None, pass_ms=300)
     metrics = free_port()
-    with EmbeddedServer(Settings(models, grpc_port=free_port(), metrics_port=metrics, load_s=120)) as server:
+    with EmbeddedServer(ServerSettings(models, grpc_port=free_port(), metrics_port=metrics, load_s=120)) as server:
         wait_ready(server)
         with GuardClient(server.url) as guard, ThreadPoolExecutor(12) as crowd:
             alone = guard.classify("How do I bake bread?")

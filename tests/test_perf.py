@@ -20,7 +20,7 @@ from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.server_tls import ServerTls
-from qwen3guard_server.settings import Settings
+from qwen3guard_server.settings import ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_closed_server_is_loaded_with_its_token_over_tls(repository: Path, tmp
     issued.private_key_pem.write_to_path(tmp_path / "server.key")
     token = "an-api-token-of-the-tests-3141"
     tls = ServerTls(tmp_path / "server.pem", tmp_path / "server.key")
-    settings = Settings(repository, grpc_port=free_port(), load_s=120, tls=tls, token=token)
+    settings = ServerSettings(repository, grpc_port=free_port(), load_s=120, tls=tls, token=token)
     with (
         EmbeddedServer(settings) as server,
         GuardClient(server.url, tls=server.tls, token=token) as own,

@@ -17,7 +17,7 @@ import pytest
 from conftest import DEMO, free_port, wait_ready
 from onnx import parser
 from qwen3guard_apps.doctor import export_checks, machine_checks
-from qwen3guard_apps.doctor.findings import run as run_checks
+from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_client import GuardClient, RiskLevel
 from qwen3guard_contract import integer_products
 from qwen3guard_contract.errors import DeviceError, ExportOutdated
@@ -26,7 +26,8 @@ from qwen3guard_contract.manifest import FORMAT
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.text.tokenizer_model import read_manifest
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> g '
 COMPUTED = (
@@ -143,7 +144,7 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_server_tells_how_it_multiplies(eight_bits: Path) -> None:
     """In its log, in its metrics, and as a warning where it costs time. Its canaries agree, in integers too."""
     found = products()
-    settings = Settings(eight_bits, grpc_port=free_port(), metrics_port=free_port(), load_s=120)
+    settings = ServerSettings(eight_bits, grpc_port=free_port(), metrics_port=free_port(), load_s=120)
     with EmbeddedServer(settings) as server:
         wait_ready(server)
         time.sleep(1.5)  # metrics are told once a second

@@ -155,7 +155,7 @@ def test_a_hung_process_is_noticed_and_replaced(repository: Path, tmp_path: Path
             os.kill(hung, signal.SIGSTOP)
 
         with pytest.raises(SecondStartError):
-            supervisor.run(
+            supervisor.supervise(
                 server,
                 lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
                 ready=ready,
@@ -179,13 +179,13 @@ def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository
             os.kill(server.pid, signal.SIGKILL)
 
         with pytest.raises(errors.ServeError, match=r"model\.onnx is missing"):
-            supervisor.run(
+            supervisor.supervise(
                 server,
                 lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
                 ready=ready,
                 say=said.append,
             )
-    assert len([line for line in said if line.endswith("starting it again")]) == supervisor.ATTEMPTS
+    assert len([line for line in said if line.endswith("starting it again")]) == supervisor.START_ATTEMPTS
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:

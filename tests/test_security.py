@@ -32,7 +32,7 @@ from qwen3guard_contract.errors import AccessError, GuardError, InvalidCredentia
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.server_tls import ServerTls
-from qwen3guard_server.settings import Settings
+from qwen3guard_server.settings import ServerSettings
 from test_serve import COMMAND, fails, run, traces
 from tritonclient.utils import InferenceServerException
 
@@ -68,7 +68,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def secured(repository: Path, files: Path) -> Iterator[EmbeddedServer]:
     """TLS and a token; HTTP and metrics are on."""
-    settings = Settings(
+    settings = ServerSettings(
         repository,
         grpc_port=free_port(),
         http_port=free_port(),
@@ -518,7 +518,7 @@ def test_unusable_certificates_are_named_before_anything_starts(
     repository: Path, files: Path, tls: Callable[[Path], ServerTls], words: str
 ) -> None:
     with pytest.raises(InvalidCredentials, match=words):
-        EmbeddedServer(Settings(repository, tls=tls(files)))
+        EmbeddedServer(ServerSettings(repository, tls=tls(files)))
 
 
 def test_a_key_with_a_password_is_refused_and_not_asked_for(files: Path) -> None:
@@ -576,7 +576,7 @@ def test_the_file_goes_before_the_variable(tmp_path: Path) -> None:
 
 
 def test_settings_do_not_show_the_token(repository: Path) -> None:
-    assert TOKEN not in repr(Settings(repository, token=TOKEN))
+    assert TOKEN not in repr(ServerSettings(repository, token=TOKEN))
 
 
 def test_the_lock_is_in_step_with_pyproject() -> None:

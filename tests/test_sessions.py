@@ -14,26 +14,27 @@ from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER, Category, RiskLevel
 from qwen3guard_contract.manifest import Canary, Manifest
 from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.slots import capacities
 from qwen3guard_contract.thresholds import Thresholds
-from qwen3guard_runtime.engine.kv_cache import KVCache, capacities
+from qwen3guard_runtime.engine.kv_cache import KVCache
 from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row
-from qwen3guard_runtime.parameters import Options, memory_bytes
-from qwen3guard_runtime.stream.sessions import Limits, Sessions
-from qwen3guard_runtime.stream.steps import Reply, Step
-from qwen3guard_runtime.stream.verdicts import Judgement, judge
+from qwen3guard_runtime.parameters import Parameters, memory_bytes
+from qwen3guard_runtime.stream.session import SessionLimits
+from qwen3guard_runtime.stream.sessions import Sessions
+from qwen3guard_runtime.stream.steps import Step, StepReply
+from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 
 MANIFEST = Manifest(
     variant="stream",
     source="a test",
     weights="fp32",
-    attention="none",
+    attention="decomposed",
     layers=1,
     kv_heads=1,
     head_dim=8,
     hidden_size=4,
     vocab_size=100,
     context=600,
-    kv_dtype="float32",
     demo=False,
     parameters=0,
     parity={},
@@ -94,18 +95,18 @@ class Bench:
         self.clock = [0.0]
         self.graph = TokenSum(self.clock)
         self.cache = KVCache(MANIFEST, slots=slots, budget_bytes=budget_bytes)
-        limits = Limits(idle_s=idle_s, evict_s=evict_s, turn_s=1.0, chunk_tokens=chunk_tokens)
+        limits = SessionLimits(idle_s=idle_s, evict_s=evict_s, turn_s=1.0, chunk_tokens=chunk_tokens)
         self.sessions = Sessions(
             MANIFEST, self.graph, self.cache, policy=Policy(), limits=limits, clock=lambda: self.clock[0]
         )
 
-    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags_: Any) -> Reply | GuardError:
+    def step(self, session: str, ids: Sequence[int], position: int = 0, **flags_: Any) -> StepReply | GuardError:
         step = Step(session, np.array(ids, np.int64), position, **flags_)
         return self.sessions.steps([step])[0]
 
-    def ok(self, *arguments: Any, **flags_: Any) -> Reply:
+    def ok(self, *arguments: Any, **flags_: Any) -> StepReply:
         reply = self.step(*arguments, **flags_)
-        assert isinstance(reply, Reply), reply
+        assert isinstance(reply, StepReply), reply
         return reply
 
 
@@ -209,7 +210,7 @@ def test_idle_sessions_are_forgotten_and_the_longest_unused_makes_room() -> None
     bench.ok("c", [1], start=True)
     assert type(bench.step("b", [2], 1)) is errors.SessionLost
     bench.clock[0] = 11.5
-    assert isinstance(bench.step("a", [2], 2), Reply)
+    assert isinstance(bench.step("a", [2], 2), StepReply)
     bench.clock[0] = 40
     assert type(bench.step("c", [2], 1)) is errors.SessionLost
     assert bench.cache.live == 0
@@ -226,7 +227,7 @@ def test_one_wrong_step_leaves_the_others_of_its_batch_alone() -> None:
         Step("nobody", np.array([3]), 2),
     ]
     found = bench.sessions.steps(steps)
-    assert [type(each) for each in found] == [Reply, errors.PositionOutOfRange, Reply, errors.SessionLost]
+    assert [type(each) for each in found] == [StepReply, errors.PositionOutOfRange, StepReply, errors.SessionLost]
     assert bench.graph.passes[-1] == 2
 
 
@@ -235,7 +236,7 @@ def test_steps_of_one_session_in_one_batch_are_taken_in_order() -> None:
     bench.ok("a", [1, 2], start=True)
     steps = [Step("a", np.array([3]), 2), Step("a", np.array([4]), 3), Step("b", np.array([5]), 0, start=True)]
     found = bench.sessions.steps(steps)
-    assert [reply.length for reply in found if isinstance(reply, Reply)] == [3, 4, 1]
+    assert [reply.length for reply in found if isinstance(reply, StepReply)] == [3, 4, 1]
 
 
 def test_a_failing_graph_fails_the_step_and_keeps_the_session() -> None:
@@ -256,14 +257,14 @@ def test_a_row_that_breaks_the_graph_fails_alone() -> None:
     found = bench.sessions.steps(
         [Step(name, np.array([token]), 2) for name, token in zip("abc", (3, 66, 5), strict=True)]
     )
-    assert [type(each) for each in found] == [Reply, errors.InternalError, Reply]
+    assert [type(each) for each in found] == [StepReply, errors.InternalError, StepReply]
     assert bench.ok("b", [4], 2).length == 3
 
 
 def test_a_batch_never_evicts_a_session_of_its_own() -> None:
     bench = Bench(slots=2)
     found = bench.sessions.steps([Step(name, np.array([1]), 0, start=True) for name in "abc"])
-    assert [type(each) for each in found] == [Reply, Reply, errors.Overloaded]
+    assert [type(each) for each in found] == [StepReply, StepReply, errors.Overloaded]
 
 
 def test_end_with_nothing_to_say_frees_the_slot() -> None:
@@ -275,10 +276,10 @@ def test_end_with_nothing_to_say_frees_the_slot() -> None:
         assert bench.cache.live == 0
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
-def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another(kv_dtype: str) -> None:
+@pytest.mark.parametrize("attention", ["decomposed", "int8"])
+def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another(attention: str) -> None:
     """With heads large enough that a slot has pages of its own."""
-    cache = KVCache(replace(MANIFEST, kv_dtype=kv_dtype, kv_heads=8, head_dim=64), slots=2)
+    cache = KVCache(replace(MANIFEST, attention=attention, kv_heads=8, head_dim=64), slots=2)
     slot = cache.acquire(10)
     before, tokens = slot.arena, np.arange(1, 11)
     for each, array in zip(before.caches, before.arrays, strict=True):
@@ -312,7 +313,7 @@ def test_the_largest_slot_holds_the_context(context: int) -> None:
     assert all(capacity - 16 < context for capacity in found[:-1])
 
 
-def long_step(bench: Bench, tokens: Sequence[int], **flags_: bool | int) -> tuple[Reply, int]:
+def long_step(bench: Bench, tokens: Sequence[int], **flags_: bool | int) -> tuple[StepReply, int]:
     """A step sent until nothing is pending, and how often it was sent."""
     sent = 0
     while True:
@@ -338,8 +339,8 @@ def test_a_long_step_lets_others_in_and_equals_one_pass() -> None:
             Step("other", np.array([sent]), 1 + sent),
         ]
         reply, other = bench.sessions.steps(steps)
-        assert isinstance(reply, Reply)
-        assert isinstance(other, Reply)
+        assert isinstance(reply, StepReply)
+        assert isinstance(other, StepReply)
         assert other.length == 2 + sent
         # Every other turn is for short steps alone, and what is left at the end is one.
         assert (reply.pending < pending) == (sent % 2 == 0 or pending <= STEP_TOKENS)
@@ -403,14 +404,14 @@ def test_an_end_without_tokens_may_name_any_position_that_is_held() -> None:
     for position in (0, 2, 5, 7):
         bench = Bench()
         bench.ok("s", [1, 2, 3, 4, 5, 6, 7], start=True, response_start=5)
-        assert isinstance(bench.step("s", [], position, end=True), Reply)
+        assert isinstance(bench.step("s", [], position, end=True), StepReply)
         assert bench.cache.live == 0
     bench.ok("s", [1, 2, 3], start=True, response_start=3)
     assert type(bench.step("s", [9], 0, end=True)) is errors.PositionOutOfRange
     assert bench.cache.live == 0  # Triton ends the sequence all the same
 
 
-def pending_start(bench: Bench) -> Reply:
+def pending_start(bench: Bench) -> StepReply:
     bench.graph.pass_s = 2.0
     reply = bench.ok("s", range(90), start=True, response_start=80)
     assert (reply.length, reply.pending > 60) == (0, True)
@@ -438,7 +439,7 @@ def test_a_pending_start_may_be_begun_anew_given_up_or_evicted() -> None:
     pending_start(bench)
     assert bench.ok("s", [1, 2, 3], start=True, response_start=3).length == 3
     pending_start(bench)
-    assert isinstance(bench.step("s", [], 0, end=True), Reply)
+    assert isinstance(bench.step("s", [], 0, end=True), StepReply)
     assert bench.cache.live == 0
     assert type(bench.step("s", range(90), 0)) is errors.SessionLost
     pending_start(bench)
@@ -466,7 +467,9 @@ def test_long_steps_share_the_turns() -> None:
     bench = Bench()
     bench.graph.pass_s = 2.0
     steps = [Step(name, np.array([number] * 100), 0, start=True) for number, name in enumerate("abc")]
-    pending = [[reply.pending for reply in bench.sessions.steps(steps) if isinstance(reply, Reply)] for _ in range(6)]
+    pending = [
+        [reply.pending for reply in bench.sessions.steps(steps) if isinstance(reply, StepReply)] for _ in range(6)
+    ]
     assert all(max(each) - min(each) <= 24 for each in pending)
 
 
@@ -507,7 +510,7 @@ def test_a_budget_in_bytes_bounds_the_slots() -> None:
 def test_sessions_in_use_are_never_evicted_for_new_ones() -> None:
     bench = Bench(slots=100, budget_bytes=SLOT, evict_s=5)
     names = []
-    while isinstance(bench.step(str(len(names)), [1, 2], start=True), Reply):
+    while isinstance(bench.step(str(len(names)), [1, 2], start=True), StepReply):
         names.append(str(len(names)))
         bench.clock[0] += 0.1
     assert type(bench.step("new", [1], start=True)) is errors.Overloaded
@@ -538,9 +541,9 @@ def test_a_policy_is_the_sessions_own() -> None:
         for number, policy in enumerate(policies)
     ]
     for reply, policy in zip(bench.sessions.steps(steps), policies, strict=True):
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, StepReply)
         judged = zip(reply.response.risk, reply.response.category, strict=True)
-        unsafe = [policy.counts(*each) for each in judged]
+        unsafe = [policy.is_unsafe_level(*each) for each in judged]
         expected = [at + 1 >= policy.debounce and all(unsafe[at + 1 - policy.debounce : at + 1]) for at in range(197)]
         assert list(reply.flags.own) == expected
         assert reply.flags.own == (reply.flags.strict if policy.strict else reply.flags.loose)
@@ -570,7 +573,7 @@ def test_thresholds_of_many_sessions_in_one_batch_do_not_mix() -> None:
     ]
     seen = set()
     for reply, policy in zip(bench.sessions.steps(steps), policies, strict=True):
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, StepReply)
         run, expected = 0, []
         for unsafe in above(reply.response, policy, RESPONSE_CATEGORY_ORDER):
             run = run + 1 if unsafe else 0
@@ -597,7 +600,7 @@ def test_a_policy_decides_by_the_numbers_that_a_client_reads() -> None:
     assert [risk for _, _, risk in found.rows()] == [1 - safe for safe in found.risk_probabilities[:, 0].tolist()]
 
 
-def above(found: Judgement, policy: Policy, order: Sequence[Category]) -> list[bool]:
+def above(found: TokenJudgements, policy: Policy, order: Sequence[Category]) -> list[bool]:
     """The rule once more, from the probabilities alone."""
     limits = policy.thresholds
     assert limits
@@ -623,7 +626,7 @@ def test_a_policy_comes_with_the_start_alone() -> None:
     [("slots", "0"), ("slots", "many"), ("slots", "-1"), ("idle_s", "soon"), ("idle_s", "nan"), ("strict", "yes")],
 )
 def test_a_wrong_parameter_is_named(name: str, text: str) -> None:
-    options = Options({name: text})
+    options = Parameters({name: text})
     read = {"slots": lambda: options.whole(name, at_least=1), "idle_s": lambda: options.seconds(name)}
     with pytest.raises(errors.InvalidParameter, match=name):
         read.get(name, lambda: options.flag(name))()
@@ -633,7 +636,7 @@ def test_a_wrong_parameter_is_named(name: str, text: str) -> None:
 
 def test_the_parameter_thresholds_is_json_or_empty() -> None:
     def read(text: str) -> Thresholds | None:
-        return Options({"thresholds": text}).thresholds("thresholds")
+        return Parameters({"thresholds": text}).thresholds("thresholds")
 
     assert read("") is None
     assert read(" ") is None
@@ -657,7 +660,7 @@ def test_a_long_step_gets_the_room_of_sessions_that_have_gone_idle_meanwhile() -
     assert bench.ok("long", [1] * 590, start=True).pending
     bench.graph.pass_s = 0.0
     number = 0
-    while isinstance(bench.step(str(number), [1, 2], start=True), Reply):
+    while isinstance(bench.step(str(number), [1, 2], start=True), StepReply):
         number += 1
     assert number > 0
     assert type(bench.step("long", [1] * 590, start=True)) is errors.Overloaded

@@ -365,13 +365,14 @@ def agrees(stream: Stream, policy: Policy) -> None:
     """What the server has decided is what the client makes of the probabilities, by itself."""
     tokens, prompt = stream.verdicts, stream.prompt_verdict
     by_mode = {
-        mode: [policy.counts(token.severity, token.category, strict=mode) for token in tokens] for mode in (True, False)
+        mode: [policy.is_unsafe_level(token.severity, token.category, strict=mode) for token in tokens]
+        for mode in (True, False)
     }
     own = by_mode[policy.strict]
-    asked = policy.counts(prompt.severity, prompt.category)
+    asked = policy.is_unsafe_level(prompt.severity, prompt.category)
     if policy.thresholds:
-        own = [policy.thresholds.decides(token) and likeliest(token) in policy.blocked for token in tokens]
-        asked = policy.thresholds.decides(prompt) and likeliest(prompt) in policy.blocked
+        own = [policy.thresholds.is_unsafe(token) and likeliest(token) in policy.blocked for token in tokens]
+        asked = policy.thresholds.is_unsafe(prompt) and likeliest(prompt) in policy.blocked
     assert prompt.flag == asked
     assert [token.run for token in tokens] == runs(own)
     assert [token.flag for token in tokens] == [run >= policy.debounce for run in runs(own)]

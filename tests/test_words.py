@@ -51,8 +51,8 @@ def judged(levels: str, category: Category = Category.PII) -> list[tuple[RiskLev
 )
 def test_runs_of_unsafe_tokens_are_causal(levels: str, strict: list[int], loose: list[int]) -> None:
     for mode, expected in ((True, strict), (False, loose)):
-        unsafe = [Policy().counts(*each, strict=mode) for each in judged(levels)]
-        assert unsafe == [Policy(mode).counts(*each) for each in judged(levels)]
+        unsafe = [Policy().is_unsafe_level(*each, strict=mode) for each in judged(levels)]
+        assert unsafe == [Policy(mode).is_unsafe_level(*each) for each in judged(levels)]
         assert runs(unsafe) == expected
         for cut in range(1, len(levels)):
             assert runs(unsafe[cut:], before=expected[cut - 1]) == expected[cut:]
@@ -60,9 +60,9 @@ def test_runs_of_unsafe_tokens_are_causal(levels: str, strict: list[int], loose:
 
 def test_only_blocked_categories_count() -> None:
     policy = Policy(blocked=frozenset({Category.VIOLENT}))
-    assert not policy.counts(RiskLevel.UNSAFE, Category.PII)
-    assert policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT)
-    assert not policy.counts(RiskLevel.CONTROVERSIAL, Category.VIOLENT, strict=False)
+    assert not policy.is_unsafe_level(RiskLevel.UNSAFE, Category.PII)
+    assert policy.is_unsafe_level(RiskLevel.CONTROVERSIAL, Category.VIOLENT)
+    assert not policy.is_unsafe_level(RiskLevel.CONTROVERSIAL, Category.VIOLENT, strict=False)
 
 
 def probabilities(safe: float) -> dict[RiskLevel, float]:
@@ -84,42 +84,44 @@ def token(safe: float, category: Category | None = None) -> TokenVerdict:
 
 def test_thresholds_decide_by_category() -> None:
     limits = Thresholds(0.5, {Category.VIOLENT: 0.9, Category.PII: 0.1})
-    assert limits.decides(classified(0.4, Category.COPYRIGHT))
-    assert not limits.decides(classified(0.5, Category.COPYRIGHT))
-    assert not limits.decides(classified(0.2, Category.VIOLENT))
-    assert limits.decides(classified(0.2, Category.VIOLENT, Category.PII))
-    assert limits.decides(classified(0.8))  # names none, and PII is the likeliest
-    assert not limits.decides(classified(0.95))
-    assert limits.decides(token(0.8))
-    assert not limits.decides(token(0.8, Category.VIOLENT))
-    assert not Thresholds(1.0).decides(classified(0.0))
-    assert Thresholds(0.0).decides(classified(0.999))
-    assert not Thresholds(0.0).decides(classified(1.0))
+    assert limits.is_unsafe(classified(0.4, Category.COPYRIGHT))
+    assert not limits.is_unsafe(classified(0.5, Category.COPYRIGHT))
+    assert not limits.is_unsafe(classified(0.2, Category.VIOLENT))
+    assert limits.is_unsafe(classified(0.2, Category.VIOLENT, Category.PII))
+    assert limits.is_unsafe(classified(0.8))  # names none, and PII is the likeliest
+    assert not limits.is_unsafe(classified(0.95))
+    assert limits.is_unsafe(token(0.8))
+    assert not limits.is_unsafe(token(0.8, Category.VIOLENT))
+    assert not Thresholds(1.0).is_unsafe(classified(0.0))
+    assert Thresholds(0.0).is_unsafe(classified(0.999))
+    assert not Thresholds(0.0).is_unsafe(classified(1.0))
 
 
 @pytest.mark.parametrize("status", [AnswerStatus.CUT, AnswerStatus.UNREADABLE])
 def test_an_answer_that_broke_off_counts_if_it_would_under_any_category(status: AnswerStatus) -> None:
     broken = classified(0.6, level=RiskLevel.UNSAFE, status=status)
     for blocked in (frozenset(Category), frozenset({Category.COPYRIGHT})):
-        assert Policy(blocked=blocked).counted(broken) == blocked
-    assert not Policy(blocked=frozenset()).counted(broken)
-    assert Policy().counted(classified(0.6, Category.PII, level=RiskLevel.UNSAFE, status=status)) == {Category.PII}
+        assert Policy(blocked=blocked).unsafe_categories(broken) == blocked
+    assert not Policy(blocked=frozenset()).unsafe_categories(broken)
+    assert Policy().unsafe_categories(classified(0.6, Category.PII, level=RiskLevel.UNSAFE, status=status)) == {
+        Category.PII
+    }
     controversial = classified(0.6, level=RiskLevel.CONTROVERSIAL, status=status)
-    assert Policy(strict=True).counted(controversial)
-    assert not Policy(strict=False).counted(controversial)
-    assert Thresholds(0.9, {Category.COPYRIGHT: 0.3}).decides(broken)
-    assert not Thresholds(0.3).decides(classified(0.8, status=status))
+    assert Policy(strict=True).unsafe_categories(controversial)
+    assert not Policy(strict=False).unsafe_categories(controversial)
+    assert Thresholds(0.9, {Category.COPYRIGHT: 0.3}).is_unsafe(broken)
+    assert not Thresholds(0.3).is_unsafe(classified(0.8, status=status))
 
 
 def test_thresholds_stand_in_for_the_mode_and_for_nothing_else() -> None:
     for strict in (True, False):
         policy = Policy(strict, blocked=frozenset({Category.PII}), thresholds=Thresholds(0.5, {Category.PII: 0.2}))
         for level in RiskLevel:
-            assert policy.decides(level, Category.PII, 0.21)
-            assert not policy.decides(level, Category.PII, 0.2)
-            assert not policy.decides(level, Category.VIOLENT, 1.0)  # not blocked
-            assert policy.counts(level, Category.PII) == level.is_unsafe(strict=strict)
-            assert Policy(strict).decides(level, Category.PII, 0.0) == level.is_unsafe(strict=strict)
+            assert policy.is_unsafe(level, Category.PII, 0.21)
+            assert not policy.is_unsafe(level, Category.PII, 0.2)
+            assert not policy.is_unsafe(level, Category.VIOLENT, 1.0)  # not blocked
+            assert policy.is_unsafe_level(level, Category.PII) == level.is_unsafe(strict=strict)
+            assert Policy(strict).is_unsafe(level, Category.PII, 0.0) == level.is_unsafe(strict=strict)
     assert hash(policy) == hash(Policy(strict, blocked=policy.blocked, thresholds=policy.thresholds))
 
 

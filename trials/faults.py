@@ -34,7 +34,8 @@ from qwen3guard_client import GuardClient
 from qwen3guard_client.transport import calls
 from qwen3guard_contract.errors import GuardError, SessionLost
 from qwen3guard_server import canary, supervisor
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 from soak import agree, shown
 from tritonclient.utils import InferenceServerException
 
@@ -58,7 +59,7 @@ class Target:
 
     def __init__(self, repository: Path) -> None:
         self.repository = repository
-        self.server = EmbeddedServer(Settings(repository, grpc_port=free_port(), load_s=120))
+        self.server = EmbeddedServer(ServerSettings(repository, grpc_port=free_port(), load_s=120))
         self.url = self.server.url
         self.given_up: GuardError | None = None
         self._ended = False
@@ -90,7 +91,7 @@ class Target:
                 return canary.check(guard, self.server.manifests, timeout_s)
 
             try:
-                supervisor.run(
+                supervisor.supervise(
                     self.server,
                     asked,
                     ready=self._up.set,

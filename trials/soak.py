@@ -23,7 +23,8 @@ from product import models_bytes, rss_bytes
 from qwen3guard_client import GuardClient, TokenVerdict
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, Settings
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 
 EVERYDAY = Path(__file__).parents[1] / "demo" / "everyday.jsonl"
 FORWARDERS = 8
@@ -151,7 +152,7 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=32)
     parser.add_argument("--grpc-port", type=int, default=8902)
     arguments = parser.parse_args()
-    with EmbeddedServer(Settings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
+    with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
         with GuardClient(server.url, timeout_s=120) as guard:
             server.wait_ready(lambda: canary.check(guard, server.manifests))
             expected = {}

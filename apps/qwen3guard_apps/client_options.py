@@ -9,13 +9,13 @@ from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
 from qwen3guard_client.transport.connection import Tls, read_token
 
 
-def connect(add: argparse.ArgumentParser) -> None:
+def add_client_arguments(add: argparse.ArgumentParser) -> None:
     add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
     add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
-    secure(add)
+    add_access_arguments(add)
 
 
-def secure(add: argparse.ArgumentParser) -> None:
+def add_access_arguments(add: argparse.ArgumentParser) -> None:
     add.add_argument("--json", action="store_true", help="one JSON object a line")
     add.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
     add.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")

@@ -23,16 +23,16 @@ from qwen3guard_contract.errors import GuardError, InvalidRequest, LastRole, Unr
 from qwen3guard_contract.labels import AnswerStatus, Refusal, RiskLevel
 from qwen3guard_contract.verdict import Classification
 
-from qwen3guard_apps.annotation.annotate import TIMEOUT_S, is_of_the_row
+from qwen3guard_apps.annotation.annotate import ROW_TIMEOUT_S, is_of_the_row
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
-Conversation = tuple[str, str] | Messages | str
+RewardedConversation = tuple[str, str] | Messages | str
 """A prompt and its response, or messages in OpenAI's form (a list, or JSON text) that end with the assistant's."""
 CONTROVERSIAL = 0.5
-REFUSAL = 0.5
+REFUSAL_REWARD = 0.5
 
 
-def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL) -> float:
+def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL_REWARD) -> float:
     """The reward of one judged response, as above.
 
     Raises LastRole where a prompt was judged, UnreadableAnswer where Gen's answer broke off before the refusal.
@@ -46,7 +46,7 @@ def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusa
     return safety * (1 - refusal * found.refusal_probabilities[Refusal.YES])
 
 
-def reward(conversations: Iterable[Conversation], **how: Any) -> list[float]:
+def reward(conversations: Iterable[RewardedConversation], **how: Any) -> list[float]:
     """`reward_async`, for code without an event loop; its arguments are the same."""
     try:
         asyncio.get_running_loop()
@@ -56,14 +56,14 @@ def reward(conversations: Iterable[Conversation], **how: Any) -> list[float]:
 
 
 async def reward_async(
-    conversations: Iterable[Conversation],
+    conversations: Iterable[RewardedConversation],
     *,
     url: str = DEFAULT_URL,
     controversial: float = CONTROVERSIAL,
-    refusal: float = REFUSAL,
+    refusal: float = REFUSAL_REWARD,
     bad: float | None = None,
     in_flight: int = IN_FLIGHT,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = ROW_TIMEOUT_S,
     patience_s: float = PATIENCE_S,
     **connection: Any,
 ) -> list[float]:
@@ -80,7 +80,7 @@ async def reward_async(
     rewards: list[float] = []
     async with AsyncGuardClient(url, timeout_s=timeout_s, **connection) as guard:
 
-        async def judge(numbered: tuple[int, Conversation]) -> float:
+        async def judge(numbered: tuple[int, RewardedConversation]) -> float:
             number, conversation = numbered
             try:
                 found = await flight.call(lambda: guard.send(_call(conversation)))

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from qwen3guard_contract.errors import CorruptFile, ExportOutdated
+from qwen3guard_contract.forms import AttentionForm, Form, WeightFormat
+from qwen3guard_contract.slots import Cache, caches
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -22,11 +22,11 @@ FORMAT = 2
 """What this version exports. Format 1, which named none, multiplied int8 attention with eight bits on both sides,
 which CPUs without VNNI compute wrongly, and was proved by bounds that many a broken graph met."""
 
-INPUT_IDS = "input_ids"
+GRAPH_INPUT_IDS = "input_ids"
 """int64 [rows, tokens]: each row a chunk of one sequence, padded on the right with any valid id."""
-POSITIONS = "positions"
+GRAPH_POSITIONS = "positions"
 """int64 [rows]: where in its sequence (and KV slot) a row's first token stands."""
-LOGIT_INDEX = "logit_index"
+GRAPH_LOGIT_INDEX = "logit_index"
 """int64 [asked, 2]: (row, column) of the tokens whose logits are wanted; the others are not computed."""
 DEMO_NOTICE = "demo weights, not a safety classifier"
 
@@ -34,58 +34,6 @@ GEN_OUTPUTS = ("logits",)
 """float32 [asked, vocab]."""
 STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
-
-
-CAPACITY = "capacity"
-
-
-@dataclass(frozen=True)
-class Cache:
-    """One array of a layer's KV: a slot a row, [rows, *dims] with the slot's cells where `dims` say CAPACITY.
-
-    Bind the graph's input `past` and its output `present` to one buffer of `dtype`, in numpy's name or ml_dtypes'.
-    """
-
-    part: str
-    layer: int
-    dtype: str
-    dims: tuple[int | str, ...]
-
-    @property
-    def past(self) -> str:
-        return f"past_{self.part}.{self.layer}"
-
-    @property
-    def present(self) -> str:
-        return f"present_{self.part}.{self.layer}"
-
-    @property
-    def numpy(self) -> np.dtype[np.generic]:
-        """`dtype`, or where numpy has no such numbers, one of the same size."""
-        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
-
-    @property
-    def cell_axis(self) -> int:
-        return 1 + self.dims.index(CAPACITY)
-
-    def shape(self, capacity: int) -> tuple[int, ...]:
-        """Of one row."""
-        return tuple(capacity if isinstance(dim, str) else dim for dim in self.dims)
-
-
-def caches(kv_dtype: str, *, layer: int, kv_heads: int, head_dim: int) -> tuple[Cache, ...]:
-    """The arrays of one layer. With int8, keys stand as columns, and the third array has a scale for each cell and
-    head, those of the keys before those of the values: a number is its int8 times its scale."""
-    if kv_dtype == "int8":
-        return (
-            Cache("key", layer, "int8", (kv_heads, head_dim, CAPACITY)),
-            Cache("value", layer, "int8", (kv_heads, CAPACITY, head_dim)),
-            Cache("scale", layer, "float32", (2 * kv_heads, 1, CAPACITY)),
-        )
-    return (
-        Cache("key", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
-        Cache("value", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
-    )
 
 
 @dataclass(frozen=True)
@@ -150,15 +98,14 @@ class Manifest:
 
     variant: Literal["gen", "stream"]
     source: str
-    weights: str
-    attention: str
+    weights: WeightFormat
+    attention: AttentionForm
     layers: int
     kv_heads: int
     head_dim: int
     hidden_size: int
     vocab_size: int
     context: int
-    kv_dtype: str
     demo: bool
     parameters: int
     parity: dict[str, float]
@@ -176,6 +123,7 @@ class Manifest:
                 raise ValueError(f"{name} must be at least 1")
         if type(self.format) is not int:
             raise ValueError("format must be a whole number")
+        Form(self.weights, self.attention)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -187,18 +135,13 @@ class Manifest:
         return {name: digest for name, digest in self.sha256.items() if name.endswith((".json", ".jinja"))}
 
     @property
-    def has_eight_bits(self) -> bool:
-        """Whether anything in the graph is multiplied in integers."""
-        return self.weights == "dq8r" or self.kv_dtype == "int8"
+    def form(self) -> Form:
+        return Form(self.weights, self.attention)
 
     @property
     def caches(self) -> tuple[Cache, ...]:
         """The arrays of a KV slot, of all layers."""
-        return tuple(
-            cache
-            for layer in range(self.layers)
-            for cache in caches(self.kv_dtype, layer=layer, kv_heads=self.kv_heads, head_dim=self.head_dim)
-        )
+        return caches(self.form.kv_dtype, layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
     @property
     def notice(self) -> str:
@@ -206,7 +149,8 @@ class Manifest:
         return DEMO_NOTICE if self.demo else ""
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        facts = asdict(self) | {"kv_dtype": self.form.kv_dtype}
+        (folder / MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -232,7 +176,7 @@ class Manifest:
         Of format 1 what has no integers is served: theirs saturate on some CPUs, and hide what is not finite.
         """
         found = cls.read(folder)
-        if found.format > FORMAT or (found.format < FORMAT and found.has_eight_bits):
+        if found.format > FORMAT or (found.format < FORMAT and found.form.has_integers):
             raise ExportOutdated(
                 f"The guard in {folder} was exported in format {found.format}; this version serves {FORMAT}:"
                 " export the checkpoint again."

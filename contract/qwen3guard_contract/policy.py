@@ -9,7 +9,7 @@ from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import Category, RiskLevel
 from qwen3guard_contract.thresholds import Judgement, Thresholds, categories
 
-DEBOUNCE = 2
+DEFAULT_DEBOUNCE = 2
 """Flag a token when it and the one before are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
 
 
@@ -24,7 +24,7 @@ class Policy:
     """
 
     strict: bool = True
-    debounce: int = DEBOUNCE
+    debounce: int = DEFAULT_DEBOUNCE
     blocked: frozenset[Category] = frozenset(Category)
     thresholds: Thresholds | None = None
 
@@ -38,23 +38,23 @@ class Policy:
         if self.debounce < 1:
             raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
 
-    def counts(self, level: RiskLevel, category: Category | None, *, strict: bool | None = None) -> bool:
+    def is_unsafe_level(self, level: RiskLevel, category: Category | None, *, strict: bool | None = None) -> bool:
         """Whether a judgement is unsafe by its level; `strict` overrides the policy's own mode."""
         return level.is_unsafe(strict=self.strict if strict is None else strict) and category in self.blocked
 
-    def decides(self, level: RiskLevel, category: Category, risk: float) -> bool:
+    def is_unsafe(self, level: RiskLevel, category: Category, risk: float) -> bool:
         """Whether a judgement is unsafe by the thresholds, or else by its level.
 
         `risk` is 1 - P(Safe), and `category` the one it names, or the likeliest where it names none.
         """
         if self.thresholds is None:
-            return self.counts(level, category)
-        return category in self.blocked and self.thresholds.passed(risk, category)
+            return self.is_unsafe_level(level, category)
+        return category in self.blocked and self.thresholds.is_unsafe_risk(risk, category)
 
-    def counted(self, found: Judgement) -> set[Category]:
+    def unsafe_categories(self, found: Judgement) -> set[Category]:
         """The categories by which one judgement, of a conversation, a prompt or a token alone, is unsafe."""
         risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
-        return {each for each in categories(found) if self.decides(found.severity, each, risk)}
+        return {each for each in categories(found) if self.is_unsafe(found.severity, each, risk)}
 
 
 def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:

@@ -13,7 +13,7 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Categ
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
 Judgement = Classification | PromptVerdict | TokenVerdict
-LONGEST = 2000
+LONGEST_JSON = 2000
 """Bytes of thresholds as JSON; one for each category that there is takes fewer than half."""
 EXAMPLE = '{"default": 0.5, "categories": {"Violent": 0.3}}'
 
@@ -37,14 +37,14 @@ class Thresholds:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InvalidRequest(f"The threshold {name!r} must be a number from 0 to 1.")
 
-    def passed(self, risk: float, category: Category) -> bool:
+    def is_unsafe_risk(self, risk: float, category: Category) -> bool:
         """Whether `risk`, 1 - P(Safe), is above the threshold of `category`."""
         return risk > self.categories.get(category, self.default)
 
-    def decides(self, found: Judgement) -> bool:
+    def is_unsafe(self, found: Judgement) -> bool:
         """Whether one judgement, of a conversation, a prompt or a token alone, is unsafe."""
         risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
-        return any(self.passed(risk, category) for category in categories(found))
+        return any(self.is_unsafe_risk(risk, category) for category in categories(found))
 
     def as_dict(self) -> dict[str, Any]:
         return {"default": self.default, "categories": {each.value: t for each, t in self.categories.items()}}
@@ -52,8 +52,8 @@ class Thresholds:
     @classmethod
     def parse(cls, text: bytes) -> Thresholds:
         """From JSON as `as_dict` gives it; what is missing has its default. Raises InvalidRequest."""
-        if len(text) > LONGEST:
-            raise InvalidRequest(f"The thresholds have {len(text)} bytes; there may be {LONGEST}.")
+        if len(text) > LONGEST_JSON:
+            raise InvalidRequest(f"The thresholds have {len(text)} bytes; there may be {LONGEST_JSON}.")
         try:
             raw = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError):

@@ -12,27 +12,27 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from qwen3guard_contract.errors import CorruptFile
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.layout import GUARDS
 from qwen3guard_contract.manifest import MANIFEST, Engine, Manifest
+from qwen3guard_contract.slots import capacity_for
 
 from qwen3guard_export.balance.balance import balance
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.attention import ATTENTION_FORMS, AttentionForm, fastest, kv_caches, kv_dtype, runs_in
+from qwen3guard_export.graph.attention import kv_caches
 from qwen3guard_export.graph.graph import write_graph
-from qwen3guard_export.graph.quantize import WEIGHT_FORMATS, WeightFormat
 from qwen3guard_export.proof.parity import Proof, prove
 from qwen3guard_export.proof.texts import proof_rows
-from qwen3guard_export.tensorrt import SLOT_TOKENS, build, capacity_for, check_can_build
+from qwen3guard_export.tensorrt import SLOT_TOKENS, build, check_can_build
 
 _STAGING = ".export-"
 
@@ -54,29 +54,24 @@ def export(
     CheckpointError (ParityError if the graph does not agree with the checkpoint, EngineError if there can be no
     engine), or OSError when the disk does not take it; `output` is then as it was.
     """
-    _check(weights, WEIGHT_FORMATS, "weights")
-    _check(attention, (*ATTENTION_FORMS, None), "attention")
+    given = Form.named(weights, attention) if attention else Form.fastest("gen", weights)
     if tensorrt:
-        check_can_build(weights, attention)
+        check_can_build(given)
     say(f"reading {checkpoint}")
     opened = open_checkpoint(checkpoint)
     architecture = opened.architecture
-    weight_format = cast(WeightFormat, weights)
-    form = cast(AttentionForm, attention or fastest(architecture.variant, weights))
-    if not runs_in(form, weight_format):
-        raise ValueError(f"the attention form {form} does not go with {weights} weights")
+    form = given if attention else Form.fastest(architecture.variant, weights)
     models = GUARDS[architecture.variant]
     model, tokenizer = models.guard_folder(output), models.tokenizer_folder(output)
     with _staging(model.parent) as staging:
         rows = proof_rows(opened.folder, architecture.context)
-        integer_weights, integer_kv = weights == "dq8r", kv_dtype(form, weight_format) == "int8"
-        if integer_weights or integer_kv:
+        if form.has_integers:
             say("balancing its channels for eight bits")
-        balanced = balance(opened, rows, weights=integer_weights, kv=integer_kv)
-        say(f"writing the {architecture.variant} graph of {architecture.layers} layers: {weights}, {form}")
-        write_graph(balanced, staging, weight_format, form)
+        balanced = balance(opened, rows, weights=form.has_integer_weights, kv=form.has_integer_kv)
+        say(f"writing the {architecture.variant} graph of {architecture.layers} layers in {form}")
+        write_graph(balanced, staging, form)
         say("proving it against the checkpoint in numpy")
-        proof = prove(staging, balanced, weight_format, form, rows, original=opened)
+        proof = prove(staging, balanced, form, rows, original=opened)
         say(
             f"proved: each half of a layer is within {proof.figures['layer_worst']:.1e} of numpy's;"
             f" the logits are within {proof.figures['fp32_max']:.1e} of float32's, as a part of their scale"
@@ -84,23 +79,18 @@ def export(
         engine = None
         if tensorrt:
             say("building the TensorRT engine")
-            kv = [cache for layer in kv_caches(form, weight_format, architecture) for cache in layer]
-            engine = build(staging, architecture.variant, kv, capacity_for(architecture.context, slot_tokens))
+            kv, capacity = kv_caches(form, architecture), capacity_for(min(architecture.context, slot_tokens))
+            engine = build(staging, architecture.variant, kv, capacity)
             say(f"built by {engine.package} {engine.version} for {', '.join(engine.compute_capabilities)}")
         for path in opened.carried:
             shutil.copyfile(path, staging / path.name)
         say("hashing the files")
-        manifest = _manifest(opened, weight_format, form, proof, engine, staging=staging)
+        manifest = _manifest(opened, form, proof, engine, staging=staging)
         manifest.write(staging)
         _place(staging, tokenizer, [path.name for path in opened.carried], keep=True)
         _place(staging, model, list(manifest.sha256), keep=False)
     say(f"exported to {model.parent} and {tokenizer.parent}")
     return manifest
-
-
-def _check(value: str | None, choices: Sequence[str | None], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, not {value!r}")
 
 
 @contextmanager
@@ -151,8 +141,7 @@ def _former_names(target: Path) -> set[str]:
 
 def _manifest(
     checkpoint: Checkpoint,
-    weights: WeightFormat,
-    attention: AttentionForm,
+    form: Form,
     proof: Proof,
     engine: Engine | None,
     *,
@@ -162,15 +151,14 @@ def _manifest(
     return Manifest(
         variant=architecture.variant,
         source=checkpoint.source,
-        weights=weights,
-        attention=attention,
+        weights=form.weights,
+        attention=form.attention,
         layers=architecture.layers,
         kv_heads=architecture.kv_heads,
         head_dim=architecture.head_dim,
         hidden_size=architecture.hidden,
         vocab_size=architecture.vocab,
         context=architecture.context,
-        kv_dtype=kv_dtype(attention, weights),
         demo=checkpoint.demo,
         parameters=checkpoint.parameters,
         parity=proof.figures,

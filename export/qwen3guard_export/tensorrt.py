@@ -17,9 +17,9 @@ from typing import Any
 
 import onnx
 from qwen3guard_contract.errors import EngineError
-from qwen3guard_contract.manifest import CAPACITY, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Cache, Engine, Profile
-
-from qwen3guard_export.graph.quantize import HALVES
+from qwen3guard_contract.forms import Form
+from qwen3guard_contract.manifest import GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Engine, Profile
+from qwen3guard_contract.slots import CAPACITY, Cache
 
 ENGINE = "model.engine"
 TENSORRT, FOR_RTX = "tensorrt", "tensorrt_rtx"
@@ -27,7 +27,6 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What one engine of TensorRT for RTX runs on when nothing else is said."""
 SLOT_TOKENS = 2048
 """What a slot holds by default: an engine's slots have one size, and attention reads all of it."""
-SLACK = 64
 STEP = Profile(rows=32, tokens=16, asked=512)
 """Steps of many streams together."""
 CHUNK = Profile(rows=1, tokens=512, asked=512)
@@ -36,14 +35,9 @@ GEN_ASKED = 32
 """Gen's logits are as wide as the vocabulary, and it asks for few."""
 
 
-def capacity_for(context: int, tokens: int = SLOT_TOKENS) -> int:
-    """Cells of an engine's slots: room for `tokens` and what padding writes behind them."""
-    return -(-min(context, tokens) // SLACK) * SLACK + SLACK
-
-
-def check_can_build(weights: str, attention: str | None) -> None:
+def check_can_build(form: Form) -> None:
     """Raises EngineError where TensorRT has no kernels for such a graph, or no package is installed."""
-    if weights not in HALVES or attention not in ("portable", None):
+    if not form.is_two_bytes or form.attention != "portable":
         raise EngineError("An engine is built of a portable graph with fp16 or bf16 weights: add --weights fp16.")
     _package()
 
@@ -163,9 +157,9 @@ def _optimization(builder: Any, profile: Profile, caches: Sequence[Cache], capac
     def shape(name: str, *sizes: tuple[int, ...]) -> None:
         optimization.set_shape(name, *sizes)
 
-    shape(INPUT_IDS, (1, 1), (1, usual), (profile.rows, profile.tokens))
-    shape(POSITIONS, (1,), (1,), (profile.rows,))
-    shape(LOGIT_INDEX, (1, 2), (1, 2), (profile.asked, 2))
+    shape(GRAPH_INPUT_IDS, (1, 1), (1, usual), (profile.rows, profile.tokens))
+    shape(GRAPH_POSITIONS, (1,), (1,), (profile.rows,))
+    shape(GRAPH_LOGIT_INDEX, (1, 2), (1, 2), (profile.asked, 2))
     for cache in caches:
         cells = cache.shape(capacity)
         shape(cache.past, (1, *cells), (1, *cells), (profile.rows, *cells))

@@ -13,7 +13,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
 
 
-class Options:
+class Parameters:
     """A model's parameters, read by name; each method raises InvalidParameter, which stops the model from loading."""
 
     def __init__(self, parameters: Mapping[str, str]) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from qwen3guard_contract.errors import ServeError, UnsupportedPython
 
+PYTHONS = ((3, 11), (3, 12))
+"""What nvidia-pytriton installs on: it needs a numpy below 2, which has no wheel for a later Python."""
+
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Weights on pages of 2 MiB, where the system gives them: reading all of them is most of what a step does."""
 
@@ -28,7 +31,17 @@ def wheel() -> Path:
         triton = Path(location) / "tritonserver"
         if (triton / "bin" / "tritonserver").is_file():
             return triton
-    raise ServeError("The embedded server is not installed: pip install 'qwen3guard-triton[serve]'.")
+    raise not_installed("The embedded server")
+
+
+def not_installed(what: str) -> ServeError:
+    """The error for `what`, a part of the extra `serve` that is missing: on another Python the extra would not help."""
+    if sys.version_info[:2] in PYTHONS:
+        return ServeError(f"{what} is not installed: pip install 'qwen3guard-triton[serve]'.")
+    return UnsupportedPython(
+        f"The embedded server needs Python 3.11 or 3.12, and this is {sys.version_info.major}.{sys.version_info.minor}: "
+        "serve from an environment of one of these, or in NVIDIA's container. The client works with this Python."
+    )
 
 
 def stub(triton: Path) -> Path:

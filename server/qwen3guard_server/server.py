@@ -21,7 +21,7 @@ from qwen3guard_contract.errors import CanaryFailed, PortBusy, ServeError, from_
 from qwen3guard_contract.layout import exported
 
 from qwen3guard_server import installation
-from qwen3guard_server.settings import Settings
+from qwen3guard_server.settings import ServerSettings
 
 EXIT_S = 5
 """Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
@@ -36,7 +36,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 class EmbeddedServer:
     """One tritonserver process. Use as a context manager: leaving it stops the server and removes its traces."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.tls = settings.tls.own_client() if settings.tls else None
         """With which this machine's own clients reach the server."""

@@ -13,7 +13,7 @@ from qwen3guard_contract.errors import ServeError
 from qwen3guard_server.server_tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
-CLOSED = ("shared-memory", "model-repository", "trace", "logging")
+CLOSED_GROUPS = ("shared-memory", "model-repository", "trace", "logging")
 """Triton's groups of calls that nobody may make: whoever may load a model runs code here."""
 NOBODY = "no:body"
 """What a closed call must carry, and no header can be called: HTTP/1 ends the name at the colon, gRPC refuses it. So it
@@ -23,7 +23,7 @@ OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Where the server listens (port 0: not at all, but gRPC always does) and how long it may take to load.
 
     HTTP and metrics, for which Triton has no TLS, listen on loopback whatever `address` says. Another address than
@@ -83,8 +83,8 @@ class Settings:
 
 
 def restrictions(token: str | None = None) -> list[str]:
-    """Tritonserver's flags that close CLOSED to everybody, and OPEN_TO_TOKEN to those who do not send `token`."""
-    groups = [f"{','.join(CLOSED)}:{NOBODY}={secrets.token_urlsafe(32)}"]
+    """Tritonserver's flags that close CLOSED_GROUPS to all, and OPEN_TO_TOKEN to those who do not send `token`."""
+    groups = [f"{','.join(CLOSED_GROUPS)}:{NOBODY}={secrets.token_urlsafe(32)}"]
     if token:
         groups.append(f"{','.join(OPEN_TO_TOKEN)}:{TOKEN_HEADER}={token}")
     return [f"--{flag}={group}" for group in groups for flag in ("grpc-restricted-protocol", "http-restricted-api")]

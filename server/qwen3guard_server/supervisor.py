@@ -15,13 +15,13 @@ from qwen3guard_server.server import EmbeddedServer
 WATCH_S = 0.2
 CANARY_S = 10.0
 CANARY_TIMEOUT_S = 30.0
-ATTEMPTS = 3
+START_ATTEMPTS = 3
 """Of starting it again, in a row. A server that does not start the first time never will."""
 MISSES = 2
 """Canaries in a row that may go unanswered: a server under load is late, a hung one never answers."""
 
 
-def run(
+def supervise(
     server: EmbeddedServer,
     canary: Callable[[float], bool],
     *,
@@ -47,7 +47,7 @@ def run(
             server.wait_ready(lambda: _answers(canary, load_s), lambda: say("..."))
         except GuardError as error:
             failures += 1
-            if first or failures == ATTEMPTS:
+            if first or failures == START_ATTEMPTS:
                 raise
             why = str(error).rstrip(".")
         else:

@@ -18,10 +18,10 @@ import pyarrow
 import pytest
 from conftest import ROOT
 from pyarrow import parquet
-from qwen3guard_apps.annotation.flight import WINDOW, Flight, in_order
+from qwen3guard_apps.annotation.flight import ROWS_A_CALL, Flight, in_order
 from qwen3guard_apps.annotation.output import Output
 from qwen3guard_apps.annotation.progress import Progress
-from qwen3guard_apps.annotation.rows import Fields, Row, open_rows
+from qwen3guard_apps.annotation.rows import DataRow, Fields, open_rows
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
@@ -114,7 +114,7 @@ def test_a_run_killed_again_and_again_loses_no_row_and_doubles_none(server: Embe
 @pytest.mark.parametrize("error_first", [True, False])
 def test_wherever_the_output_is_cut_it_is_continued_to_the_same_bytes(tmp_path: Path, error_first: bool) -> None:
     """All cuts of the output; the errors file is as far as it was when that byte was written, or one line further."""
-    rows = [Row(1, {"a": "é\n"}), Row(2, None), Row(3, {}), Row(4, {"b": 1})]
+    rows = [DataRow(1, {"a": "é\n"}), DataRow(2, None), DataRow(3, {}), DataRow(4, {"b": 1})]
     results: list[Any] = [{"x": 1}, errors.InvalidRequest("No JSON."), errors.EmptyText("Empty."), {"x": "ü"}]
     path = tmp_path / "out.jsonl"
 
@@ -143,13 +143,13 @@ def test_wherever_the_output_is_cut_it_is_continued_to_the_same_bytes(tmp_path: 
 def test_another_input_other_fields_and_a_second_run_at_once_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with Output(path, "guard") as output:
-        output.write(Row(1, {"a": 1}), {"x": 1})
+        output.write(DataRow(1, {"a": 1}), {"x": 1})
         with pytest.raises(errors.InvalidRequest, match="Another run"), Output(path, "guard"):
             pass
         with pytest.raises(errors.InvalidRequest, match="'guard' already"):
-            output.write(Row(2, {"guard": 1}), {})
+            output.write(DataRow(2, {"guard": 1}), {})
     before = path.read_bytes()
-    for rows, field in (([Row(1, {"a": 2})], "guard"), ([], "guard"), ([Row(1, {"a": 1})], "other")):
+    for rows, field in (([DataRow(1, {"a": 2})], "guard"), ([], "guard"), ([DataRow(1, {"a": 1})], "other")):
         with Output(path, field) as output, pytest.raises(errors.InvalidRequest, match="does not continue"):
             output.resume(iter(rows))
     assert path.read_bytes() == before
@@ -260,12 +260,12 @@ def test_rows_held_while_one_is_slow_are_bounded() -> None:
 
     async def ask(number: int) -> int:
         begun.append(number)
-        while number == 0 and len(begun) < WINDOW * 4:
+        while number == 0 and len(begun) < ROWS_A_CALL * 4:
             await asyncio.sleep(0)
         if number == 0:
             for _ in range(1000):
                 await asyncio.sleep(0)
-            assert len(begun) == WINDOW * 4
+            assert len(begun) == ROWS_A_CALL * 4
         return number
 
     assert len(fly(Server(99), 100, ask, in_flight=4)) == 100

@@ -16,13 +16,13 @@ from qwen3guard_apps.evaluation import curves, plots
 from qwen3guard_apps.evaluation.figures import figures, propose
 from qwen3guard_apps.evaluation.hits import Span, hits
 from qwen3guard_apps.evaluation.intervals import bootstrap, f1_interval, wilson
-from qwen3guard_apps.evaluation.judged import Answer, Judged, debounced, first_flag, gen_answer, stream_answer
+from qwen3guard_apps.evaluation.judged import JudgedRow, JudgedRows, debounced, first_flag, gen_answer, stream_answer
 from qwen3guard_apps.evaluation.labels import LabelFields, span
 from qwen3guard_apps.evaluation.metrics import Confusion
 from qwen3guard_client import Category, GuardClient, RiskLevel, Thresholds, TokenVerdict
 from qwen3guard_contract import errors
 from qwen3guard_contract.labels import RISK_ORDER
-from qwen3guard_contract.policy import DEBOUNCE, runs
+from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, runs
 from qwen3guard_server.server import EmbeddedServer
 from test_serve import fails, run
 
@@ -229,9 +229,9 @@ def test_a_streams_score_is_where_thresholds_turn() -> None:
             )
             for risk in risks
         ]
-        for threshold, flagged in ((at - 1e-9, len(risks) >= DEBOUNCE), (at + 1e-9, False)):
+        for threshold, flagged in ((at - 1e-9, len(risks) >= DEFAULT_DEBOUNCE), (at + 1e-9, False)):
             limits = Thresholds(min(max(threshold, 0.0), 1.0))
-            assert (max(runs(map(limits.decides, tokens))) >= DEBOUNCE) == flagged
+            assert (max(runs(map(limits.is_unsafe, tokens))) >= DEFAULT_DEBOUNCE) == flagged
 
 
 def test_a_sentence_in_characters_is_found_in_tokens() -> None:
@@ -269,13 +269,13 @@ def test_labels_that_cannot_be_read(row: dict[str, Any]) -> None:
         LabelFields().unsafe(row)
 
 
-def answer(risk: float, *categories: str, unsafe: float | None = None) -> Answer:
+def answer(risk: float, *categories: str, unsafe: float | None = None) -> JudgedRow:
     decisions = {"strict": risk > 0.5, "loose": (risk if unsafe is None else unsafe) > 0.5}
-    return Answer(decisions, categories, risk, risk if unsafe is None else unsafe)
+    return JudgedRow(decisions, categories, risk, risk if unsafe is None else unsafe)
 
 
-def judged(rows: list[tuple[dict[str, Any], Answer]]) -> Judged:
-    return Judged.of(rows, LabelFields())
+def judged(rows: list[tuple[dict[str, Any], JudgedRow]]) -> JudgedRows:
+    return JudgedRows.of(rows, LabelFields())
 
 
 def test_tables_by_category_and_by_language_by_hand() -> None:

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.attention import fastest
 from qwen3guard_export.graph.graph import write_graph
 from qwen3guard_export.proof import bound_graph
 from qwen3guard_export.proof.parity import prove
@@ -28,11 +28,11 @@ def main(folder: str, *checkpoints: str) -> None:
 
 
 def outcome(checkpoint: Checkpoint, folder: Path) -> str:
-    form = fastest(checkpoint.architecture.variant, "dq8r")
-    write_graph(checkpoint, folder, "dq8r", form)
+    form = Form.fastest(checkpoint.architecture.variant, "dq8r")
+    write_graph(checkpoint, folder, form)
     rows = [row[:TOKENS] for row in proof_rows(checkpoint.folder, checkpoint.architecture.context)]
     try:
-        prove(folder, checkpoint, "dq8r", form, rows)
+        prove(folder, checkpoint, form, rows)
     except ParityError as error:
         return f"refused, {error}"
     return "proved"

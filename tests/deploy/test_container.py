@@ -18,7 +18,7 @@ from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract import errors
 from qwen3guard_server import installation
-from qwen3guard_server.server import EXIT_S, EmbeddedServer, Settings
+from qwen3guard_server.server import EXIT_S, EmbeddedServer
 from test_serve import children
 
 DEPLOY = ROOT / "deploy"
@@ -129,7 +129,7 @@ def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pyt
     def flags(command: list[str]) -> dict[str, str]:
         return dict(flag.partition("=")[::2] for flag in command if "backend-config" not in flag)
 
-    server = EmbeddedServer(Settings(repository))
+    server = EmbeddedServer(ServerSettings(repository))
     ours = flags(serve.command(repository, server.manifests, token=None))
     embedded = flags(server._command(Path("/opt/tritonserver")))
     other = {flag for flag in embedded if ours.get(flag, "").partition("=")[0] != embedded[flag].partition("=")[0]}

@@ -11,6 +11,7 @@ import onnx
 import outliers
 import pytest
 from outliers import Conversation, Difference, derive, judge
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GRAPH
 from qwen3guard_export.balance.balance import BalancedWeights, balance, factors
 from qwen3guard_export.balance.channel_sizes import channel_sizes
@@ -22,9 +23,7 @@ from qwen3guard_export.checkpoint.checkpoint import (
     block_tensor,
     open_checkpoint,
 )
-from qwen3guard_export.graph.attention import AttentionForm
 from qwen3guard_export.graph.graph import write_graph
-from qwen3guard_export.graph.quantize import WeightFormat
 from qwen3guard_export.proof.reference import final_states, reference_logits
 from random_checkpoint import make
 
@@ -53,15 +52,15 @@ def token_rows(count: int, length: int, seed: int = 0) -> list[np.ndarray]:
     return [np.concatenate([[START], random.integers(5, 250, length)]) for _ in range(count)]
 
 
-def error(exact: Checkpoint, found: Checkpoint, weights: WeightFormat = "dq8r") -> float:
+def error(exact: Checkpoint, found: Checkpoint, weights: str = "dq8r") -> float:
     """The mean error of a probability in `weights`, with int8 KV for Stream, from `exact` in fp32."""
     stream = exact.architecture.variant == "stream"
     ids = token_rows(12, 50, seed=1)
     conversations = [Conversation(each, range(2, len(each)), len(each) - 1) for each in ids]
-    form: AttentionForm = "int8" if stream else "decomposed"
+    form = Form.named(weights, "int8" if stream else "decomposed")
     answers = [
-        judge(checkpoint, kind, attention, conversations, severities=[7, 8, 9])
-        for checkpoint, kind, attention in ((exact, "fp32", "decomposed"), (found, weights, form))
+        judge(checkpoint, kind, conversations, severities=[7, 8, 9])
+        for checkpoint, kind in ((exact, Form("fp32", "decomposed")), (found, form))
     ]
     return Difference.of(*answers).mean
 
@@ -162,7 +161,7 @@ def test_it_costs_nothing_when_serving(tmp_path: Path) -> None:
     sizes, operators = [], []
     for name, each in (("before", checkpoint), ("after", balanced(checkpoint))):
         (folder := tmp_path / name).mkdir()
-        write_graph(each, folder, "dq8r", "decomposed")
+        write_graph(each, folder, Form("dq8r", "decomposed"))
         sizes.append((folder / f"{GRAPH}.data").stat().st_size)
         nodes = onnx.load(folder / GRAPH, load_external_data=False).graph.node
         operators.append([node.op_type for node in nodes])

@@ -20,10 +20,11 @@ from qwen3guard_contract.errors import (
     WrongArchitecture,
     WrongShape,
 )
+from qwen3guard_contract.forms import Form
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint import weight_files
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, open_checkpoint
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from random_checkpoint import make, write_safetensors
 
 
@@ -374,9 +375,9 @@ def test_heads_in_another_order_come_out_in_ours(tmp_path: Path) -> None:
     opened = open_checkpoint(str(checkpoint))
     assert opened.architecture.heads[0].rows == (1, 2, 0)
     folder = tmp_path / "models/stream_guard/1"
-    graph = BoundGraph(folder, opened.architecture, "decomposed", "fp32", slots=1, capacity=64)
+    graph = BoundGraph(folder, opened.architecture, Form("fp32", "decomposed"), slots=1, capacity=64)
     tokens = np.arange(9)
-    assert difference(graph.run([Chunk(0, 0, tokens)])[0], Oracle(checkpoint).logits(tokens)) < 1e-4
+    assert difference(graph.run([RowChunk(0, 0, tokens)])[0], Oracle(checkpoint).logits(tokens)) < 1e-4
 
 
 def test_rope_parameters_as_transformers_5_writes_them(tmp_path: Path) -> None:

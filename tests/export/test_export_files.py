@@ -9,10 +9,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS
 from qwen3guard_contract.manifest import GEN_OUTPUTS, Manifest
 from qwen3guard_export import export
-from qwen3guard_export.graph.attention import ATTENTION_FORMS
-from qwen3guard_export.graph.quantize import WEIGHT_FORMATS
 from random_checkpoint import make
 
 COMMON = {"manifest.json", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"}

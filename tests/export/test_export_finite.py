@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from qwen3guard_contract.forms import ATTENTION_FORMS, Form
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.attention import ATTENTION_FORMS
 from qwen3guard_export.graph.graph import write_graph
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from random_checkpoint import make
 from test_export_proof import Changed, replace
 
@@ -84,8 +84,8 @@ def test_no_token_that_sees_it_is_finite(
 ) -> None:
     """Behind the last layer's attention no other token sees it."""
     checkpoint, where = case
-    write_graph(checkpoint, tmp_path, weights, form)
-    graph = BoundGraph(tmp_path, checkpoint.architecture, form, weights, slots=1, capacity=64)
+    write_graph(checkpoint, tmp_path, Form.named(weights, form))
+    graph = BoundGraph(tmp_path, checkpoint.architecture, Form.named(weights, form), slots=1, capacity=64)
     row = np.random.default_rng(3).integers(20, 260, 30)
     clean = graph.run_pieces(0, row, pieces)
     assert all(np.isfinite(values).all() for values in clean.values())
@@ -105,13 +105,13 @@ def test_behind_a_rewind_it_is_an_error_and_never_a_number(
     """A hidden NaN times a share of 0 is still NaN: what a session answers then is an error, until its slot is
     cleared. It is never another number than without the poison."""
     checkpoint, _ = case
-    write_graph(checkpoint, tmp_path, weights, form)
-    graph = BoundGraph(tmp_path, checkpoint.architecture, form, weights, slots=1, capacity=64)
+    write_graph(checkpoint, tmp_path, Form.named(weights, form))
+    graph = BoundGraph(tmp_path, checkpoint.architecture, Form.named(weights, form), slots=1, capacity=64)
     row = np.random.default_rng(3).integers(20, 260, 30)
-    clean = graph.run([Chunk(0, 0, row)])[0]
+    clean = graph.run([RowChunk(0, 0, row)])[0]
     poisoned = row[: AT + 1].copy()
     poisoned[AT] = POISON
-    graph.run([Chunk(0, 0, poisoned)])
-    for name, values in graph.run([Chunk(0, AT, row[AT:])])[0].items():
+    graph.run([RowChunk(0, 0, poisoned)])
+    for name, values in graph.run([RowChunk(0, AT, row[AT:])])[0].items():
         finite = np.isfinite(values).all(axis=1)
         np.testing.assert_allclose(values[finite], clean[name][AT:][finite], rtol=1e-4, atol=1e-5)

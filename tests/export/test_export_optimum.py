@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qwen3guard_contract.errors import WrongArchitecture
+from qwen3guard_contract.forms import Form
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from qwen3guard_export.proof.optimum import OptimumMissing, export_with_optimum, optimum_logits
 from random_checkpoint import make
 
@@ -23,9 +24,9 @@ def test_our_graph_and_optimums_agree(tmp_path: Path) -> None:
     export(str(checkpoint), tmp_path / "models", say=lambda _: None)
     architecture = open_checkpoint(str(checkpoint)).architecture
     tokens = np.random.default_rng(5).integers(0, architecture.vocab, 21)
-    ours = BoundGraph(tmp_path / "models/gen_guard/1", architecture, "decomposed", "fp32", slots=1, capacity=64).run(
-        [Chunk(0, 0, tokens)]
-    )
+    ours = BoundGraph(
+        tmp_path / "models/gen_guard/1", architecture, Form("fp32", "decomposed"), slots=1, capacity=64
+    ).run([RowChunk(0, 0, tokens)])
     theirs = optimum_logits(tmp_path / "optimum", architecture, tokens)
     assert np.abs(ours[0]["logits"] - theirs).max() < 1e-4 * np.abs(theirs).max()
 

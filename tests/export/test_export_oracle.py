@@ -11,11 +11,12 @@ import onnx
 import pytest
 from export_oracle import Oracle, difference
 from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.layout import GUARDS
 from qwen3guard_contract.manifest import GRAPH, Manifest
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from qwen3guard_export.proof.operators import is_standard, operators
 from random_checkpoint import make
 
@@ -79,7 +80,7 @@ class Guard:
 
     def bound(self, attention: str = "decomposed", weights: str = "fp32", **options: Any) -> BoundGraph:
         sizes = {"slots": len(self.rows), "capacity": CAPACITY} | options
-        return BoundGraph(self.folder(weights, attention), self.architecture, attention, weights, **sizes)
+        return BoundGraph(self.folder(weights, attention), self.architecture, Form.named(weights, attention), **sizes)
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -107,7 +108,7 @@ FORMS = pytest.mark.parametrize(
 def test_one_pass_agrees_with_torch_at_every_position(guard: Guard, weights: str, attention: str) -> None:
     graph = guard.bound(attention, weights)
     for row in guard.rows:
-        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < BOUNDS[weights]
+        assert difference(graph.run([RowChunk(0, 0, row)])[0], guard.oracle.logits(row)) < BOUNDS[weights]
 
 
 @FORMS
@@ -133,7 +134,7 @@ def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, weights: s
         for slot, row in enumerate(guard.rows):
             # a finished row takes part again with its last token: a rewind by one
             start = min(written[slot], len(row) - 1)
-            chunks.append(Chunk(slot, start, row[start : start + int(random.integers(1, 9))]))
+            chunks.append(RowChunk(slot, start, row[start : start + int(random.integers(1, 9))]))
         for slot, found in enumerate(graph.run(chunks)):
             start = chunks[slot].position
             stop = start + len(chunks[slot].tokens)
@@ -146,9 +147,9 @@ def test_ragged_batches_in_dirty_slots_agree_with_torch(guard: Guard, weights: s
 def test_a_rewind_forgets_what_stood_there(guard: Guard, weights: str, attention: str) -> None:
     graph = guard.bound(attention, weights)
     first, second = guard.rows[1], guard.rows[3]
-    graph.run([Chunk(0, 0, first)])
+    graph.run([RowChunk(0, 0, first)])
     rewritten = np.concatenate([first[:5], second[:6]])
-    found = graph.run([Chunk(0, 5, second[:6])])[0]
+    found = graph.run([RowChunk(0, 5, second[:6])])[0]
     expected = {name: values[5:] for name, values in guard.oracle.logits(rewritten).items()}
     assert difference(found, expected) < 2 * BOUNDS[weights]
 
@@ -161,8 +162,8 @@ def test_a_row_is_bit_identical_alone_and_in_a_ragged_batch(guard: Guard, weight
     """In two passes, the second from different positions."""
     batch, alone = guard.bound(attention, weights), guard.bound(attention, weights)
     cuts = [len(row) // 2 for row in guard.rows]
-    heads = [Chunk(slot, 0, row[:cut]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
-    tails = [Chunk(slot, cut, row[cut:]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
+    heads = [RowChunk(slot, 0, row[:cut]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
+    tails = [RowChunk(slot, cut, row[cut:]) for slot, (row, cut) in enumerate(zip(guard.rows, cuts, strict=True))]
     for chunks in (heads, tails):
         for together, chunk in zip(batch.run(chunks), chunks, strict=True):
             if not len(chunk.tokens):
@@ -178,9 +179,9 @@ def test_single_tokens_are_bit_identical_beside_longer_chunks(guard: Guard, weig
     token, long = guard.rows[0], guard.rows[1]
     batch, alone = guard.bound(attention, weights), guard.bound(attention, weights)
     for graph in (batch, alone):
-        graph.run([Chunk(0, 0, token[:9])])
-    together = batch.run([Chunk(0, 9, token[9:10]), Chunk(1, 0, long)])[0]
-    for name, values in alone.run([Chunk(0, 9, token[9:10])])[0].items():
+        graph.run([RowChunk(0, 0, token[:9])])
+    together = batch.run([RowChunk(0, 9, token[9:10]), RowChunk(1, 0, long)])[0]
+    for name, values in alone.run([RowChunk(0, 9, token[9:10])])[0].items():
         np.testing.assert_array_equal(values, together[name])
 
 
@@ -191,7 +192,7 @@ def test_capacity_does_not_change_a_bit(guard: Guard, threads: int, attention: s
     row = guard.rows[1]
     threads = min(threads, guard.architecture.kv_heads)
     answers = [
-        guard.bound(attention, "dq8r", capacity=capacity, threads=threads).run([Chunk(0, 0, row)])[0]
+        guard.bound(attention, "dq8r", capacity=capacity, threads=threads).run([RowChunk(0, 0, row)])[0]
         for capacity in (64, 192, 1024)
     ]
     for answer in answers[1:]:
@@ -204,14 +205,14 @@ def test_eight_bits_stay_near_fp32(guard: Guard, weights: str, attention: str) -
     """On random weights, the worst case for quantization; no statement about a trained guard."""
     graph = guard.bound(attention, weights)
     for row in guard.rows:
-        assert difference(graph.run([Chunk(0, 0, row)])[0], guard.oracle.logits(row)) < 0.25
+        assert difference(graph.run([RowChunk(0, 0, row)])[0], guard.oracle.logits(row)) < 0.25
 
 
 @pytest.mark.parametrize("weights", ["fp32", "dq8r"])
 def test_chunks_of_an_int8_cache_are_the_whole_to_the_bit(guard: Guard, weights: str) -> None:
     """A cell is written once, from its own token; so in fp32 only the products' kernels may round otherwise."""
     graph, row = guard.bound("int8", weights), guard.rows[1]
-    whole = graph.run([Chunk(0, 0, row)])[0]
+    whole = graph.run([RowChunk(0, 0, row)])[0]
     for name, values in graph.run_pieces(1, row, [1, 7, 1, 10, len(row) - 19]).items():
         if weights == "dq8r":
             np.testing.assert_array_equal(values, whole[name])
@@ -222,21 +223,21 @@ def test_chunks_of_an_int8_cache_are_the_whole_to_the_bit(guard: Guard, weights:
 def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     """In any order, twice, and none at all (a prefill that wants no logits)."""
     import onnxruntime as ort
-    from qwen3guard_contract.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS
+    from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
 
     key = ("fp32", "decomposed")
     session = ort.InferenceSession(guard.folder(*key) / GRAPH, providers=["CPUExecutionProvider"])
     manifest, row = guard.manifests[key], guard.rows[0]
     slot = np.zeros((2, manifest.kv_heads, CAPACITY, manifest.head_dim), np.float32)
-    feeds = {INPUT_IDS: np.stack([row, row[::-1]]), POSITIONS: np.zeros(2, np.int64)}
+    feeds = {GRAPH_INPUT_IDS: np.stack([row, row[::-1]]), GRAPH_POSITIONS: np.zeros(2, np.int64)}
     feeds |= {graph_input.name: slot for graph_input in session.get_inputs() if "past" in graph_input.name}
     asked = np.array([[1, 3], [0, 16], [0, 2], [1, 3]], np.int64)
-    answers = session.run(list(manifest.outputs), feeds | {LOGIT_INDEX: asked})
+    answers = session.run(list(manifest.outputs), feeds | {GRAPH_LOGIT_INDEX: asked})
     oracles = [guard.oracle.logits(row), guard.oracle.logits(row[::-1].copy())]
     for name, values in zip(manifest.outputs, answers, strict=True):
         wanted = np.stack([oracles[r][name][column] for r, column in asked])
         assert difference({name: values}, {name: wanted}) < 2 * BOUND
-    empty = session.run(list(manifest.outputs), feeds | {LOGIT_INDEX: np.zeros((0, 2), np.int64)})
+    empty = session.run(list(manifest.outputs), feeds | {GRAPH_LOGIT_INDEX: np.zeros((0, 2), np.int64)})
     assert [len(values) for values in empty] == [0] * len(manifest.outputs)
 
 
@@ -272,7 +273,7 @@ def test_the_manifest_tells_the_guard(guard: Guard) -> None:
         assert manifest.layers == guard.architecture.layers
         assert manifest.parity["layer_worst"] < (0.05 if attention == "int8" else BOUNDS.get(weights, 0.05))
         assert manifest.parity["fp32_max"] < (0.25 if attention == "int8" else BOUNDS.get(weights, 0.25))
-        assert manifest.kv_dtype == ("int8" if attention == "int8" else KV_DTYPES[weights])
+        assert manifest.form.kv_dtype == ("int8" if attention == "int8" else KV_DTYPES[weights])
         assert manifest.parity["batch_bit_identical"] == 1.0 or attention == "portable"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from qwen3guard_apps.cli.main import main
 from qwen3guard_contract.errors import EngineError
 from qwen3guard_contract.layout import GUARDS
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.slots import capacity_for
 from qwen3guard_export import export, tensorrt
-from qwen3guard_export.tensorrt import RTX_CAPABILITIES, capacity_for
+from qwen3guard_export.tensorrt import RTX_CAPABILITIES
 from random_checkpoint import make
 
 
@@ -27,7 +29,7 @@ def test_an_engine_is_built_and_described(variant: str, weights: str, tmp_path: 
     assert Manifest.read(folder) == manifest
     assert (engine.package, engine.version) == ("tensorrt_rtx", tensorrt_rtx.__version__)
     assert engine.compute_capabilities == RTX_CAPABILITIES
-    assert engine.capacity == capacity_for(512, 100) == 192
+    assert engine.capacity == capacity_for(100) == 128
     assert [(profile.rows, profile.tokens) for profile in engine.profiles] == [(32, 16), (1, 192)]
     assert [profile.asked for profile in engine.profiles] == ([32, 32] if variant == "gen" else [512, 512])
     assert (folder / engine.file).stat().st_size > (folder / "model.onnx.data").stat().st_size
@@ -74,7 +76,7 @@ def test_a_builder_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Attention in float32 has no kernel in TensorRT: its own reason is passed on."""
-    monkeypatch.setattr(tensorrt, "HALVES", {"fp32": None})
+    monkeypatch.setattr(sys.modules["qwen3guard_export.export"], "check_can_build", lambda _: None)
     checkpoint = make(tmp_path / "checkpoint", "stream")
     arguments = ["export", str(checkpoint), "--output", str(tmp_path / "models"), "--tensorrt"]
     assert main([*arguments, "--weights", "fp32", "--attention", "portable"]) == 1

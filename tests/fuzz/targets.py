@@ -54,7 +54,7 @@ def requests(data: bytes) -> None:
     triton_io = _triton_io()
     batch = [_TritonRequest(part) for part in data.split(SPLIT)[:4]]
     for model, served in _tokenizer_models():
-        responses = triton_io.serve(batch, model, served.handle, triton_io.Refusals(model))
+        responses = triton_io.serve(batch, model, served.handle, triton_io.RefusalLog(model))
         assert len(responses) == len(batch)
         for response in responses:
             if response.error:

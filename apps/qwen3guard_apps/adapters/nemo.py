@@ -15,7 +15,7 @@ from typing import Any
 from nemoguardrails import LLMRails  # type: ignore[import-untyped]
 from qwen3guard_client import AsyncGuardClient, GuardError, Policy
 
-LOG = logging.getLogger("qwen3guard.nemo")
+_LOG = logging.getLogger("qwen3guard.nemo")
 FLOWS = """
 define bot refuse what is unsafe
   "I cannot answer that."
@@ -36,14 +36,14 @@ define subflow qwen3guard check output
 
 
 def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | None = None) -> None:
-    counted = (policy or Policy()).counted
+    counted = (policy or Policy()).unsafe_categories
 
     async def allowed(prompt: str, response: str | None) -> bool:
         try:
             async with AsyncGuardClient(url) as guard:
                 found = await guard.classify(prompt, response)
         except GuardError as error:
-            LOG.warning("the guard cannot judge: %s", error.code)
+            _LOG.warning("the guard cannot judge: %s", error.code)
             return False
         return not counted(found)
 

@@ -21,9 +21,9 @@ from qwen3guard_apps import client_options
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 from qwen3guard_apps.annotation.output import Output
 from qwen3guard_apps.annotation.progress import Progress
-from qwen3guard_apps.annotation.rows import Fields, Row, Rows, open_rows
+from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows, open_rows
 
-TIMEOUT_S = 120.0
+ROW_TIMEOUT_S = 120.0
 BAD_ROWS = 3
 """The exit status where all was done and some rows are bad."""
 
@@ -34,7 +34,7 @@ Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 def add_arguments(add: argparse.ArgumentParser) -> None:
     add_input(add)
     add.add_argument("output", type=Path, metavar="OUT.jsonl", help="the same command again goes on where it ended")
-    client_options.connect(add)
+    client_options.add_client_arguments(add)
     add_flight(add)
     add.add_argument(
         "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: guard)"
@@ -51,7 +51,7 @@ def add_input(add: argparse.ArgumentParser) -> None:
 
 
 def add_flight(add: argparse.ArgumentParser) -> None:
-    add.set_defaults(timeout=TIMEOUT_S)
+    add.set_defaults(timeout=ROW_TIMEOUT_S)
     add.add_argument(
         "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help=f"calls at once at most (default: {IN_FLIGHT})"
     )
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows, chosen = open_rows(arguments.input, arguments.split), fields(arguments)
 
     async def annotate() -> int:
-        async with connect(arguments) as guard:
+        async with connected_guard(arguments) as guard:
             notices: set[str] = set()
 
             async def ask(record: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit(BAD_ROWS)
 
 
-def connect(arguments: argparse.Namespace) -> AsyncGuardClient:
+def connected_guard(arguments: argparse.Namespace) -> AsyncGuardClient:
     token = read_token(arguments.token_file)
     return AsyncGuardClient(arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token)
 
@@ -108,13 +108,13 @@ def as_dict(found: Classification, thresholds: Thresholds | None = None) -> dict
     kept: dict[str, Any] = json.loads(found.as_json())
     del kept["answer"]
     kept.pop("notice", None)
-    return kept if thresholds is None else kept | {"unsafe": thresholds.decides(found)}
+    return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(found)}
 
 
 async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:
     """Writes what `ask` finds of each row that `path` has not yet, and says a summary; returns the bad rows in all."""
 
-    async def judge(row: Row) -> dict[str, Any] | GuardError:
+    async def judge(row: DataRow) -> dict[str, Any] | GuardError:
         record = row.record
         if record is None:
             return row.error or InternalError("The row could not be read.")
@@ -130,7 +130,7 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
         done = output.resume(source)
         progress = Progress(rows.total, done)
 
-        def land(row: Row, found: dict[str, Any] | GuardError) -> None:
+        def land(row: DataRow, found: dict[str, Any] | GuardError) -> None:
             output.write(row, found)
             progress.step(output.bad)
 

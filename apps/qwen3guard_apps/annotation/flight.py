@@ -31,7 +31,7 @@ R = TypeVar("R")
 IN_FLIGHT = 8
 """A batch of the served Gen. More did not give more, and what its queue refuses was tokenized in vain."""
 PATIENCE_S = 600.0
-ATTEMPTS = 4
+ROW_ATTEMPTS = 4
 """Of one row that the server fails at, or does not answer in time."""
 FIRST = 8.0
 """Calls under way at first."""
@@ -42,7 +42,7 @@ SHRINK_S = 0.1
 """A burst of refusals within it counts as one."""
 PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
-WINDOW = 8
+ROWS_A_CALL = 8
 """Rows begun and not written yet, for each call that may be under way."""
 
 
@@ -91,7 +91,7 @@ class Flight:
                 raise
             except (DeadlineExceeded, InternalError):
                 failures += 1
-                if failures == ATTEMPTS:
+                if failures == ROW_ATTEMPTS:
                     raise
                 self._shrink()
             else:
@@ -137,11 +137,11 @@ class Flight:
 async def in_order(
     items: Iterable[T], work: Callable[[T], Awaitable[R]], land: Callable[[T, R], None], in_flight: int
 ) -> None:
-    """Calls `land` with each item and its result, in order; at most WINDOW x `in_flight` items are held meanwhile.
+    """Calls `land` with each item and its result, in order; at most ROWS_A_CALL x `in_flight` items are held meanwhile.
 
     Stops at the first error of `work` or `land`, and raises it.
     """
-    room = asyncio.Semaphore(WINDOW * in_flight)
+    room = asyncio.Semaphore(ROWS_A_CALL * in_flight)
     waiting: dict[int, tuple[T, R]] = {}
     source: Iterator[tuple[int, T]] = enumerate(items)
     landed = 0

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from qwen3guard_contract.errors import GuardError, InvalidRequest
 
-from qwen3guard_apps.annotation.rows import Row, dumps
+from qwen3guard_apps.annotation.rows import DataRow, dumps
 
 
 class Output:
@@ -56,7 +56,7 @@ class Output:
         if not kind and not self.bad:
             self.errors_path.unlink()
 
-    def resume(self, rows: Iterator[Row]) -> int:
+    def resume(self, rows: Iterator[DataRow]) -> int:
         """How many of `rows` an earlier run has written whole; takes as many from `rows`, and cuts off the rest.
 
         Raises InvalidRequest where a line is not that of its row.
@@ -91,12 +91,12 @@ class Output:
         file.seek(size)
         file.truncate()
 
-    def _beginning(self, row: Row) -> bytes:
+    def _beginning(self, row: DataRow) -> bytes:
         """Of the row's line, up to what the guard found."""
         begun = dumps(row.record or {})[:-1]
         return f"{begun}{', ' if row.record else ''}{json.dumps(self._field)}: ".encode()
 
-    def write(self, row: Row, found: dict[str, Any] | GuardError) -> None:
+    def write(self, row: DataRow, found: dict[str, Any] | GuardError) -> None:
         """Appends the line of `row`, and of a GuardError its sentence beside it.
 
         Raises InvalidRequest where the row has the field already.

@@ -22,7 +22,7 @@ PARQUET_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """`number` counts from 1. `record` is None where `error` says why there is none."""
 
     number: int
@@ -36,7 +36,7 @@ class Rows:
 
     name: str
     total: int
-    read: Callable[[], Iterator[Row]]
+    read: Callable[[], Iterator[DataRow]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_rows(source: str, split: str) -> Rows:
 
 
 def _json_lines(path: Path) -> Rows:
-    def read() -> Iterator[Row]:
+    def read() -> Iterator[DataRow]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 yield _parsed(number, line)
@@ -88,16 +88,16 @@ def _json_lines(path: Path) -> Rows:
         return Rows(str(path), sum(1 for _ in file), read)
 
 
-def _parsed(number: int, line: bytes) -> Row:
+def _parsed(number: int, line: bytes) -> DataRow:
     try:
         record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError:
-        return Row(number, None, InvalidEncoding("The line is not valid UTF-8."))
+        return DataRow(number, None, InvalidEncoding("The line is not valid UTF-8."))
     except (ValueError, RecursionError):
-        return Row(number, None, InvalidRequest("The line is not JSON."))
+        return DataRow(number, None, InvalidRequest("The line is not JSON."))
     if not isinstance(record, dict):
-        return Row(number, None, InvalidRequest("The line is not a JSON object."))
-    return Row(number, record)
+        return DataRow(number, None, InvalidRequest("The line is not a JSON object."))
+    return DataRow(number, record)
 
 
 def _parquet(path: Path) -> Rows:
@@ -107,13 +107,13 @@ def _parquet(path: Path) -> Rows:
     except Exception as error:
         raise InvalidRequest(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
 
-    def read() -> Iterator[Row]:
+    def read() -> Iterator[DataRow]:
         number = 0
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(PARQUET_ROWS):
                 for record in batch.to_pylist():
                     number += 1
-                    yield Row(number, record)
+                    yield DataRow(number, record)
 
     return Rows(str(path), total, read)
 
@@ -128,9 +128,9 @@ def _dataset(source: str, split: str) -> Rows:
             f"{source} is no file, and no data set with a split {split!r} that can be loaded ({type(error).__name__})."
         ) from None
 
-    def read() -> Iterator[Row]:
+    def read() -> Iterator[DataRow]:
         for number, record in enumerate(found, start=1):
-            yield Row(number, dict(record))
+            yield DataRow(number, dict(record))
 
     return Rows(f"{source}, {split}", len(found), read)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import importlib.metadata
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
+from qwen3guard_server.installation import not_installed
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.cli.terminal import Terminal
@@ -74,9 +76,9 @@ def serve(arguments: argparse.Namespace) -> None:
         from qwen3guard_server import supervisor
         from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
         from qwen3guard_server.server_tls import ServerTls
-        from qwen3guard_server.settings import Settings
+        from qwen3guard_server.settings import ServerSettings
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[serve]'.") from None
+        raise not_installed(str(missing.name)) from None
     from qwen3guard_server import canary
 
     tls = None
@@ -92,7 +94,7 @@ def serve(arguments: argparse.Namespace) -> None:
     def tell(text: str) -> None:
         say(logs.line("info", "supervisor", message=text) if as_json else text)
 
-    settings = Settings(
+    settings = ServerSettings(
         arguments.model_repository,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
@@ -112,7 +114,7 @@ def serve(arguments: argparse.Namespace) -> None:
             ):
                 tell(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 try:
-                    supervisor.run(
+                    supervisor.supervise(
                         server,
                         lambda timeout_s: canary.check(client, server.manifests, timeout_s),
                         ready=lambda: _say_ready(server.url, server.manifests.values(), server.warnings, tell),
@@ -191,13 +193,13 @@ def _show_figures(figures: Iterable[Figures], *, as_json: bool) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    from qwen3guard_apps.doctor.doctor import Patient, report
+    from qwen3guard_apps.doctor.doctor import Patient, show_findings
 
     token = read_token(arguments.token_file)
     patient = Patient(
         arguments.model_repository, arguments.url, arguments.metrics, client_options.tls(arguments), token
     )
-    failed = report(
+    failed = show_findings(
         patient.findings(),
         lambda finding: print(json.dumps(finding.as_dict()) if arguments.json else finding.as_line(), flush=True),
     )
@@ -250,8 +252,17 @@ def _decoded(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool) ->
         raise InvalidEncoding("Standard input is not valid UTF-8.") from None
 
 
+class _Version(argparse.Action):
+    """Reads the installed package's version only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"qwen3guard {importlib.metadata.version('qwen3guard-triton')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
+    command.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     command.add_argument("--debug", action="store_true", help="show tracebacks and the server's log")
     verbs = command.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -289,14 +300,14 @@ def parser() -> argparse.ArgumentParser:
     _serving(verb("serve", serve, "Run the embedded Triton server until Ctrl-C."))
 
     add = verb("classify", classify, "Judge the last turn of a conversation.")
-    client_options.connect(add)
+    client_options.add_client_arguments(add)
     judged = add.add_mutually_exclusive_group(required=True)
     judged.add_argument("--prompt", metavar="T")
     judged.add_argument("--messages", metavar="JSON|@FILE", help="messages in OpenAI's form")
     add.add_argument("--response", metavar="T", help="judge this response to the prompt")
 
     add = verb("stream", stream, "Moderate the response that arrives on standard input.")
-    client_options.connect(add)
+    client_options.add_client_arguments(add)
     add.add_argument("--prompt", metavar="T", required=True)
     decision = add.add_mutually_exclusive_group()
     decision.add_argument(
@@ -310,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
 
     add = verb("perf", perf, "Load a running server with perf_analyzer.")
-    client_options.connect(add)
+    client_options.add_client_arguments(add)
     add.add_argument("--work", choices=("classify", "stream", "both"), default="both")
     load = add.add_mutually_exclusive_group()
     load.add_argument("--concurrency", type=_positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
@@ -360,7 +371,7 @@ def _examined(add: argparse.ArgumentParser) -> None:
     add.add_argument("--model-repository", type=Path, metavar="DIR", help="check what was exported there too")
     add.add_argument("--url", metavar="HOST:PORT", help="check this server; alone, not what is installed here")
     add.add_argument("--metrics", metavar="HOST:PORT", help="check its metrics endpoint")
-    client_options.secure(add)
+    client_options.add_access_arguments(add)
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

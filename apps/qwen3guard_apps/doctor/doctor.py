@@ -18,10 +18,11 @@ from qwen3guard_contract.errors import Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP
 from qwen3guard_server import canary
+from qwen3guard_server.installation import not_installed
 
-from qwen3guard_apps.doctor.findings import Finding, State, run
+from qwen3guard_apps.doctor.findings import Finding, State, run_checks
 
-TIMEOUT_S = 30.0
+CHECK_TIMEOUT_S = 30.0
 SLOW_S = 5.0
 METRIC = "qwen3guard_load_timestamp_seconds"
 
@@ -42,25 +43,24 @@ class Patient:
         if self.url:
             yield from self._server()
         if self.metrics_url:
-            yield from run({"metrics": lambda: _metrics(str(self.metrics_url))})
+            yield from run_checks({"metrics": lambda: _metrics(str(self.metrics_url))})
 
     def _installation(self) -> Iterator[Finding]:
         try:
             from qwen3guard_apps.doctor import export_checks, machine_checks
         except ImportError as missing:
-            hint = "pip install 'qwen3guard-triton[serve]'"
-            yield Finding("installation", "failed", f"{missing.name} is not installed: {hint}.")
+            yield Finding("installation", "failed", str(not_installed(str(missing.name))))
             return
-        yield from run(machine_checks.checks(port=None if self.url else 8001))
+        yield from run_checks(machine_checks.machine_checks(port=None if self.url else 8001))
         if self.model_repository:
-            yield from run(export_checks.checks(self.model_repository))
+            yield from run_checks(export_checks.repository_checks(self.model_repository))
 
     def _server(self) -> Iterator[Finding]:
         url = str(self.url)
-        reached = list(run({"server": lambda: self._reached(url)}))
+        reached = list(run_checks({"server": lambda: self._reached(url)}))
         yield from reached
         if all(finding.state == "ok" for finding in reached):
-            yield from run({name: lambda name=name: self._answers(url, name) for name in self._expected()})  # type: ignore[misc]
+            yield from run_checks({name: lambda name=name: self._answers(url, name) for name in self._expected()})  # type: ignore[misc]
 
     def _reached(self, url: str) -> Iterator[Finding]:
         from tritonclient.grpc import InferenceServerClient
@@ -68,10 +68,10 @@ class Patient:
 
         connection = connect(InferenceServerClient, url, self.tls, self.token)
         try:
-            if not connection.is_server_live(client_timeout=TIMEOUT_S):
+            if not connection.is_server_live(client_timeout=CHECK_TIMEOUT_S):
                 yield Finding("server", "failed", f"{url} says that it is not live: look into the server's log.")
                 return
-            about = connection.get_server_metadata(client_timeout=TIMEOUT_S)
+            about = connection.get_server_metadata(client_timeout=CHECK_TIMEOUT_S)
             served = ", ".join(self._versions(connection)) or "none of our models"
             yield Finding("server", "ok", f"{url} is Triton {about.version} with {served}.")
         except InferenceServerException as error:
@@ -83,8 +83,8 @@ class Patient:
 
     def _versions(self, connection: Any) -> Iterator[str]:
         for ensemble in self._expected():
-            if connection.is_model_ready(ensemble, client_timeout=TIMEOUT_S):
-                about = connection.get_model_metadata(ensemble, client_timeout=TIMEOUT_S)
+            if connection.is_model_ready(ensemble, client_timeout=CHECK_TIMEOUT_S):
+                about = connection.get_model_metadata(ensemble, client_timeout=CHECK_TIMEOUT_S)
                 yield f"{ensemble} {', '.join(about.versions)}"
 
     def _expected(self) -> dict[str, Manifest | None]:
@@ -94,7 +94,9 @@ class Patient:
 
     def _answers(self, url: str, ensemble: str) -> Iterator[Finding]:
         manifest = self._expected()[ensemble]
-        with GuardClient(url, timeout_s=TIMEOUT_S, wait_for_server=False, tls=self.tls, token=self.token) as guard:
+        with GuardClient(
+            url, timeout_s=CHECK_TIMEOUT_S, wait_for_server=False, tls=self.tls, token=self.token
+        ) as guard:
             if not guard.is_ready(ensemble):
                 state: State = "failed" if manifest else "warning"
                 yield Finding(ensemble, state, "It is not served: export its guard into the repository and restart.")
@@ -104,7 +106,7 @@ class Patient:
                 return
             began = time.monotonic()
             try:
-                canary.check(guard, {ensemble: manifest}, TIMEOUT_S)
+                canary.check(guard, {ensemble: manifest}, CHECK_TIMEOUT_S)
             except Overloaded:
                 yield Finding(ensemble, "warning", "It is too full to answer its canary: ask again, or add replicas.")
                 return
@@ -128,7 +130,7 @@ def _manifests(model_repository: Path) -> Mapping[str, Manifest]:
 def _metrics(url: str) -> Iterator[Finding]:
     url = url if "//" in url else f"http://{url}/metrics"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:
+        with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S) as reply:
             text = reply.read().decode(errors="replace")
     except OSError as error:
         yield Finding("metrics", "failed", f"{url} does not answer ({error}): serve with --metrics-port.")
@@ -141,7 +143,7 @@ def _metrics(url: str) -> Iterator[Finding]:
         yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
 
 
-def report(findings: Iterable[Finding], show: Callable[[Finding], Any]) -> int:
+def show_findings(findings: Iterable[Finding], show: Callable[[Finding], Any]) -> int:
     """Shows each; how many failed."""
     failed = 0
     for finding in findings:

@@ -22,7 +22,7 @@ from qwen3guard_apps.doctor.findings import Check, Finding
 AGAIN = "export the checkpoint again"
 
 
-def checks(repository: Path) -> Mapping[str, Check]:
+def repository_checks(repository: Path) -> Mapping[str, Check]:
     guards = exported_guards(repository)
     if not guards:
         return {"repository": lambda: _nothing(repository)}

@@ -29,7 +29,7 @@ class Finding:
 Check = Callable[[], Iterable[Finding]]
 
 
-def run(checks: Mapping[str, Check]) -> Iterator[Finding]:
+def run_checks(checks: Mapping[str, Check]) -> Iterator[Finding]:
     """All findings; a check that fails itself is one of them."""
     for name, check in checks.items():
         try:

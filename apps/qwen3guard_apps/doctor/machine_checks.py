@@ -27,7 +27,7 @@ SHARED_MEMORY_BYTES = 64 << 20
 _REGION = re.compile(r"qwen3guard_(\d+)_")
 
 
-def checks(port: int | None) -> Mapping[str, Check]:
+def machine_checks(port: int | None) -> Mapping[str, Check]:
     """`port` is the one that a server would take; None where one is to be running."""
     found: dict[str, Check] = {
         "python": python,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from qwen3guard_apps.evaluation.intervals import FloatArray64
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Curve:
     `thresholds`, `recall` (the true-positive rate), `false_positive_rate` and `precision` are [points].
     """
 
-    thresholds: Floats
-    recall: Floats
-    false_positive_rate: Floats
-    precision: Floats
+    thresholds: FloatArray64
+    recall: FloatArray64
+    false_positive_rate: FloatArray64
+    precision: FloatArray64
 
     @property
     def area(self) -> float:
@@ -35,7 +35,7 @@ class Curve:
         return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
 
 
-def curve(scores: Floats, unsafe: npt.NDArray[np.bool_]) -> Curve:
+def curve(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> Curve:
     """Both [rows], with rows of both classes."""
     order = np.argsort(-scores, kind="stable")
     ranked, labels = scores[order], unsafe[order]
@@ -46,15 +46,15 @@ def curve(scores: Floats, unsafe: npt.NDArray[np.bool_]) -> Curve:
     return Curve(ranked[last], hits / hits[-1], (flagged - hits) / safe, hits / flagged)
 
 
-def area(scores: Floats, unsafe: npt.NDArray[np.bool_]) -> float:
+def area(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> float:
     return curve(scores, unsafe).area
 
 
-def average_precision(scores: Floats, unsafe: npt.NDArray[np.bool_]) -> float:
+def average_precision(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> float:
     return curve(scores, unsafe).average_precision
 
 
-def choose(safe_scores: Floats, false_positive_rate: float) -> float:
+def choose(safe_scores: FloatArray64, false_positive_rate: float) -> float:
     """The least t such that score > t holds for at most that share of `safe_scores` [rows], which must not be empty.
 
     Midway to the next score above, so that rounding a score does not move it across.

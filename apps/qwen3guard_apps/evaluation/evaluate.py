@@ -14,12 +14,12 @@ from typing import Any
 from qwen3guard_contract.errors import GuardError, InvalidRequest, ServeError
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.annotation.annotate import add_flight, add_input, connect, fields, flight, write_all
-from qwen3guard_apps.annotation.rows import Row, Rows, open_rows
+from qwen3guard_apps.annotation.annotate import add_flight, add_input, connected_guard, fields, flight, write_all
+from qwen3guard_apps.annotation.rows import DataRow, Rows, open_rows
 from qwen3guard_apps.evaluation.curves import Curve, curve
 from qwen3guard_apps.evaluation.figures import figures, propose
 from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream
-from qwen3guard_apps.evaluation.judged import SCORES, Judged, gen_answer, stream_answer
+from qwen3guard_apps.evaluation.judged import SCORES, JudgedRows, gen_answer, stream_answer
 from qwen3guard_apps.evaluation.labels import LabelFields
 from qwen3guard_apps.evaluation.plots import plot
 from qwen3guard_apps.evaluation.report import report
@@ -31,7 +31,7 @@ FIELD = "qwen3guard"
 def add_arguments(add: argparse.ArgumentParser) -> None:
     add_input(add)
     add.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers, report.md, report.json, plots")
-    client_options.connect(add)
+    client_options.add_client_arguments(add)
     add_flight(add)
     add.add_argument("--guard", choices=("gen", "stream", "both"), default="both", help="default: both")
     add.add_argument("--label-field", default="label", metavar="NAME", help="a level, or true where unsafe")
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     _write_report(arguments.output, {"data": data, "guards": guards}, points, as_json=arguments.json)
 
 
-def _labelled(rows: Rows, labels: LabelFields) -> Iterator[Row]:
+def _labelled(rows: Rows, labels: LabelFields) -> Iterator[DataRow]:
     """Rows with a label; the others are said, by number."""
     for row in rows.read():
         try:
@@ -90,8 +90,8 @@ def _labelled(rows: Rows, labels: LabelFields) -> Iterator[Row]:
 
 
 def _evaluate(
-    name: str, arguments: argparse.Namespace, source: str, labelled: list[Row], labels: LabelFields
-) -> tuple[dict[str, Any], Judged]:
+    name: str, arguments: argparse.Namespace, source: str, labelled: list[DataRow], labels: LabelFields
+) -> tuple[dict[str, Any], JudgedRows]:
     """Asks guard `name` what its answers file has not yet, and measures."""
     path = arguments.output / f"{name}.jsonl"
     rows, ask, chosen = Rows(source, len(labelled), lambda: iter(labelled)), ask_gen, fields(arguments)
@@ -99,7 +99,7 @@ def _evaluate(
         ask = ask_stream
 
     async def judge() -> int:
-        async with connect(arguments) as guard:
+        async with connected_guard(arguments) as guard:
             return await write_all(rows, path, FIELD, lambda record: ask(guard, chosen, record), flight(arguments))
 
     bad = asyncio.run(judge())
@@ -109,7 +109,7 @@ def _evaluate(
     if not answered:
         raise InvalidRequest(f"None of the {len(labelled)} rows could be judged; see {name}.errors.jsonl.")
     read = (lambda found, _: gen_answer(found)) if name == "gen" else stream_answer
-    judged = Judged.of(((record, read(answer, record)) for record, answer in answered), labels)
+    judged = JudgedRows.of(((record, read(answer, record)) for record, answer in answered), labels)
     guard: dict[str, Any] = {
         "notice": answered[0][1].get("notice", ""),
         "bad": bad,

@@ -14,14 +14,14 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_apps.evaluation import curves
 from qwen3guard_apps.evaluation.hits import hits
 from qwen3guard_apps.evaluation.intervals import bootstrap
-from qwen3guard_apps.evaluation.judged import MODES, SCORES, Judged
+from qwen3guard_apps.evaluation.judged import MODES, SCORES, JudgedRows
 from qwen3guard_apps.evaluation.metrics import Confusion, measured, rate
 
 FALSE_POSITIVE_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Each gets a row in the table of thresholds."""
 
 
-def figures(judged: Judged) -> dict[str, Any]:
+def figures(judged: JudgedRows) -> dict[str, Any]:
     found: dict[str, Any] = {"decisions": both_modes(judged.unsafe, judged)}
     if any(answer.upstream for answer in judged.answers):
         found["upstream_rule"] = _upstream(judged)
@@ -34,11 +34,11 @@ def figures(judged: Judged) -> dict[str, Any]:
     return found
 
 
-def both_modes(unsafe: npt.NDArray[np.bool_], judged: Judged, chosen: Any = slice(None)) -> dict[str, Any]:
+def both_modes(unsafe: npt.NDArray[np.bool_], judged: JudgedRows, chosen: Any = slice(None)) -> dict[str, Any]:
     return {mode: Confusion.of(unsafe[chosen], judged.decisions(mode)[chosen]).as_dict() for mode in MODES}
 
 
-def _upstream(judged: Judged) -> dict[str, Any]:
+def _upstream(judged: JudgedRows) -> dict[str, Any]:
     """A prompt has one judgement and no run, so there the rule is the ordinary decision."""
     rows = [answer.upstream or answer.decisions for answer in judged.answers]
     flagged = {mode: np.array([row[mode] for row in rows], np.bool_) for mode in MODES}
@@ -58,7 +58,7 @@ def _curve(scores: npt.NDArray[np.float64], unsafe: npt.NDArray[np.bool_]) -> di
     }
 
 
-def _hits(judged: Judged) -> dict[str, Any]:
+def _hits(judged: JudgedRows) -> dict[str, Any]:
     located = [
         answer.distances
         for answer, unsafe in zip(judged.answers, judged.unsafe, strict=True)
@@ -67,7 +67,7 @@ def _hits(judged: Judged) -> dict[str, Any]:
     return {name: hits([row[name] for row in located]) for name in (*MODES, "upstream")} if located else {}
 
 
-def _categories(judged: Judged) -> dict[str, Any]:
+def _categories(judged: JudgedRows) -> dict[str, Any]:
     """Of each labelled category, the unsafe rows: how many are flagged, and of those how many bear its name."""
     found = {}
     for name in sorted({name for names in judged.labelled for name in names}):
@@ -87,7 +87,7 @@ def _recall(rows: Sequence[Any], mode: str, name: str) -> dict[str, Any]:
     return {"recall": rate(len(flagged), len(rows)), "named": rate(named, len(flagged))}
 
 
-def _groups(judged: Judged, values: Sequence[str]) -> dict[str, Any]:
+def _groups(judged: JudgedRows, values: Sequence[str]) -> dict[str, Any]:
     array = np.array(values)
     return {
         value: {"rows": int((array == value).sum())} | both_modes(judged.unsafe, judged, array == value)
@@ -95,7 +95,7 @@ def _groups(judged: Judged, values: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def propose(judged: Judged, wanted: float, *, per_category: bool) -> tuple[Thresholds, dict[str, Any]]:
+def propose(judged: JudgedRows, wanted: float, *, per_category: bool) -> tuple[Thresholds, dict[str, Any]]:
     """Thresholds under which at most the share `wanted` of the safe rows is flagged, and what they give.
 
     With `per_category`, each category with at least 1 / `wanted` safe rows has its own, and the default is for the
@@ -111,7 +111,7 @@ def propose(judged: Judged, wanted: float, *, per_category: bool) -> tuple[Thres
     return thresholds, found
 
 
-def _fit(judged: Judged, chosen: npt.NDArray[np.bool_], wanted: float, per_category: bool) -> Thresholds:
+def _fit(judged: JudgedRows, chosen: npt.NDArray[np.bool_], wanted: float, per_category: bool) -> Thresholds:
     safe = chosen & ~judged.unsafe
     if not safe.any():
         raise InvalidRequest("There are no rows labelled safe to choose a threshold on.")
@@ -126,7 +126,7 @@ def _fit(judged: Judged, chosen: npt.NDArray[np.bool_], wanted: float, per_categ
     return Thresholds(curves.choose(scores[rest if rest.any() else safe], wanted), own)
 
 
-def _outcome(judged: Judged, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:
+def _outcome(judged: JudgedRows, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:
     own = {category.value: value for category, value in thresholds.categories.items()}
     least = min([thresholds.default, *own.values()])  # decides where no category could be read
     limits = np.array(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 Interval = tuple[float, float]
-Floats = npt.NDArray[np.float64]
+FloatArray64 = npt.NDArray[np.float64]
 
 Z = 1.959963984540054
 """The normal distribution's 97.5 % point."""
@@ -38,7 +38,9 @@ def f1_interval(tp: int, fp: int, fn: int, tn: int) -> Interval | None:
 
 
 def bootstrap(
-    statistic: Callable[[Floats, npt.NDArray[np.bool_]], float], scores: Floats, unsafe: npt.NDArray[np.bool_]
+    statistic: Callable[[FloatArray64, npt.NDArray[np.bool_]], float],
+    scores: FloatArray64,
+    unsafe: npt.NDArray[np.bool_],
 ) -> Interval | None:
     """`statistic` of `scores` and `unsafe`, both [rows], over resampled rows; resamples of one class are left out."""
     source = np.random.default_rng(SEED)
@@ -50,6 +52,6 @@ def bootstrap(
     return _percentiles(np.array(found)) if found else None
 
 
-def _percentiles(values: Floats) -> Interval:
+def _percentiles(values: FloatArray64) -> Interval:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.labels import RISK_ORDER, AnswerStatus, Category, RiskLevel
-from qwen3guard_contract.policy import DEBOUNCE, Policy, runs
+from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, Policy, runs
 
 from qwen3guard_apps.evaluation.hits import Span
 from qwen3guard_apps.evaluation.labels import LabelFields, span
@@ -21,12 +21,12 @@ SCORES = {"1 - P(Safe)": "risk", "P(Unsafe)": "unsafe"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedRow:
     """One row's. `decisions` are strict and loose, `upstream` the same by upstream's rule (streams alone).
 
     `risk` is 1 - P(Safe) and `unsafe` P(Unsafe); of a response that was streamed, the highest t at which it is
-    flagged: the maximum over its tokens of the least in DEBOUNCE tokens in a row. `distances` say how far from the
-    labelled sentence it was flagged, by each rule; None where it was not.
+    flagged: the maximum over its tokens of the least in DEFAULT_DEBOUNCE tokens in a row. `distances` say how far from
+    the labelled sentence it was flagged, by each rule; None where it was not.
     """
 
     decisions: dict[str, bool]
@@ -37,7 +37,7 @@ class Answer:
     distances: dict[str, int | None] | None = None
 
 
-def gen_answer(found: dict[str, Any]) -> Answer:
+def gen_answer(found: dict[str, Any]) -> JudgedRow:
     """Of what `judge.ask_gen` has kept. Its categories are those that it names, or else the likeliest; none where the
     answer broke off before it named them."""
     levels = found["probabilities"]["severity"]
@@ -46,16 +46,16 @@ def gen_answer(found: dict[str, Any]) -> Answer:
     if not categories and found.get("answer_status", AnswerStatus.COMPLETE.value) == AnswerStatus.COMPLETE.value:
         categories = (max(likely, key=lambda name: likely[name]),)
     decisions = {mode: bool(found[mode]) for mode in MODES}
-    return Answer(decisions, categories, 1 - levels[RiskLevel.SAFE.value], levels[RiskLevel.UNSAFE.value])
+    return JudgedRow(decisions, categories, 1 - levels[RiskLevel.SAFE.value], levels[RiskLevel.UNSAFE.value])
 
 
-def stream_answer(found: dict[str, Any], record: dict[str, Any]) -> Answer:
+def stream_answer(found: dict[str, Any], record: dict[str, Any]) -> JudgedRow:
     """Of what `judge.ask_stream` has kept of the row `record`."""
     tokens = found["tokens"]
     if tokens is None:
         level, severity = RiskLevel(found["prompt"]["level"]), found["prompt"]["severity"]
         decisions = {mode: level.is_unsafe(strict=mode == "strict") for mode in MODES}
-        return Answer(decisions, _named(found["prompt"]["category"]), 1 - severity[SAFE], severity[UNSAFE])
+        return JudgedRow(decisions, _named(found["prompt"]["category"]), 1 - severity[SAFE], severity[UNSAFE])
     levels = [RiskLevel(name) for name in tokens["levels"]]
     categories = [name and Category(name) for name in tokens["categories"]]
     flagged = {mode: first_flag(levels, categories, strict=mode == "strict") for mode in MODES}
@@ -64,7 +64,7 @@ def stream_answer(found: dict[str, Any], record: dict[str, Any]) -> Answer:
     places = {**flagged, "upstream": rule_at if rule is not RiskLevel.SAFE else None}
     rows = np.array(tokens["severity"], np.float64).reshape(-1, len(RISK_ORDER))
     at = flagged["strict"]
-    return Answer(
+    return JudgedRow(
         {mode: place is not None for mode, place in flagged.items()},
         () if at is None else _named(tokens["categories"][at]),
         debounced(1 - rows[:, SAFE]),
@@ -80,16 +80,16 @@ def _named(category: str | None) -> tuple[str, ...]:
 
 def first_flag(levels: Sequence[RiskLevel], categories: Sequence[Category | None], *, strict: bool) -> int | None:
     """The index of the first token that is flagged by the causal rule (the report's 4.4), or None."""
-    counts = Policy(strict).counts
+    counts = Policy(strict).is_unsafe_level
     found = runs(counts(level, category) for level, category in zip(levels, categories, strict=True))
-    return next((index for index, run in enumerate(found) if run >= DEBOUNCE), None)
+    return next((index for index, run in enumerate(found) if run >= DEFAULT_DEBOUNCE), None)
 
 
 def debounced(scores: npt.NDArray[np.float64]) -> float:
-    """Of scores [tokens], the t below which DEBOUNCE tokens in a row are above t somewhere; 0 for fewer tokens."""
-    if len(scores) < DEBOUNCE:
+    """The t below which DEFAULT_DEBOUNCE tokens in a row of scores [tokens] are above t; 0 for fewer tokens."""
+    if len(scores) < DEFAULT_DEBOUNCE:
         return 0.0
-    return float(np.lib.stride_tricks.sliding_window_view(scores, DEBOUNCE).min(axis=1).max())
+    return float(np.lib.stride_tricks.sliding_window_view(scores, DEFAULT_DEBOUNCE).min(axis=1).max())
 
 
 def _distances(places: dict[str, int | None], first: int, sentence: Span) -> dict[str, int | None]:
@@ -97,16 +97,16 @@ def _distances(places: dict[str, int | None], first: int, sentence: Span) -> dic
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRows:
     """Labelled rows and a guard's answers to them, in step."""
 
     unsafe: npt.NDArray[np.bool_]
     labelled: tuple[tuple[str, ...], ...]
     groups: dict[str, tuple[str, ...]]
-    answers: tuple[Answer, ...]
+    answers: tuple[JudgedRow, ...]
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[dict[str, Any], Answer]], fields: LabelFields) -> Judged:
+    def of(cls, rows: Iterable[tuple[dict[str, Any], JudgedRow]], fields: LabelFields) -> JudgedRows:
         """Of rows whose labels can be read, each a record and its answer."""
         pairs = list(rows)
         records = [record for record, _ in pairs]

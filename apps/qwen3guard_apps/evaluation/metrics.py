@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qwen3guard_apps.evaluation.intervals import Interval, f1_interval, wilson
 
-Flags = npt.NDArray[np.bool_]
+FlagCounts = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Confusion:
     tn: int
 
     @classmethod
-    def of(cls, unsafe: Flags, flagged: Flags) -> Confusion:
+    def of(cls, unsafe: FlagCounts, flagged: FlagCounts) -> Confusion:
         """Both [rows]."""
         cells = ((unsafe, flagged), (~unsafe, flagged), (unsafe, ~flagged), (~unsafe, ~flagged))
         return cls(*(int((label & decision).sum()) for label, decision in cells))

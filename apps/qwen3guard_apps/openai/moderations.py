@@ -62,7 +62,7 @@ class Moderations:
 
     def _result(self, found: Classification | PromptVerdict, categories: tuple[Category, ...]) -> dict[str, Any]:
         levels = found.severity_probabilities
-        counted = self._policy.counted(found)
+        counted = self._policy.unsafe_categories(found)
         scores = _scores(self._risk(levels), found.category_probabilities)
         return {
             "flagged": bool(counted),
@@ -86,7 +86,8 @@ class Moderations:
 
     def _unsafe(self, found: Classification | PromptVerdict, *, strict: bool) -> bool:
         """Whether the level counts, in any category that it may have where an answer broke off before it named one."""
-        return any(self._policy.counts(found.severity, each, strict=strict) for each in thresholds.categories(found))
+        named = thresholds.categories(found)
+        return any(self._policy.is_unsafe_level(found.severity, each, strict=strict) for each in named)
 
 
 def _scores(risk: float, probabilities: Mapping[Any, float]) -> dict[Category, float]:

@@ -12,13 +12,17 @@ from qwen3guard_contract.errors import InvalidRequest, ServeError
 
 from qwen3guard_apps import client_options
 
-PORT = 8008
+PLAYGROUND_PORT = 8008
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    client_options.connect(parser)
+    client_options.add_client_arguments(parser)
     parser.add_argument(
-        "--port", type=int, default=PORT, metavar="N", help=f"of the page, on 127.0.0.1; 0 takes any (default: {PORT})"
+        "--port",
+        type=int,
+        default=PLAYGROUND_PORT,
+        metavar="N",
+        help=f"of the page, on 127.0.0.1; 0 takes any (default: {PLAYGROUND_PORT})",
     )
 
 

@@ -28,7 +28,7 @@ PORT = 8010
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    client_options.connect(parser)
+    client_options.add_client_arguments(parser)
     own = Settings()
     policy = Policy()
     parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL (default: moderations alone)")

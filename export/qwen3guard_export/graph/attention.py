@@ -11,28 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from onnx import TensorProto
-from qwen3guard_contract.manifest import Cache, caches
+from qwen3guard_contract.forms import Form
+from qwen3guard_contract.slots import CELL_STEP, Cache, caches
 
 from qwen3guard_export.checkpoint.checkpoint import Architecture
 from qwen3guard_export.graph.emitter import CONTRIB, Emitter
 from qwen3guard_export.graph.quantize import (
     HALVES,
-    WeightFormat,
     quantize_positive_u8,
     quantize_s8,
     quantize_u8,
     row_scale,
 )
 
-AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
-ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
-
-CAPACITY_STEP = 64
-"""Slots have a multiple of as many cells."""
 _HIDDEN_SCORE = -1e30  # added to a score; exp() of it is 0, and a score plus it stays finite
 _LEVELS = 127.0
 _QUERY_LEVELS, _QUERY_ZERO_POINT = 63.0, 64
@@ -41,33 +35,11 @@ _SHARE_LEVELS = 127.0
 2 * 127 * 127 fits. Keys, which may have outlying dimensions, and values keep all eight (docs/performance.md)."""
 
 
-def fastest(variant: str, weights: str) -> AttentionForm:
-    """What was measured to be fastest on CPUs (docs/performance.md), where nothing is lost that `weights` keep; for
-    weights of two bytes, which are not for CPUs, what runs everywhere.
-
-    Stream's steps read much KV for few tokens, and many sessions stay in memory; Gen's passes are long and few.
-    """
-    if weights in HALVES:
-        return "portable"
-    return "int8" if variant == "stream" and weights == "dq8r" else "decomposed"
-
-
-def runs_in(form: AttentionForm, weights: WeightFormat) -> bool:
-    """Whether there is such a graph: the forms made for CPUs have no products in two bytes."""
-    return form in ("portable", "gqa") if weights in HALVES else True
-
-
-def kv_dtype(form: AttentionForm, weights: WeightFormat) -> str:
-    """numpy's name, or ml_dtypes', for what a cell of keys or values is made of."""
-    if form == "int8":
-        return "int8"
-    return HALVES[weights].name if weights in HALVES else "float32"
-
-
-def kv_caches(form: AttentionForm, weights: WeightFormat, architecture: Architecture) -> list[tuple[Cache, ...]]:
-    """The arrays that hold keys and values, for each layer."""
-    dtype, sizes = kv_dtype(form, weights), {"kv_heads": architecture.kv_heads, "head_dim": architecture.head_dim}
-    return [caches(dtype, layer=layer, **sizes) for layer in range(architecture.layers)]
+def kv_caches(form: Form, architecture: Architecture) -> tuple[Cache, ...]:
+    """The arrays that hold keys and values, layer by layer."""
+    return caches(
+        form.kv_dtype, layers=architecture.layers, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,7 @@ class Attention:
     """
 
     graph: Emitter
-    form: AttentionForm
+    form: Form
     query_heads: int
     kv_heads: int
     head_dim: int
@@ -91,16 +63,16 @@ class Attention:
     def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
         """Queries and new keys [rows, query_heads + kv_heads, tokens, head_dim], new values [rows, kv_heads, ...]
         -> [rows, tokens, query_heads * head_dim]. Scores are scaled by 1 / sqrt(head_dim)."""
-        if self.form == "int8":
+        if self.form.has_integer_kv:
             context = self._int8(caches, turned, values)
         else:
             if half := next((half for half in HALVES.values() if half.name == caches[0].dtype), None):
                 turned, values = (self.graph.op("Cast", [each], to=half.onnx) for each in (turned, values))
             queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
-            if self.form == "gqa":
+            if self.form.attention == "gqa":
                 return self._gqa(caches, queries, keys, values)
             keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
-            read = self._portable if self.form == "portable" else self._decomposed
+            read = self._portable if self.form.attention == "portable" else self._decomposed
             context = read(queries, keys, values)
         joined = self.graph.op("Transpose", [context], perm=[0, 2, 1, 3])
         return self.graph.op("Reshape", [joined, self.graph.ints(0, 0, self.query_heads * self.head_dim)])
@@ -164,11 +136,11 @@ class Attention:
         scores = graph.op("MatMulIntegerToFloat", [queries, keys, unit, key_scale, zero], domain=CONTRIB)
         shares, total = self._shares(graph.op("Add", [graph.op("Mul", [scores, query_scale]), self.mask]))
         shares = graph.op("Mul", [shares, value_scale])
-        blocks = graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CAPACITY_STEP)])
+        blocks = graph.op("Reshape", [shares, graph.ints(0, 0, 0, -1, CELL_STEP)])
         scale = row_scale(graph, blocks, _SHARE_LEVELS, positive=True)
-        blocks = quantize_positive_u8(graph, blocks, scale, CAPACITY_STEP)
+        blocks = quantize_positive_u8(graph, blocks, scale, CELL_STEP)
         blocks, scale = (graph.op("Transpose", [each], perm=[0, 1, 3, 2, 4]) for each in (blocks, scale))
-        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CAPACITY_STEP, size)])
+        values = graph.op("Reshape", [values, graph.ints(0, self.kv_heads, -1, CELL_STEP, size)])
         zero = graph.scalar(0, np.uint8)
         context = graph.op("MatMulIntegerToFloat", [blocks, values, one, one, zero], domain=CONTRIB)
         context = graph.op("ReduceSum", [graph.op("Mul", [context, scale]), graph.ints(2)], keepdims=0)
@@ -206,7 +178,7 @@ class Attention:
 
 def attention(
     graph: Emitter,
-    form: AttentionForm,
+    form: Form,
     *,
     query_heads: int,
     kv_heads: int,
@@ -217,7 +189,7 @@ def attention(
 ) -> Attention:
     """`positions` int64 [rows]; `places` int64 [rows, tokens]: each token's position; `capacity` int64 [1]."""
     common = (graph, form, query_heads, kv_heads, head_dim, positions)
-    if form == "gqa":
+    if form.attention == "gqa":
         ends = graph.op("ReduceMax", [places, graph.ints(1)], keepdims=0)
         last = graph.op("Cast", [ends], to=TensorProto.INT32)
         longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
@@ -225,11 +197,11 @@ def attention(
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
     seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [places, graph.ints(1, 3)])])
-    if form != "portable":
+    if form.attention != "portable":
         shown, hidden = graph.scalar(0.0, np.float32), graph.scalar(_HIDDEN_SCORE, np.float32)
         seen = graph.op("Where", [seen, shown, hidden])
         stacked = query_heads // kv_heads
-        if form == "decomposed":
+        if form.attention == "decomposed":
             stacked = max(2, stacked)
         seen = graph.op("Concat", [seen] * stacked, axis=2)
     return Attention(*common, mask=seen)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
-from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS
+from qwen3guard_contract.forms import Form
+from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
 
 from qwen3guard_export.checkpoint.checkpoint import (
     EMBEDDING,
@@ -27,9 +28,9 @@ from qwen3guard_export.checkpoint.checkpoint import (
     block_tensor,
 )
 from qwen3guard_export.checkpoint.weight_files import FloatArray
-from qwen3guard_export.graph.attention import Attention, AttentionForm, attention, kv_caches
+from qwen3guard_export.graph.attention import Attention, attention, kv_caches
 from qwen3guard_export.graph.emitter import Emitter
-from qwen3guard_export.graph.quantize import HALVES, Activation, Product, WeightFormat, activation, linear
+from qwen3guard_export.graph.quantize import HALVES, Activation, Product, activation, linear
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 _CACHE_TYPES = {
@@ -55,10 +56,10 @@ def after_feed_forward(layer: int) -> str:
     return f"residual.{layer}.feed_forward"
 
 
-def write_graph(checkpoint: Checkpoint, folder: Path, weights: WeightFormat, form: AttentionForm) -> None:
+def write_graph(checkpoint: Checkpoint, folder: Path, form: Form) -> None:
     """Writes model.onnx and model.onnx.data into `folder`. Raises CorruptFile if a weight cannot be read."""
     with Emitter(folder, GRAPH) as graph:
-        _Qwen3(graph, checkpoint, weights, form).emit()
+        _Qwen3(graph, checkpoint, form).emit()
         graph.finish(f"qwen3guard_{checkpoint.architecture.variant}")
 
 
@@ -91,21 +92,20 @@ class _Residual:
 
 
 class _Qwen3:
-    def __init__(self, graph: Emitter, checkpoint: Checkpoint, weights: WeightFormat, form: AttentionForm) -> None:
+    def __init__(self, graph: Emitter, checkpoint: Checkpoint, form: Form) -> None:
         self.graph = graph
         self.tensors = checkpoint.weights
         self.architecture = checkpoint.architecture
-        self.weights = weights
+        self.weights = form.weights
         self.form = form
-        self.caches = kv_caches(form, weights, checkpoint.architecture)
+        self.caches = kv_caches(form, checkpoint.architecture)
 
     def emit(self) -> None:
         graph, architecture = self.graph, self.architecture
-        ids = graph.input(INPUT_IDS, INT64, ["rows", "tokens"])
-        positions = graph.input(POSITIONS, INT64, ["rows"])
-        logit_index = graph.input(LOGIT_INDEX, INT64, ["asked", 2])
-        kv = [cache for layer in self.caches for cache in layer]
-        for cache in kv:
+        ids = graph.input(GRAPH_INPUT_IDS, INT64, ["rows", "tokens"])
+        positions = graph.input(GRAPH_POSITIONS, INT64, ["rows"])
+        logit_index = graph.input(GRAPH_LOGIT_INDEX, INT64, ["asked", 2])
+        for cache in self.caches:
             graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
         places, attend = self._places(ids, positions, logit_index)
         stream = _Residual(self._embed(ids))
@@ -116,7 +116,7 @@ class _Qwen3:
             graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
         else:
             self._stream_heads(hidden)
-        for cache in kv:
+        for cache in self.caches:
             graph.output(cache.present, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
 
     def _places(self, ids: str, positions: str, logit_index: str) -> tuple[_Places, Attention]:
@@ -124,7 +124,7 @@ class _Qwen3:
         tokens = graph.op("Squeeze", [graph.op("Shape", [ids], start=1, end=2)])
         steps = graph.op("Range", [graph.scalar(0, np.int64), tokens, graph.scalar(1, np.int64)])
         absolute = graph.op("Add", [graph.op("Unsqueeze", [positions, graph.ints(1)]), steps])
-        first = self.caches[0][0]
+        first = self.caches[0]
         capacity = graph.op("Shape", [first.past], start=first.cell_axis, end=first.cell_axis + 1)
         attend = attention(
             graph,
@@ -181,7 +181,7 @@ class _Qwen3:
         graph = self.graph
         if stream.update is None:
             return stream.hidden, self._norm(stream.hidden, norm)
-        if self.form == "portable":
+        if self.form.attention == "portable":
             hidden = graph.op("Add", [stream.hidden, stream.update], name=stream.total)
             return hidden, self._norm(hidden, norm)
         scale = graph.weight(norm, self.tensors.float32(norm))
@@ -204,14 +204,15 @@ class _Qwen3:
         turning = graph.op("Transpose", [self._norm_heads(layer, turning)], perm=[0, 2, 1, 3])
         turned = graph.op("RotaryEmbedding", [turning, places.cos, places.sin, places.rope])
         values = graph.op("Reshape", [values, graph.ints(0, 0, kv_heads, size)])
-        return attend.emit(self.caches[layer], turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
+        here = [cache for cache in self.caches if cache.layer == layer]
+        return attend.emit(here, turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
 
     def _norm_heads(self, layer: int, heads: str) -> str:
         """[rows, tokens, query_heads + kv_heads, head_dim], each head by itself, by q_norm or k_norm."""
         architecture = self.architecture
         counts = [architecture.query_heads, architecture.kv_heads]
         names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
-        if self.form in ("portable", "gqa"):
+        if self.form.attention in ("portable", "gqa"):
             parts = self.graph.split(heads, counts, axis=2)
             normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
             return self.graph.op("Concat", normed, axis=2)

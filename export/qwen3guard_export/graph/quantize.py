@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
+from qwen3guard_contract.forms import WeightFormat
 
 from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
 from qwen3guard_export.graph.emitter import CONTRIB, Emitter
-
-WeightFormat = Literal["fp32", "dq8r", "fp16", "bf16"]
-WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
 
 
 @dataclass(frozen=True)

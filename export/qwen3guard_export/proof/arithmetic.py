@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GEN_OUTPUTS
 
 from qwen3guard_export.checkpoint.checkpoint import (
@@ -52,10 +53,9 @@ class Arithmetic:
     Raises ParityError where a number leaves its type, naming the tensor it met: such a guard cannot be served so.
     """
 
-    def __init__(self, checkpoint: Checkpoint, weights: str, form: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, form: Form) -> None:
         self._architecture = checkpoint.architecture
         self._tensors = checkpoint.weights
-        self._weights = weights
         self._form = form
         self._recent: dict[str, FloatArray] = {}
         self._table: Array | None = None
@@ -121,7 +121,7 @@ class Arithmetic:
         ]
         what = f"the attention of layer {layer}"
         found = [part.transpose(1, 0, 2) for part in (*turned, v.reshape(len(v), -1, size))]
-        return tuple(self._half(part, what) for part in found) if self._weights in _HALVES else tuple(found)
+        return tuple(self._half(part, what) for part in found) if self._form.is_two_bytes else tuple(found)
 
     def _context(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
         """Causal attention: [tokens, query_heads * head_dim]."""
@@ -132,17 +132,17 @@ class Arithmetic:
         found = np.empty((heads, tokens, size), np.float32)
         for head in range(heads):
             key, value = keys[head // group], values[head // group]
-            if self._form == "int8":
+            if self._form.has_integer_kv:
                 found[head] = _context_in_eight_bits(queries[head], key, value, scale, ahead)
                 continue
             scores = queries[head] @ key.T * scale + ahead
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
             found[head] = shares @ value / shares.sum(axis=1, keepdims=True)
         context: FloatArray = found.transpose(1, 0, 2).reshape(tokens, heads * size)
-        return self._half(context, "the attention") if self._weights in _HALVES else context
+        return self._half(context, "the attention") if self._form.is_two_bytes else context
 
     def _cells(self, heads: FloatArray) -> FloatArray:
-        if self._form != "int8":
+        if not self._form.has_integer_kv:
             return heads
         whole, scale = _quantized(heads, 127)
         return whole * scale
@@ -154,7 +154,7 @@ class Arithmetic:
 
     def _linear(self, rows: FloatArray, names: Sequence[str]) -> list[FloatArray]:
         """rows [tokens, K] by each matrix [N, K] -> [tokens, N]."""
-        if self._weights != "dq8r":
+        if not self._form.has_integer_weights:
             rows = self._half(rows, f"the input of {names[0]}")
             return [self._half(rows @ self._half(self._matrix(name), name).T, f"what {name} gives") for name in names]
         whole, scale = _quantized(rows, 127)
@@ -183,14 +183,14 @@ class Arithmetic:
 
     def _half(self, numbers: FloatArray, what: str) -> FloatArray:
         """Rounded to the two bytes of the format, if it has such."""
-        half = _HALVES.get(self._weights)
+        half = _HALVES.get(self._form.weights)
         if half is None:
             return numbers
         with np.errstate(over="ignore"):
             rounded = numbers.astype(half).astype(np.float32)
         largest = float(np.abs(numbers).max(initial=0))
         if not np.isfinite(rounded).all():
-            instead = "bf16" if self._weights == "fp16" else "fp32"
+            instead = "bf16" if self._form.weights == "fp16" else "fp32"
             raise ParityError(
                 f"{what[0].upper()}{what[1:]} leaves {half.name}: {largest:.3g} on the project's own texts;"
                 f" export in {instead}."
@@ -210,7 +210,7 @@ class Arithmetic:
 
     def _bounded(self, norm: str, names: Sequence[str]) -> None:
         """A product of a normed row cannot overflow: the graph's integers rely on it, which know no infinity."""
-        if self._weights != "dq8r" and self._form != "int8":
+        if not self._form.has_integers:
             return
         # |y| <= |w| |x|, and a normed row is at most sqrt(hidden) times the norm's largest weight long
         largest = float(np.abs(self._tensors.float32(norm)).max())

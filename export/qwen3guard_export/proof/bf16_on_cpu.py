@@ -13,7 +13,7 @@ _FLOATS = {"MatMul": (2, 1), "Gemm": (2, 1), "Attention": (3, 1), "GroupQueryAtt
 """Of each operator, how many of its first inputs and outputs are of the type that it computes in."""
 
 
-def widen(graph: onnx.GraphProto) -> None:
+def compute_in_float32(graph: onnx.GraphProto) -> None:
     """Changes `graph` in place."""
     wide = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     nodes = []

@@ -15,21 +15,29 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
-from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, STREAM_OUTPUTS, Cache
+from qwen3guard_contract.manifest import (
+    GEN_OUTPUTS,
+    GRAPH,
+    GRAPH_INPUT_IDS,
+    GRAPH_LOGIT_INDEX,
+    GRAPH_POSITIONS,
+    STREAM_OUTPUTS,
+)
+from qwen3guard_contract.slots import Cache
 
 from qwen3guard_export.checkpoint.checkpoint import Architecture
 from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
-from qwen3guard_export.graph.attention import AttentionForm, kv_caches
-from qwen3guard_export.graph.quantize import WeightFormat
-from qwen3guard_export.proof.bf16_on_cpu import widen
+from qwen3guard_export.graph.attention import kv_caches
+from qwen3guard_export.proof.bf16_on_cpu import compute_in_float32
 from qwen3guard_export.proof.reference import Tokens
 
-Outputs = dict[str, FloatArray]
+GraphOutputs = dict[str, FloatArray]
 
 
 @dataclass(frozen=True)
-class Chunk:
+class RowChunk:
     """Tokens of one row, written from `position` on into KV slot `slot`; outputs are for those `asked` from on."""
 
     slot: int
@@ -50,8 +58,7 @@ class BoundGraph:
         self,
         folder: Path,
         architecture: Architecture,
-        form: AttentionForm,
-        weights: WeightFormat,
+        form: Form,
         *,
         slots: int,
         capacity: int,
@@ -62,14 +69,12 @@ class BoundGraph:
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
         options.log_severity_level = 4
         ensure_exact(options)
-        self._session = _session(folder, weights, options, watched)
+        self._session = _session(folder, form, options, watched)
         self._form = form
         logits = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
         self._outputs = (*logits, *watched)
         self.slots: dict[Cache, Array] = {
-            cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype)
-            for layer in kv_caches(form, weights, architecture)
-            for cache in layer
+            cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype) for cache in kv_caches(form, architecture)
         }
 
     def soil(self, random: np.random.Generator) -> None:
@@ -77,11 +82,11 @@ class BoundGraph:
         for buffer in self.slots.values():
             buffer[...] = 3 * random.standard_normal(buffer.shape, np.float32)
 
-    def run(self, chunks: Sequence[Chunk]) -> list[Outputs]:
+    def run(self, chunks: Sequence[RowChunk]) -> list[GraphOutputs]:
         """One forward over the slots 0, 1, ... that `chunks` name, in that order, padded on the right; for each chunk
         the outputs [tokens, n], at its asked tokens, and of what is watched at all tokens where there is more."""
         rows, width = len(chunks), max(len(chunk.tokens) for chunk in chunks)
-        if self._form == "gqa" and rows > 1 and width > 1:
+        if not self._form.takes_ragged_rows and rows > 1 and width > 1:
             return [self.run([chunk])[0] for chunk in chunks]
         if [chunk.slot for chunk in chunks] != list(range(chunks[0].slot, chunks[0].slot + rows)):
             raise ValueError("the chunks of one run must name neighbouring slots in order")
@@ -90,10 +95,10 @@ class BoundGraph:
             ids[row, : len(chunk.tokens)] = chunk.tokens
         asked = [(row, column) for row, chunk in enumerate(chunks) for column in range(chunk.asked, len(chunk.tokens))]
         binding = self._session.io_binding()
-        binding.bind_cpu_input(INPUT_IDS, ids)
-        binding.bind_cpu_input(POSITIONS, np.array([chunk.position for chunk in chunks], np.int64))
+        binding.bind_cpu_input(GRAPH_INPUT_IDS, ids)
+        binding.bind_cpu_input(GRAPH_POSITIONS, np.array([chunk.position for chunk in chunks], np.int64))
         # As in serving, one token at least: no kernel need know an empty batch.
-        binding.bind_cpu_input(LOGIT_INDEX, np.array(asked or [(0, 0)], np.int64))
+        binding.bind_cpu_input(GRAPH_LOGIT_INDEX, np.array(asked or [(0, 0)], np.int64))
         self._bind_slots(binding, chunks[0].slot, rows)
         for name in self._outputs:
             binding.bind_output(name)
@@ -110,14 +115,14 @@ class BoundGraph:
             for row, (chunk, end) in enumerate(zip(chunks, ends, strict=True))
         ]
 
-    def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> Outputs:
+    def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> GraphOutputs:
         """`tokens` written from position 0 on in pieces of `lengths`; the outputs at the tokens `asked` from on."""
         starts = np.cumsum([0, *lengths])[:-1]
         return joined(
             [
-                self.run([Chunk(slot, int(start), tokens[start : start + length], min(length, max(0, asked - start)))])[
-                    0
-                ]
+                self.run(
+                    [RowChunk(slot, int(start), tokens[start : start + length], min(length, max(0, asked - start)))]
+                )[0]
                 for start, length in zip(starts, lengths, strict=True)
             ]
         )
@@ -130,22 +135,20 @@ class BoundGraph:
             binding.bind_output(cache.present, "cpu", 0, kind, cells.shape, cells.ctypes.data)
 
 
-def joined(pieces: Sequence[Outputs]) -> Outputs:
+def joined(pieces: Sequence[GraphOutputs]) -> GraphOutputs:
     """The outputs of a row's pieces as one."""
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _session(
-    folder: Path, weights: WeightFormat, options: ort.SessionOptions, watched: Sequence[str]
-) -> ort.InferenceSession:
+def _session(folder: Path, form: Form, options: ort.SessionOptions, watched: Sequence[str]) -> ort.InferenceSession:
     graph = folder / GRAPH
-    if weights != "bf16" and not watched:
+    if form.weights != "bf16" and not watched:
         return ort.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
     changed = folder / f"changed-{GRAPH}"  # in the same folder: both read their weights from one file
     try:
         model = onnx.load(graph, load_external_data=False)
-        if weights == "bf16":
-            widen(model.graph)
+        if form.weights == "bf16":
+            compute_in_float32(model.graph)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
         changed.write_bytes(model.SerializeToString())
         return ort.InferenceSession(os.fspath(changed), options, providers=["CPUExecutionProvider"])

@@ -10,7 +10,7 @@ from qwen3guard_contract.manifest import GEN_OUTPUTS, STREAM_OUTPUTS, Canary
 
 from qwen3guard_export.checkpoint.checkpoint import Architecture
 from qwen3guard_export.checkpoint.weight_files import FloatArray
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk, Outputs
+from qwen3guard_export.proof.bound_graph import BoundGraph, GraphOutputs, RowChunk
 from qwen3guard_export.proof.reference import Tokens
 
 TOKENS = 40
@@ -20,7 +20,7 @@ CANDIDATES = 12
 """Of Gen's canary without a template, by LENGTHS in turn; and one of each length within it."""
 VALUES = 8
 """Of an answer's tokens, at most."""
-ANSWER_TOKENS = 12
+LONGEST_ANSWER = 12
 """A canary's answer is to end within as many, since it is asked for every few seconds."""
 MARGIN = 0.1
 """Of Gen's answer: how far the second most likely token is behind, as a difference of log-probabilities."""
@@ -45,11 +45,13 @@ def canary(
     """
     if architecture.variant == "stream":
         row = _random(architecture, 0, min(TOKENS, architecture.context))
-        return Canary(tuple(map(int, row)), stream_values(graph.run([Chunk(0, 0, row)])[0]), TOLERANCES[numbers] / 10)
+        return Canary(
+            tuple(map(int, row)), stream_values(graph.run([RowChunk(0, 0, row)])[0]), TOLERANCES[numbers] / 10
+        )
     before, behind = around
     rows = [_random(architecture, seed, LENGTHS[seed % len(LENGTHS)]) for seed in range(CANDIDATES)]
     rows += [np.concatenate([before, row, behind]) for row in rows[: len(LENGTHS)]]
-    room = max(1, architecture.context - ANSWER_TOKENS)
+    room = max(1, architecture.context - LONGEST_ANSWER)
     answers = [(row, _answer(graph, row, ends)) for row in (row[:room] for row in rows)]
     row, best = min(answers, key=lambda each: (not each[1].ends, sum(each[1].settled)))
     unsure = sum(value < -_SURE for value in best.settled)
@@ -62,10 +64,10 @@ def _random(architecture: Architecture, seed: int, tokens: int) -> Tokens:
 
 def longest(around: tuple[Tokens, Tokens]) -> int:
     """Cells that a canary takes, with its answer."""
-    return sum(map(len, around)) + TOKENS + ANSWER_TOKENS
+    return sum(map(len, around)) + TOKENS + LONGEST_ANSWER
 
 
-def stream_values(outputs: Outputs) -> tuple[float, ...]:
+def stream_values(outputs: GraphOutputs) -> tuple[float, ...]:
     """What `Canary.values` records of Stream's outputs [tokens, n]."""
     risk, category = (np.exp(_log_softmax(outputs[name])) for name in STREAM_OUTPUTS[:2])
     return tuple(round(float(share), 7) for share in (*risk.ravel(), *category.ravel()))
@@ -74,7 +76,7 @@ def stream_values(outputs: Outputs) -> tuple[float, ...]:
 @dataclass(frozen=True)
 class _Answer:
     """The log-probabilities of up to VALUES first tokens, none behind a choice by less than MARGIN; and whether the
-    answer ends within ANSWER_TOKENS."""
+    answer ends within LONGEST_ANSWER."""
 
     settled: tuple[float, ...]
     ends: bool
@@ -85,8 +87,8 @@ def _answer(graph: BoundGraph, row: Tokens, ends: Collection[int]) -> _Answer:
     logprobs: list[float] = []
     close = VALUES
     ids, position = row, 0
-    while len(logprobs) < ANSWER_TOKENS:
-        found = _log_softmax(graph.run([Chunk(0, position, ids, len(ids) - 1)])[0][GEN_OUTPUTS[0]])[0]
+    while len(logprobs) < LONGEST_ANSWER:
+        found = _log_softmax(graph.run([RowChunk(0, position, ids, len(ids) - 1)])[0][GEN_OUTPUTS[0]])[0]
         second, first = np.partition(found, -2)[-2:]
         logprobs.append(float(first))
         if first - second < MARGIN:

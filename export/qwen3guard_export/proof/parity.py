@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 from qwen3guard_contract.errors import ParityError
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GRAPH, Canary
+from qwen3guard_contract.slots import CELL_STEP, whole_blocks
 
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint
 from qwen3guard_export.checkpoint.tokenizer_files import end_ids
 from qwen3guard_export.checkpoint.weight_files import FloatArray
-from qwen3guard_export.graph.attention import CAPACITY_STEP, AttentionForm, kv_dtype
 from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
-from qwen3guard_export.graph.quantize import WeightFormat
 from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk
+from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from qwen3guard_export.proof.canary import canary, longest
 from qwen3guard_export.proof.reference import Tokens, reference_logits
 from qwen3guard_export.proof.texts import around_text
-from qwen3guard_export.proof.traces import Trace, run
+from qwen3guard_export.proof.traces import Trace, traced_runs
 
 FP32_BOUND = 1e-4
 """Of the logits' scale, max |reference|: what float32 rounding leaves of a whole model, with room."""
@@ -76,8 +76,7 @@ class Proof:
 def prove(
     folder: Path,
     checkpoint: Checkpoint,
-    weights: WeightFormat,
-    form: AttentionForm,
+    form: Form,
     rows: Sequence[Tokens],
     *,
     original: Checkpoint | None = None,
@@ -89,27 +88,26 @@ def prove(
     that they do not), or where float32 does not suffice for the balance.
     """
     architecture = checkpoint.architecture
-    coarsest = "dq8r" if kv_dtype(form, weights) == "int8" else weights
     asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
     around = around_text(checkpoint.folder)
-    capacity = -(-max(longest(around), *map(len, rows)) // CAPACITY_STEP) * CAPACITY_STEP
-    bind = partial(BoundGraph, folder, architecture, form, weights)
+    capacity = whole_blocks(max(longest(around), *map(len, rows)))
+    bind = partial(BoundGraph, folder, architecture, form)
     ends = end_ids(checkpoint.folder)
     try:
-        traces, identical = run(partial(bind, capacity=capacity), architecture.layers, rows, asked)
-        served = bind(slots=1, capacity=2 * capacity + CAPACITY_STEP)  # a slot's length must change nothing
-        unwatched = served.run([Chunk(0, 0, rows[0], asked[0])])[0]
-        recorded = canary(served, architecture, coarsest, around, ends)
+        traces, identical = traced_runs(partial(bind, capacity=capacity), architecture.layers, rows, asked)
+        served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # a slot's length must change nothing
+        unwatched = served.run([RowChunk(0, 0, rows[0], asked[0])])[0]
+        recorded = canary(served, architecture, form.coarsest, around, ends)
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
     for name, values in unwatched.items():
-        if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[coarsest].worst * np.abs(values).max():
+        if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[form.coarsest].worst * np.abs(values).max():
             raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
-    arithmetic = Arithmetic(checkpoint, weights, form)
-    figures = _check_layers(arithmetic, architecture, traces, BOUNDS[coarsest])
-    if weights == "dq8r" and form in ("decomposed", "int8") and not identical:
-        raise ParityError(f"a row of the {weights} graph depends on the rows it is batched with.")
+    arithmetic = Arithmetic(checkpoint, form)
+    figures = _check_layers(arithmetic, architecture, traces, BOUNDS[form.coarsest])
+    if form.promises_equal_bits and not identical:
+        raise ParityError(f"a row of the {form.weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
     _check_tables(folder, checkpoint, arithmetic)
     if arithmetic.largest_half:

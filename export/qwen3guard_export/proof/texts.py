@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from qwen3guard_export.checkpoint.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from qwen3guard_export.proof.reference import Tokens
 
-LONGEST = 448
+LONGEST_ROW = 448
 """Tokens of a row; a longer one is cut."""
 
 _TURNS = (
@@ -40,7 +40,7 @@ def proof_rows(folder: Path, context: int) -> list[Tokens]:
     Raises TokenizerMismatch where the folder's template or tokenizer does not take them.
     """
     rows = [_tokens(folder, _TURNS[first:last]) for first, last in ((0, 5), (2, 6))]
-    return [row[: min(LONGEST, context)] for row in rows]
+    return [row[: min(LONGEST_ROW, context)] for row in rows]
 
 
 def around_text(folder: Path) -> tuple[Tokens, Tokens]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen3guard_export.checkpoint.weight_files import FloatArray
 from qwen3guard_export.graph.graph import EMBEDDED, after_attention, after_feed_forward
-from qwen3guard_export.proof.bound_graph import BoundGraph, Chunk, Outputs, joined
+from qwen3guard_export.proof.bound_graph import BoundGraph, GraphOutputs, RowChunk, joined
 from qwen3guard_export.proof.reference import Tokens
 
 _RAGGED_LENGTHS = (6, 13, 9)
@@ -23,12 +23,12 @@ class Trace:
 
     tokens: Tokens
     asked: int
-    outputs: Outputs
+    outputs: GraphOutputs
     cells: Sequence[tuple[FloatArray, FloatArray]] = ()
     """Of each layer keys and values [kv_heads, tokens, head_dim], where they were looked at."""
 
 
-def run(
+def traced_runs(
     bind: Callable[..., BoundGraph], layers: int, rows: Sequence[Tokens], asked: Sequence[int]
 ) -> tuple[list[Trace], bool]:
     """Of every run of the watched graph, those in one pass first; and whether rows alone are those of the batch."""
@@ -39,7 +39,7 @@ def run(
     graph = bind(slots=len(ragged), watched=watched)
     found = []
     for row, first in zip(rows, asked, strict=True):
-        outputs = graph.run([Chunk(0, 0, row, first)])[0]
+        outputs = graph.run([RowChunk(0, 0, row, first)])[0]
         found.append(Trace(row, first, outputs, _cells(graph, len(row))))
     last = len(rows) - 1
     for lengths in (_thirds(len(rows[last])), _singles(len(rows[last]))):
@@ -81,13 +81,13 @@ def _singles(length: int) -> list[int]:
     return [length - singles] * (length > singles) + [1] * singles
 
 
-def _heads_and_tails(rows: Sequence[Tokens]) -> tuple[list[Chunk], list[Chunk]]:
+def _heads_and_tails(rows: Sequence[Tokens]) -> tuple[list[RowChunk], list[RowChunk]]:
     """The rows cut at different depths, so that the second pass starts at a different position in every slot."""
     cuts = [max(1, len(row) - 2 * index - 1) for index, row in enumerate(rows)]
-    heads = [Chunk(slot, 0, row[:cut]) for slot, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
-    tails = [Chunk(slot, cut, row[cut:]) for slot, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
+    heads = [RowChunk(slot, 0, row[:cut]) for slot, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
+    tails = [RowChunk(slot, cut, row[cut:]) for slot, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
     return heads, tails
 
 
-def _identical(one: Outputs, other: Outputs) -> bool:
+def _identical(one: GraphOutputs, other: GraphOutputs) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in other)

@@ -3,13 +3,13 @@
 from qwen3guard_contract.wire import GEN_GUARD
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.triton.admission import Admission
-from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
-        self.refusals = Refusals(GEN_GUARD)  # first: it opens the log
+        self.refusals = RefusalLog(GEN_GUARD)  # first: it opens the log
         self.model = GenGuardModel(model_folder(args), parameters(args))
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
         self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)

@@ -2,18 +2,18 @@
 
 from qwen3guard_contract.wire import GUARD_TOKENIZER
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
-from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.triton.admission import Admission
-from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, send, serve
 
 
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.model = GuardTokenizerModel(model_folder(args))
-        self.refusals = Refusals(GUARD_TOKENIZER)
+        self.refusals = RefusalLog(GUARD_TOKENIZER)
         self.unpublish = publish([self.refusals.metric])
-        waiting = Options(parameters(args)).whole("waiting")
+        waiting = Parameters(parameters(args)).whole("waiting")
         self.admission = Admission(self.answer, self.refuse, waiting=waiting)
 
     def execute(self, requests):

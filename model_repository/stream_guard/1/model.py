@@ -2,13 +2,13 @@
 
 from qwen3guard_contract.wire import STREAM_GUARD
 from qwen3guard_runtime.stream.models import StreamGuardModel
-from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, parameters, publish, serve
+from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, serve
 
 
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
-        self.refusals = Refusals(STREAM_GUARD)  # first: it opens the log
+        self.refusals = RefusalLog(STREAM_GUARD)  # first: it opens the log
         self.model = StreamGuardModel(model_folder(args), parameters(args))
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
 

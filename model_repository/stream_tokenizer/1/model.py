@@ -2,14 +2,14 @@
 
 from qwen3guard_contract.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream.models import StreamTokenizerModel
-from qwen3guard_runtime.triton.triton_io import Refusals, loading, model_folder, publish, serve
+from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, publish, serve
 
 
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.model = StreamTokenizerModel(model_folder(args))
-        self.refusals = Refusals(STREAM_TOKENIZER)
+        self.refusals = RefusalLog(STREAM_TOKENIZER)
         self.unpublish = publish([self.refusals.metric])
 
     def execute(self, requests):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qwen3guard_contract.errors import DeviceError
 from qwen3guard_contract.manifest import Manifest
 
-from qwen3guard_runtime.engine.kv_cache import Arena, Slot, row_bytes
+from qwen3guard_runtime.engine.kv_cache import Arena, Slot
 
 Address = int
 
@@ -104,21 +104,21 @@ class DeviceArena(Arena):
     def __init__(self, cuda: Cuda, manifest: Manifest, rows: int, capacity: int) -> None:
         super().__init__(manifest, rows, capacity)
         self._cuda = cuda
-        self._starts = [cuda.zeros(rows * row_bytes(cache, capacity)) for cache in self.caches]
+        self._starts = [cuda.zeros(rows * cache.row_bytes(capacity)) for cache in self.caches]
 
     def address(self, number: int, row: int) -> Address:
-        return self._starts[number] + row * row_bytes(self.caches[number], self.capacity)
+        return self._starts[number] + row * self.caches[number].row_bytes(self.capacity)
 
     def _clear(self, row: int) -> None:
         """Waits for its zeros: ONNX Runtime's passes are on streams of its own."""
         for number, cache in enumerate(self.caches):
-            self._cuda.clear(self.address(number, row), row_bytes(cache, self.capacity))
+            self._cuda.clear(self.address(number, row), cache.row_bytes(self.capacity))
         self._cuda.synchronize()
 
     def copy(self, row: int, target: Slot, tokens: int) -> None:
         for number, cache in enumerate(self.caches):
             before = math.prod(cache.shape(1)[: cache.cell_axis - 1])
-            after = row_bytes(cache, 1) // before
+            after = cache.row_bytes(1) // before
             self._cuda.copy_rows(
                 target.arena.address(number, target.row),
                 target.arena.capacity * after,

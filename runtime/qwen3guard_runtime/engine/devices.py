@@ -13,19 +13,20 @@ import onnxruntime
 from qwen3guard_contract.errors import DeviceError, InvalidParameter
 from qwen3guard_contract.integer_products import REPAIR, Products
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.slots import PADDING_CELLS, capacity_for
 
 from qwen3guard_runtime.engine import cuda
-from qwen3guard_runtime.engine.kv_cache import BLOCK, HOST, SLACK, Memory
+from qwen3guard_runtime.engine.kv_cache import HOST, Memory
 from qwen3guard_runtime.engine.onnx_runner import CUDA, OnnxRunner
 from qwen3guard_runtime.engine.runner import Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
-from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.parameters import Parameters
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
-class Place:
+class OpenedGuard:
     """`manifest` is the guard's, its context cut to what slots hold there."""
 
     manifest: Manifest
@@ -35,7 +36,7 @@ class Place:
     """How products of integers come out exact; None where there are none."""
 
 
-def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
+def open_guard(folder: Path, manifest: Manifest, options: Parameters) -> OpenedGuard:
     """Loads the guard where the parameter `device` says; `auto` is where it was exported for.
 
     `auto` falls back to the CPU with a warning where there is no such device; the others never do. Raises
@@ -54,7 +55,7 @@ def open_guard(folder: Path, manifest: Manifest, options: Options) -> Place:
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
     runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
     _tell(runner.products)
-    return Place(manifest, runner, HOST, runner.products)
+    return OpenedGuard(manifest, runner, HOST, runner.products)
 
 
 def _tell(products: Products | None) -> None:
@@ -72,10 +73,10 @@ def _tell(products: Products | None) -> None:
 def _made_for(manifest: Manifest) -> str:
     if manifest.engine:
         return "tensorrt"
-    return "cuda" if manifest.attention == "gqa" else "cpu"
+    return manifest.form.device
 
 
-def _tensorrt(folder: Path, manifest: Manifest) -> Place:
+def _tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
     name = manifest.engine.package if manifest.engine else "tensorrt"
     try:
         package = importlib.import_module(name)
@@ -86,22 +87,22 @@ def _tensorrt(folder: Path, manifest: Manifest) -> Place:
     return _on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
-def _cuda(folder: Path, manifest: Manifest, options: Options) -> Place:
+def _cuda(folder: Path, manifest: Manifest, options: Parameters) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
         raise DeviceError("This ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]'.")
     provider = _provider_options(options)
     device = cuda.Cuda(cuda.bindings(), int(provider.get("device_id", 0)))
     runner = OnnxRunner(folder, manifest, cuda=provider)
     tokens = min(manifest.context, options.whole("slot_tokens", at_least=1))
-    return _on(device, manifest, runner, -(-(tokens + SLACK) // BLOCK) * BLOCK)
+    return _on(device, manifest, runner, capacity_for(tokens))
 
 
-def _on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> Place:
-    cut = replace(manifest, context=min(manifest.context, capacity - SLACK))
-    return Place(cut, runner, cuda.DeviceMemory(device, capacity))
+def _on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> OpenedGuard:
+    cut = replace(manifest, context=min(manifest.context, capacity - PADDING_CELLS))
+    return OpenedGuard(cut, runner, cuda.DeviceMemory(device, capacity))
 
 
-def _provider_options(options: Options) -> Mapping[str, str]:
+def _provider_options(options: Parameters) -> Mapping[str, str]:
     """The parameter `cuda_options`: a JSON object of ONNX Runtime's CUDA provider options."""
     text = options.text("cuda_options")
     try:

@@ -6,25 +6,19 @@ arenas, one for each capacity: of this process's memory (`HostArena`), or of a G
 
 from __future__ import annotations
 
-import math
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import OverBudget, Overloaded
-from qwen3guard_contract.manifest import Cache, Manifest
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.slots import PADDING_CELLS, capacities, slot_bytes
 
 from qwen3guard_runtime.parameters import memory_bytes
-
-SLACK = 16
-"""Cells at the end of every slot that hold no token: padding of a ragged batch is written there."""
-SMALLEST = 256
-BLOCK = 64
-"""Capacities are multiples of this: the int8 form of attention works in such blocks, softmax in fractions of them."""
 
 
 class Arena(ABC):
@@ -35,7 +29,7 @@ class Arena(ABC):
         self.capacity = capacity
         self.caches = manifest.caches
         self.slots: list[Slot | None] = [None] * rows
-        self.slot_bytes = slot_bytes(manifest, capacity)
+        self.slot_bytes = slot_bytes(self.caches, capacity)
 
     @property
     def live(self) -> int:
@@ -44,7 +38,7 @@ class Arena(ABC):
     @property
     def room(self) -> int:
         """Tokens that a slot of this arena can hold."""
-        return self.capacity - SLACK
+        return self.capacity - PADDING_CELLS
 
     @abstractmethod
     def address(self, number: int, row: int) -> int:
@@ -71,7 +65,7 @@ class HostArena(Arena):
         super().__init__(manifest, rows, capacity)
         # Private pages, since the kernel takes shared ones back only with the whole mapping.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._maps = [mmap.mmap(-1, rows * row_bytes(cache, capacity), flags=private) for cache in self.caches]
+        self._maps = [mmap.mmap(-1, rows * cache.row_bytes(capacity), flags=private) for cache in self.caches]
         self._bytes = [np.frombuffer(memory, np.uint8) for memory in self._maps]
         self.arrays: list[npt.NDArray[np.generic]] = [
             np.frombuffer(memory, cache.numpy).reshape(rows, *cache.shape(capacity))
@@ -91,7 +85,7 @@ class HostArena(Arena):
     def _clear(self, row: int) -> None:
         """Gives the pages back that are the row's alone, which zeroes them; those that it shares are written."""
         for memory, view, cache in zip(self._maps, self._bytes, self.caches, strict=True):
-            stride = row_bytes(cache, self.capacity)
+            stride = cache.row_bytes(self.capacity)
             begin, end = row * stride, (row + 1) * stride
             first = min(end, -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE)
             last = max(first, end // mmap.PAGESIZE * mmap.PAGESIZE)
@@ -145,7 +139,7 @@ class KVCache:
     def __init__(
         self, manifest: Manifest, *, slots: int, budget_bytes: int | None = None, memory: Memory = HOST
     ) -> None:
-        sizes = {capacity: slot_bytes(manifest, capacity) for capacity in memory.capacities(manifest.context)}
+        sizes = {capacity: slot_bytes(manifest.caches, capacity) for capacity in memory.capacities(manifest.context)}
         largest = self.least_bytes(manifest, memory)
         self.slots = slots
         self.budget_bytes = slots * largest if budget_bytes is None else budget_bytes
@@ -161,7 +155,7 @@ class KVCache:
     @staticmethod
     def least_bytes(manifest: Manifest, memory: Memory = HOST) -> int:
         """The smallest budget: one slot of the whole context."""
-        return max(slot_bytes(manifest, capacity) for capacity in memory.capacities(manifest.context))
+        return max(slot_bytes(manifest.caches, capacity) for capacity in memory.capacities(manifest.context))
 
     def has_room(self, tokens: int, slot: Slot | None = None) -> bool:
         """Whether `slot`, or a new one, can have `tokens` in all."""
@@ -215,28 +209,3 @@ def copy(source: Slot, target: Slot, tokens: int) -> None:
     """Makes the first `tokens` of `source` all that `target` holds. Both are in one memory, perhaps of two caches."""
     source.arena.copy(source.row, target, tokens)
     target.length = tokens
-
-
-def slot_bytes(manifest: Manifest, capacity: int) -> int:
-    """What a slot of `capacity` cells takes in all layers, keys and values together."""
-    return sum(row_bytes(cache, capacity) for cache in manifest.caches)
-
-
-def row_bytes(cache: Cache, capacity: int) -> int:
-    return math.prod(cache.shape(capacity)) * cache.numpy.itemsize
-
-
-def capacities(context: int) -> Iterator[int]:
-    """64 more than 256, 512, 768 and so on, from 2048 on in steps of a quarter of the last power of two, up to the
-    context with its slack.
-
-    Attention reads a slot to its end, so slots are little longer than their tokens; but only slots of one capacity
-    share a pass, so there are not too many. The 64 are for contexts that are a round number and a little more.
-    """
-    step = tokens = SMALLEST
-    while tokens + BLOCK - SLACK < context:
-        yield tokens + BLOCK
-        if tokens >= 8 * step:
-            step *= 2
-        tokens += step
-    yield -(-(context + SLACK) // BLOCK) * BLOCK

@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing
 from qwen3guard_contract.integer_products import Products, ensure_exact
-from qwen3guard_contract.manifest import GRAPH, INPUT_IDS, LOGIT_INDEX, POSITIONS, Manifest
+from qwen3guard_contract.manifest import GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Manifest
 
 from qwen3guard_runtime.engine.kv_cache import Arena
-from qwen3guard_runtime.engine.runner import Ids, Limits, Logits, Passes
+from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
 from qwen3guard_runtime.parameters import cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -33,7 +33,7 @@ class OnnxRunner(Passes):
         self, folder: Path, manifest: Manifest, *, threads: int = 0, cuda: Mapping[str, str] | None = None
     ) -> None:
         # Its operator takes one token of many rows, or many of one.
-        super().__init__(Limits(shared_tokens=1) if manifest.attention == "gqa" else Limits())
+        super().__init__(PassLimits() if manifest.form.takes_ragged_rows else PassLimits(shared_tokens=1))
         graph = folder / GRAPH
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
@@ -43,7 +43,7 @@ class OnnxRunner(Passes):
         # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
         options.log_severity_level = 3
-        self.products: Products | None = ensure_exact(options) if manifest.has_eight_bits else None
+        self.products: Products | None = ensure_exact(options) if manifest.form.has_integers else None
         """How products of integers come out exact here; None where the graph has none."""
         providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
         try:
@@ -57,9 +57,9 @@ class OnnxRunner(Passes):
 
     def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
         binding = self._binding(arena, first, len(ids))
-        binding.bind_cpu_input(INPUT_IDS, ids)
-        binding.bind_cpu_input(POSITIONS, positions)
-        binding.bind_cpu_input(LOGIT_INDEX, index)
+        binding.bind_cpu_input(GRAPH_INPUT_IDS, ids)
+        binding.bind_cpu_input(GRAPH_POSITIONS, positions)
+        binding.bind_cpu_input(GRAPH_LOGIT_INDEX, index)
         for name in self._outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)

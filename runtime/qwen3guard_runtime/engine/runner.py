@@ -14,13 +14,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from qwen3guard_contract.slots import PADDING_CELLS
 
-from qwen3guard_runtime.engine.kv_cache import SLACK, Arena, Slot
+from qwen3guard_runtime.engine.kv_cache import Arena, Slot
 
 Ids = npt.NDArray[np.int64]
 Logits = tuple[npt.NDArray[np.float32], ...]
 
-STEP_TOKENS = SLACK
+STEP_TOKENS = PADDING_CELLS
 """Rows of up to this many tokens share a pass; longer ones run alone, since padding to them would cost more."""
 CHUNK_TOKENS = 512
 """A longer row is run in chunks of this many tokens."""
@@ -47,7 +48,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class PassLimits:
     """What one pass may be. Rows of up to `shared_tokens` share a pass, at most `rows` slots and `asked` tokens with
     logits together; a longer row runs alone, in chunks of `chunk_tokens`, since padding to it would cost more."""
 
@@ -60,7 +61,7 @@ class Limits:
 class Passes(ABC):
     """A Runner that turns rows into passes over neighbouring slots; what runs a pass is the subclass's."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: PassLimits) -> None:
         self._limits = limits
 
     @abstractmethod
@@ -115,7 +116,7 @@ class Passes(ABC):
         return results
 
 
-def windows(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
+def windows(rows: Sequence[Row], limits: PassLimits) -> Iterator[list[Row]]:
     """Groups rows whose slots stand near enough to share a pass, each group in slot order."""
     window: list[Row] = []
     asked = 0

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from qwen3guard_contract.errors import CorruptFile, EngineMismatch, ExportMissing
-from qwen3guard_contract.manifest import INPUT_IDS, LOGIT_INDEX, POSITIONS, Engine, Manifest, Profile
+from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Engine, Manifest, Profile
 
 from qwen3guard_runtime.engine.cuda import Cuda
 from qwen3guard_runtime.engine.kv_cache import Arena
-from qwen3guard_runtime.engine.runner import Ids, Limits, Logits, Passes
+from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
 
 GRAPHS = 32
 """Recorded decode steps that are kept; each is of neighbouring slots, and has a context of its own."""
@@ -32,7 +32,7 @@ class TensorRTRunner(Passes):
         engine = manifest.engine
         if engine is None or not (folder / engine.file).is_file():
             raise ExportMissing(f"{folder} holds no TensorRT engine: export with --tensorrt.")
-        check(engine, package, cuda.capability())
+        check_engine(engine, package, cuda.capability())
         self._cuda = cuda
         self._profiles = engine.profiles
         self._runtime = package.Runtime(package.Logger(package.Logger.ERROR))
@@ -46,14 +46,16 @@ class TensorRTRunner(Passes):
         self._widths = {name: int(self._engine.get_tensor_shape(name)[-1]) for name in manifest.outputs}
         largest = Profile(*(max(sizes) for sizes in zip(*map(_sizes, self._profiles), strict=True)))
         self._buffers = {
-            INPUT_IDS: cuda.zeros(8 * max(profile.rows * profile.tokens for profile in self._profiles)),
-            POSITIONS: cuda.zeros(8 * largest.rows),
-            LOGIT_INDEX: cuda.zeros(8 * 2 * largest.asked),
+            GRAPH_INPUT_IDS: cuda.zeros(8 * max(profile.rows * profile.tokens for profile in self._profiles)),
+            GRAPH_POSITIONS: cuda.zeros(8 * largest.rows),
+            GRAPH_LOGIT_INDEX: cuda.zeros(8 * 2 * largest.asked),
         } | {name: cuda.zeros(4 * width * largest.asked) for name, width in self._widths.items()}
         self._decode = lru_cache(GRAPHS)(self._new_decode)
         step = self._profiles[0]
         super().__init__(
-            Limits(shared_tokens=step.tokens, chunk_tokens=self._profiles[-1].tokens, rows=step.rows, asked=step.asked)
+            PassLimits(
+                shared_tokens=step.tokens, chunk_tokens=self._profiles[-1].tokens, rows=step.rows, asked=step.asked
+            )
         )
 
     def _context(self, number: int) -> Any:
@@ -69,7 +71,7 @@ class TensorRTRunner(Passes):
 
     def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
         rows, tokens = ids.shape
-        for name, array in ((INPUT_IDS, ids), (POSITIONS, positions), (LOGIT_INDEX, index)):
+        for name, array in ((GRAPH_INPUT_IDS, ids), (GRAPH_POSITIONS, positions), (GRAPH_LOGIT_INDEX, index)):
             self._cuda.upload(self._buffers[name], array)
         if tokens == 1 and len(index) == rows:
             decode = self._decode(arena, first, rows)
@@ -85,7 +87,7 @@ class TensorRTRunner(Passes):
 
     def _enqueue(self, context: Any, arena: Arena, first: int, ids: Ids, index: Ids) -> None:
         rows = len(ids)
-        for name, shape in ((INPUT_IDS, ids.shape), (POSITIONS, (rows,)), (LOGIT_INDEX, index.shape)):
+        for name, shape in ((GRAPH_INPUT_IDS, ids.shape), (GRAPH_POSITIONS, (rows,)), (GRAPH_LOGIT_INDEX, index.shape)):
             context.set_input_shape(name, shape)
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, buffer)
@@ -118,7 +120,7 @@ class _Decode:
         self._graph()
 
 
-def check(engine: Engine, package: ModuleType, capability: str) -> None:
+def check_engine(engine: Engine, package: ModuleType, capability: str) -> None:
     """Raises EngineMismatch where `engine` was built by another package or version, or for other GPUs."""
     if (engine.package, engine.version) != (package.__name__, package.__version__):
         raise EngineMismatch(

@@ -42,12 +42,12 @@ class Field:
 
 
 SAFETY = Field("Safety:", RISK_ORDER)
-CATEGORIES = Field("Categories:", CATEGORY_ORDER)
-REFUSAL = Field("Refusal:", REFUSAL_ORDER)
+CATEGORIES_FIELD = Field("Categories:", CATEGORY_ORDER)
+REFUSAL_FIELD = Field("Refusal:", REFUSAL_ORDER)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AnswerVerdict:
     """What an answer says; `probabilities` of each field that it decides, in wire order.
 
     Where `status` is not COMPLETE, `categories` are all that it names, or empty because they could not be read."""
@@ -66,7 +66,7 @@ class Verdict:
         risk = 1 - float(self.probabilities[SAFETY][RISK_ORDER.index(RiskLevel.SAFE)])
         categories = self.categories
         if not categories and self.status is AnswerStatus.COMPLETE:
-            categories = (QUERY_CATEGORY_ORDER[int(self.probabilities[CATEGORIES][:-1].argmax())],)
+            categories = (QUERY_CATEGORY_ORDER[int(self.probabilities[CATEGORIES_FIELD][:-1].argmax())],)
         for category in categories or QUERY_CATEGORY_ORDER:
             yield self.severity, category, risk
 
@@ -76,7 +76,7 @@ class AnswerReader:
 
     def __init__(self, tokenizer: GuardTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._candidates = {field: self._first_tokens(field) for field in (SAFETY, CATEGORIES, REFUSAL)}
+        self._candidates = {field: self._first_tokens(field) for field in (SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD)}
 
     def _first_tokens(self, field: Field) -> list[int]:
         label = self._tokenizer.encode(field.label)
@@ -104,7 +104,7 @@ class AnswerReader:
 
     def read(
         self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities], ended: bool = True
-    ) -> Verdict:
+    ) -> AnswerVerdict:
         """What `answer` says; `ended` is whether it has ended by itself, which its last line needs to be whole.
 
         If anything but the level is malformed, the level stands and the status says so; but not Safe, which only a
@@ -118,12 +118,12 @@ class AnswerReader:
         whole = lines if ended else lines[:-1]
         categories = refusal = None
         probabilities = {SAFETY: decisions[SAFETY]}
-        if _is_decided(CATEGORIES, lines[1:2], decisions):
-            probabilities[CATEGORIES] = decisions[CATEGORIES]
+        if _is_decided(CATEGORIES_FIELD, lines[1:2], decisions):
+            probabilities[CATEGORIES_FIELD] = decisions[CATEGORIES_FIELD]
             categories = _categories(whole[1:2])
-        if response_mode and CATEGORIES in probabilities and _is_decided(REFUSAL, lines[2:3], decisions):
-            probabilities[REFUSAL] = decisions[REFUSAL]
-            refusal = next((each for each in Refusal if whole[2:3] == [REFUSAL.spell(each)]), None)
+        if response_mode and CATEGORIES_FIELD in probabilities and _is_decided(REFUSAL_FIELD, lines[2:3], decisions):
+            probabilities[REFUSAL_FIELD] = decisions[REFUSAL_FIELD]
+            refusal = next((each for each in Refusal if whole[2:3] == [REFUSAL_FIELD.spell(each)]), None)
         has_form = lines[0] == f"{SAFETY.label} {level}" and len(lines) == (3 if response_mode else 2)
         if not ended:
             status = AnswerStatus.CUT
@@ -133,7 +133,7 @@ class AnswerReader:
             status = AnswerStatus.COMPLETE
         if level == RiskLevel.SAFE.value and (status is not AnswerStatus.COMPLETE or categories):
             raise UnreadableAnswer("The model's answer begins with Safe and does not keep to it.")
-        return Verdict(RiskLevel(level), categories or (), refusal, probabilities, status)
+        return AnswerVerdict(RiskLevel(level), categories or (), refusal, probabilities, status)
 
 
 _LEVEL = re.compile(r"Safety: (?P<level>Safe|Unsafe|Controversial)(?!\w)")
@@ -147,7 +147,7 @@ def _is_decided(field: Field, line: Sequence[str], decisions: Mapping[Field, Pro
 def _categories(line: Sequence[str]) -> tuple[Category, ...] | None:
     """All that the line names; None where there is no line, or a name that does not exist: another may be meant."""
     for each in line:
-        names = [name.strip() for name in each.removeprefix(CATEGORIES.label).split(",")]
+        names = [name.strip() for name in each.removeprefix(CATEGORIES_FIELD.label).split(",")]
         try:
             return tuple(Category(name) for name in names if name != "None")
         except ValueError:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qwen3guard_contract.labels import CATEGORY_ORDER, RiskLevel
 
-from qwen3guard_runtime.gen.answer import CATEGORIES, REFUSAL, SAFETY
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 
@@ -19,10 +19,10 @@ class Drafts:
         for level in (RiskLevel.SAFE, RiskLevel.UNSAFE, RiskLevel.CONTROVERSIAL):
             categories = [None] if level is RiskLevel.SAFE else [each for each in CATEGORY_ORDER if each]
             for category in categories:
-                verdict = f"{SAFETY.spell(level)}\n{CATEGORIES.spell(category)}"
+                verdict = f"{SAFETY.spell(level)}\n{CATEGORIES_FIELD.spell(category)}"
                 self._answers[False].append(tokenizer.encode(verdict))
-                for refusal in reversed(REFUSAL.values):
-                    self._answers[True].append(tokenizer.encode(f"{verdict}\n{REFUSAL.spell(refusal)}"))
+                for refusal in reversed(REFUSAL_FIELD.values):
+                    self._answers[True].append(tokenizer.encode(f"{verdict}\n{REFUSAL_FIELD.spell(refusal)}"))
 
     def rest(self, begun: Sequence[int], *, response_mode: bool) -> list[int]:
         """What follows `begun` in the likeliest answer that begins so; nothing if none does."""

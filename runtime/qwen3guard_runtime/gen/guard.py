@@ -21,9 +21,9 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_runtime.engine.kv_cache import HOST, KVCache, Memory, Slot
 from qwen3guard_runtime.engine.logits import check_ids, not_finite
 from qwen3guard_runtime.engine.runner import Ids, Row, Runner
-from qwen3guard_runtime.gen.answer import AnswerReader, Field, Probabilities, Verdict
+from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
 from qwen3guard_runtime.gen.drafts import Drafts
-from qwen3guard_runtime.gen.prefixes import Heads
+from qwen3guard_runtime.gen.prefixes import Prefixes
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
@@ -70,18 +70,18 @@ class GenGuard:
         end_ids: frozenset[int],
         *,
         slots: int,
-        heads: Sequence[Ids] = (),
+        prefixes: Sequence[Ids] = (),
         drafts: Drafts | None = None,
         memory: Memory = HOST,
         metrics: GenMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `heads` every conversation is computed whole; without `drafts` every token has its own pass."""
+        """Without `prefixes` every conversation is computed whole; without `drafts` every token has its own pass."""
         self._manifest = manifest
         self._runner = runner
         self._cache = KVCache(manifest, slots=slots, memory=memory)
         self._end_ids = end_ids
-        self._heads = Heads(manifest, runner, heads, memory)
+        self._prefixes = Prefixes(manifest, runner, prefixes, memory)
         self._drafts = drafts
         self._metrics = metrics or GenMetrics()
         self._clock = clock
@@ -118,7 +118,7 @@ class GenGuard:
                 self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
         return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
 
-    def read(self, answer: Answer) -> Verdict:
+    def read(self, answer: Answer) -> AnswerVerdict:
         """Raises UnreadableAnswer where no level can be read."""
         return self.reader.read(
             answer.text,
@@ -139,7 +139,9 @@ class GenGuard:
         check_ids(question.ids, self._manifest.vocab_size)
 
     def _decode(self, answers: Sequence[Answer]) -> None:
-        pending = {id(each): each.question.ids[self._heads.begin(each.slot, each.question.ids) :] for each in answers}
+        pending = {
+            id(each): each.question.ids[self._prefixes.begin(each.slot, each.question.ids) :] for each in answers
+        }
         while active := [each for each in answers if not each.is_done]:
             drafts = [self._draft(each) for each in active]
             rows = []

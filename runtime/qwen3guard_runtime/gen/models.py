@@ -16,11 +16,11 @@ from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
-from qwen3guard_runtime.gen.answer import CATEGORIES, REFUSAL, SAFETY, Verdict
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, end_ids
-from qwen3guard_runtime.gen.prefixes import template_heads
-from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.gen.prefixes import template_prefixes
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate, conversation
@@ -45,7 +45,7 @@ class GenGuardModel:
     """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
 
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
-        options = Options(parameters)
+        options = Parameters(parameters)
         manifest = read_manifest(folder)
         self._files = ExportedFiles(folder, manifest)
         tokenizer = GuardTokenizer.load(folder)
@@ -63,7 +63,7 @@ class GenGuardModel:
             tokenizer,
             end_ids(folder, tokenizer),
             slots=slots,
-            heads=template_heads(ChatTemplate.load(folder), place.manifest.context),
+            prefixes=template_prefixes(ChatTemplate.load(folder), place.manifest.context),
             drafts=Drafts(tokenizer),
             memory=place.memory,
             metrics=self._metrics,
@@ -103,22 +103,22 @@ class GenGuardModel:
         self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
         return outputs | self._verdict(verdict)
 
-    def _read(self, answer: Answer) -> tuple[Verdict | None, UnreadableAnswer | None]:
+    def _read(self, answer: Answer) -> tuple[AnswerVerdict | None, UnreadableAnswer | None]:
         try:
             return self._guard.read(answer), None
         except UnreadableAnswer as error:
             return None, error
 
-    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+    def _verdict(self, verdict: AnswerVerdict) -> dict[str, object]:
         severity, none = verdict.severity, np.zeros(0, np.float32)
         return {
             wire.SEVERITY.name: [severity.value],
             wire.CATEGORIES.name: [category.value for category in verdict.categories],
             wire.REFUSAL.name: [verdict.refusal.value] if verdict.refusal else [],
             wire.SEVERITY_PROBABILITIES.name: verdict.probabilities[SAFETY],
-            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES, none),
-            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL, none),
+            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES_FIELD, none),
+            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL_FIELD, none),
             wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
             wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
-            wire.UNSAFE.name: any(self._policy.decides(*row) for row in verdict.rows()),
+            wire.UNSAFE.name: any(self._policy.is_unsafe(*row) for row in verdict.rows()),
         }

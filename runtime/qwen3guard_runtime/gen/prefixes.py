@@ -12,13 +12,13 @@ from qwen3guard_runtime.engine.runner import Ids, Row, Runner
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
 
 
-class Heads:
+class Prefixes:
     """Keys and values of some token sequences, and how much of a conversation each begins."""
 
-    def __init__(self, manifest: Manifest, runner: Runner, heads: Sequence[Ids], memory: Memory = HOST) -> None:
-        cache = KVCache(manifest, slots=max(1, len(heads)), memory=memory)
+    def __init__(self, manifest: Manifest, runner: Runner, prefixes: Sequence[Ids], memory: Memory = HOST) -> None:
+        cache = KVCache(manifest, slots=max(1, len(prefixes)), memory=memory)
         self._held: list[tuple[Ids, Slot]] = []
-        for ids in heads:
+        for ids in prefixes:
             slot = cache.acquire(len(ids))
             runner.forward([Row(slot, ids, [])])
             self._held.append((ids, slot))
@@ -41,12 +41,12 @@ def common(one: Ids, other: Ids) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def template_heads(template: ChatTemplate, limit: int) -> list[Ids]:
+def template_prefixes(template: ChatTemplate, limit: int) -> list[Ids]:
     """What conversations that end with a user's turn have in common, and those that end with an assistant's."""
-    heads = []
+    prefixes = []
     for turns in (("user",), ("user", "assistant")):
         one, other = (
             np.array(template.render([Message(role, text) for role in turns], limit), np.int64) for text in ("a", "1")
         )
-        heads.append(one[: common(one, other)])
-    return heads
+        prefixes.append(one[: common(one, other)])
+    return prefixes

@@ -20,11 +20,12 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.kv_cache import KVCache
-from qwen3guard_runtime.parameters import Options
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
-from qwen3guard_runtime.stream.sessions import Limits, Sessions
-from qwen3guard_runtime.stream.steps import Reply, Step
-from qwen3guard_runtime.stream.verdicts import Judgement
+from qwen3guard_runtime.stream.session import SessionLimits
+from qwen3guard_runtime.stream.sessions import Sessions
+from qwen3guard_runtime.stream.steps import Step, StepReply
+from qwen3guard_runtime.stream.verdicts import TokenJudgements
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
 from qwen3guard_runtime.text.chat import conversation, text_of
 from qwen3guard_runtime.text.incremental import Increment, tokenize
@@ -97,7 +98,7 @@ class StreamGuardModel:
     """stream_guard: a step's ids at a position to the verdict of each token. Holds the sessions."""
 
     def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
-        options = Options(parameters)
+        options = Parameters(parameters)
         exported = read_manifest(folder)
         self._files = ExportedFiles(folder, exported)
         place = open_guard(folder, exported, options)
@@ -107,7 +108,7 @@ class StreamGuardModel:
             memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
         )
         cache = KVCache(manifest, slots=slots, budget_bytes=budget, memory=memory)
-        limits = Limits(
+        limits = SessionLimits(
             idle_s=options.seconds("idle_s"),
             evict_s=options.seconds("evict_s"),
             turn_s=options.seconds("turn_s"),
@@ -204,7 +205,7 @@ class StreamGuardModel:
         )
 
 
-def _outputs(reply: Reply) -> dict[str, object]:
+def _outputs(reply: StepReply) -> dict[str, object]:
     return {
         wire.LENGTH.name: reply.length,
         wire.PENDING.name: reply.pending,
@@ -226,9 +227,9 @@ def _outputs(reply: Reply) -> dict[str, object]:
     }
 
 
-def _risk(judgement: Judgement) -> list[str]:
+def _risk(judgement: TokenJudgements) -> list[str]:
     return [level.value for level in judgement.risk]
 
 
-def _category(judgement: Judgement) -> list[str]:
+def _category(judgement: TokenJudgements) -> list[str]:
     return [category.value if category else "None" for category in judgement.category]

@@ -19,6 +19,19 @@ from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits
 from qwen3guard_runtime.stream.steps import Step
 
 
+@dataclass(frozen=True)
+class SessionLimits:
+    """Sessions idle for `idle_s` seconds are forgotten; for room, only ones idle for `evict_s`.
+
+    A long step is run in chunks of up to `chunk_tokens`; it leaves the others waiting no longer than `turn_s`.
+    """
+
+    idle_s: float
+    evict_s: float
+    turn_s: float
+    chunk_tokens: int
+
+
 @dataclass(eq=False)
 class Session:
     """`begins` is where the conversation ends and the response begins."""

@@ -3,43 +3,27 @@
 A step writes its tokens at an absolute position; whatever stood there or after is dropped first. The reply
 depends on nothing but the tokens up to its end. Knows token ids; nothing of text or Triton.
 
-A long step is run in chunks, between the steps of other sessions. One that is not done when the turn is over is
-answered with the number of tokens that are pending; the same step sent again goes on where it stopped.
+A step that is not done when its turn is over (`turns`) is answered with the number of tokens that are pending; the same
+step sent again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from qwen3guard_contract.errors import GuardError, InternalError, Overloaded
+from qwen3guard_contract.errors import GuardError, Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy, runs
 
 from qwen3guard_runtime.engine.kv_cache import KVCache, Slot
-from qwen3guard_runtime.engine.logits import check_ids, not_finite
-from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row, Runner
-from qwen3guard_runtime.stream.session import Session, Work, check_step
-from qwen3guard_runtime.stream.steps import Flags, Reply, Step, judgements
-from qwen3guard_runtime.telemetry.metrics import Closed, Pass, StreamMetrics
+from qwen3guard_runtime.engine.logits import check_ids
+from qwen3guard_runtime.engine.runner import Runner
+from qwen3guard_runtime.stream.session import Session, SessionLimits, Work, check_step
+from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judgements
+from qwen3guard_runtime.stream.turns import Turns
+from qwen3guard_runtime.telemetry.metrics import Closed, StreamMetrics
 
-HALVED_AT = 1024
-"""Position where a chunk has half the tokens that it has at 0: there, attention costs as much as all the rest."""
-SMALLEST_CHUNK = 4
 NO_RUNS = (0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sessions idle for `idle_s` seconds are forgotten; for room, only ones idle for `evict_s`.
-
-    A long step is run in chunks of up to `chunk_tokens`; it leaves the others waiting no longer than `turn_s`.
-    """
-
-    idle_s: float
-    evict_s: float
-    turn_s: float
-    chunk_tokens: int
 
 
 class Sessions:
@@ -52,12 +36,11 @@ class Sessions:
         cache: KVCache,
         *,
         policy: Policy,
-        limits: Limits,
+        limits: SessionLimits,
         clock: Callable[[], float],
         metrics: StreamMetrics | None = None,
     ) -> None:
         self._manifest = manifest
-        self._runner = runner
         self._cache = cache
         self._policy = policy
         self._limits = limits
@@ -66,15 +49,14 @@ class Sessions:
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """Sessions with a step in this turn."""
-        self._others_waited = False
-        """The last turn had chunks of long steps."""
+        self._turns = Turns(runner, limits.chunk_tokens, self._grow, self._metrics, clock)
 
-    def steps(self, steps: Sequence[Step]) -> list[Reply | GuardError]:
+    def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
         """One reply, or its own error, for each step. Steps of one session are taken in order."""
         turn_ends = self._clock() + self._limits.turn_s
         self.forget_idle()
         self._in_use = {step.session for step in steps}
-        replies: list[Reply | GuardError | None] = [None] * len(steps)
+        replies: list[StepReply | GuardError | None] = [None] * len(steps)
         while None in replies:
             turn: dict[int | str, tuple[int, Step]] = {}
             for number, step in enumerate(steps):
@@ -86,7 +68,7 @@ class Sessions:
                     works[number] = self._begin(step)
                 except GuardError as error:
                     replies[number] = error
-            self._run(list(works.values()), turn_ends)
+            self._turns.run(list(works.values()), turn_ends)
             for number, work in works.items():
                 replies[number] = self._reply(work)
             for number, step in turn.values():
@@ -127,86 +109,7 @@ class Sessions:
         now = self._clock()
         return Work(step, session, sorted(asked), now, now)
 
-    def _run(self, works: Sequence[Work], turn_ends: float) -> None:
-        """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts.
-
-        A step that came too late for a turn with chunks waits for it, and shall not wait for chunks of its own turn
-        too: two turns in a row with short steps never both have chunks.
-        """
-        short = [work for work in works if 0 < work.left <= STEP_TOKENS]
-        self._forward(short)
-        waiting = sorted((work for work in works if work.left), key=lambda work: work.served_s)
-        if short and self._others_waited:
-            waiting = [work for work in waiting if work.must_finish]
-        self._others_waited = bool(waiting)
-        while waiting:
-            work = waiting.pop(0)
-            self._forward([work])
-            if work.left:
-                waiting.append(work)
-            if self._clock() >= turn_ends:
-                waiting = [work for work in waiting if work.must_finish]
-
-    def _forward(self, works: Sequence[Work]) -> None:
-        """Runs the next chunk of each. Where the graph fails, the step does, and its session ends before it."""
-        rows = []
-        for work in works:
-            try:
-                rows.append(self._next_chunk(work))
-            except GuardError as error:  # others have taken the room that there was for it
-                work.error = error
-        works = [work for work in works if not work.error]
-        if not works:
-            return
-        began = self._clock()
-        try:
-            found = self._runner.forward(rows)
-        except Exception as error:
-            for work in works:
-                work.session.slot.length = work.step.position + work.done
-            if len(works) == 1:
-                works[0].error = InternalError(f"The model could not be run ({type(error).__name__}).")
-                return
-            for work in works:  # one of them may be to blame, but the others are not
-                self._forward([work])
-            return
-        now = self._clock()
-        kind: Pass = "prefill" if all(work.is_prefill for work in works) else "decode"
-        self._metrics.ran(kind, len(rows), now - began)
-        for work, row, logits in zip(works, rows, found, strict=True):
-            self._take(work, row, logits, now)
-
-    def _take(self, work: Work, row: Row, logits: Logits, now: float) -> None:
-        """What a pass has found of one step.
-
-        The last token of `row` has read all cells before it, so its numbers are not finite where any of those is not.
-        A slot with such a cell would spoil what is written to it later, even behind a rewind: 0 x NaN is NaN.
-        """
-        work.error = not_finite(logits)
-        if work.error:
-            work.lost = True
-            self._metrics.not_finite()
-            return
-        end = work.done + len(row.ids)
-        wanted = sum(work.done <= index < end for index in work.asked)
-        work.found.append(tuple(output[:wanted] for output in logits))
-        work.done, work.served_s = end, now
-
-    def _next_chunk(self, work: Work) -> Row:
-        """Where a step is cut depends on nothing but its length and position, so its numbers do not either."""
-        size = work.left
-        if size > STEP_TOKENS:
-            position = work.step.position + work.done
-            chunk = self._limits.chunk_tokens * HALVED_AT // (HALVED_AT + position)
-            size = min(size, max(chunk, SMALLEST_CHUNK))
-        end = work.done + size
-        asked = {index - work.done for index in work.asked if work.done <= index < end}
-        length = work.step.position + end  # a slot for more than that would only cost: attention reads all of it
-        self._make_room(length, work.session.slot)
-        self._cache.grow(work.session.slot, length)
-        return Row(work.session.slot, work.step.ids[work.done : end], sorted(asked | {size - 1}))
-
-    def _reply(self, work: Work) -> Reply | GuardError:
+    def _reply(self, work: Work) -> StepReply | GuardError:
         step, session = work.step, work.session
         session.used_s = self._clock()
         session.pending = work if work.left else None
@@ -220,7 +123,7 @@ class Sessions:
         before = session.runs[-1] if session.runs else NO_RUNS
         counted = [runs(each, before=run) for each, run in zip(Flags.of(policy, response), before, strict=True)]
         session.runs += zip(*counted, strict=True)
-        reply = Reply(
+        reply = StepReply(
             len(session.runs),
             work.left,
             response,
@@ -233,7 +136,7 @@ class Sessions:
             self._count(work, reply)
         return reply
 
-    def _count(self, work: Work, reply: Reply) -> None:
+    def _count(self, work: Work, reply: StepReply) -> None:
         step, session = work.step, work.session
         self._metrics.judged(reply.response.risk, reply.prompt.risk)
         if len(step.ids):
@@ -253,6 +156,11 @@ class Sessions:
         self._live[step.session] = session
         self._metrics.opened()
         return session
+
+    def _grow(self, slot: Slot, tokens: int) -> None:
+        """Raises Overloaded."""
+        self._make_room(tokens, slot)
+        self._cache.grow(slot, tokens)
 
     def _make_room(self, tokens: int, slot: Slot | None = None) -> None:
         """Forgets idle sessions, the longest unused first, until `slot`, or a new one, can have `tokens`.

@@ -11,7 +11,7 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_O
 from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.runner import Ids, Logits
-from qwen3guard_runtime.stream.verdicts import Judgement, judge
+from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Flags(NamedTuple):
     own: tuple[bool, ...]
 
     @classmethod
-    def of(cls, policy: Policy, found: Judgement) -> Flags:
+    def of(cls, policy: Policy, found: TokenJudgements) -> Flags:
         """Of each row by itself: nothing of the rows before it."""
         strict, loose = (
-            tuple(policy.counts(level, category, strict=mode) for level, category, _ in found.rows())
+            tuple(policy.is_unsafe_level(level, category, strict=mode) for level, category, _ in found.rows())
             for mode in (True, False)
         )
-        return cls(strict, loose, tuple(policy.decides(*row) for row in found.rows()))
+        return cls(strict, loose, tuple(policy.is_unsafe(*row) for row in found.rows()))
 
 
 @dataclass(frozen=True)
-class Reply:
+class StepReply:
     """The judged tokens of a step with their decisions; `run` is their run by the session's own policy.
 
     `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
@@ -63,14 +63,14 @@ class Reply:
 
     length: int
     pending: int
-    response: Judgement
+    response: TokenJudgements
     flags: Flags
     run: tuple[int, ...]
-    prompt: Judgement
+    prompt: TokenJudgements
     prompt_flags: Flags
 
 
-def judgements(step: Step, asked: Sequence[int], found: Sequence[Logits]) -> tuple[Judgement, Judgement]:
+def judgements(step: Step, asked: Sequence[int], found: Sequence[Logits]) -> tuple[TokenJudgements, TokenJudgements]:
     """Of the response's tokens and of the prompt, from the logits of all chunks at the tokens `asked`."""
     outputs = (
         [np.concatenate(parts) for parts in zip(*found, strict=True)]

@@ -12,7 +12,7 @@ from qwen3guard_runtime.engine.logits import Floats, softmax
 
 
 @dataclass(frozen=True)
-class Judgement:
+class TokenJudgements:
     """Levels and likeliest categories of some tokens with their probabilities [tokens, 3] and [tokens, 8 or 9]."""
 
     risk: tuple[RiskLevel, ...]
@@ -35,8 +35,8 @@ class Judgement:
         return zip(self.risk, self.likeliest, unsafe.tolist(), strict=True)
 
 
-def judge(risk_logits: Floats, category_logits: Floats, order: Sequence[Category]) -> Judgement:
+def judge(risk_logits: Floats, category_logits: Floats, order: Sequence[Category]) -> TokenJudgements:
     """Logits [tokens, 3] and [tokens, len(order)] of either pair of heads; both are read through a softmax."""
     risk, category = softmax(risk_logits), softmax(category_logits)
     levels = tuple(RISK_ORDER[index] for index in risk.argmax(axis=-1))
-    return Judgement(levels, tuple(order[index] for index in category.argmax(axis=-1)), risk, category)
+    return TokenJudgements(levels, tuple(order[index] for index in category.argmax(axis=-1)), risk, category)

@@ -28,7 +28,7 @@ BROKEN = tuple(status.value for status in AnswerStatus if status is not AnswerSt
 SEVERITIES = tuple(level.value for level in RISK_ORDER)
 
 Closed = Literal["ended", "restarted", "idle", "room", "failed"]
-CLOSED: tuple[Closed, ...] = ("ended", "restarted", "idle", "room", "failed")
+CLOSE_REASONS: tuple[Closed, ...] = ("ended", "restarted", "idle", "room", "failed")
 Pass = Literal["prefill", "decode"]
 PASSES: tuple[Pass, ...] = ("prefill", "decode")
 
@@ -215,7 +215,9 @@ class StreamMetrics(GuardMetrics):
     def __init__(self) -> None:
         super().__init__("stream_guard")
         self._opened = Counter("qwen3guard_sessions_opened_total", "Sessions that were opened, replays included")
-        self._closed = Counter("qwen3guard_sessions_closed_total", "Sessions no longer held, by reason", reason=CLOSED)
+        self._closed = Counter(
+            "qwen3guard_sessions_closed_total", "Sessions no longer held, by reason", reason=CLOSE_REASONS
+        )
         self._step_seconds = Histogram(
             "qwen3guard_step_seconds", "Seconds from taking a step to its verdicts", SECONDS, kind=("open", "step")
         )

@@ -176,7 +176,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self._names = dict(names or {})
         try:
-            self._template = sandbox.run(lambda: sandbox.Sandbox().from_string(template))
+            self._template = sandbox.run_sandboxed(lambda: sandbox.Sandbox().from_string(template))
         except TemplateError as error:
             raise TokenizerMismatch(f"The chat template cannot be parsed: {_one_line(error)}.") from None
         for roles in TRIALS:
@@ -227,7 +227,9 @@ class ChatTemplate:
         """What the template writes, given what transformers gives it. Raises InvalidMessages or TokenizerMismatch."""
         given = self._names | {"messages": messages, "tools": None, "documents": None}
         try:
-            return sandbox.run(lambda: self._template.render(given, add_generation_prompt=True, enable_thinking=False))
+            return sandbox.run_sandboxed(
+                lambda: self._template.render(given, add_generation_prompt=True, enable_thinking=False)
+            )
         except UndefinedError as error:
             raise TokenizerMismatch(f"The chat template uses what it is not given: {_one_line(error)}.") from None
         except TemplateError as error:

@@ -88,7 +88,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
 
-def run(work: Callable[[], T]) -> T:
+def run_sandboxed(work: Callable[[], T]) -> T:
     """What `work` returns, in bounded time and memory. Whatever it raises instead becomes a TemplateError."""
     try:
         with _LOCK, _limited_memory(), _limited_time():

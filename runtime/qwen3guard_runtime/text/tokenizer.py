@@ -23,7 +23,7 @@ BYTES_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenizedText:
     """Tokens of one text. Token k came from text[starts[k]:ends[k]] and belongs to pre-token words[k].
 
     Starts and ends count the text as it was sent, and stand between two segments of it (`segments`): a token of a
@@ -95,10 +95,10 @@ class GuardTokenizer:
                 f"The text has {size} bytes; a context of {limit} tokens takes at most {BYTES_PER_TOKEN * limit}."
             )
 
-    def pieces(self, text: str) -> Piece:
+    def pieces(self, text: str) -> TokenizedText:
         normal, starts, ends = self._normal(text)
         encoding = self._plain.encode(normal, add_special_tokens=False)
-        return Piece(
+        return TokenizedText(
             tuple(encoding.ids),
             tuple(starts[start] for start, _ in encoding.offsets),
             tuple(ends[end - 1] for _, end in encoding.offsets),

@@ -41,7 +41,7 @@ def loading() -> Iterator[None]:
         raise
 
 
-def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: Refusals) -> list[Any]:
+def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: RefusalLog) -> list[Any]:
     """Triton responses for Triton requests: `handle` sees those that are well-formed, `refusals` those that failed."""
     began = time.monotonic()
     results: list[Outputs | GuardError] = []
@@ -151,7 +151,7 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: str(value["string_value"]) for name, value in found.items()}
 
 
-class Refusals:
+class RefusalLog:
     """Counts the requests of one model that are answered with an error, and writes them to the log if there is one."""
 
     def __init__(self, model: Model) -> None:
