@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "export"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from qwen3guard_export import export  # noqa: E402
-from random_checkpoint import SHAPES, make  # noqa: E402
+from support.random_checkpoint import SHAPES, make  # noqa: E402
 
 
 def build(variant: str, shape: dict[str, Any], weights: str, slot_tokens: int) -> dict[str, Any]:

@@ -25,10 +25,9 @@ from qwen3guard_runtime.text.chat import ChatTemplate, Message
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "export")]
-import random_checkpoint  # noqa: E402
-import real_tokenizer  # noqa: E402
-from random_checkpoint import SHAPE_06B  # noqa: E402
+sys.path.insert(0, str(TESTS))
+from support import random_checkpoint, real_tokenizer  # noqa: E402
+from support.random_checkpoint import SHAPE_06B  # noqa: E402
 
 HEAD, TEXT, TAIL = 201, 33, 96
 """Tokens of the real template before a conversation, of a short conversation, and of the template behind it."""

@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import real_tokenizer
-from overflowing import FLOAT32, overflowing
 from qwen3guard_client import GuardClient
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
-from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
-from qwen3guard_server.settings import ServerSettings
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "demo"
+pytest.register_assert_rewrite("support")
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def serve(repository: Path) -> EmbeddedServer:
-    return EmbeddedServer(ServerSettings(repository, grpc_port=free_port(), load_s=120))
-
-
-def stream_repository(repository: Path, folder: Path, **parameters: object) -> Path:
-    """A copy of the stream guard's models, with other parameters in stream_guard's config.pbtxt."""
-    for name in ("stream_guard", "stream_tokenizer", "stream_step"):
-        shutil.copytree(repository / name, folder / name)
-    config = folder / "stream_guard" / "config.pbtxt"
-    text = config.read_text()
-    for name, value in parameters.items():
-        text, found = re.subn(rf'(key: "{name}"\s+value {{\s+string_value: ")[^"]*', rf"\g<1>{value}", text)
-        assert found == 1
-    config.write_text(text)
-    return folder
-
-
-def wait_ready(server: EmbeddedServer) -> None:
-    with GuardClient(server.url) as client:
-        server.wait_ready(lambda: canary.check(client, server.manifests))
+from support import certificates as issued  # noqa: E402
+from support import real_tokenizer  # noqa: E402
+from support.overflowing import FLOAT32, overflowing  # noqa: E402
+from support.places import DEMO  # noqa: E402
+from support.serving import serve, wait_ready  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +63,23 @@ def guard(server: EmbeddedServer) -> Iterator[GuardClient]:
 def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the real Qwen3 tokenizer."""
     return real_tokenizer.make(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture
+def copy(repository: Path, tmp_path: Path) -> Path:
+    """A repository to break."""
+    return Path(shutil.copytree(repository, tmp_path / "repository"))
+
+
+@pytest.fixture(scope="session")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both demo guards in dq8r."""
+    folder = tmp_path_factory.mktemp("repository")
+    for variant in ("gen", "stream"):
+        place_models(folder, export(str(DEMO / variant), folder, weights="dq8r", say=lambda _: None))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return issued.make(tmp_path_factory.mktemp("certificates"))

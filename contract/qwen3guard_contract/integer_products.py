@@ -30,7 +30,7 @@ _ROWS = (1, 2, 4, 16)
 """One row may take another kernel than several."""
 _DEPTH, _WIDTH, _LARGEST = 64, 16, 127
 
-# y = MatMulIntegerToFloat(a, b, 1, 1), with `b` an input, and with `b` s8 [64, 16] of 127 (tests/test_products.py
+# y = MatMulIntegerToFloat(a, b, 1, 1), with `b` an input, and with `b` s8 [64, 16] of 127 (tests/unit/test_products.py
 # writes both with onnx, which a server does not have).
 _COMPUTED = base64.b64decode(
     "CAo6kQEKOAoBYQoBYgoDb25lCgNvbmUSAXkiFE1hdE11bEludGVnZXJUb0Zsb2F0Og1jb20ubWljcm9zb2Z0EgFnKg0QASIEAACA"

@@ -13,15 +13,15 @@ from random import Random
 
 import pytest
 import tritonclient.grpc as triton
-from conftest import free_port, serve, wait_ready
-from proxy import Proxy, nginx
 from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, TokenVerdict
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.connection import Tls
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
-from test_recovery import PROMPT, TEXT, TIMEOUT_S, same
-from texts import cut
+from support.nginx import Proxy, nginx
+from support.same_verdicts import PROMPT, TEXT, TIMEOUT_S, same
+from support.serving import free_port, serve, wait_ready
+from support.texts import cut
 from tritonclient.utils import InferenceServerException
 
 STREAMS = 24

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, free_port
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract import errors
 from qwen3guard_server import installation
 from qwen3guard_server.server import EXIT_S, EmbeddedServer
-from test_serve import children
+from qwen3guard_server.settings import ServerSettings
+from support.places import ROOT
+from support.processes import children
+from support.serving import free_port
 
 DEPLOY = ROOT / "deploy"
 REGIONS = "*qwen3guard_container*"

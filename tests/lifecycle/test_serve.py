@@ -1,0 +1,176 @@
+"""The embedded server's life: what stops it from starting, what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from qwen3guard_apps.doctor import export_checks
+from qwen3guard_client import GuardClient
+from qwen3guard_contract import errors
+from qwen3guard_contract.layout import GEN
+from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_server import canary
+from support.command import COMMAND, fails, run
+from support.processes import children, traces
+from support.serving import free_port, serve, wait_ready
+
+
+@pytest.fixture
+def served(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`qwen3guard serve` as a person runs it."""
+    port = free_port()
+    command = [COMMAND, "serve", "--model-repository", repository, "--grpc-port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process, port
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_serve_says_ready_answers_and_leaves_nothing(
+    served: tuple[subprocess.Popen[str], int], number: signal.Signals
+) -> None:
+    process, port = served
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"ready on 127.0.0.1:{port}\n"
+    result = run("classify", "--url", f"127.0.0.1:{port}", "--prompt", "How do I bake bread?", "--json")
+    assert json.loads(result.stdout)["severity"] == "Safe"
+    family = children(process.pid)
+    assert len(family) >= 5  # tritonserver and a stub for each Python model
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert not any(Path(f"/proc/{child}").exists() for child in family)
+    assert not traces(process.pid)
+
+
+def test_a_killed_supervisor_takes_its_server_along(served: tuple[subprocess.Popen[str], int]) -> None:
+    process, _ = served
+    assert process.stdout is not None
+    process.stdout.readline()
+    family = children(process.pid)
+    process.kill()
+    deadline = time.monotonic() + 40
+    while any(Path(f"/proc/{child}").exists() for child in family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{child}").exists() for child in family)
+
+
+def test_a_busy_port_is_named(repository: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        fails(run("serve", "--model-repository", repository, "--grpc-port", port), str(port))
+
+
+def test_a_missing_export_is_named(tmp_path: Path) -> None:
+    fails(run("serve", "--model-repository", tmp_path), "qwen3guard export", str(tmp_path))
+
+
+def test_another_address_needs_an_override(repository: Path) -> None:
+    fails(run("serve", "--model-repository", repository, "--address", "0.0.0.0"), "--allow-remote")
+
+
+def test_a_missing_graph_a_truncated_one_and_a_foreign_tokenizer_are_named(copy: Path) -> None:
+    graph = copy / "stream_guard" / "1" / "model.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[: len(whole) // 2])
+    with serve(copy) as server, pytest.raises(errors.ServeError, match=r"model\.onnx"):
+        wait_ready(server)
+    graph.unlink()
+    with serve(copy) as server, pytest.raises(errors.ServeError, match=r"model\.onnx is missing"):
+        wait_ready(server)
+    graph.write_bytes(whole)
+    tokenizer = copy / "guard_tokenizer" / "1" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with serve(copy) as server, pytest.raises(errors.ServeError, match="tokenizer"):
+        wait_ready(server)
+
+
+def test_a_template_that_is_not_the_guards_is_refused(repository: Path, tmp_path: Path) -> None:
+    """Beside it, in place of it, or of another export: another conversation would be judged, without an error."""
+    for name in ("gen_guard", "guard_tokenizer"):
+        shutil.copytree(repository / name, tmp_path / name)
+    served = GEN.tokenizer_folder(tmp_path)
+    stray = served / "chat_template.jinja"
+    stray.write_text("{{ messages[0].content }}")
+    with pytest.raises(errors.TokenizerMismatch, match=r"chat_template\.jinja is not of the export"):
+        GuardTokenizerModel(served)
+    assert any(found.state == "failed" and "jinja" in found.said for found in export_checks.tokenizer(GEN, tmp_path))
+    stray.unlink()
+    GuardTokenizerModel(served)
+    config = served / "tokenizer_config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace("USER", "YOU"))
+    with pytest.raises(errors.TokenizerMismatch, match=r"tokenizer_config\.json is not the file"):
+        GuardTokenizerModel(served)
+    manifest = json.loads((served / "manifest.json").read_text())
+    manifest["sha256"]["tokenizer_config.json"] = sha256(config.read_bytes()).hexdigest()
+    (served / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(errors.TokenizerMismatch, match="of two exports"):
+        GuardTokenizerModel(served)
+
+
+CUDA = 'E0101 00:00:00.000000 1 x.cc:1] "CUDA driver version is insufficient for CUDA runtime version"'
+
+
+LOUD = """
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        try:
+            super().initialize(args)
+        except Exception:
+            __import__("os").write(2, %r)
+            raise
+"""
+
+
+@pytest.mark.parametrize("name", ["gen_guard", "guard_tokenizer", "stream_guard", "stream_tokenizer"])
+def test_every_model_says_its_own_error_though_triton_writes_more(copy: Path, name: str) -> None:
+    folder = copy / name / "1"
+    with (folder / "model.py").open("a") as file:
+        file.write(LOUD % f"{CUDA}\n".encode())
+    (folder / "tokenizer.json").unlink()
+    with serve(copy) as server:
+        with pytest.raises(errors.ServeError) as found:
+            wait_ready(server)
+        assert CUDA in server.log
+    assert str(folder) in str(found.value)
+    assert "CUDA" not in str(found.value)
+    assert "At:" not in str(found.value)
+
+
+def test_a_stub_that_dies_while_loading_is_named(copy: Path) -> None:
+    """Triton itself would wait for it until its time-out."""
+    (copy / "gen_guard" / "1" / "model.py").unlink()
+    with serve(copy) as server, pytest.raises(errors.ServeError, match=r"gen_guard/1/model\.py"):
+        wait_ready(server)
+
+
+@pytest.mark.parametrize("guard_name", ["gen_guard", "stream_guard"])
+def test_a_canary_with_other_values_is_not_ready(copy: Path, guard_name: str) -> None:
+    folder = copy / guard_name / "1"
+    data = json.loads((folder / "manifest.json").read_text())
+    data["canary"]["values"][0] += 0.5
+    (folder / "manifest.json").write_text(json.dumps(data))
+    with serve(copy) as server, pytest.raises(errors.CanaryFailed):
+        wait_ready(server)
+
+
+def test_one_guard_alone_can_be_served(copy: Path) -> None:
+    shutil.rmtree(copy / "gen_guard")
+    with serve(copy) as server, GuardClient(server.url) as client:
+        server.wait_ready(lambda: canary.check(client, server.manifests))
+        assert client.stream_step("one", prompt="Hi.", start=True, end=True).prompt_verdict
+        with pytest.raises(errors.GuardNotServed):
+            client.classify("Hi.")

@@ -1,0 +1,79 @@
+"""An evaluation over both served guards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from qwen3guard_apps.evaluation import plots
+from qwen3guard_client import GuardClient, Thresholds
+from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
+from support.command import fails, run
+from support.places import ROOT
+
+
+def labelled(path: Path) -> Path:
+    rows = [json.loads(line) for line in (ROOT / "demo" / "everyday.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["language"] = "en" if number % 2 else "fr"
+        if "response" in row and not row["safe"]:
+            row |= {"unsafe_start": 0, "unsafe_end": len(row["response"])}
+    bad = [{"prompt": "No label."}, {"safe": True}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *bad]) + "{\n")
+    return path
+
+
+def test_a_run_measures_both_guards_and_asks_only_once(
+    server: EmbeddedServer, guard: GuardClient, tmp_path: Path
+) -> None:
+    source, folder = labelled(tmp_path / "rows.jsonl"), tmp_path / "out"
+    command = ("evaluate", source, "--output", folder, "--choose", "0.3")
+    result = run(*command, "--url", server.url)
+    assert result.returncode == 0, result.stderr
+    said = result.stderr.decode()
+    rows = [json.loads(line) for line in source.read_text().splitlines()[:-3]]
+    assert f"row {len(rows) + 1} is left out" in said
+    assert f"row {len(rows) + 3} is left out" in said
+    report = json.loads((folder / "report.json").read_text())
+    assert report["data"]["unlabelled"] == 2
+    wanted = {mode: [0, 0] for mode in ("strict", "loose")}
+    for row in rows:
+        found = guard.classify(row["prompt"], row.get("response"))
+        for mode, count in wanted.items():
+            count[row["safe"]] += getattr(found, mode)
+    for mode, (tp, fp) in wanted.items():
+        table = report["guards"]["gen"]["figures"]["decisions"][mode]
+        assert (table["tp"], table["fp"]) == (tp, fp)
+    assert [report["guards"][name]["bad"] for name in ("gen", "stream")] == [1, 1]
+    stream = report["guards"]["stream"]["figures"]
+    assert stream["hits"]["strict"]["exact"]["of"] == sum("unsafe_start" in row for row in rows)
+    flagged = 0
+    for row in rows:
+        with guard.stream(row["prompt"]) as each:
+            if "response" in row:
+                each.step(row["response"])
+        flagged += bool(each.flagged(strict=True)) if "response" in row else each.prompt_verdict.strict
+    assert stream["decisions"]["strict"]["tp"] + stream["decisions"]["strict"]["fp"] == flagged
+    assert {"en", "fr"} <= set(stream["groups"]["language"])
+    text = (folder / "report.md").read_text()
+    assert result.stdout.decode().strip() == text.strip()
+    for words in ("strict | loose", "upstream's rule", "demo weights", "Area under the ROC", "roc.png"):
+        assert words in text
+    for name in ("roc.png", "precision_recall.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert 0 <= Thresholds.read(folder / "stream.thresholds.json").default <= 1
+    again = run(*command, "--url", "127.0.0.1:9", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == report
+
+
+def test_nothing_to_measure_and_no_plots_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "Hi."}\n')
+    fails(run("evaluate", source, "--output", tmp_path / "out"), "No row of")
+    fails(run("evaluate", tmp_path / "none.jsonl", "--output", tmp_path / "out"), "is no file")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(errors.ServeError, match="matplotlib is not installed"):
+        plots.plot(tmp_path, {})

@@ -1,0 +1,50 @@
+"""Numbers that are not finite, through a live server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from qwen3guard_client import AsyncGuardClient, GuardClient
+from qwen3guard_client.moderation.gate import Release
+from qwen3guard_contract import errors
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_server.server import EmbeddedServer
+from support.overflowing import LETTER
+
+NOT_FINITE = "numbers are not finite"
+NEVER = Policy(thresholds=Thresholds(1))
+
+
+def test_through_a_live_server(overflowing_server: EmbeddedServer) -> None:
+    with GuardClient(overflowing_server.url) as guard:
+        with pytest.raises(errors.InternalError, match=NOT_FINITE), guard.stream(f"How {LETTER} are you?"):
+            pass
+        with guard.stream("How are you?") as stream, guard.stream("How are you?") as other:
+            session = stream.session
+            with pytest.raises(errors.InternalError, match=NOT_FINITE):
+                stream.step(f"Well. {LETTER} ")
+            with pytest.raises(errors.SessionLost):
+                guard.stream_step(session, text="Well.", position=0)
+            assert stream.step("Well. ").tokens == other.step("Well. ").tokens  # replayed
+
+
+@pytest.mark.parametrize("release", ["after_check", "before_check"])
+def test_moderation_raises_and_shows_nothing_unchecked(overflowing_server: EmbeddedServer, release: Release) -> None:
+    def llm() -> Iterator[str]:
+        yield from (LETTER, " and", " more")
+
+    async def awaited(url: str) -> list[str]:
+        async with AsyncGuardClient(url) as client:
+            return [str(each) async for each in client.moderate(llm(), "How are you?", policy=NEVER, release=release)]
+
+    with GuardClient(overflowing_server.url) as guard:
+        for prompt, pieces in (("How are you?", llm()), (f"How {LETTER}?", iter(["Well."]))):
+            shown = []
+            with pytest.raises(errors.InternalError, match=NOT_FINITE):
+                shown.extend(guard.moderate(pieces, prompt, policy=NEVER, release=release))
+            assert not shown or release == "before_check"
+    with pytest.raises(errors.InternalError, match=NOT_FINITE):
+        asyncio.run(awaited(overflowing_server.url))
