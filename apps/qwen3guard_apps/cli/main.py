@@ -32,7 +32,7 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
-from qwen3guard_server.installation import not_installed
+from qwen3guard_server import installation
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.cli.terminal import Terminal
@@ -78,8 +78,10 @@ def serve(arguments: argparse.Namespace) -> None:
         from qwen3guard_server.server_tls import ServerTls
         from qwen3guard_server.settings import ServerSettings
     except ImportError as missing:
-        raise not_installed(str(missing.name)) from None
+        raise installation.not_installed(str(missing.name)) from None
     from qwen3guard_server import canary
+
+    installation.wheel()  # before a repository is asked for
 
     tls = None
     if arguments.tls_cert and arguments.tls_key:

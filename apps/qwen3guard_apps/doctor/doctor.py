@@ -17,8 +17,7 @@ from qwen3guard_client.transport.connection import Tls, connect, error_of
 from qwen3guard_contract.errors import Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP
-from qwen3guard_server import canary
-from qwen3guard_server.installation import not_installed
+from qwen3guard_server import canary, installation
 
 from qwen3guard_apps.doctor.findings import Finding, State, run_checks
 
@@ -49,7 +48,7 @@ class Patient:
         try:
             from qwen3guard_apps.doctor import export_checks, machine_checks
         except ImportError as missing:
-            yield Finding("installation", "failed", str(not_installed(str(missing.name))))
+            yield Finding("installation", "failed", str(installation.not_installed(str(missing.name))))
             return
         yield from run_checks(machine_checks.machine_checks(port=None if self.url else 8001))
         if self.model_repository:

@@ -43,7 +43,7 @@ def machine_checks(port: int | None) -> Mapping[str, Check]:
 
 def python() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+    if sys.version_info[:2] not in installation.PYTHONS:
         yield Finding("python", "failed", f"This is Python {version}: make the environment with 3.11 or 3.12.")
         return
     folder = installation.libpython_folder()
