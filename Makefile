@@ -26,6 +26,7 @@ check: .venv/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m qwen3guard_export.repository --check
+	$(BIN)/python client/generate_sync.py --check
 
 perf: .venv/perf.done  # the table of docs/performance.md, beside its peers; best on a machine with 24 GB
 	@$(BIN)/python perf/table.py

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen3guard_client.client import DEFAULT_URL, TIMEOUT_S, GuardClient
-from qwen3guard_client.transport.connection import Tls, read_token
+from qwen3guard_client.client import GuardClient
+from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token
 
 
 def add_client_arguments(add: argparse.ArgumentParser) -> None:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.client import DEFAULT_URL
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
+from qwen3guard_client.transport.connection import DEFAULT_URL
 from qwen3guard_contract.errors import GuardError, InvalidRequest, LastRole, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus, Refusal, RiskLevel
 from qwen3guard_contract.verdict import Classification

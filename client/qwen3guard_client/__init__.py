@@ -1,6 +1,8 @@
 """The thin gRPC client of a Qwen3Guard server, and the words of its answers.
 
 Each name is imported when it is first asked for, so that a program that needs a word alone does not load gRPC.
+The sync side (client.py, stream/stream.py, moderation/moderation.py) is generated from the async one, the aio.py beside
+each.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 
     from qwen3guard_client.aio import AsyncGuardClient
     from qwen3guard_client.client import GuardClient
+    from qwen3guard_client.moderation.aio import AsyncModeration
     from qwen3guard_client.moderation.gate import Flag, Flagged, Segment
-    from qwen3guard_client.moderation.moderation import AsyncModeration, Moderation
-    from qwen3guard_client.stream.stream import AsyncStream, Stream
+    from qwen3guard_client.moderation.moderation import Moderation
+    from qwen3guard_client.stream.aio import AsyncStream
+    from qwen3guard_client.stream.stream import Stream
     from qwen3guard_client.transport.connection import Tls
 
 __all__ = [
@@ -59,9 +63,11 @@ _OWNERS = {
     "qwen3guard_contract.verdict": ("Classification", "PromptVerdict", "StepResult", "TokenVerdict"),
     "qwen3guard_client.aio": ("AsyncGuardClient",),
     "qwen3guard_client.client": ("GuardClient",),
+    "qwen3guard_client.moderation.aio": ("AsyncModeration",),
     "qwen3guard_client.moderation.gate": ("Flag", "Flagged", "Segment"),
-    "qwen3guard_client.moderation.moderation": ("AsyncModeration", "Moderation"),
-    "qwen3guard_client.stream.stream": ("AsyncStream", "Stream"),
+    "qwen3guard_client.moderation.moderation": ("Moderation",),
+    "qwen3guard_client.stream.aio": ("AsyncStream",),
+    "qwen3guard_client.stream.stream": ("Stream",),
     "qwen3guard_client.transport.connection": ("Tls",),
 }
 _OWNER = {name: module for module, names in _OWNERS.items() for name in names}

@@ -1,33 +1,26 @@
-"""GuardClient for asyncio: the same names, each call awaited.
-
-async with AsyncGuardClient("127.0.0.1:8001") as guard:
-    print((await guard.classify("How do I bake bread?")).severity)
-"""
+"""The gRPC client: `classify` a conversation, `stream` a response, `moderate` an LLM, or call `stream_step` itself."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import TypeVar
 
-import tritonclient.grpc.aio as triton
 from qwen3guard_contract.errors import Unreachable
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client.client import DEFAULT_URL, RETRY_S, TIMEOUT_S
+from qwen3guard_client.moderation.aio import AsyncModeration
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
-from qwen3guard_client.moderation.gate import Gate, OnFlag, Release
-from qwen3guard_client.moderation.moderation import AsyncModeration
+from qwen3guard_client.moderation.flow import Flow
+from qwen3guard_client.moderation.gate import OnFlag, Release
+from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_client.stream.state import Piece, StreamState
-from qwen3guard_client.stream.stream import AsyncStream
-from qwen3guard_client.transport import calls, connection
+from qwen3guard_client.transport import calls, connection, tasks
 from qwen3guard_client.transport.calls import Call, Messages
-from qwen3guard_client.transport.connection import Tls
-from qwen3guard_client.transport.in_flight import AsyncUnderWay
+from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
 
 T = TypeVar("T")
 
@@ -53,8 +46,8 @@ class AsyncGuardClient:
         self._wait_for_server = wait_for_server
         self._answered = False
         self._token = token
-        self._connection = connection.connect(triton.InferenceServerClient, url, tls, token)
-        self._under_way = AsyncUnderWay(self._connection)
+        self._connection = tasks.connect(url, tls, token)
+        self._in_flight = tasks.InFlight(self._connection)
 
     async def __aenter__(self) -> AsyncGuardClient:
         return self
@@ -65,7 +58,7 @@ class AsyncGuardClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._under_way.close()
+        await self._in_flight.close()
         await self._connection.close()
 
     async def is_ready(self, model: str) -> bool:
@@ -163,29 +156,22 @@ class AsyncGuardClient:
         raises after all that it wrote before was checked.
         """
         stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
-        cascade = Cascade(confirm, prompt, messages) if confirm else None
-        return AsyncModeration(
-            stream,
-            source,
-            Gate(release, on_flag),
-            on_flag,
-            cascade=cascade,
-            classify=lambda call: self.send(call, timeout_s),
-        )
+        flow = Flow(release, on_flag, Cascade(confirm, prompt, messages) if confirm else None)
+        return AsyncModeration(stream, source, flow, lambda call: self.send(call, timeout_s))
 
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The result of `call`; a long step is sent again until the server has taken all of it."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                reply = await self._under_way.infer(call, deadline - time.monotonic())
+                reply = await self._in_flight.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
-                found = connection.error_of(error, token=self._token)
-                found.request_id = call.id
-                gone = isinstance(found, Unreachable) and self._answered and self._wait_for_server
+                failure = connection.error_of(error, token=self._token)
+                failure.request_id = call.id
+                gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:
-                    raise found from None
-                await asyncio.sleep(RETRY_S)
+                    raise failure from None
+                await tasks.sleep(RETRY_S)
                 continue
             self._answered = True
             if (result := call.result(reply)) is not None:

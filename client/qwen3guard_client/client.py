@@ -1,11 +1,5 @@
-"""The gRPC client: `classify` a conversation, `stream` a response, or call `stream_step` itself.
-
-with GuardClient("127.0.0.1:8001") as guard:
-    print(guard.classify("How do I bake bread?").severity)
-    with guard.stream("How do I bake bread?") as stream:
-        for piece in ("Mix flour", " and water."):
-            print(stream.step(piece).strict)
-"""
+# Generated from aio.py by client/generate_sync.py; do not edit.
+"""The gRPC client: `classify` a conversation, `stream` a response, `moderate` an LLM, or call `stream_step` itself."""
 
 from __future__ import annotations
 
@@ -14,27 +8,22 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TypeVar
 
-import tritonclient.grpc as triton
 from qwen3guard_contract.errors import Unreachable
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
-from qwen3guard_client.moderation.gate import Gate, OnFlag, Release
+from qwen3guard_client.moderation.flow import Flow
+from qwen3guard_client.moderation.gate import OnFlag, Release
 from qwen3guard_client.moderation.moderation import Moderation
 from qwen3guard_client.stream.state import Piece, StreamState
 from qwen3guard_client.stream.stream import Stream
-from qwen3guard_client.transport import calls, connection
+from qwen3guard_client.transport import calls, connection, threads
 from qwen3guard_client.transport.calls import Call, Messages
-from qwen3guard_client.transport.connection import Tls
-from qwen3guard_client.transport.in_flight import UnderWay
+from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
 
 T = TypeVar("T")
-DEFAULT_URL = "127.0.0.1:8001"
-TIMEOUT_S = 30.0
-RETRY_S = 0.1
-"""Between two attempts to reach a server that has gone away."""
 
 
 class GuardClient:
@@ -58,8 +47,8 @@ class GuardClient:
         self._wait_for_server = wait_for_server
         self._answered = False
         self._token = token
-        self._connection = connection.connect(triton.InferenceServerClient, url, tls, token)
-        self._under_way = UnderWay(self._connection)
+        self._connection = threads.connect(url, tls, token)
+        self._in_flight = threads.InFlight(self._connection)
 
     def __enter__(self) -> GuardClient:
         return self
@@ -70,7 +59,7 @@ class GuardClient:
         self.close()
 
     def close(self) -> None:
-        self._under_way.close()
+        self._in_flight.close()
         self._connection.close()
 
     def is_ready(self, model: str) -> bool:
@@ -168,29 +157,22 @@ class GuardClient:
         raises after all that it wrote before was checked.
         """
         stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
-        cascade = Cascade(confirm, prompt, messages) if confirm else None
-        return Moderation(
-            stream,
-            source,
-            Gate(release, on_flag),
-            on_flag,
-            cascade=cascade,
-            classify=lambda call: self.send(call, timeout_s),
-        )
+        flow = Flow(release, on_flag, Cascade(confirm, prompt, messages) if confirm else None)
+        return Moderation(stream, source, flow, lambda call: self.send(call, timeout_s))
 
     def send(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The result of `call`; a long step is sent again until the server has taken all of it."""
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                reply = self._under_way.infer(call, deadline - time.monotonic())
+                reply = self._in_flight.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
-                found = connection.error_of(error, token=self._token)
-                found.request_id = call.id
-                gone = isinstance(found, Unreachable) and self._answered and self._wait_for_server
+                failure = connection.error_of(error, token=self._token)
+                failure.request_id = call.id
+                gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:
-                    raise found from None
-                time.sleep(RETRY_S)
+                    raise failure from None
+                threads.sleep(RETRY_S)
                 continue
             self._answered = True
             if (result := call.result(reply)) is not None:

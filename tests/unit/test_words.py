@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 from qwen3guard_apps.evaluation.upstream_rule import upstream_evaluation_rule
-from qwen3guard_client import Classification, Thresholds, TokenVerdict, aio, client
-from qwen3guard_client.stream import stream
+from qwen3guard_client import (
+    AsyncGuardClient,
+    AsyncModeration,
+    AsyncStream,
+    Classification,
+    GuardClient,
+    Moderation,
+    Stream,
+    Thresholds,
+    TokenVerdict,
+)
 from qwen3guard_contract import errors, labels, wire
 from qwen3guard_contract.errors import GuardError, from_text
 from qwen3guard_contract.labels import AnswerStatus, Category, RiskLevel
@@ -219,7 +228,8 @@ def test_every_error_has_a_code_of_its_own_and_stands_in_the_drawn_tree() -> Non
 
 
 def test_sync_and_async_clients_are_equal() -> None:
-    for ours, theirs in ((client.GuardClient, aio.AsyncGuardClient), (stream.Stream, stream.AsyncStream)):
+    pairs = (GuardClient, AsyncGuardClient), (Stream, AsyncStream), (Moderation, AsyncModeration)
+    for ours, theirs in pairs:
         names = {name for name in vars(ours) if not name.startswith("_")}
         assert names == {name for name in vars(theirs) if not name.startswith("_")}
         for name in names:

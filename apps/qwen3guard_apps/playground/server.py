@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from qwen3guard_client.aio import AsyncGuardClient
-from qwen3guard_client.stream.stream import AsyncStream
+from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_contract.errors import GuardError, InvalidRequest, PortBusy, TextTooLong
 from qwen3guard_contract.verdict import TokenVerdict
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
+from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import ServeError
@@ -72,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=own.prompt_check,
         help=f"before the LLM is asked, while it starts, or not at all (default: {own.prompt_check})",
     )
+    parser.add_argument(
+        "--confirm",
+        choices=get_args(Confirm),
+        help="put each flag to Gen; it stands unless Gen finds all safe in this mode (default: Gen is not asked)",
+    )
     limits = (
         ("upstream_timeout_s", float, "S", "seconds between two pieces of the LLM's"),
         ("client_timeout_s", float, "S", "seconds that a client may read nothing"),
@@ -99,6 +105,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         release=arguments.release,
         prompt_check=arguments.prompt_check,
         on_guard_error=arguments.on_guard_error,
+        confirm=arguments.confirm,
         guard_timeout_s=arguments.timeout,
         upstream_timeout_s=arguments.upstream_timeout_s,
         client_timeout_s=arguments.client_timeout_s,

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient, GuardError
-from qwen3guard_client.client import RETRY_S
+from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
 
@@ -208,6 +208,8 @@ async def _first_judgement(guard: AsyncGuardClient, settings: Settings) -> str:
         try:
             if not settings.upstream and await guard.is_ready(wire.CLASSIFY.name):
                 return (await guard.classify("Hello.")).notice
+            if settings.upstream and settings.confirm:
+                await guard.classify("Hello.")
             async with guard.stream("Hello.", policy=settings.policy) as stream:
                 return stream.notice
         except Unreachable:

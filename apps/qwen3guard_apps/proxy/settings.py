@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from qwen3guard_client import Policy
+from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_contract.errors import InvalidParameter
 
@@ -18,6 +19,7 @@ PromptCheck = Literal["before", "while", "off"]
 @dataclass(frozen=True)
 class Settings:
     """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
+    With `confirm`, Gen must confirm each flag in that mode.
 
     Raises InvalidParameter.
     """
@@ -28,6 +30,7 @@ class Settings:
     release: Release = "after_check"
     prompt_check: PromptCheck = "while"
     on_guard_error: OnGuardError = "block"
+    confirm: Confirm | None = None
     guard_timeout_s: float = 30.0
     upstream_timeout_s: float = 300.0
     client_timeout_s: float = 60.0
@@ -37,12 +40,14 @@ class Settings:
     max_choices: int = 8
 
     def __post_init__(self) -> None:
-        words = (
+        words: list[tuple[str, Any]] = [
             (self.on_flag, OnFlag),
             (self.release, Release),
             (self.prompt_check, PromptCheck),
             (self.on_guard_error, OnGuardError),
-        )
+        ]
+        if self.confirm is not None:
+            words.append((self.confirm, Confirm))
         for value, known in words:
             if value not in get_args(known):
                 raise InvalidParameter(f"{value!r} is not one of {', '.join(get_args(known))}.")

@@ -1,7 +1,7 @@
 """A cascade: where Stream flags, Gen reads the conversation as far as it goes, and its answer counts.
 
-Pure state, shared by the sync and the async `moderate`. What asks Gen is a generator that yields calls and is sent
-their results, or thrown UnreadableAnswer.
+Pure state, which a Flow holds. What asks Gen is a generator that yields calls and is sent their results, or is thrown
+UnreadableAnswer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Cascade:
         self._messages = messages
         self._response = ""
         self._stands: bool | None = None
-        """What Gen has said of the present run."""
+        """Whether the flag of the present run stands; None before Gen has answered."""
         self.asked = 0
         self.overruled = 0
 
@@ -57,16 +57,16 @@ class Cascade:
 
     def tokens(self, tokens: Sequence[TokenVerdict]) -> Asking[list[TokenVerdict]]:
         """Final tokens of the response, each given once, in order."""
-        found = []
+        decided = []
         for token in tokens:
             if token.run <= 1:
                 self._stands = None
             if token.flag and self._stands is None:
-                self._stands = yield from self._ask(self._whole())
-            found.append(replace(token, flag=False, run=0) if self._stands is False else token)
-        return found
+                self._stands = yield from self._ask(self._conversation())
+            decided.append(replace(token, flag=False, run=0) if self._stands is False else token)
+        return decided
 
-    def _whole(self) -> Call[Classification]:
+    def _conversation(self) -> Call[Classification]:
         if self._messages is None:
             return calls.classify(self._prompt, self._response, None)
         messages = json.loads(self._messages) if isinstance(self._messages, str) else list(self._messages)
@@ -75,10 +75,10 @@ class Cascade:
     def _ask(self, call: Call[Classification]) -> Asking[bool]:
         self.asked += 1
         try:
-            found = yield call
-        except UnreadableAnswer:  # it has not said that all is well, as one that broke off has not
+            classification = yield call
+        except UnreadableAnswer:  # an answer that breaks off does not say that all is well either
             return True
-        unsafe = found.strict if self._confirm == "strict" else found.loose
-        stands = unsafe or found.answer_status is not AnswerStatus.COMPLETE
+        unsafe = classification.strict if self._confirm == "strict" else classification.loose
+        stands = unsafe or classification.answer_status is not AnswerStatus.COMPLETE
         self.overruled += not stands
         return stands

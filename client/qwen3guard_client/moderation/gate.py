@@ -1,4 +1,4 @@
-"""What of a moderated response may be shown: pure decisions, shared by the sync and the async `moderate`."""
+"""What of a moderated response may be shown: pure decisions, which a Flow takes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Flag:
         return isinstance(self.verdict, PromptVerdict)
 
     def __str__(self) -> str:
-        found = self.verdict.severity.value
+        severity = self.verdict.severity.value
         if self.verdict.severity is RiskLevel.SAFE:  # but a threshold is lower
-            found = f"{1 - self.verdict.severity_probabilities[RiskLevel.SAFE]:.0%} risky"
-        found += f", {categories(self.verdict)[0].value}"
-        return f"The prompt is {found}." if self.in_prompt else f"The response is {found} from {self.offset} on."
+            severity = f"{1 - self.verdict.severity_probabilities[RiskLevel.SAFE]:.0%} risky"
+        severity += f", {categories(self.verdict)[0].value}"
+        return f"The prompt is {severity}." if self.in_prompt else f"The response is {severity} from {self.offset} on."
 
 
 class Flagged(GuardError):

@@ -1,7 +1,7 @@
 """Where one moderated response stands: its session, position, and the text whose tokens are not final yet.
 
-Pure state, shared by the sync and the async stream. What takes several calls is written once, as a generator
-that yields calls and is sent their results, or thrown their errors.
+Pure state. What takes several calls is a generator that yields calls and is sent their results, or is thrown their
+errors.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""One moderated response, sync and async: what a caller steps through. The state is in `stream_state`."""
+# Generated from aio.py by client/generate_sync.py; do not edit.
+"""One moderated response: what a caller steps through. Where it stands is in state.py."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import cast
 
@@ -15,10 +16,15 @@ from qwen3guard_client.stream.state import Exchange, Piece, StreamState
 from qwen3guard_client.transport.calls import Call
 
 
-class _View:
-    """What is known of a stream without asking."""
+class Stream:
+    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
 
-    _state: StreamState
+    def __init__(
+        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
+    ) -> None:
+        self._send = send
+        self._state = state
+        self._timeout_s = timeout_s
 
     @property
     def session(self) -> str:
@@ -53,17 +59,6 @@ class _View:
         """
         return self._state.flagged(strict=strict)
 
-
-class Stream(_View):
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
-
-    def __init__(
-        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
-    ) -> None:
-        self._send = send
-        self._state = state
-        self._timeout_s = timeout_s
-
     def __enter__(self) -> Stream:
         self._run(self._state.open())
         return self
@@ -94,54 +89,6 @@ class Stream(_View):
             while True:
                 try:
                     result = self._send(call, deadline - time.monotonic())
-                except SessionLost as lost:
-                    call = exchange.throw(lost)
-                else:
-                    call = exchange.send(result)
-        except StopIteration as done:
-            return cast(StepResult, done.value)
-
-
-class AsyncStream(_View):
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
-
-    def __init__(
-        self, send: Callable[[Call[StepResult], float], Awaitable[StepResult]], state: StreamState, timeout_s: float
-    ) -> None:
-        self._send = send
-        self._state = state
-        self._timeout_s = timeout_s
-
-    async def __aenter__(self) -> AsyncStream:
-        await self._run(self._state.open())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._state.is_open:
-            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
-            with contextlib.suppress(*([GuardError] if kind else [])):
-                await self.finish()
-
-    async def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
-
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
-        """
-        return await self._run(self._state.step(piece))
-
-    async def finish(self) -> StepResult:
-        """Ends the stream: judges what was still provisional, and frees the session on the server."""
-        return await self._run(self._state.finish())
-
-    async def _run(self, exchange: Exchange) -> StepResult:
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            call = next(exchange)
-            while True:
-                try:
-                    result = await self._send(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
                 else:

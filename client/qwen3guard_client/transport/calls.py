@@ -53,7 +53,11 @@ Messages = Sequence[dict[str, Any]]
 SESSION_HEADER = "x-guard-session"
 """The gRPC metadata that names a step's session: a proxy before several servers sends by it (deploy/)."""
 GRACE_S = 60.0
-"""How long after its time-out a request that is not answered stays on the wire (under_way.py says why)."""
+"""How long after its time-out a request that is not answered stays on the wire, with nobody to wait for it.
+
+One that is cancelled on the wire, as by gRPC's own deadline, may take a stream's sequence along in Triton, and end
+Triton 24.10 itself (its issue 7368).
+"""
 Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
 """A reply's tensor without its batch dimension."""
 

@@ -20,6 +20,12 @@ TOKEN_HEADER = "guard-token"
 """The HTTP header that carries the token; in gRPC's metadata it has Triton's GRPC_PREFIX before it."""
 GRPC_PREFIX = "triton-grpc-protocol-"
 TOKEN_VARIABLE = "QWEN3GUARD_TOKEN"
+DEFAULT_URL = "127.0.0.1:8001"
+TIMEOUT_S = 30.0
+RETRY_S = 0.1
+"""Between two attempts to reach a server that has gone away."""
+CLOSE_S = 1.0
+"""How long closing a client waits for its requests on the wire."""
 CHANNEL: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -141,3 +147,8 @@ def error_of(error: InferenceServerException, *, token: str | None) -> GuardErro
     if "Socket closed" in text and "failed to connect" in text:
         return Unreachable("The server closes the connection at once; it may want TLS, or another certificate.")
     return calls.error_of(error)
+
+
+def deadline_exceeded() -> InferenceServerException:
+    """What gRPC raises when its own deadline has passed."""
+    return InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
