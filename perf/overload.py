@@ -32,12 +32,12 @@ from typing import Any
 import grpc
 import numpy as np
 from guards import PROMPT, RESPONSE
-from product import described, models_bytes, rss_bytes
+from product import described, models_bytes
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import CHANNEL
 from qwen3guard_contract import wire
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer, resident_bytes
 from qwen3guard_server.settings import ServerSettings
 from tritonclient.grpc import service_pb2
 
@@ -217,8 +217,8 @@ class Memory(threading.Thread):
                 time.sleep(SAMPLE_S)
 
     def _now(self) -> dict[str, float]:
-        found = {"tritonserver": rss_bytes(self._pid)}
-        found |= {Path(model).parents[1].name: size for model, size in models_bytes(self._pid)}
+        found = {"tritonserver": resident_bytes(self._pid)}
+        found |= models_bytes(self._pid)
         shared = Path("/dev/shm").glob(f"*qwen3guard_{os.getpid()}_*")
         found["shared memory"] = sum(region.stat().st_blocks * 512 for region in shared)
         return {name: round(size / 2**20, 1) for name, size in found.items()}

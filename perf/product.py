@@ -13,7 +13,7 @@ import numpy as np
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
 from qwen3guard_server.settings import ServerSettings
 
 TIMEOUT_S = 1200.0
@@ -85,22 +85,12 @@ def crowd(calls: Sequence[Callable[[], float]], seconds: float) -> tuple[float, 
 
 def guard_bytes(pid: int) -> int:
     """Resident memory of the guard's own process among the server's, the one that holds weights and KV."""
-    return max(rss for _, rss in models_bytes(pid))
+    return max(models_bytes(pid).values())
 
 
-def models_bytes(pid: int) -> list[tuple[str, int]]:
-    """(model.py's path, resident bytes) of each process that the server has for a model."""
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-            if len(words) > 1:
-                found.append((words[1], rss_bytes(int(child))))
-    return found
-
-
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10
+def models_bytes(pid: int) -> dict[str, int]:
+    """Resident bytes of each process that the server has for a model, by the model's name."""
+    return {model: resident_bytes(process) for model, process in model_processes(pid).items()}
 
 
 def median(values: list[float]) -> float:

@@ -19,11 +19,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from product import models_bytes, rss_bytes
 from qwen3guard_client import GuardClient, TokenVerdict
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
 from qwen3guard_server.settings import ServerSettings
 
 EVERYDAY = Path(__file__).parents[1] / "demo" / "everyday.jsonl"
@@ -141,8 +140,8 @@ class Session(threading.Thread):
 
 def memory(pid: int) -> dict[str, int]:
     """Resident mebibytes of the server and of its models' processes."""
-    models = {Path(model).parents[1].name: size for model, size in models_bytes(pid)}
-    return {name: size >> 20 for name, size in ({"tritonserver": rss_bytes(pid)} | models).items()}
+    processes = {"tritonserver": pid} | model_processes(pid)
+    return {name: resident_bytes(process) >> 20 for name, process in processes.items()}
 
 
 def main() -> int:

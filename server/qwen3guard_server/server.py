@@ -128,7 +128,7 @@ class EmbeddedServer:
             if process.poll() is not None or _STUB_DIED in self.log:
                 raise ServeError(f"The server stopped while it was loading: {reason(self.log)}")
             now = time.monotonic()
-            seen |= dict.fromkeys(_models(process.pid), now)
+            seen |= dict.fromkeys(model_processes(process.pid), now)
             for name, last in seen.items():
                 if now - last > GAP_S:
                     raise ServeError(f"The process of {name} died while the server was loading.")
@@ -152,7 +152,7 @@ class EmbeddedServer:
         process = self._started()
         if process.poll() is not None:
             return f"the server ended by itself with status {process.returncode}"
-        dead = sorted(self._models - _models(process.pid))
+        dead = sorted(self._models - model_processes(process.pid).keys())
         return f"the process of {dead[0]} died" if dead else None
 
     def restart(self) -> None:
@@ -249,13 +249,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _models(pid: int) -> set[str]:
-    """The models that a live stub process of the server runs. A dead one has no command line left."""
-    found = set()
+def model_processes(pid: int) -> dict[str, int]:
+    """The models that a live stub process of the server `pid` runs, and that process. A dead one has no command line."""
+    found = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # threads and processes come and go
             for child in children.read_text().split():
                 program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
                 if program.endswith("_stub"):
-                    found.add(Path(arguments[0]).parents[1].name)
+                    found[Path(arguments[0]).parents[1].name] = int(child)
     return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient
 from qwen3guard_contract import errors
-from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
 from support.processes import traces
 from support.serving import serve, stream_repository, wait_ready
 
@@ -32,18 +32,8 @@ def small(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def memory(server: EmbeddedServer) -> dict[str, int]:
     """Resident bytes of the server and its processes, by name."""
-    found = {}
-    for children in [[server.pid], *([int(pid) for pid in path.read_text().split()] for path in _children(server.pid))]:
-        for pid in children:
-            status = Path(f"/proc/{pid}/status").read_text()
-            arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            name = Path(arguments[1]).parents[1].name if pid != server.pid else "tritonserver"
-            found[name] = int(status.partition("VmRSS:")[2].split()[0]) << 10
-    return found
-
-
-def _children(pid: int) -> list[Path]:
-    return list(Path(f"/proc/{pid}/task").glob("*/children"))
+    processes = {"tritonserver": server.pid} | model_processes(server.pid)
+    return {name: resident_bytes(pid) for name, pid in processes.items()}
 
 
 def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
