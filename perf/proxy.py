@@ -147,7 +147,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=port)) as server, GuardClient(server.url) as guard:
+    with (
+        EmbeddedServer(ServerSettings(arguments.repository, grpc_port=port)) as server,
+        GuardClient(server.url) as guard,
+    ):
         server.wait_ready(lambda: canary.check(guard, server.manifests))
         rows = asyncio.run(measure(server.url, arguments))
         print(json.dumps({"guard": described(server.manifests["stream_step"]), "rows": rows}))
