@@ -14,6 +14,7 @@ from qwen3guard_client import GuardClient
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
+from qwen3guard_server.settings import ServerSettings
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
