@@ -250,7 +250,7 @@ def _die_with_parent() -> None:
 
 
 def model_processes(pid: int) -> dict[str, int]:
-    """The process that runs each model of the server `pid`. A dead process has no command line left and is not counted."""
+    """The process of each model of the server `pid`. A dead process has no command line left and is not counted."""
     found = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # threads and processes come and go
