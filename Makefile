@@ -7,7 +7,11 @@ PORT ?= 8001
 REPOSITORY := model_repository
 GUARDS := $(REPOSITORY)/gen_guard/1/manifest.json $(REPOSITORY)/stream_guard/1/manifest.json
 
-.PHONY: demo serve test test-large check perf clean
+# PyPI's torch for Linux is a CUDA build of about 3 GB; the tests need the CPU build, of 190 MB.
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo serve test test-large check release perf clean say-dev
 
 demo: $(GUARDS)  # export the demo guard, serve it, judge three conversations and a stream, stop
 	@$(BIN)/python demo/run.py
@@ -15,18 +19,22 @@ demo: $(GUARDS)  # export the demo guard, serve it, judge three conversations an
 serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 	@$(BIN)/qwen3guard serve --model-repository $(REPOSITORY) --grpc-port $(PORT)
 
-test: .venv/dev.done
+test: say-dev .venv/dev.done
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-large: .venv/dev.done  # the true 0.6B shape, random weights: minutes and gigabytes
+test-large: say-dev .venv/dev.done  # the true 0.6B shape, random weights: minutes and gigabytes
 	@$(BIN)/python -m pytest -m large -s
 
-check: .venv/dev.done
+check: say-dev .venv/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.14 contract client
 	$(BIN)/python -m qwen3guard_export.repository --check
 	$(BIN)/python client/generate_sync.py --check
+
+release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
+	@$(BIN)/python release/build.py
 
 perf: .venv/perf.done  # the table of docs/performance.md, beside its peers; best on a machine with 24 GB
 	@$(BIN)/python perf/table.py
@@ -47,7 +55,7 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 
 # What serves is installed by hash; SECURITY.md says how the lock is renewed.
 .venv/locked.done: requirements/serve.lock | .venv/bin/python
-	@echo "installing the server and the export (about a minute the first time) ..."
+	@echo "installing the server and the export (150 MB, about a minute the first time) ..."
 	@$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
@@ -59,8 +67,18 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[perf]'
 	@touch $@ .venv/serve.done
 
+.venv/release.done: pyproject.toml .venv/locked.done
+	@$(BIN)/pip install --disable-pip-version-check --editable '.[release]'
+	@touch $@ .venv/serve.done
+
+say-dev:
+	@test .venv/dev.done -nt pyproject.toml || echo "making .venv for the tests, some minutes the first time: downloads" \
+		"150 MB to serve and export, 190 MB of PyTorch (its CPU build), 440 MB of other tools; takes 2.5 GB on disk"
+
 .venv/dev.done: pyproject.toml .venv/locked.done
-	@echo "installing the tests' oracle: torch, transformers, optimum (some minutes the first time) ..."
 	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade 'pip>=26,<27'  # resolves twice as fast as 3.11's own
+	@$(BIN)/pip install --disable-pip-version-check --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) \
+		'$(TORCH)' 2> /dev/null || \
+		echo "no CPU build of $(TORCH) at $(TORCH_INDEX): taking pip's default, on Linux a CUDA build of about 3 GB"
 	@$(BIN)/pip install --disable-pip-version-check --no-compile --editable '.[dev]'
 	@touch $@ .venv/serve.done

@@ -36,12 +36,17 @@ def wheel() -> Path:
 
 def not_installed(what: str) -> ServeError:
     """The error for `what`, a part of the extra `serve` that is missing: on another Python the extra would not help."""
-    if sys.version_info[:2] in PYTHONS:
+    if _python() in PYTHONS:
         return ServeError(f"{what} is not installed: pip install 'qwen3guard-triton[serve]'.")
+    major, minor = _python()
     return UnsupportedPython(
-        f"The embedded server needs Python 3.11 or 3.12, and this is {sys.version_info.major}.{sys.version_info.minor}: "
+        f"The embedded server needs Python 3.11 or 3.12, and this is {major}.{minor}: "
         "serve from an environment of one of these, or in NVIDIA's container. The client works with this Python."
     )
+
+
+def _python() -> tuple[int, int]:
+    return sys.version_info[:2]
 
 
 def stub(triton: Path) -> Path:
