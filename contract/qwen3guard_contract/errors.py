@@ -1,4 +1,5 @@
-"""Every error of this project, in one tree.
+"""The errors that a server, a client and an export share, in one tree. Errors of one package stand there: the client's
+Flagged is the only further GuardError.
 
 GuardError
 ├── InputError                  the request is wrong; sending it again cannot help
@@ -12,7 +13,7 @@ GuardError
 │   ├── PositionOutOfRange      POSITION_OUT_OF_RANGE
 │   └── InvalidRequest          INVALID_REQUEST
 ├── SessionLost                 SESSION_LOST
-├── gate.Flagged                FLAGGED       what `moderate(on_flag="raise")` raises; never sent by a server
+├── Flagged                     FLAGGED       of the client's `moderation.gate`: `moderate(on_flag="raise")` raises it
 ├── ServerError                 the server could not answer a well-formed request
 │   ├── Overloaded              OVERLOADED
 │   ├── UnreadableAnswer        UNREADABLE_ANSWER
@@ -20,11 +21,11 @@ GuardError
 │   ├── Unreachable             UNREACHABLE
 │   ├── DeadlineExceeded        DEADLINE_EXCEEDED
 │   └── InternalError           INTERNAL
-├── AccessError                 the client is not let in, or does not trust the server; waiting cannot help
+├── AccessError                 client or server refuses the other; waiting cannot help
 │   ├── InvalidCredentials      INVALID_CREDENTIALS   a certificate, a key or a token cannot be used
 │   ├── TlsFailed               TLS_FAILED
 │   └── TokenRefused            TOKEN_REFUSED
-├── CheckpointError             what is to be exported is not a guard we can serve
+├── CheckpointError             the checkpoint is not a guard that can be exported and served
 │   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND
 │   ├── WrongArchitecture       WRONG_ARCHITECTURE
 │   ├── MissingTensor           MISSING_TENSOR
@@ -32,21 +33,21 @@ GuardError
 │   ├── CorruptFile             CORRUPT_FILE
 │   ├── TokenizerMismatch       TOKENIZER_MISMATCH
 │   ├── ParityError             PARITY
-│   └── EngineError             ENGINE        no TensorRT engine can be built of it here
+│   └── EngineError             ENGINE        no TensorRT engine can be built from it here
 └── ServeError                  the embedded server cannot run here
     ├── PerfAnalyzerError       PERF_ANALYZER
     ├── ExportMissing           EXPORT_MISSING
-    ├── ExportOutdated          EXPORT_OUTDATED   it was made by another version, and this one cannot serve it rightly
+    ├── ExportOutdated          EXPORT_OUTDATED   another version made it, and this one cannot serve it correctly
     ├── InvalidParameter        INVALID_PARAMETER
     ├── EngineMismatch          ENGINE_MISMATCH
-    ├── DeviceError             DEVICE        the GPU, its driver, or a CPU whose 8-bit products cannot be exact
+    ├── DeviceError             DEVICE        the GPU or its driver fails, or the CPU's 8-bit products cannot be exact
     ├── OverBudget              OVER_BUDGET
     ├── PortBusy                PORT_BUSY
     ├── UnsupportedPython       UNSUPPORTED_PYTHON
     └── CanaryFailed            CANARY_FAILED
 
-An error travels through Triton as the text ``[CODE] One sentence.``; `from_text` finds it again wherever
-an ensemble or a back end has put words around it.
+An error travels through Triton as the text ``[CODE] One sentence.``. `from_text` reads it back, also when an ensemble
+or a back end has put other words around it.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ from typing import ClassVar
 
 
 class GuardError(Exception):
-    """The root. `code` is stable; the message is one sentence for a person."""
+    """The root of the tree. `code` never changes; the message is one sentence for a person."""
 
     code: ClassVar[str] = "GUARD"
     request_id: str | None = None
-    """Of the request that was answered so: it stands in the server's log."""
+    """The id of the request that was answered with this error; the server's log has the same id."""
 
     def wire_text(self) -> str:
         return f"[{self.code}] {self}"
@@ -107,7 +108,7 @@ class InvalidRequest(InputError):
 
 
 class SessionLost(GuardError):
-    """The server no longer holds this stream: open it again with START and everything so far."""
+    """The server no longer holds this stream. The client opens it again with START and everything so far."""
 
     code = "SESSION_LOST"
 
@@ -153,7 +154,7 @@ class TlsFailed(AccessError):
 
 
 class TokenRefused(AccessError):
-    """The token is missing or wrong, or the call is one that the server keeps closed to everybody."""
+    """The token is missing or wrong, or nobody may make this call."""
 
     code = "TOKEN_REFUSED"
 
@@ -239,7 +240,7 @@ class CanaryFailed(ServeError):
 
 
 def _tree(root: type[GuardError]) -> list[type[GuardError]]:
-    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
+    return [root, *(error for child in root.__subclasses__() for error in _tree(child))]
 
 
 BY_CODE: dict[str, type[GuardError]] = {error.code: error for error in _tree(GuardError)}
@@ -248,7 +249,7 @@ _WIRE_TEXT = re.compile(r"\[([A-Z][A-Z_]+)\] ([^\n]*)")
 
 
 def from_text(text: str) -> GuardError | None:
-    """The error that `wire_text` wrote into `text`, or None if there is none."""
+    """Returns the error that `wire_text` wrote into `text`, or None if there is none."""
     for code, sentence in _WIRE_TEXT.findall(text):
         if code in BY_CODE:
             return BY_CODE[code](sentence.strip())

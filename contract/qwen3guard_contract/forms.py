@@ -1,6 +1,6 @@
-"""The forms in which a guard can be exported: what its weights are kept in, and how attention reads keys and values.
+"""The forms in which a guard can be exported: the format of its weights, and how attention reads keys and values.
 
-What a form implies, for whoever writes such a graph, proves it or serves it, is here and nowhere else.
+Everything that a form implies for writing, proving and serving a graph is defined here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 WeightFormat = Literal["fp32", "dq8r", "fp16", "bf16"]
-"""fp32 is exact. dq8r multiplies in integers: each token's row by its own scale, each output channel of the weights by
-its. fp16 and bf16 multiply in two bytes."""
+"""fp32 is exact. dq8r multiplies integers of 8 bits: each token's row has its own scale, and so has each output channel
+of the weights. fp16 and bf16 multiply floats of two bytes."""
 WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
 AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
-"""decomposed is what ONNX Runtime runs fastest on CPUs; int8 is the same over keys and values of eight bits; portable
-is standard ONNX, which TensorRT builds too; gqa is one fused operator of ONNX Runtime on CUDA."""
+"""decomposed is the form that ONNX Runtime runs fastest on CPUs. int8 is the same with keys and values of 8 bits.
+portable is standard ONNX, which TensorRT can build too. gqa is one fused operator of ONNX Runtime on CUDA."""
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
 
-_KV_OF_TWO_BYTES = {"fp16": "float16", "bf16": "bfloat16"}
+_TWO_BYTE_KV = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Form:
-    """One pair of both. Raises ValueError for an unknown name, and for a pair of which there is no graph."""
+    """A format of weights with a form of attention. Raises ValueError for an unknown name, and for a pair that no graph
+    has."""
 
     weights: WeightFormat
     attention: AttentionForm
@@ -42,24 +43,25 @@ class Form:
 
     @classmethod
     def named(cls, weights: str, attention: str) -> Form:
-        """Raises ValueError."""
+        """The form with these two names. Raises ValueError for a name that does not exist."""
         return cls(cast(WeightFormat, weights), cast(AttentionForm, attention))
 
     @classmethod
     def fastest(cls, variant: str, weights: str) -> Form:
-        """What was measured to be fastest on CPUs (docs/performance.md) without losing more than `weights` do; for
-        weights of two bytes, which are not for CPUs, what runs everywhere.
+        """The form that was measured to be fastest on CPUs (docs/performance.md) and is as accurate as `weights`.
 
-        Stream's steps read much KV for few tokens, and many sessions stay in memory; Gen's passes are long and few.
+        Weights of two bytes are not meant for CPUs; for them it is the form that runs everywhere. With dq8r, Stream
+        has keys and values of 8 bits, because a step reads many of them for few tokens, and many sessions stay in
+        memory. Gen's passes are long and few.
         """
-        if weights in _KV_OF_TWO_BYTES:
+        if weights in _TWO_BYTE_KV:
             return cls.named(weights, "portable")
         return cls.named(weights, "int8" if variant == "stream" and weights == "dq8r" else "decomposed")
 
     @property
     def is_two_bytes(self) -> bool:
         """Whether the weights are floats of two bytes."""
-        return self.weights in _KV_OF_TWO_BYTES
+        return self.weights in _TWO_BYTE_KV
 
     @property
     def has_integer_weights(self) -> bool:
@@ -71,30 +73,32 @@ class Form:
 
     @property
     def has_integers(self) -> bool:
-        """Whether anything in the graph is multiplied in integers, which not every CPU does exactly by itself."""
+        """Whether the graph multiplies integers anywhere. Some CPUs do that exactly only with a repair
+        (`integer_products`)."""
         return self.has_integer_weights or self.has_integer_kv
 
     @property
     def coarsest(self) -> WeightFormat:
-        """The format whose rounding bounds how exact the graph is: keys and values of eight bits round as dq8r does."""
+        """The format with the coarsest rounding in the graph, which limits its accuracy. Keys and values of 8 bits
+        round as coarsely as dq8r."""
         return "dq8r" if self.has_integer_kv else self.weights
 
     @property
     def kv_dtype(self) -> str:
-        """numpy's name, or ml_dtypes', for what a cell of keys or values is made of."""
-        return "int8" if self.has_integer_kv else _KV_OF_TWO_BYTES.get(self.weights, "float32")
+        """The dtype of keys and values, by its name in numpy or ml_dtypes."""
+        return "int8" if self.has_integer_kv else _TWO_BYTE_KV.get(self.weights, "float32")
 
     @property
     def promises_equal_bits(self) -> bool:
-        """Whether a row has the same result to the bit whatever rows are in its batch, and on every kind of CPU."""
+        """Whether a row's result is the same to the bit with any other rows in its batch, and on every kind of CPU."""
         return self.has_integer_weights and self.attention in ("decomposed", "int8")
 
     @property
     def takes_ragged_rows(self) -> bool:
-        """Whether rows of several tokens, from different positions on, may share a pass."""
+        """Whether rows of several tokens that begin at different positions may share a pass."""
         return self.attention != "gqa"
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What it is made for."""
+        """The kind of device that the form is made for."""
         return "cuda" if self.attention == "gqa" else "cpu"

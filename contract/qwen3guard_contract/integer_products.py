@@ -1,12 +1,12 @@
-"""Are this machine's 8-bit products exact? Asked of ONNX Runtime itself, in some milliseconds, before it serves.
+"""Checks that this machine's 8-bit products are exact, by running some in ONNX Runtime. It takes milliseconds.
 
 On x86 CPUs with AVX2 or AVX-512 but without VNNI, ONNX Runtime multiplies u8 by s8 with vpmaddubsw, which adds two
-products in a saturating int16 (mlas/lib/platform.cpp chooses the kernel): large products come out wrong, without an
-error. The names of CPUs do not tell, since a hypervisor may hide what a CPU has; so the products are tried.
+products in a saturating int16 (mlas/lib/platform.cpp chooses the kernel). Large products are then wrong, without an
+error. The name of the CPU is not enough to know, because a hypervisor may hide what the CPU has.
 
-A constant s8 matrix is repaired by the session option REPAIR, which turns it into u8 while the graph is loaded. One
-that is computed (the keys and values of int8 attention) is not; its product is exact everywhere as long as the u8 side
-is at most COMPUTED_LIMIT, and the graphs keep to that.
+The session option REPAIR makes products with a constant s8 matrix exact: it turns the matrix into u8 while the graph is
+loaded. It does nothing for a matrix that is computed (the keys and values of int8 attention). That product is exact
+everywhere if no number on the u8 side is above COMPUTED_LIMIT, and the exported graphs ensure this.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from qwen3guard_contract.errors import DeviceError
 
 Products = Literal["exact", "repaired"]
 REPAIR = ("session.x64quantprecision", "1")
-"""Only where it is needed: on a CPU with VNNI it would take the slower u8 x u8 kernel and gain nothing."""
+"""This option is set only where it is needed: on a CPU with VNNI it only chooses a slower kernel, u8 x u8."""
 COMPUTED_LIMIT = 127
-"""2 * 127 * 127 fits an int16."""
+"""2 * 127 * 127 fits in an int16."""
 
 _ROWS = (1, 2, 4, 16)
-"""One row may take another kernel than several."""
+"""Numbers of rows to try, because one row may use another kernel than several."""
 _DEPTH, _WIDTH, _LARGEST = 64, 16, 127
 
-# y = MatMulIntegerToFloat(a, b, 1, 1), with `b` an input, and with `b` s8 [64, 16] of 127 (tests/unit/test_products.py
-# writes both with onnx, which a server does not have).
+# Two graphs of y = MatMulIntegerToFloat(a, b, 1, 1): in the first, `b` is an input; in the second, `b` is a constant
+# s8 [64, 16] of 127. tests/unit/test_products.py writes both with onnx, which a server does not have.
 _COMPUTED = base64.b64decode(
     "CAo6kQEKOAoBYQoBYgoDb25lCgNvbmUSAXkiFE1hdE11bEludGVnZXJUb0Zsb2F0Og1jb20ubWljcm9zb2Z0EgFnKg0QASIEAACA"
     "P0IDb25lWhUKAWESEAoOCAISCgoDEgFtCgMSAWtaFQoBYhIQCg4IAxIKCgMSAWsKAxIBbmIVCgF5EhAKDggBEgoKAxIBbQoDEgFu"
@@ -46,9 +46,8 @@ _CONSTANT = base64.b64decode(
 
 @cache
 def products() -> Products:
-    """How u8 x s8 products come out right here: by themselves, or with REPAIR.
-
-    Raises DeviceError where neither does it.
+    """Whether u8 x s8 products are exact here without help, or with REPAIR. Raises DeviceError if REPAIR does not help
+    either.
     """
     ort = importlib.import_module("onnxruntime")
     if not _exact(ort, _COMPUTED, COMPUTED_LIMIT):
@@ -64,18 +63,18 @@ def products() -> Products:
 
 
 def ensure_exact(options: Any) -> Products:
-    """Sets the `onnxruntime.SessionOptions` so that 8-bit products are exact, and says whether that took anything.
+    """Adds REPAIR to the `onnxruntime.SessionOptions` if 8-bit products need it here. Returns what `products` does.
 
-    Raises DeviceError where they cannot be.
+    Raises DeviceError if they cannot be exact.
     """
-    found = products()
-    if found == "repaired":
+    state = products()
+    if state == "repaired":
         options.add_session_config_entry(*REPAIR)
-    return found
+    return state
 
 
 def _exact(ort: Any, model: bytes, largest: int, *, repair: bool = False) -> bool:
-    """Whether u8 `largest` times s8 127, summed over 64 of them, is that."""
+    """Whether the sum of 64 products of u8 `largest` and s8 127 is correct, for each number of _ROWS."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

@@ -1,7 +1,7 @@
-"""The words of a verdict, and the index order of every classification head.
+"""The labels of a verdict, and the index order of every classification head.
 
-Qwen3Guard's heads number the levels Safe 0, Unsafe 1, Controversial 2: not the order of severity. Compare
-levels with `<`, never indices.
+Qwen3Guard's heads number the levels Safe 0, Unsafe 1, Controversial 2, which is not the order of severity. Compare
+levels with `<`, and never compare indices.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import total_ordering
 
 @total_ordering
 class RiskLevel(Enum):
-    """A level of risk; ordered by severity: SAFE < CONTROVERSIAL < UNSAFE."""
+    """A level of risk. Levels are ordered by severity: SAFE < CONTROVERSIAL < UNSAFE."""
 
     SAFE = "Safe"
     UNSAFE = "Unsafe"
@@ -28,7 +28,7 @@ class RiskLevel(Enum):
         return self.severity < other.severity
 
     def is_unsafe(self, *, strict: bool) -> bool:
-        """Whether an operator in strict (or loose) mode must treat this level as unsafe."""
+        """Whether this level counts as unsafe in strict mode, or else in loose mode."""
         return self is RiskLevel.UNSAFE or (strict and self is RiskLevel.CONTROVERSIAL)
 
 
@@ -36,7 +36,7 @@ _SEVERITY = {RiskLevel.SAFE: 0, RiskLevel.CONTROVERSIAL: 1, RiskLevel.UNSAFE: 2}
 
 
 class Category(Enum):
-    """A safety category. JAILBREAK is judged in prompts only."""
+    """A safety category. Only prompts are judged for JAILBREAK."""
 
     VIOLENT = "Violent"
     SEXUAL = "Sexual Content or Sexual Acts"
@@ -57,13 +57,13 @@ class Refusal(Enum):
 
 
 class AnswerStatus(Enum):
-    """How far Gen's answer has the form of one; where it has not, its level stands, and what else could be read."""
+    """Whether Gen's answer is well-formed. If it is not, its level still counts, and so does what else can be read."""
 
     COMPLETE = "complete"
     CUT = "cut"
-    """It did not end in the room that there is for it."""
+    """The answer had not ended after the largest number of tokens that an answer may have."""
     UNREADABLE = "unreadable"
-    """It ended, but what follows the level has not the form."""
+    """The answer ended, but what follows the level is malformed."""
 
 
 RISK_ORDER: tuple[RiskLevel, ...] = tuple(RiskLevel)
@@ -83,5 +83,6 @@ REFUSAL_ORDER: tuple[Refusal, ...] = tuple(Refusal)
 
 
 def normalize(label: str) -> str:
-    """A label as upstream's config.json may spell it (`"Violent"`, quotes inside), as we spell it."""
+    """Returns a label of upstream's config.json in this project's spelling. Upstream may put quotes inside the string
+    (`"Violent"`)."""
     return label.strip().strip("\"'").strip()

@@ -1,5 +1,7 @@
-"""Which models serve a guard, and where a model repository keeps what an export wrote: for each model NAME a folder
-NAME/1, with the manifest in those of the guard and of its tokenizer."""
+"""The served models that make up a guard, and where a model repository has the files of an export.
+
+Each model NAME has the folder NAME/1. The guard's folder and its tokenizer's both hold the manifest.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ from qwen3guard_contract.manifest import MANIFEST, Manifest
 
 Variant = Literal["gen", "stream"]
 VERSION = "1"
-"""The one version folder of each model."""
+"""The name of each model's only version folder."""
 
 
 @dataclass(frozen=True)
 class GuardModels:
-    """The served models of one variant: `guard` holds the graph, and `ensemble` answers for it."""
+    """The served models of one variant. `guard` runs the graph; clients call `ensemble`, which runs `tokenizer` and
+    `guard`."""
 
     variant: Variant
     tokenizer: wire.Model
@@ -27,7 +30,7 @@ class GuardModels:
 
     @property
     def all(self) -> tuple[wire.Model, ...]:
-        """The ensemble last."""
+        """All three; the ensemble is last."""
         return self.tokenizer, self.guard, self.ensemble
 
     def tokenizer_folder(self, model_repository: Path) -> Path:
@@ -43,14 +46,14 @@ GUARDS: dict[Variant, GuardModels] = {models.variant: models for models in (GEN,
 
 
 def exported_guards(model_repository: Path) -> list[GuardModels]:
-    """Those of which `model_repository` holds an export, readable or not."""
+    """The guards that have a manifest in `model_repository`, whether or not it can be read."""
     return [models for models in GUARDS.values() if (models.guard_folder(model_repository) / MANIFEST).is_file()]
 
 
 def exported(model_repository: Path) -> dict[str, Manifest]:
-    """The ensembles that can be served from `model_repository`, with their guard's manifest.
+    """The manifest of each guard in `model_repository`, by the name of its ensemble.
 
-    Raises ExportMissing where there is none, CorruptFile or ExportOutdated.
+    Raises ExportMissing if there is no guard, CorruptFile or ExportOutdated if one cannot be served.
     """
     guards = exported_guards(model_repository)
     if not guards:

@@ -1,6 +1,7 @@
-"""What an exported guard is: the manifest beside the graph, and the names of the graph's tensors.
+"""The manifest, a JSON file that describes an exported guard, and the names of the graph's tensors.
 
-Written by the export, read by the runtime; neither imports the other.
+The export writes the manifest beside the graph, and again beside the tokenizer's files. The runtime, the server and the
+doctor read it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from qwen3guard_contract.slots import Cache, caches
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 FORMAT = 2
-"""What this version exports. Format 1, which named none, multiplied int8 attention with eight bits on both sides,
-which CPUs without VNNI compute wrongly, and was proved by bounds that many a broken graph met."""
+"""The format that this version exports. A manifest without a format has format 1. In format 1 the products of int8
+attention had 8 bits on both sides, which CPUs without VNNI compute wrongly, and the bounds of its proof let many broken
+graphs through."""
 
 GRAPH_INPUT_IDS = "input_ids"
-"""int64 [rows, tokens]: each row a chunk of one sequence, padded on the right with any valid id."""
+"""int64 [rows, tokens]: each row is a chunk of one sequence, padded on the right with any valid id."""
 GRAPH_POSITIONS = "positions"
-"""int64 [rows]: where in its sequence (and KV slot) a row's first token stands."""
+"""int64 [rows]: the position of each row's first token in its sequence, which is also its cell in the KV slot."""
 GRAPH_LOGIT_INDEX = "logit_index"
-"""int64 [asked, 2]: (row, column) of the tokens whose logits are wanted; the others are not computed."""
+"""int64 [asked, 2]: the (row, column) of each token whose logits are wanted; other logits are not computed."""
 DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
@@ -38,31 +40,34 @@ STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_
 
 @dataclass(frozen=True)
 class Canary:
-    """A short input and what the exported graph answered to it: Gen, the log-probabilities of the first tokens of its
-    greedy answer; Stream, the probabilities of risk and category of each token, as (tokens, 3) and then (tokens, 8).
+    """A short input and the values that the exported graph gave for it.
 
-    `tolerance` is on the mean absolute difference. Where another ONNX Runtime sums floats in another order, a number of
-    eight bits now and then falls on the other side of a half, which moves a token's values and hardly the average; a
-    wrong product moves all of them.
+    Gen's `values` are the log-probabilities of the first tokens of its greedy answer. Stream's are the probabilities of
+    the risk levels and of the categories of each token, (tokens, 3) and then (tokens, 8), flattened.
+
+    `tolerance` limits the mean absolute difference. Another version of ONNX Runtime may sum floats in another order; a
+    number of 8 bits is then sometimes rounded to its other neighbour, which changes the values of one token and hardly
+    the mean. A wrong product changes all values.
     """
 
     input_ids: tuple[int, ...]
     values: tuple[float, ...]
     tolerance: float
 
-    def off(self, values: Sequence[float]) -> float:
-        """The mean absolute difference; infinite where there are more or fewer values."""
+    def mean_difference(self, values: Sequence[float]) -> float:
+        """The mean absolute difference from `values`; infinite if their number is another."""
         if not values or len(values) != len(self.values):
             return math.inf
-        return sum(abs(found - expected) for found, expected in zip(values, self.values, strict=True)) / len(values)
+        return sum(abs(value - expected) for value, expected in zip(values, self.values, strict=True)) / len(values)
 
     def agrees(self, values: Sequence[float]) -> bool:
-        return self.off(values) <= self.tolerance
+        return self.mean_difference(values) <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The largest passes of one kind that an engine was built for; `asked` is the most tokens with logits."""
+    """The size of the largest pass of one kind that an engine was built for. `asked` is the largest number of tokens
+    whose logits a pass may compute."""
 
     rows: int
     tokens: int
@@ -71,10 +76,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Engine:
-    """A TensorRT engine in `file` beside the graph: what built it, what it runs on, and the cells of its slots.
+    """A TensorRT engine in `file` beside the graph.
 
-    `package` is the Python module, tensorrt or tensorrt_rtx; another `version` of it cannot load the engine.
-    `profiles` are that of steps, and that of long rows.
+    `package` is the Python module that built it, tensorrt or tensorrt_rtx; another `version` of it cannot load the
+    engine. It runs on GPUs of the `compute_capabilities`, over KV slots of `capacity` cells. The first of `profiles` is
+    for steps, the last for long rows.
     """
 
     file: str
@@ -86,7 +92,7 @@ class Engine:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Engine:
-        """From what a manifest's JSON holds."""
+        """The engine that a manifest's JSON describes."""
         profiles = tuple(Profile(**profile) for profile in data["profiles"])
         capabilities = tuple(data["compute_capabilities"])
         return cls(**data | {"profiles": profiles, "compute_capabilities": capabilities})
@@ -131,7 +137,7 @@ class Manifest:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Of `sha256`, what a tokenizer and its template are read from."""
+        """The part of `sha256` that names the files of the tokenizer and of its template."""
         return {name: digest for name, digest in self.sha256.items() if name.endswith((".json", ".jinja"))}
 
     @property
@@ -140,12 +146,12 @@ class Manifest:
 
     @property
     def caches(self) -> tuple[Cache, ...]:
-        """The arrays of a KV slot, of all layers."""
+        """The arrays of a KV slot, in all layers."""
         return caches(self.form.kv_dtype, layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
     @property
     def notice(self) -> str:
-        """What every answer must say of this guard; empty for real weights."""
+        """The notice that every answer of this guard must carry; empty for real weights."""
         return DEMO_NOTICE if self.demo else ""
 
     def write(self, folder: Path) -> None:
@@ -171,14 +177,15 @@ class Manifest:
 
     @classmethod
     def to_serve(cls, folder: Path) -> Manifest:
-        """As `read`; raises ExportOutdated for a format that this version does not serve.
+        """Does what `read` does, and raises ExportOutdated for a format that this version does not serve.
 
-        Of format 1 what has no integers is served: theirs saturate on some CPUs, and hide what is not finite.
+        Graphs of format 1 are served only if they multiply no integers: the integer products of that format saturate on
+        some CPUs, and hide numbers that are not finite.
         """
-        found = cls.read(folder)
-        if found.format > FORMAT or (found.format < FORMAT and found.form.has_integers):
+        manifest = cls.read(folder)
+        if manifest.format > FORMAT or (manifest.format < FORMAT and manifest.form.has_integers):
             raise ExportOutdated(
-                f"The guard in {folder} was exported in format {found.format}; this version serves {FORMAT}:"
+                f"The guard in {folder} was exported in format {manifest.format}; this version serves {FORMAT}:"
                 " export the checkpoint again."
             )
-        return found
+        return manifest

@@ -1,4 +1,5 @@
-"""From levels to decisions: what an operator's mode, debounce and categories make of the guard's judgements."""
+"""The policy of an operator or a session: how its mode, debounce, categories and thresholds turn the guard's judgements
+into decisions."""
 
 from __future__ import annotations
 
@@ -10,17 +11,17 @@ from qwen3guard_contract.labels import Category, RiskLevel
 from qwen3guard_contract.thresholds import Judgement, Thresholds, categories
 
 DEFAULT_DEBOUNCE = 2
-"""Flag a token when it and the one before are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
+"""A token is flagged when it and the token before it are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What counts as unsafe, and how many tokens in a row must count before a stream is flagged.
+    """Which judgements are unsafe, and how many unsafe tokens in a row flag a stream.
 
-    `strict` counts Controversial as unsafe; `thresholds`, where there are some, decide by probability in its place.
-    `blocked` names the categories that count; what the guard files under another category passes. `debounce` concerns
-    the tokens of a response; a prompt is one judgement. A policy replaces the server's own in every part. Raises
-    InvalidRequest for a debounce that is no whole number from 1 on, and for what is no Category or no Thresholds.
+    With `strict`, Controversial counts as unsafe. `thresholds`, if there are any, decide by probability instead of by
+    level. Only judgements of the categories in `blocked` can be unsafe. `debounce` applies to the tokens of a response;
+    a prompt is one judgement. A policy replaces the server's own in every part. Raises InvalidRequest for a debounce
+    that is not a whole number of at least 1, and for values that are not of Category or Thresholds.
     """
 
     strict: bool = True
@@ -43,28 +44,29 @@ class Policy:
         return level.is_unsafe(strict=self.strict if strict is None else strict) and category in self.blocked
 
     def is_unsafe(self, level: RiskLevel, category: Category, risk: float) -> bool:
-        """Whether a judgement is unsafe by the thresholds, or else by its level.
+        """Whether a judgement is unsafe by the thresholds, or by its level if there are none.
 
-        `risk` is 1 - P(Safe), and `category` the one it names, or the likeliest where it names none.
+        `risk` is 1 - P(Safe). `category` is the one that the judgement names, or the likeliest if it names none.
         """
         if self.thresholds is None:
             return self.is_unsafe_level(level, category)
         return category in self.blocked and self.thresholds.is_unsafe_risk(risk, category)
 
-    def unsafe_categories(self, found: Judgement) -> set[Category]:
-        """The categories by which one judgement, of a conversation, a prompt or a token alone, is unsafe."""
-        risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
-        return {each for each in categories(found) if self.is_unsafe(found.severity, each, risk)}
+    def unsafe_categories(self, judgement: Judgement) -> set[Category]:
+        """The categories that make one judgement unsafe: of a conversation, of a prompt, or of a single token."""
+        risk = 1 - judgement.severity_probabilities[RiskLevel.SAFE]
+        return {each for each in categories(judgement) if self.is_unsafe(judgement.severity, each, risk)}
 
 
 def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:
-    """For each token, how many tokens in a row up to it are unsafe; it is flagged from a policy's `debounce` on.
+    """For each token, the number of unsafe tokens in a row up to it. A token whose run reaches a policy's `debounce` is
+    flagged.
 
-    `before` is the run at the token before the first of them, so a decision depends on nothing after it.
+    `before` is the run at the token before the first of these.
     """
-    found = []
+    counted = []
     run = before
-    for each in unsafe:
-        run = run + 1 if each else 0
-        found.append(run)
-    return found
+    for is_unsafe in unsafe:
+        run = run + 1 if is_unsafe else 0
+        counted.append(run)
+    return counted

@@ -1,7 +1,7 @@
-"""The geometry of KV slots: what arrays one is made of, in what sizes there are slots, and how many bytes they take.
+"""The geometry of KV slots: the arrays that a slot is made of, the sizes that slots have, and their bytes.
 
-A slot holds the keys and values of one sequence, a cell for each token. The exporter writes graphs for such slots, the
-engine builder sizes an engine by them, and the server keeps them.
+A slot holds the keys and values of one sequence, one cell for each token. The exporter writes graphs that work on these
+slots, the TensorRT build takes the size of its caches from them, and the runtime allocates them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 CAPACITY = "capacity"
-"""The dimension of a cache that is the slot's number of cells."""
+"""The name of the dimension of a cache that is the slot's number of cells."""
 CELL_STEP = 64
-"""Capacities are multiples of this: int8 attention works in such blocks of cells."""
+"""Every capacity is a multiple of this, because int8 attention works on blocks of 64 cells."""
 PADDING_CELLS = 16
-"""Cells at the end of every slot that hold no token: the padding of a ragged batch is written there."""
-SMALLEST = 256
+"""Cells at the end of every slot that hold no token. The padding of a ragged batch is written there."""
+SMALLEST_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One array of a layer's KV: a slot a row, [rows, *dims] with the slot's cells where `dims` say CAPACITY.
+    """One array of one layer's keys and values. Its shape is [rows, *dims], where each row is a slot and CAPACITY in
+    `dims` stands for the slot's number of cells.
 
-    Bind the graph's input `past` and its output `present` to one buffer of `dtype`, in numpy's name or ml_dtypes'.
+    Bind the graph's input `past` and its output `present` to the same buffer. `dtype` is a name of numpy or ml_dtypes.
     """
 
     part: str
@@ -43,7 +44,7 @@ class Cache:
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        """`dtype`, or where numpy has no such numbers, one of the same size."""
+        """`dtype`, or uint16 for bfloat16, which numpy does not have."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
     @property
@@ -51,7 +52,7 @@ class Cache:
         return 1 + self.dims.index(CAPACITY)
 
     def shape(self, capacity: int) -> tuple[int, ...]:
-        """Of one row."""
+        """The shape of one row."""
         return tuple(capacity if isinstance(dim, str) else dim for dim in self.dims)
 
     def row_bytes(self, capacity: int) -> int:
@@ -59,8 +60,12 @@ class Cache:
 
 
 def caches(kv_dtype: str, *, layers: int, kv_heads: int, head_dim: int) -> tuple[Cache, ...]:
-    """The arrays of a slot, layer by layer. With int8, keys stand as columns, and a layer's third array has a scale for
-    each cell and head, those of the keys before those of the values: a number is its int8 times its scale."""
+    """The arrays of a slot, layer by layer.
+
+    With int8 the keys are transposed, with one column for each cell. A layer then has a third array with a float32
+    scale for each cell and head, first those of the keys, then those of the values: a number is its int8 times its
+    scale.
+    """
     return tuple(cache for layer in range(layers) for cache in _of_layer(kv_dtype, layer, kv_heads, head_dim))
 
 
@@ -78,28 +83,28 @@ def _of_layer(kv_dtype: str, layer: int, kv_heads: int, head_dim: int) -> tuple[
 
 
 def slot_bytes(caches: Iterable[Cache], capacity: int) -> int:
-    """What a slot of `capacity` cells takes in all layers."""
+    """The bytes of a slot of `capacity` cells, in all layers."""
     return sum(cache.row_bytes(capacity) for cache in caches)
 
 
 def whole_blocks(cells: int) -> int:
-    """`cells` rounded up to a capacity."""
+    """Rounds `cells` up to a multiple of CELL_STEP."""
     return -(-cells // CELL_STEP) * CELL_STEP
 
 
 def capacity_for(tokens: int) -> int:
-    """The smallest capacity with room for `tokens` and the padding behind them."""
+    """The smallest capacity with room for `tokens` and the padding after them."""
     return whole_blocks(tokens + PADDING_CELLS)
 
 
 def capacities(context: int) -> Iterator[int]:
-    """64 more than 256, 512, 768 and so on, from 2048 on in steps of a quarter of the last power of two, up to that
-    for the whole context.
+    """The capacities of slots in cells, ascending. The last has room for the whole context.
 
-    Attention reads a slot to its end, so slots are little longer than their tokens; but only slots of one capacity
-    share a pass, so there are not too many. The 64 are for contexts that are a round number and a little more.
+    They are 256, 512, 768 and so on, each plus 64; from 2048 on the step doubles at each power of two. Attention reads
+    a slot to its end, so a slot should be little longer than its tokens. But only slots of one capacity can share a
+    pass, so there should be few capacities. The 64 are for contexts that are a little longer than a round number.
     """
-    step = tokens = SMALLEST
+    step = tokens = SMALLEST_TOKENS
     while tokens + CELL_STEP - PADDING_CELLS < context:
         yield tokens + CELL_STEP
         if tokens >= 8 * step:

@@ -1,4 +1,4 @@
-"""Decisions by probability: unsafe where 1 - P(Safe) is above a threshold, in place of strict and loose. Pure."""
+"""Decisions by probability instead of by strict or loose mode: unsafe if 1 - P(Safe) is above a threshold."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerd
 
 Judgement = Classification | PromptVerdict | TokenVerdict
 LONGEST_JSON = 2000
-"""Bytes of thresholds as JSON; one for each category that there is takes fewer than half."""
+"""The most bytes that thresholds may have as JSON. A threshold for each category takes less than half of it."""
 EXAMPLE = '{"default": 0.5, "categories": {"Violent": 0.3}}'
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Unsafe where 1 - P(Safe) > t; t is that of the judgement's category, or else `default`.
+    """A judgement is unsafe if 1 - P(Safe) > t. t is the threshold of its category, or `default` if that has none.
 
-    The categories of a judgement are those that it names, or the likeliest one where it names none (its level is
-    Safe, but barely), or all where Gen's answer broke off before it named them; with several, one above its threshold
-    is enough. t = 1 lets a category pass. How many tokens in a row must be above theirs before a stream is flagged is
-    the policy's `debounce`. Raises InvalidRequest for a t outside 0 to 1.
+    The categories of a judgement are those that it names. If it names none, as a Safe one does, its category is the
+    likeliest one; if Gen's answer broke off before it named any, it has all categories. One category above its
+    threshold is enough. No judgement is above t = 1. For a stream, the policy's `debounce` says how many tokens in a
+    row must be unsafe. Raises InvalidRequest for a t that is not from 0 to 1.
     """
 
     default: float = 0.5
@@ -41,21 +41,21 @@ class Thresholds:
         """Whether `risk`, 1 - P(Safe), is above the threshold of `category`."""
         return risk > self.categories.get(category, self.default)
 
-    def is_unsafe(self, found: Judgement) -> bool:
-        """Whether one judgement, of a conversation, a prompt or a token alone, is unsafe."""
-        risk = 1 - found.severity_probabilities[RiskLevel.SAFE]
-        return any(self.is_unsafe_risk(risk, category) for category in categories(found))
+    def is_unsafe(self, judgement: Judgement) -> bool:
+        """Whether one judgement is unsafe: of a conversation, of a prompt, or of a single token."""
+        risk = 1 - judgement.severity_probabilities[RiskLevel.SAFE]
+        return any(self.is_unsafe_risk(risk, category) for category in categories(judgement))
 
     def as_dict(self) -> dict[str, Any]:
         return {"default": self.default, "categories": {each.value: t for each, t in self.categories.items()}}
 
     @classmethod
     def parse(cls, text: bytes) -> Thresholds:
-        """From JSON as `as_dict` gives it; what is missing has its default. Raises InvalidRequest."""
+        """Reads JSON of the form that `as_dict` returns; a missing field has its default. Raises InvalidRequest."""
         if len(text) > LONGEST_JSON:
             raise InvalidRequest(f"The thresholds have {len(text)} bytes; there may be {LONGEST_JSON}.")
         try:
-            raw = json.loads(text, object_pairs_hook=_once)
+            raw = json.loads(text, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError):
             raw = None
         named = raw.get("categories", {}) if isinstance(raw, dict) else None
@@ -68,7 +68,7 @@ class Thresholds:
 
     @classmethod
     def read(cls, path: Path) -> Thresholds:
-        """From a file of such JSON. Raises InvalidRequest."""
+        """Reads a file with the JSON that `parse` takes. Raises InvalidRequest."""
         try:
             return cls.parse(path.read_bytes())
         except OSError as error:
@@ -77,20 +77,25 @@ class Thresholds:
             raise InvalidRequest(f"{path}: {error}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where it has two fields of one name: either may be meant."""
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict. Raises ValueError if two fields have the same name, since either may be meant."""
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("two fields of one name")
     return dict(pairs)
 
 
-def categories(found: Judgement) -> tuple[Category, ...]:
-    """Those that a judgement names, or else the likeliest; all where an answer broke off and they cannot be known."""
-    named = found.categories if isinstance(found, Classification) else (found.category,)
+def categories(judgement: Judgement) -> tuple[Category, ...]:
+    """The categories by which a judgement is decided: those that it names, or the likeliest if it names none.
+
+    All categories, if Gen's answer is not complete and names none.
+    """
+    named = judgement.categories if isinstance(judgement, Classification) else (judgement.category,)
     chosen = tuple(category for category in named if category is not None)
     if chosen:
         return chosen
-    if isinstance(found, Classification) and found.answer_status is not AnswerStatus.COMPLETE:
+    if isinstance(judgement, Classification) and judgement.answer_status is not AnswerStatus.COMPLETE:
         return QUERY_CATEGORY_ORDER
-    likely = {category: value for category, value in found.category_probabilities.items() if category is not None}
-    return (max(likely, key=lambda category: likely[category]),)
+    probabilities = {
+        category: value for category, value in judgement.category_probabilities.items() if category is not None
+    }
+    return (max(probabilities, key=lambda category: probabilities[category]),)

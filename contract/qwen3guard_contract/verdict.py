@@ -1,4 +1,5 @@
-"""What the guard answers: frozen results, each with `as_json` for one line of JSON."""
+"""The guard's results as the client returns them. `Classification` and `StepResult` write themselves as one line of
+JSON (`as_json`); the verdicts inside a step's result are parts of its line (`as_dict`)."""
 
 from __future__ import annotations
 
@@ -13,23 +14,23 @@ def _probabilities(values: dict[Any, float]) -> dict[str, float]:
     return {"None" if label is None else label.value: round(value, 6) for label, value in values.items()}
 
 
-def _said(notice: str) -> dict[str, str]:
+def _notice_field(notice: str) -> dict[str, str]:
     return {"notice": notice} if notice else {}
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Gen's verdict over one conversation.
+    """Gen's verdict on the last message of one conversation.
 
-    `severity_probabilities`, `category_probabilities` (None stands for the answer `None`) and
-    `refusal_probabilities` are each a softmax over the possible answers at the token where the answer is
-    decided. `strict` and `loose` say whether the last message is unsafe when Controversial counts as
-    unsafe, and when it counts as safe; `unsafe` is the server's own decision, in its mode or by its thresholds.
-    `refusal` is None when a prompt was judged. `notice` is what the guard says of itself (demo weights do), or empty.
+    `severity_probabilities`, `category_probabilities` (its key None is the answer `None`) and `refusal_probabilities`
+    are each a softmax over the possible values of a field, at the token that decides it. `strict` says whether the
+    message is unsafe if Controversial counts as unsafe, and `loose` if it counts as safe. `unsafe` is the server's own
+    decision, by its mode or by its thresholds. `refusal` is None if a prompt was judged. `notice` is a notice about the
+    guard, which demo weights have, or empty.
 
-    Where `answer_status` is not COMPLETE the level stands, but `categories` may be empty and `refusal` None because
-    they could not be read, and probabilities of what was not decided are empty. Whoever decides by category takes it
-    for any of them, as Policy and Thresholds do.
+    If `answer_status` is not COMPLETE, the level counts, but `categories` may be empty and `refusal` None because they
+    could not be read, and the probabilities of fields that were not decided are empty. A decision by category must then
+    assume any category, as Policy and Thresholds do.
     """
 
     severity: RiskLevel
@@ -61,7 +62,7 @@ class Classification:
                 "unsafe": self.unsafe,
                 "answer": self.answer,
                 "answer_status": self.answer_status.value,
-                **_said(self.notice),
+                **_notice_field(self.notice),
             },
             ensure_ascii=False,
         )
@@ -69,10 +70,10 @@ class Classification:
 
 @dataclass(frozen=True)
 class PromptVerdict:
-    """Stream's verdict over the prompt, read at the end of the user's turn. `category` is None where Safe.
+    """Stream's verdict on the prompt, read at the end of the user's turn. `category` is None if the level is Safe.
 
-    `strict` and `loose` are the decisions in either mode, over the categories that the session blocks; `flag`
-    is the session's own, in its mode or by its thresholds.
+    `strict` and `loose` are the decisions in the two modes, for the categories that the session blocks. `flag` is the
+    session's own decision, by its mode or by its thresholds.
     """
 
     severity: RiskLevel
@@ -84,17 +85,17 @@ class PromptVerdict:
     flag: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return _judged(self)
+        return _shared_fields(self)
 
 
 @dataclass(frozen=True)
 class TokenVerdict:
-    """Stream's verdict over one response token at an absolute `position` of its session.
+    """Stream's verdict on one token of the response, at an absolute `position` of its session.
 
-    `strict` and `loose` are the debounced decisions at this token in either mode, `flag` is the session's own, in its
-    mode or by its thresholds, and `run` counts the tokens in a row up to this one that are unsafe by it; `severity`
-    is the token's own level alone. `end` is where the token ends, in characters of the step's text, and in a `Stream`
-    of the whole response; None where token ids were sent.
+    `severity` is the level of this token alone. `strict` and `loose` are the debounced decisions at this token in the
+    two modes. `flag` is the session's own debounced decision, by its mode or by its thresholds, and `run` is the number
+    of tokens in a row up to this one that are unsafe by the session's policy. `end` is where the token ends, counted in
+    characters of the step's text, or of the whole response in the client's `Stream`. It is None if token ids were sent.
     """
 
     position: int
@@ -109,31 +110,31 @@ class TokenVerdict:
     end: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "end": self.end, **_judged(self)}
+        return {"position": self.position, "end": self.end, **_shared_fields(self)}
 
 
-def _judged(found: PromptVerdict | TokenVerdict) -> dict[str, Any]:
+def _shared_fields(verdict: PromptVerdict | TokenVerdict) -> dict[str, Any]:
     return {
-        "severity": found.severity.value,
-        "category": found.category.value if found.category else None,
+        "severity": verdict.severity.value,
+        "category": verdict.category.value if verdict.category else None,
         "probabilities": {
-            "severity": _probabilities(found.severity_probabilities),
-            "categories": _probabilities(found.category_probabilities),
+            "severity": _probabilities(verdict.severity_probabilities),
+            "categories": _probabilities(verdict.category_probabilities),
         },
-        "strict": found.strict,
-        "loose": found.loose,
-        "flag": found.flag,
+        "strict": verdict.strict,
+        "loose": verdict.loose,
+        "flag": verdict.flag,
     }
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's reply.
+    """The reply to one step.
 
-    `tokens` are the verdicts of this step's response tokens, `length` the tokens the session now holds.
-    The first `final_tokens` of this step, spelling the first `final_characters` of its text, stay as they
-    are whatever follows; the others are provisional: send their text again, at their position, with more.
-    `prompt_verdict` and `notice` come with the step that opens the stream.
+    `tokens` has the verdicts of this step's tokens of the response; `length` is the number of tokens that the session
+    now holds. No later text can change the first `final_tokens` of this step, which spell the first `final_characters`
+    of its text. The other tokens are provisional: send their text again, at their position, with more text after it.
+    Only the step that opens the stream brings `prompt_verdict`, and `notice`.
     """
 
     tokens: tuple[TokenVerdict, ...]
@@ -167,7 +168,7 @@ class StepResult:
                 "strict": self.strict,
                 "loose": self.loose,
                 "flag": self.flag,
-                **_said(self.notice),
+                **_notice_field(self.notice),
             },
             ensure_ascii=False,
         )

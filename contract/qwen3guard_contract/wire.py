@@ -1,7 +1,8 @@
-"""Every served model's tensors, once: config.pbtxt is generated from here, server and client read it.
+"""The tensors of every served model, defined once. The export generates config.pbtxt from them, and the runtime and the
+client read and write tensors by them.
 
-Dims leave out the leading batch dimension, which is 1 in every request; -1 is a variable length. A length
-of 0 means "not asked for here" (a step without a prompt has no prompt verdict).
+`dims` do not include the leading batch dimension, which is 1 in every request; -1 is a variable length. An output of
+length 0 means that there is nothing to say (a step without a prompt has no verdict on one).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Tensor:
 
     @property
     def ragged(self) -> bool:
-        """Whether requests with different lengths may share one execution."""
+        """Whether requests with different lengths of this tensor may share one execution."""
         return -1 in self.dims
 
 
@@ -46,7 +47,7 @@ class Model:
     steps: tuple[Model, ...] = ()
 
 
-# One conversation in: messages as JSON in OpenAI's form, or a prompt with or without a response.
+# The conversation to judge: messages as JSON in OpenAI's form, or a prompt with or without a response.
 MESSAGES = Tensor("MESSAGES", "BYTES", (1,), optional=True)
 PROMPT = Tensor("PROMPT", "BYTES", (1,), optional=True)
 RESPONSE = Tensor("RESPONSE", "BYTES", (1,), optional=True)
@@ -54,16 +55,16 @@ RESPONSE = Tensor("RESPONSE", "BYTES", (1,), optional=True)
 INPUT_IDS = Tensor("INPUT_IDS", "INT64", (-1,))
 RESPONSE_MODE = Tensor("RESPONSE_MODE", "BOOL", (1,))  # the last message is the assistant's: a refusal is judged too
 
-# Gen's verdict. Probabilities are a softmax over the named answers at the token where the answer is decided.
+# Gen's verdict. Probabilities are a softmax over the possible values of a field, at the token that decides it.
 SEVERITY = Tensor("SEVERITY", "BYTES", (1,))
 CATEGORIES = Tensor("CATEGORIES", "BYTES", (-1,))
 REFUSAL = Tensor("REFUSAL", "BYTES", (-1,))
 SEVERITY_PROBABILITIES = Tensor("SEVERITY_PROBABILITIES", "FP32", (len(RISK_ORDER),))
-CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (-1,))  # of CATEGORY_ORDER; none if not decided
+CATEGORIES_PROBABILITIES = Tensor("CATEGORIES_PROBABILITIES", "FP32", (-1,))  # in CATEGORY_ORDER; none if not decided
 REFUSAL_PROBABILITIES = Tensor("REFUSAL_PROBABILITIES", "FP32", (-1,))
 STRICT_UNSAFE = Tensor("STRICT_UNSAFE", "BOOL", (1,))
 LOOSE_UNSAFE = Tensor("LOOSE_UNSAFE", "BOOL", (1,))
-UNSAFE = Tensor("UNSAFE", "BOOL", (1,))  # the server's own: in its mode, or by its thresholds
+UNSAFE = Tensor("UNSAFE", "BOOL", (1,))  # the server's own decision, by its mode or by its thresholds
 VERDICT = (
     SEVERITY,
     CATEGORIES,
@@ -75,47 +76,47 @@ VERDICT = (
     LOOSE_UNSAFE,
     UNSAFE,
 )
-"""Outputs that exist only where the answer has a level. The raw answer always exists: where there is no level,
-gen_guard gives it to whoever asks for nothing of the verdict; `classify` cannot, since an ensemble asks for all."""
+"""Outputs that exist only if the answer has a level. The raw answer always exists: gen_guard returns it without a level
+to a request that asks for no output of the verdict. `classify` cannot, because an ensemble asks for all outputs."""
 ANSWER = Tensor("ANSWER", "BYTES", (1,))
 ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
 ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))
-ANSWER_STATUS = Tensor("ANSWER_STATUS", "BYTES", (1,))  # of AnswerStatus: other than complete, categories are missing
+ANSWER_STATUS = Tensor("ANSWER_STATUS", "BYTES", (1,))  # an AnswerStatus; unless complete, categories may be missing
 
-NOTICE = Tensor("NOTICE", "BYTES", (1,))  # what the guard says of itself; empty for real weights
+NOTICE = Tensor("NOTICE", "BYTES", (1,))  # a notice about the guard; empty for real weights
 
 # One step of a stream: text, or token ids of the Qwen tokenizer, written at an absolute position.
 TEXT = Tensor("TEXT", "BYTES", (1,), optional=True)
 TOKEN_IDS = Tensor("TOKEN_IDS", "INT64", (-1,), optional=True)
 POSITION = Tensor("POSITION", "INT64", (1,))
 QUERY_INDEX = Tensor("QUERY_INDEX", "INT64", (1,), optional=True)  # where the prompt's verdict is read; -1: nowhere
-RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # the first of INPUT_IDS that is judged
+RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # index in INPUT_IDS of the first judged token
 
-# The policy of a session, sent with the step that opens it; what is left out is the server's own.
+# The policy of a session, sent with the step that opens it. For what is left out, the server's own policy applies.
 STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
 DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
 BLOCKED = Tensor("BLOCKED", "BYTES", (1,), optional=True)  # the categories that count, a JSON list
-THRESHOLDS = Tensor("THRESHOLDS", "BYTES", (1,), optional=True)  # JSON; they decide in place of STRICT
+THRESHOLDS = Tensor("THRESHOLDS", "BYTES", (1,), optional=True)  # JSON; they decide instead of STRICT
 POLICY = (STRICT, DEBOUNCE, BLOCKED, THRESHOLDS)
 
-LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens the session holds after this step
-PENDING = Tensor("PENDING", "INT64", (1,))  # of this step's tokens; above 0, send the same step again to go on
-FINAL_TOKENS = Tensor("FINAL_TOKENS", "INT64", (1,))  # of this step's tokens; later text cannot change these
-FINAL_CHARACTERS = Tensor("FINAL_CHARACTERS", "INT64", (1,))  # of this step's TEXT; send the rest again
+LENGTH = Tensor("LENGTH", "INT64", (1,))  # tokens that the session holds after this step
+PENDING = Tensor("PENDING", "INT64", (1,))  # this step's tokens that are not run yet; if any, send the same step again
+FINAL_TOKENS = Tensor("FINAL_TOKENS", "INT64", (1,))  # this step's first tokens that later text cannot change
+FINAL_CHARACTERS = Tensor("FINAL_CHARACTERS", "INT64", (1,))  # characters of TEXT that they spell; send the rest again
 
-TOKEN_ENDS = Tensor("TOKEN_ENDS", "INT64", (-1,))  # characters of this step's TEXT up to the end of each of its tokens
+TOKEN_ENDS = Tensor("TOKEN_ENDS", "INT64", (-1,))  # for each token of TEXT, where it ends in characters
 
-# Per judged token of this step; none while tokens are pending.
+# One value for each judged token of this step; none while tokens are pending.
 RISK = Tensor("RISK", "BYTES", (-1,))
 CATEGORY = Tensor("CATEGORY", "BYTES", (-1,))
 RISK_PROBABILITIES = Tensor("RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
 CATEGORY_PROBABILITIES = Tensor("CATEGORY_PROBABILITIES", "FP32", (-1, len(RESPONSE_CATEGORY_ORDER)))
 STRICT_FLAG = Tensor("STRICT_FLAG", "BOOL", (-1,))
 LOOSE_FLAG = Tensor("LOOSE_FLAG", "BOOL", (-1,))
-FLAG = Tensor("FLAG", "BOOL", (-1,))  # the session's own: in its mode, or by its thresholds
+FLAG = Tensor("FLAG", "BOOL", (-1,))  # the session's own decision, by its mode or by its thresholds
 RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that are unsafe by the session's own policy
 
-# The prompt's verdict: one row on START, none later.
+# The verdict on the prompt: one row for the step with START, none for later steps.
 PROMPT_RISK = Tensor("PROMPT_RISK", "BYTES", (-1,))
 PROMPT_CATEGORY = Tensor("PROMPT_CATEGORY", "BYTES", (-1,))
 PROMPT_RISK_PROBABILITIES = Tensor("PROMPT_RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))
@@ -166,10 +167,11 @@ STREAM_GUARD = Model(
 )
 
 PROMPT_OUTPUTS = frozenset(tensor for tensor in STREAM_GUARD.outputs if tensor.name.startswith("PROMPT_"))
-"""Outputs that say something on START alone."""
+"""Outputs that are empty except for the step with START."""
 
 STEP_LABELS = frozenset({RISK, CATEGORY, PROMPT_RISK, PROMPT_CATEGORY})
-"""Outputs that say in words which of the probabilities is the largest; strings are the dearest to send."""
+"""Outputs that name the level or category with the largest probability. Strings take the most time to send, so a client
+may leave them out."""
 
 STREAM_STEP = Model(
     "stream_step",

@@ -1,7 +1,7 @@
-"""Is the server up, and does it compute what the export computed?
+"""Checks that the server is up and computes what the export computed.
 
-A Triton that says it is ready may still answer with nothing, or with the numbers of a broken environment;
-so ready means that the manifest's canary comes back with the manifest's values.
+Triton may say that it is ready and still give no answers, or wrong numbers because its environment is broken. So the
+server counts as ready when it answers the manifest's canary with the manifest's values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qwen3guard_contract.manifest import Manifest
 
 
 def canary_call(manifest: Manifest) -> Call[list[float]]:
-    """Asks the guard itself, past its tokenizer, for the values that the manifest's canary records."""
+    """A call of the guard itself, without its tokenizer, for the values that the manifest's canary records."""
     ids = list(manifest.canary.input_ids)
     if manifest.variant == "gen":
         values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
@@ -37,7 +37,7 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
 
 
 def tokenizer_call(manifest: Manifest) -> Call[int]:
-    """Asks the guard's tokenizer, which is a process of its own, how many tokens a prompt has."""
+    """A call of the guard's tokenizer, which runs in another process, for the number of tokens of a prompt."""
     model = wire.GUARD_TOKENIZER if manifest.variant == "gen" else wire.STREAM_TOKENIZER
     values = {wire.PROMPT: [b"canary"]} | ({} if manifest.variant == "gen" else {wire.POSITION: [0]})
     ids = wire.INPUT_IDS
@@ -45,7 +45,7 @@ def tokenizer_call(manifest: Manifest) -> Call[int]:
 
 
 def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float | None = None) -> bool:
-    """False while an ensemble of `manifests` is not ready; raises CanaryFailed where a value is wrong."""
+    """Returns False while an ensemble of `manifests` is not ready. Raises CanaryFailed if a value is wrong."""
     if not all(client.is_ready(ensemble) for ensemble in manifests):
         return False
     for manifest in manifests.values():
@@ -53,8 +53,9 @@ def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float 
             raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
         values = client.send(canary_call(manifest), timeout_s)
         if not manifest.canary.agrees(values):
+            off = manifest.canary.mean_difference(values)
             raise CanaryFailed(
-                f"The {manifest.variant} guard answers its canary wrongly (off by {manifest.canary.off(values):.3g}): "
+                f"The {manifest.variant} guard answers its canary wrongly (off by {off:.3g}): "
                 "export the checkpoint again."
             )
     return True

@@ -1,8 +1,8 @@
-"""What the embedded server is made of here: the wheel's tritonserver, and the interpreter that runs its models.
+"""Finds the parts of the embedded server on this machine: the wheel's tritonserver, and the Python for its models.
 
-The wheel's stub of the Python back end must find the shared libpython of the very interpreter that the
-environment was made with, then the wheel's own libraries (LD_LIBRARY_PATH), and the environment's packages: its
-interpreter is isolated, ignores PYTHONPATH, and looks for the environment of the first python3 on PATH.
+The wheel's stub of the Python back end needs three things. It needs the shared libpython of the interpreter that this
+environment was made with, and the wheel's own libraries (both by LD_LIBRARY_PATH). And it needs this environment's
+packages: its interpreter is isolated, ignores PYTHONPATH, and uses the environment of the first python3 on PATH.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from qwen3guard_contract.errors import ServeError, UnsupportedPython
 
 PYTHONS = ((3, 11), (3, 12))
-"""What nvidia-pytriton installs on: it needs a numpy below 2, which has no wheel for a later Python."""
+"""The Pythons that nvidia-pytriton can be installed on: it needs a numpy below 2, which has no wheel for later ones."""
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Weights on pages of 2 MiB, where the system gives them: reading all of them is most of what a step does."""
+"""Puts weights on pages of 2 MiB if the system has them, because a step spends most of its time reading all weights."""
 
 
 def wheel() -> Path:
-    """The wheel's tritonserver folder; found without importing it, since only its binaries matter."""
+    """The wheel's tritonserver folder, found without importing the wheel. Raises ServeError or UnsupportedPython."""
     spec = importlib.util.find_spec("pytriton")
     for location in spec.submodule_search_locations or () if spec else ():
         triton = Path(location) / "tritonserver"
@@ -35,7 +35,8 @@ def wheel() -> Path:
 
 
 def not_installed(what: str) -> ServeError:
-    """The error for `what`, a part of the extra `serve` that is missing: on another Python the extra would not help."""
+    """The error for a missing part of the extra `serve`, named `what`. On a Python that is not in PYTHONS the extra
+    does not help, and the error says so."""
     if _python() in PYTHONS:
         return ServeError(f"{what} is not installed: pip install 'qwen3guard-triton[serve]'.")
     major, minor = _python()
@@ -58,11 +59,11 @@ def stub(triton: Path) -> Path:
 
 
 def libpython_folder() -> Path:
-    """Where this interpreter's shared libpython is. Raises UnsupportedPython where it has none."""
+    """The folder of this interpreter's shared libpython. Raises UnsupportedPython if it has none."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     name = f"libpython{version}.so.1.0"
     own = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"]
-    for folder in [Path(place) for place in own if place] + _linker_folders(name):
+    for folder in [Path(folder) for folder in own if folder] + _linker_folders(name):
         if (folder / name).is_file():
             return folder
     raise UnsupportedPython(
@@ -72,6 +73,7 @@ def libpython_folder() -> Path:
 
 
 def _linker_folders(library: str) -> list[Path]:
+    """The folders where the system's linker finds `library`."""
     try:
         listing = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -80,6 +82,7 @@ def _linker_folders(library: str) -> list[Path]:
 
 
 def environment(triton: Path, libpython: Path) -> dict[str, str]:
+    """The environment variables of tritonserver. `triton` is what `wheel` returns, `libpython` the library's folder."""
     libraries = triton.parents[1] / "nvidia_pytriton.libs"
     return (
         HUGE_PAGES

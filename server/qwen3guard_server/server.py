@@ -24,30 +24,30 @@ from qwen3guard_server import installation
 from qwen3guard_server.settings import ServerSettings
 
 EXIT_S = 5
-"""Triton counts an open sequence as in flight and waits for it; nobody will end it once the server goes."""
+"""How long Triton waits for requests before it exits. It waits for open sequences too, which nobody ends any more."""
 STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
 GAP_S = 5.0
-"""Without a process for a model that had one: while Triton loads it may end one and start another, not later."""
-_STUB_DIED = "Failed to preinitialize Python stub"  # the server would wait for it all the same
+"""How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
+_STUB_DIED = "Failed to preinitialize Python stub"  # Triton logs this, and goes on waiting for the dead process
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 class EmbeddedServer:
-    """One tritonserver process. Use as a context manager: leaving it stops the server and removes its traces."""
+    """One tritonserver process, as a context manager. Leaving it stops the server and removes its files."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.tls = settings.tls.own_client() if settings.tls else None
-        """With which this machine's own clients reach the server."""
+        """The TLS settings with which clients on this machine reach the server."""
         self.manifests = exported(settings.model_repository)
         self._tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(4)}"
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._read_from: tuple[Path | None, int] = (None, 0)
-        """How far `events` has read whose log."""
+        self._events_read: tuple[Path | None, int] = (None, 0)
+        """The folder whose log `events` has read, and up to which byte."""
         self._models: set[str] = set()
-        """Each has a process of its own while the server is well."""
+        """The models that had a process when the server became ready."""
 
     @property
     def url(self) -> str:
@@ -87,7 +87,7 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C reaches us alone, and we stop the server in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server properly
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl, takes no lock)
             )
 
@@ -103,7 +103,7 @@ class EmbeddedServer:
             f"--exit-timeout-secs={EXIT_S}",
             f"--backend-config=python,stub-timeout-seconds={int(settings.load_s)}",
             f"--backend-config=python,shm-region-prefix-name={self._tag}",
-            "--log-warning=false",  # a START on a live sequence is warned of with the session's id
+            "--log-warning=false",  # Triton's warning of a START on a live sequence has the session's id
             "--allow-cpu-metrics=false",
             "--allow-gpu-metrics=false",
         ]
@@ -114,15 +114,15 @@ class EmbeddedServer:
         return self._process
 
     def wait_ready(self, canary: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
-        """Returns when `canary` says True; it says False while the server is not up yet, and may raise.
+        """Returns when `canary` returns True. It returns False while the server is not up yet, and its errors are
+        raised. `tick` is called about once a second meanwhile.
 
-        `tick` is called about once a second meanwhile.
-
-        Raises ServeError with the server's own reason if the process ends, CanaryFailed after `load_s`.
+        Raises ServeError if the server's process or that of a model ends, with the reason in its log, and CanaryFailed
+        after `load_s` seconds.
         """
         process = self._started()
         began = ticked = time.monotonic()
-        seen: dict[str, float] = {}
+        seen: dict[str, float] = {}  # when each model last had a process
         while not canary():
             self._hide_shared_memory()
             if process.poll() is not None or _STUB_DIED in self.log:
@@ -142,13 +142,15 @@ class EmbeddedServer:
         self._models = set(seen)
 
     def _hide_shared_memory(self) -> None:
-        """Texts pass through it; Triton lets every user of the machine read it, whatever the umask."""
+        """Makes the shared memory readable for this user only: texts pass through it, and Triton lets every user of the
+        machine read it, whatever the umask is."""
         for region in _SHARED_MEMORY.glob(f"*{self._tag}*"):
             with contextlib.suppress(FileNotFoundError):
                 region.chmod(0o600)
 
     def fault(self) -> str | None:
-        """Why the server cannot answer any more: it has ended, or one of its models' processes has. None: it can."""
+        """Why the server can no longer answer: it has ended, or the process of one of its models has. None if it
+        can."""
         process = self._started()
         if process.poll() is not None:
             return f"the server ended by itself with status {process.returncode}"
@@ -156,7 +158,7 @@ class EmbeddedServer:
         return f"the process of {dead[0]} died" if dead else None
 
     def restart(self) -> None:
-        """Kills the server, without waiting for its requests, and starts it anew."""
+        """Kills the server, without waiting for its requests, and starts it again."""
         self.stop(kill=True)
         self._models = set()
         self._start()
@@ -166,20 +168,21 @@ class EmbeddedServer:
         return (self._folder / "log").read_text(errors="replace") if self._folder else ""
 
     def events(self) -> list[str]:
-        """The lines of JSON (`logs`) that the models' processes have written since the last call."""
+        """The lines of JSON that the models' processes have logged since the last call
+        (qwen3guard_runtime.telemetry.logs)."""
         if not self._folder:
             return []
-        if self._read_from[0] != self._folder:
-            self._read_from = (self._folder, 0)
+        if self._events_read[0] != self._folder:
+            self._events_read = (self._folder, 0)
         with (self._folder / "log").open("rb") as log:
-            log.seek(self._read_from[1])
-            whole = log.read().rpartition(b"\n")[0]
-        self._read_from = (self._folder, self._read_from[1] + len(whole) + bool(whole))
-        return [line for line in whole.decode(errors="replace").splitlines() if line.startswith("{")]
+            log.seek(self._events_read[1])
+            whole_lines = log.read().rpartition(b"\n")[0]
+        self._events_read = (self._folder, self._events_read[1] + len(whole_lines) + bool(whole_lines))
+        return [line for line in whole_lines.decode(errors="replace").splitlines() if line.startswith("{")]
 
     @property
     def warnings(self) -> list[str]:
-        """What the models' processes want an operator to know."""
+        """The warnings that the models' processes have logged for an operator."""
         return re.findall(r'warning: ([^"\n]+)', self.log)
 
     def stop(self, *, kill: bool = False) -> None:
@@ -202,26 +205,26 @@ class EmbeddedServer:
             region.unlink(missing_ok=True)
 
 
-# E0000 is gRPC's own library, which has no clock and no part in loading models.
-_TRITONS_ERROR = re.compile(
+# Lines with E0000 are from gRPC's library, without a time; they say nothing about loading models.
+_TRITON_ERROR = re.compile(
     rf"^(?:E(?!0000)\d{{4}}|error:|.*(?={_STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE
 )
 
 
 def reason(log: str) -> str:
-    """The sentence in a server's log that says why it stopped: the first error of a guard, or else Triton's last."""
-    ours = from_text(log)
-    if ours:
-        return str(ours)
-    theirs = _TRITONS_ERROR.findall(log)
-    return str(theirs[-1]).strip(' "') if theirs else "its log says nothing"
+    """The sentence in a server's log that says why it stopped: the first GuardError, or else Triton's last error."""
+    guard_error = from_text(log)
+    if guard_error:
+        return str(guard_error)
+    triton_errors = _TRITON_ERROR.findall(log)
+    return str(triton_errors[-1]).strip(' "') if triton_errors else "its log says nothing"
 
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that every way to end runs the same clean-up.
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that each of them runs the same clean-up.
 
-    SIGINT too: a shell starts its background commands with that one ignored.
+    SIGINT is included because a shell starts its background commands with that signal ignored.
     """
 
     def interrupt(*_: object) -> None:
@@ -236,6 +239,7 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def _check_free(address: str, port: int) -> None:
+    """Raises PortBusy if a server cannot listen there."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -245,22 +249,25 @@ def _check_free(address: str, port: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Linux sends the server a SIGTERM when this process dies, however it dies."""
+    """Asks Linux, in the server's process, to send it a SIGTERM when its parent dies in whatever way."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def model_processes(pid: int) -> dict[str, int]:
-    """The process of each model of the server `pid`. A dead process has no command line left and is not counted."""
-    found = {}
+    """The process id of each model of the server `pid`, by the model's name.
+
+    A dead process has no command line any more and is left out.
+    """
+    processes = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # threads and processes come and go
             for child in children.read_text().split():
                 program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
                 if program.endswith("_stub"):
-                    found[Path(arguments[0]).parents[1].name] = int(child)
-    return found
+                    processes[Path(arguments[0]).parents[1].name] = int(child)
+    return processes
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
+    """The resident memory of the process `pid`, in bytes."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10

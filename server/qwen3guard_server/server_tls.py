@@ -1,4 +1,4 @@
-"""The embedded server's certificates, tried out before it starts by a handshake in memory."""
+"""The embedded server's certificates. A TLS handshake in memory checks them before the server starts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from qwen3guard_contract.errors import InvalidCredentials
 
 @dataclass(frozen=True)
 class ServerTls:
-    """The server's certificate and key. With `client_ca` it answers only clients whose certificate that one signed;
-    `own_cert` and `own_key` are then what the supervisor shows it. All are PEM. Raises InvalidCredentials.
+    """The server's certificate and key, as PEM files.
+
+    With `client_ca`, the server answers only clients whose certificate that CA signed. The supervisor then shows it
+    `own_cert` with `own_key`. Raises InvalidCredentials if these are missing.
     """
 
     cert: Path
@@ -31,47 +33,48 @@ class ServerTls:
             )
 
     def flags(self) -> list[str]:
-        """Of tritonserver."""
-        found = ["--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        """The flags of tritonserver for TLS."""
+        flags = ["--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
         if self.client_ca:
-            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
-        return found
+            flags += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
+        return flags
 
     def own_client(self) -> Tls:
-        """How a client on this machine reaches the server, whatever names its certificate has.
+        """The TLS settings with which a client on this machine reaches the server, whatever host its certificate names.
 
-        Raises InvalidCredentials with what would keep the server, or every client, from speaking TLS.
+        Raises InvalidCredentials for anything that would keep the server, or every client, from speaking TLS.
         """
-        names = [name for kind, name in self._rehearse() if kind in ("DNS", "IP Address")]
+        names = [name for kind, name in self._handshake() if kind in ("DNS", "IP Address")]
         if not names:
             raise InvalidCredentials(f"{self.cert} names no host (subjectAltName), so no client could check it.")
         return Tls(self.cert, self.own_cert, self.own_key, names[0].replace("*", "canary"))
 
-    def _rehearse(self) -> tuple[tuple[str, str], ...]:
-        """The names in the server's certificate."""
-        served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        present(served, self.cert, self.key)
+    def _handshake(self) -> tuple[tuple[str, str], ...]:
+        """Does a TLS handshake in memory. Returns the names in the server's certificate, as (kind, name)."""
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        present(server, self.cert, self.key)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
-        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate vouches for itself
+        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust the certificate itself, without its CA
         trust(client, self.cert)
         if self.client_ca and self.own_cert and self.own_key:
-            trust(served, self.client_ca)
-            served.verify_mode = ssl.CERT_REQUIRED
+            trust(server, self.client_ca)
+            server.verify_mode = ssl.CERT_REQUIRED
             present(client, self.own_cert, self.own_key)
-        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-        caller = client.wrap_bio(back, there)
-        waiting = {caller: self.cert, served.wrap_bio(there, back, server_side=True): self.own_cert}
-        while waiting:
-            for side, shown in tuple(waiting.items()):
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client_side = client.wrap_bio(to_client, to_server)
+        server_side = server.wrap_bio(to_server, to_client, server_side=True)
+        unfinished = {client_side: self.cert, server_side: self.own_cert}  # each with the certificate that it checks
+        while unfinished:
+            for side, checked in tuple(unfinished.items()):
                 try:
                     side.do_handshake()
-                    del waiting[side]
+                    del unfinished[side]
                 except ssl.SSLWantReadError:
                     continue
                 except ssl.SSLCertVerificationError as error:
-                    raise InvalidCredentials(f"{shown} would be refused: {error.verify_message}.") from None
+                    raise InvalidCredentials(f"{checked} would be refused: {error.verify_message}.") from None
                 except ssl.SSLError as error:
                     raise InvalidCredentials(f"{self.cert} cannot be used for TLS: {error.reason}.") from None
-        certificate: dict[str, Any] = caller.getpeercert() or {}
+        certificate: dict[str, Any] = client_side.getpeercert() or {}
         return tuple(certificate.get("subjectAltName", ()))

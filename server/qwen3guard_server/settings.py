@@ -1,4 +1,4 @@
-"""What the embedded server is told: where it listens, who may speak to it, and that as tritonserver's flags."""
+"""The settings of the embedded server: where it listens and who may call it, and the flags of tritonserver for them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from qwen3guard_server.server_tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
 CLOSED_GROUPS = ("shared-memory", "model-repository", "trace", "logging")
-"""Triton's groups of calls that nobody may make: whoever may load a model runs code here."""
-NOBODY = "no:body"
-"""What a closed call must carry, and no header can be called: HTTP/1 ends the name at the colon, gRPC refuses it. So it
-does not matter that everybody on this machine can read tritonserver's command line."""
+"""Triton's groups of calls that nobody may make. Who may load a model, for example, can run any code here."""
+IMPOSSIBLE_HEADER = "no:body"
+"""Triton demands this header for a closed call, and no client can send it: HTTP/1 ends a header's name at the colon,
+and gRPC refuses the name. So closed calls stay closed to users of this machine, who can read tritonserver's command
+line."""
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
-"""The others but health, which stays open for probes."""
+"""All other groups except health, which stays open for probes."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where the server listens (port 0: not at all, but gRPC always does) and how long it may take to load.
+    """Where the server listens, who may call it, and how long it may take to load (`load_s`, seconds).
 
-    HTTP and metrics, for which Triton has no TLS, listen on loopback whatever `address` says. Another address than
-    loopback needs `tls` and `allow_remote`. With a `token` every call but those for health must carry it. Raises
-    ServeError, InvalidCredentials.
+    HTTP and metrics are off with port 0. They always listen on loopback, whatever `address` says, because Triton has no
+    TLS for them. An `address` other than loopback needs `tls` and `allow_remote`. With a `token`, every call except
+    those for health must carry it. Raises ServeError or InvalidCredentials.
     """
 
     model_repository: Path
@@ -61,30 +62,31 @@ class ServerSettings:
             return False
 
     def listeners(self) -> list[tuple[str, int]]:
-        """Addresses and ports."""
+        """The addresses and ports that must be free."""
         local = [(LOOPBACK, port) for port in (self.http_port, self.metrics_port) if port]
         return [(self.address, self.grpc_port), *local]
 
     def flags(self) -> list[str]:
-        """Of tritonserver."""
-        found = [
+        """The flags of tritonserver for these settings."""
+        flags = [
             f"--grpc-address={self.host()}",
             f"--grpc-port={self.grpc_port}",
-            "--allow-vertex-ai=false",  # in 24.10 it passes by the restrictions of HTTP, and a variable may turn it on
+            "--allow-vertex-ai=false",  # a variable may turn it on, and in 24.10 HTTP's restrictions do not apply to it
             *(self.tls.flags() if self.tls else ()),
         ]
         for name, port in (("http", self.http_port), ("metrics", self.metrics_port)):
-            found += [f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"] if port else [f"--allow-{name}=false"]
-        return found + restrictions(self.token)
+            flags += [f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"] if port else [f"--allow-{name}=false"]
+        return flags + restrictions(self.token)
 
     def host(self) -> str:
-        """The address as it stands in a url."""
+        """The address as a URL has it: IPv6 in brackets."""
         return f"[{self.address}]" if ":" in self.address else self.address
 
 
 def restrictions(token: str | None = None) -> list[str]:
-    """Tritonserver's flags that close CLOSED_GROUPS to all, and OPEN_TO_TOKEN to those who do not send `token`."""
-    groups = [f"{','.join(CLOSED_GROUPS)}:{NOBODY}={secrets.token_urlsafe(32)}"]
+    """The flags of tritonserver that close CLOSED_GROUPS to all, and OPEN_TO_TOKEN to clients that do not send
+    `token`."""
+    groups = [f"{','.join(CLOSED_GROUPS)}:{IMPOSSIBLE_HEADER}={secrets.token_urlsafe(32)}"]
     if token:
         groups.append(f"{','.join(OPEN_TO_TOKEN)}:{TOKEN_HEADER}={token}")
     return [f"--{flag}={group}" for group in groups for flag in ("grpc-restricted-protocol", "http-restricted-api")]

@@ -1,6 +1,6 @@
-"""Keeps an embedded server running: one that no longer answers as it should is killed and started anew.
+"""Keeps an embedded server running: if it no longer answers correctly, it is killed and started again.
 
-Triton's own health endpoints do not tell: they stay ready when the process behind a model is dead.
+Triton's own health endpoints are not enough: they stay ready when the process of a model is dead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ WATCH_S = 0.2
 CANARY_S = 10.0
 CANARY_TIMEOUT_S = 30.0
 START_ATTEMPTS = 3
-"""Of starting it again, in a row. A server that does not start the first time never will."""
+"""How often in a row starting it again may fail. A server that does not start the first time is given up at once."""
 MISSES = 2
-"""Canaries in a row that may go unanswered: a server under load is late, a hung one never answers."""
+"""After so many unanswered canaries in a row the server counts as hung. One may be late because of load."""
 
 
 def supervise(
@@ -31,11 +31,13 @@ def supervise(
     canary_s: float = CANARY_S,
     canary_timeout_s: float = CANARY_TIMEOUT_S,
 ) -> None:
-    """Returns never. `canary` takes a time-out in seconds, says False while nobody answers, and raises a GuardError
-    where the answer is wrong. `ready` is called when the server answers, the first time and after each restart; `relay`
-    gets the server's events.
+    """Waits until the server is ready, then watches it and starts it again when it fails. Never returns.
 
-    Raises ServeError or CanaryFailed where the server cannot be started, the first time or again.
+    `canary` takes a time-out in seconds; it returns False if nobody answers, and raises a GuardError if the answer is
+    wrong. `ready` is called when the server first answers and after each restart. `say` gets sentences for the
+    operator, and `relay` the server's events (`EmbeddedServer.events`).
+
+    Raises ServeError or CanaryFailed if the server cannot be started, the first time or later.
     """
     load_s = server.settings.load_s
     failures = 0
@@ -59,7 +61,7 @@ def supervise(
 
 
 def _answers(canary: Callable[[float], bool], timeout_s: float) -> bool:
-    """A server that refuses the canary since it is full is well."""
+    """Whether the server answers correctly. A server that refuses the canary because it is overloaded does."""
     try:
         return canary(timeout_s)
     except Overloaded:
@@ -67,16 +69,16 @@ def _answers(canary: Callable[[float], bool], timeout_s: float) -> bool:
 
 
 def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float, relay: Callable[[str], None]) -> str:
-    """Waits until the server can no longer answer, and says why."""
+    """Returns when the server no longer answers correctly, with the reason."""
     missed = 0
-    asked = time.monotonic()
+    asked_s = time.monotonic()
     while missed < MISSES:
         time.sleep(WATCH_S)
         for event in server.events():
             relay(event)
         if fault := server.fault():
             return fault
-        if time.monotonic() - asked < canary_s:
+        if time.monotonic() - asked_s < canary_s:
             continue
         try:
             missed = 0 if canary() else missed + 1
@@ -84,5 +86,5 @@ def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float, 
             missed += 1
         except GuardError as error:
             return server.fault() or str(error).rstrip(".")
-        asked = time.monotonic()
+        asked_s = time.monotonic()
     return "the server no longer answers"
