@@ -222,7 +222,7 @@ class Flow:
     def _decide_tokens(self, tokens: Sequence[TokenVerdict]) -> list[Segment]:
         self.verdicts += tokens
         segments = list(self._gate.judged(tokens))
-        if self._finishing and not self.stopped:
+        if self._finishing:
             segments += self._gate.finished()
         self.finished = self._finishing
         return segments

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from qwen3guard_client import Category, GuardClient, Policy, Thresholds
+from qwen3guard_apps.proxy.server import listening
+from qwen3guard_apps.proxy.settings import Settings
+from qwen3guard_client import AsyncGuardClient, Category, Classification, GuardClient, Policy, Thresholds
+from qwen3guard_client.moderation.cascade import Cascade, Confirm
+from qwen3guard_client.moderation.gate import OnFlag
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
 from support.fake_llm import FakeLLM, Loop
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
@@ -79,6 +85,12 @@ def gather(chunks: list[Any], client: openai.OpenAI) -> None:
 
 def text_of(chunks: list[Any], index: int = 0) -> str:
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices if choice.index == index)
+
+
+def guards(error: openai.APIError) -> dict[str, Any]:
+    """What the guard says in it."""
+    assert isinstance(error.body, dict)
+    return dict(error.body["guard"])
 
 
 def last(chunks: list[Any], index: int = 0) -> Any:
@@ -231,8 +243,8 @@ def test_a_flag_can_be_an_error(proxied: Open, llm: FakeLLM, offset: int) -> Non
     assert text_of(shown) == TURNS[:offset]
     for error in (whole, mid, prompt):
         assert error.value.code == "content_filter"
-        assert error.value.body["guard"]["flagged"]
-    assert prompt.value.body["guard"]["flagged_by"] == "prompt"
+        assert guards(error.value)["flagged"]
+    assert guards(prompt.value)["flagged_by"] == "prompt"
     assert "bomb" not in str(mid.value)
 
 
@@ -249,7 +261,7 @@ def test_each_choice_is_judged_by_itself(proxied: Open, llm: FakeLLM, offset: in
 
 def test_all_that_can_be_read_is_judged_and_the_rest_is_removed(proxied: Open, llm: FakeLLM) -> None:
     """Reasoning and a tool's arguments are no way around the guard; a sound is not shown."""
-    call = {"id": "1", "type": "function", "function": {"name": "cook", "arguments": TURNS}}
+    call: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "cook", "arguments": TURNS}}
     calls = {"tool_calls": [{"index": 0} | call]}
     sound = {"audio": {"data": "UklGRg==", "transcript": TURNS}}
     with proxied() as proxy:
@@ -273,14 +285,70 @@ def test_all_that_can_be_read_is_judged_and_the_rest_is_removed(proxied: Open, l
         assert "audio" not in (last(streamed(client)).delta.model_extra or {})
 
 
+@pytest.mark.parametrize("on_flag", ["stop", "mark"])
+@pytest.mark.parametrize("confirm", ["strict", "loose"])
+def test_gen_confirms_as_in_moderate(
+    proxied: Open, llm: FakeLLM, guard: GuardClient, confirm: Confirm, on_flag: OnFlag
+) -> None:
+    with proxied(confirm=confirm, on_flag=on_flag) as proxy:
+        for prompt in (PROMPT, UNSAFE_PROMPT):
+            for text in (SAFE, TURNS):
+                llm.text = text
+                moderated = guard.moderate([text], prompt, confirm=confirm, on_flag=on_flag)
+                shown = "".join(str(segment) for segment in moderated)
+                choice = proxy.client().chat.completions.create(**asked(prompt)).choices[0]
+                assert choice.message.content == shown
+                told = choice.model_extra["guard"]
+                assert told["position"] == (moderated.flag.offset if moderated.flag else None)
+                assert told["flagged"] == (moderated.flag is not None)
+
+
+def test_what_gen_overrules_is_streamed_to_the_end(
+    proxied: Open, llm: FakeLLM, guard: GuardClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gen's answers are turned round, so that none confirms a flag."""
+
+    def overruling(_: Cascade, call: Call[Any]) -> Generator[Call[Any], Classification, bool]:
+        yield call
+        return False
+
+    monkeypatch.setattr(Cascade, "_ask", overruling)
+    llm.text = TURNS
+    for release in ("after_check", "before_check"):
+        with proxied(confirm="strict", release=release) as proxy:
+            found = streamed(proxy.client(), UNSAFE_PROMPT)
+            proxy.assert_all_sessions_ended(guard)
+        assert text_of(found) == TURNS
+        assert last(found).finish_reason == "stop"
+        assert last(found).model_extra["guard"]["strict"]
+
+
+def test_a_gen_that_is_not_served_is_an_error_as_in_moderate(repository: Path, tmp_path: Path) -> None:
+    """The proxy does not start without it."""
+
+    async def start(url: str) -> None:
+        how = Settings(upstream="http://127.0.0.1:9/v1", confirm="strict")
+        async with AsyncGuardClient(url) as guard, listening(how, guard, "127.0.0.1", 0):
+            pass
+
+    with serve(stream_repository(repository, tmp_path)) as alone:
+        wait_ready(alone)
+        with pytest.raises(errors.GuardNotServed) as at_start:
+            asyncio.run(start(alone.url))
+        with GuardClient(alone.url) as guard, pytest.raises(errors.GuardNotServed) as moderated:
+            list(guard.moderate([TURNS], PROMPT, confirm="strict"))
+    assert str(at_start.value) == str(moderated.value)
+    assert "'classify'" in str(at_start.value)
+
+
 def test_conversations_of_every_kind(proxied: Open, llm: FakeLLM, offset: int) -> None:
     llm.text = SAFE
 
-    def answer(client: openai.OpenAI, *messages: dict[str, Any]) -> Any:
+    def answer(client: openai.OpenAI, *messages: Any) -> Any:
         return client.chat.completions.create(model="fake", messages=list(messages)).choices[0]
 
     user = {"role": "user", "content": [{"type": "text", "text": PROMPT}]}
-    call = {"id": "1", "type": "function", "function": {"name": "cook", "arguments": "{}"}}
+    call: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "cook", "arguments": "{}"}}
     with proxied() as proxy:
         client = proxy.client()
         developer = {"role": "developer", "content": "Be brief."}

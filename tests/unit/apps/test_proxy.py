@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from qwen3guard_apps.proxy import sse
+from qwen3guard_apps.proxy import add_arguments, settings_of, sse
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_contract import errors
 from support.texts import TEXTS, cut
@@ -40,6 +41,7 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
         {"upstream": "llm:80"},
         {"upstream": "http://llm/v1?key=1"},
         {"on_flag": "shout"},
+        {"confirm": "yes"},
         {"max_in_flight": 0},
         {"guard_timeout_s": float("inf")},
     ],
@@ -47,3 +49,12 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidParameter):
         Settings(**wrong)
+
+
+def test_the_options_of_the_command_line_are_the_settings() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert settings_of(parser.parse_args([])) == Settings()
+    assert settings_of(parser.parse_args(["--confirm", "loose", "--on-flag", "mark"])) == Settings(
+        on_flag="mark", confirm="loose"
+    )

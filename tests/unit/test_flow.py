@@ -1,0 +1,335 @@
+"""The flow of a moderation: whatever the order of events, and whoever drives it, the same is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.proxy.judged import Judged
+from qwen3guard_apps.proxy.settings import Settings
+from qwen3guard_client import AsyncModeration, Flagged, Moderation, Segment, Stream
+from qwen3guard_client.moderation.cascade import Cascade
+from qwen3guard_client.moderation.flow import Finish, Flow, Request, Step
+from qwen3guard_client.moderation.gate import OnFlag, Release
+from qwen3guard_contract import errors
+from support.fake_guard import MESSAGES, FakeGuard, Script, outcome, pieces_of
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+UNREACHABLE = errors.Unreachable("The server cannot be reached: no.")
+
+SCRIPTS = st.builds(
+    lambda tokens, debounce, unsafe_prompt, answers, lost: Script(
+        tuple((LETTERS[at % 26] * size, risky) for at, (size, risky) in enumerate(tokens)),
+        debounce,
+        unsafe_prompt,
+        tuple(answers),
+        lost,
+    ),
+    tokens=st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=20),
+    debounce=st.integers(1, 3),
+    unsafe_prompt=st.sampled_from([False, False, False, True]),
+    answers=st.lists(st.sampled_from([True, False, False, False, None]), min_size=21, max_size=21),
+    lost=st.frozensets(st.integers(1, 12), max_size=2),
+)
+CUTS = st.lists(st.integers(1, 8), max_size=30)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a response is moderated."""
+
+    release: Release
+    on_flag: OnFlag
+    confirm: bool
+    prompt_counts: bool = True
+
+    def flow(self) -> Flow:
+        cascade = Cascade("strict", None, MESSAGES) if self.confirm else None
+        return Flow(self.release, self.on_flag, cascade, prompt_counts=self.prompt_counts)
+
+    def settings(self) -> Settings:
+        """The proxy's."""
+        return Settings(
+            upstream="http://llm/v1",
+            release=self.release,
+            on_flag="error" if self.on_flag == "raise" else self.on_flag,
+            confirm="strict" if self.confirm else None,
+            prompt_check="while" if self.prompt_counts else "off",
+        )
+
+
+OPTIONS = st.builds(
+    Options,
+    st.sampled_from(["after_check", "before_check"]),
+    st.sampled_from(["stop", "raise", "mark"]),
+    st.booleans(),
+    st.sampled_from([True, True, True, False]),
+)
+
+
+@dataclass
+class Seen:
+    """What came of a moderation."""
+
+    segments: list[Segment]
+    offset: int | None
+    asked: int
+    raised: BaseException | None = None
+
+    @property
+    def clear(self) -> str:
+        return "".join(str(segment) for segment in self.segments if segment.flag is None)
+
+    @property
+    def marked(self) -> str:
+        return "".join(str(segment) for segment in self.segments if segment.flag)
+
+
+def check(seen: Seen, script: Script, options: Options) -> None:
+    """What no error ends is as the rules have it over the whole text."""
+    expected = outcome(script, options.on_flag, confirm=options.confirm, prompt_counts=options.prompt_counts)
+    assert seen.offset == expected.offset
+    if options.on_flag == "mark" or expected.offset is None:
+        assert seen.asked == expected.asked
+        assert seen.clear + seen.marked == script.text
+    if options.release == "after_check":
+        assert (seen.clear, seen.marked) == (expected.clear, expected.marked)
+    else:
+        assert script.text.startswith(seen.clear + seen.marked)
+        assert seen.clear.startswith(expected.clear)
+
+
+class Driven:
+    """A flow whose events come in the order that `choices` makes: the LLM may write during any request."""
+
+    def __init__(self, flow: Flow, guard: FakeGuard, pieces: list[str], choices: random.Random) -> None:
+        self.flow = flow
+        self._guard = guard
+        self._pieces = iter(pieces)
+        self._choices = choices
+        self._stream: Stream = guard.stream()
+        self.segments: list[Segment] = []
+        self._source_ended = False
+
+    def run(self) -> Seen:
+        flow = self.flow
+        raised = None
+        try:
+            with self._stream as stream:
+                self._write_some()
+                self.segments += flow.opened(stream.prompt_verdict)
+                while not flow.over:
+                    if request := flow.next_request():
+                        assert flow.next_request() is None  # one at a time
+                        self._make(request, stream)
+                    else:
+                        self._write()
+        except errors.GuardError as error:
+            self.segments += flow.failed(error)
+        for event in (lambda: flow.wrote("x"), lambda: flow.judged([]), lambda: flow.failed(KeyError())):
+            assert event() == []
+        assert flow.next_request() is None
+        try:
+            flow.raise_error()
+        except Exception as error:
+            raised = error
+        return Seen(self.segments, flow.flag.offset if flow.flag else None, flow.asked, raised)
+
+    def _make(self, request: Request, stream: Stream) -> None:
+        if isinstance(request, Step):
+            stream.step(request.piece)
+            self._write_some()
+            self.segments += self.flow.judged(stream.final_verdicts)
+        elif isinstance(request, Finish):
+            stream.finish()
+            self.segments += self.flow.judged(stream.verdicts, finished=True)
+        else:
+            answer: Any
+            try:
+                answer = self._guard.send(request)
+            except errors.UnreadableAnswer as error:
+                answer = error
+            self._write_some()
+            self.segments += self.flow.answered(answer)
+
+    def _write_some(self) -> None:
+        for _ in range(self._choices.randint(0, 3)):
+            self._write()
+
+    def _write(self) -> None:
+        if (piece := next(self._pieces, None)) is not None:
+            self.segments += self.flow.wrote(piece)
+        elif not self._source_ended:
+            self._source_ended = True
+            self.segments += self.flow.source_ended()
+
+
+@settings(max_examples=400, deadline=None)
+@given(SCRIPTS, CUTS, OPTIONS, st.randoms(use_true_random=False))
+def test_in_any_order_of_events_the_rules_decide(
+    script: Script, cuts: list[int], options: Options, choices: random.Random
+) -> None:
+    guard = FakeGuard(script)
+    seen = Driven(options.flow(), guard, pieces_of(script.text, cuts), choices).run()
+    check(seen, script, options)
+    assert isinstance(seen.raised, Flagged) == (options.on_flag == "raise" and seen.offset is not None)
+    assert not guard.sessions
+
+
+@settings(max_examples=200, deadline=None)
+@given(SCRIPTS, CUTS, st.sampled_from(["stop", "mark"]), st.integers(0, 20), st.randoms(use_true_random=False))
+def test_a_guard_that_fails_shows_nothing_unchecked(
+    script: Script, cuts: list[int], on_flag: OnFlag, fails_at: int, choices: random.Random
+) -> None:
+    options = Options("after_check", on_flag, confirm=True)
+    guard = FakeGuard(script, UNREACHABLE, fails_at)
+    flow = options.flow()
+    seen = Driven(flow, guard, pieces_of(script.text, cuts), choices).run()
+    expected = outcome(script, on_flag, confirm=True)
+    if flow.error is None:
+        check(seen, script, options)
+    else:
+        assert seen.raised is UNREACHABLE
+        assert expected.clear.startswith(seen.clear)
+        assert expected.marked.startswith(seen.marked)
+        assert flow.unconfirmed == (len(guard.questions) < flow.asked)
+
+
+def drive_sync(pieces: list[str], flow: Flow, guard: FakeGuard, failure: Exception | None) -> Seen:
+    def source() -> Iterator[str]:
+        yield from pieces
+        if failure:
+            raise failure
+
+    moderation = Moderation(guard.stream(), source(), flow, guard.send)
+    segments, raised = [], None
+    try:
+        for segment in moderation:
+            segments.append(segment)
+    except Exception as error:
+        raised = error
+    return Seen(segments, moderation.flag.offset if moderation.flag else None, moderation.asked, raised)
+
+
+async def drive_async(pieces: list[str], flow: Flow, guard: FakeGuard, failure: Exception | None) -> Seen:
+    async def source() -> AsyncIterator[str]:
+        for number, piece in enumerate(pieces):
+            for _ in range(number % 3):
+                await asyncio.sleep(0)
+            yield piece
+        if failure:
+            raise failure
+
+    moderation = AsyncModeration(guard.async_stream(), source(), flow, guard.asend)
+    segments, raised = [], None
+    try:
+        async for segment in moderation:
+            segments.append(segment)
+    except Exception as error:
+        raised = error
+    return Seen(segments, moderation.flag.offset if moderation.flag else None, moderation.asked, raised)
+
+
+class ProxysGuard:
+    """What the proxy's choices ask of an AsyncGuardClient."""
+
+    def __init__(self, guard: FakeGuard) -> None:
+        self._guard = guard
+        self.send = guard.asend
+
+    def stream(self, **_: object) -> Any:
+        return self._guard.async_stream()
+
+
+async def drive_proxy(pieces: list[str], how: Settings, guard: FakeGuard) -> tuple[Judged, str]:
+    """The choice when nothing more comes of it, and how much of its text it has released."""
+    changed = asyncio.Event()
+    judged = Judged(cast(Any, ProxysGuard(guard)), how, Conversation(MESSAGES, ""), changed)
+    running: set[asyncio.Task[None]] = set()
+    judged.start(running)
+    try:
+        for number, piece in enumerate(pieces):
+            for _ in range(number % 3):
+                await asyncio.sleep(0)
+            judged.write(piece)
+        judged.close()
+        while not (judged.stopped or judged.final or judged.failed):
+            changed.clear()
+            await changed.wait()
+    finally:
+        judged.leave()
+        await asyncio.gather(*running)
+    text = "".join(pieces)
+    return judged, text[: max((end for end in range(len(text) + 1) if judged.releases(end)), default=0)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SCRIPTS, CUTS, OPTIONS, st.booleans())
+def test_sync_async_and_proxy_show_the_same(script: Script, cuts: list[int], options: Options, breaks: bool) -> None:
+    pieces = pieces_of(script.text, cuts)
+    failure = ConnectionError("the LLM died") if breaks else None
+    sync = drive_sync(pieces, options.flow(), FakeGuard(script), failure)
+    for seen in (sync, asyncio.run(drive_async(pieces, options.flow(), FakeGuard(script), failure))):
+        check(seen, script, options)
+        stopped = seen.offset is not None and options.on_flag != "mark"
+        assert isinstance(seen.raised, Flagged) == (stopped and options.on_flag == "raise")
+        assert seen.raised is (None if stopped else failure) or options.on_flag == "raise"
+
+    guard = FakeGuard(script)
+    judged, released = asyncio.run(drive_proxy(pieces, options.settings(), guard))
+    assert (judged.flag.offset if judged.flag else None) == sync.offset
+    assert judged.error is None
+    assert not guard.sessions
+    if options.release == "after_check":
+        assert released == sync.clear + sync.marked
+        assert released[: judged.limit] == sync.clear
+    else:
+        assert script.text.startswith(released)
+        assert len(released) >= (sync.offset or 0)
+
+
+RISKY = Script((("a", False), ("b", True), ("c", True), ("d", False)), answers=(False,))
+
+
+@pytest.mark.parametrize("lets", ["block", "pass"])
+def test_what_gen_cannot_confirm_does_not_pass_the_proxy(lets: Any) -> None:
+    """Neither where Gen is not served, nor where it is down: Stream has flagged it."""
+    for failure in (errors.GuardNotServed("The server does not serve this guard."), UNREACHABLE):
+        how = Settings(upstream="http://llm/v1", on_guard_error=lets, confirm="strict")
+        for fails_at, unsure in ((1, lets == "block"), (2, True)):  # the step, and the question
+            guard = FakeGuard(RISKY, failure, fails_at)
+            judged, released = asyncio.run(drive_proxy([RISKY.text], how, guard))
+            assert judged.error is failure
+            assert judged.failed == unsure
+            assert released == ("" if unsure else RISKY.text)
+
+
+def test_gen_is_asked_with_the_conversation_as_far_as_it_goes() -> None:
+    guard = FakeGuard(RISKY)
+    flow = Options("after_check", "stop", confirm=True).flow()
+    seen = Driven(flow, guard, ["ab", "cd"], random.Random(0)).run()
+    assert seen.clear == RISKY.text
+    assert guard.questions == [RISKY.text]
+    assert (flow.asked, flow.overruled) == (1, 1)
+
+
+def test_pieces_of_two_kinds_and_ids_for_gen_end_the_flow() -> None:
+    flow = Options("before_check", "stop", confirm=False).flow()
+    assert [segment.content for segment in flow.wrote("a")] == ["a"]
+    assert flow.wrote([1]) == []
+    with pytest.raises(errors.InvalidRequest, match="not as both"):
+        flow.raise_error()
+    flow = Options("after_check", "stop", confirm=True).flow()
+    flow.wrote([1, 2])
+    flow.opened(FakeGuard(RISKY).stream().__enter__().prompt_verdict)
+    assert flow.next_request() is None
+    assert flow.over
+    with pytest.raises(errors.InvalidRequest, match="Gen confirms text alone"):
+        flow.raise_error()
