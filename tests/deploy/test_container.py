@@ -126,7 +126,7 @@ def test_an_empty_repository_is_named(tmp_path: Path) -> None:
 
 def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DEPLOY))
-    import serve
+    import serve  # type: ignore[import-not-found]  # deploy/serve.py
 
     def flags(command: list[str]) -> dict[str, str]:
         return dict(flag.partition("=")[::2] for flag in command if "backend-config" not in flag)

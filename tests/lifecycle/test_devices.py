@@ -15,7 +15,7 @@ from support.serving import free_port
 def test_the_command_that_serves_says_so_too(tmp_path: Path) -> None:
     """And the guard answers its canary: ready is said after that."""
     place_models(tmp_path, export(str(DEMO / "stream"), tmp_path, attention="gqa", say=lambda _: None))
-    command = [COMMAND, "serve", "--model-repository", tmp_path, "--grpc-port", str(free_port())]
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", tmp_path, "--grpc-port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready on ")

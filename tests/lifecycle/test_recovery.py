@@ -58,7 +58,7 @@ def served(repository: Path, tmp_path: Path) -> Iterator[Served]:
     """The stream guard alone, under its supervisor."""
     port = free_port()
     models = stream_repository(repository, tmp_path / "repository")
-    command = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         served = Served(process, port)
         served.wait_ready()

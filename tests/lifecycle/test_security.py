@@ -323,7 +323,16 @@ def remote(repository: Path, certificates: Path, tmp_path_factory: pytest.TempPa
         shutil.copytree(repository / name, models / name)
     (folder / "token").write_text(TOKEN)
     ports = free_port(), free_port(), free_port()
-    command = [COMMAND, "serve", "--debug", "--model-repository", models, "--address", "0.0.0.0", "--allow-remote"]
+    command: list[str | Path] = [
+        COMMAND,
+        "serve",
+        "--debug",
+        "--model-repository",
+        models,
+        "--address",
+        "0.0.0.0",
+        "--allow-remote",
+    ]
     for name, port in zip(("grpc", "http", "metrics"), ports, strict=True):
         command += [f"--{name}-port", str(port)]
     command += [

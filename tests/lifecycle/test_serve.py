@@ -28,7 +28,7 @@ from support.serving import free_port, serve, wait_ready
 def served(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`qwen3guard serve` as a person runs it."""
     port = free_port()
-    command = [COMMAND, "serve", "--model-repository", repository, "--grpc-port", str(port)]
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", repository, "--grpc-port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process, port
         process.kill()

@@ -32,7 +32,7 @@ def emulator() -> str:
 
 
 def run(script: str, *arguments: object, cpu: str | None = None) -> str:
-    command = [sys.executable, SCRIPTS / script, *arguments]
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     prefix = [emulator(), "-cpu", cpu] if cpu else []
     done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -53,7 +53,8 @@ Logits = Callable[..., dict[str, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def logits(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Logits:
-    folder, found = tmp_path_factory.mktemp("logits"), {}
+    folder = tmp_path_factory.mktemp("logits")
+    found: dict[tuple[str | None, ...], dict[str, np.ndarray]] = {}
 
     def read(cpu: str | None = None, *options: str) -> dict[str, np.ndarray]:
         key = (cpu, *options)

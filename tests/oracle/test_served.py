@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -122,7 +123,9 @@ def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_or
         if found.answer_status is not AnswerStatus.COMPLETE:
             continue
         head = tokenizer.apply_chat_template(messages, tokenize=False)
-        fields = [("Safety:", [level.value for level in RISK_ORDER], found.severity_probabilities.values())]
+        fields: list[tuple[str, list[str], Iterable[float]]] = [
+            ("Safety:", [level.value for level in RISK_ORDER], found.severity_probabilities.values())
+        ]
         names = [category.value if category else "None" for category in CATEGORY_ORDER]
         fields.append(("Categories:", names, found.category_probabilities.values()))
         if found.refusal:

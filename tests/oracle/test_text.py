@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
@@ -90,7 +91,7 @@ QWEN3 = """
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
 {%- endif %}"""
 """How Qwen3's own template asks for fields that a message may lack."""
-GIVEN = {
+GIVEN: dict[str, tuple[Any, ...]] = {
     "eos and pad": ("{{ messages[0].content }}{{ eos_token }}{{ pad_token }}", {}, None),
     "a token as an object": (
         "{{ bos_token }}{{ messages[0].content }}",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qwen3guard_client import GuardClient
+from qwen3guard_client import GuardClient, TokenVerdict
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import wire
 from support.agreement import BOUND, agrees, log_probabilities
@@ -38,7 +38,7 @@ sys.exit(status)
 @pytest.fixture(scope="module", params=["gen", "stream"])
 def checkpoint(request: pytest.FixtureRequest, qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / request.param
-    return make(folder, request.param, **SHAPE_06B, tied=True, dtype="bf16", tokenizer_from=qwen_folder)  # type: ignore[arg-type]
+    return make(folder, request.param, **SHAPE_06B, tied=True, dtype="bf16", tokenizer_from=qwen_folder)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def streams(guard: GuardClient, ids: np.ndarray, checkpoint: Path) -> None:
         session = str(uuid.uuid4())
         head = guard.stream_step(session, prompt="How do I bake bread?", start=True).length
         assert head == opened.length
-        tokens = []
+        tokens: list[TokenVerdict] = []
         at = 0
         while at < len(ids):
             chunk = ids[at : at + source.randint(1, longest)].tolist()
@@ -99,8 +99,8 @@ def streams(guard: GuardClient, ids: np.ndarray, checkpoint: Path) -> None:
             prompt = template_ids(checkpoint, "How do I bake bread?")
             assert len(prompt) == head
             rows = {name: values[head:] for name, values in expected(np.array([*prompt, *ids])).items()}
-        agrees([token.severity_probabilities for token in tokens], rows["risk_logits"])  # type: ignore[misc]
-        agrees([token.category_probabilities for token in tokens], rows["category_logits"])  # type: ignore[misc]
+        agrees([token.severity_probabilities for token in tokens], rows["risk_logits"])
+        agrees([token.category_probabilities for token in tokens], rows["category_logits"])
 
 
 def template_ids(folder: Path, prompt: str) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
-from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Policy, Thresholds
+from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Policy, Segment, Thresholds
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors
@@ -115,7 +115,7 @@ def test_a_gen_that_is_not_served_is_an_error_and_no_release(repository: Any, tm
     with serve(stream_repository(repository, tmp_path)) as alone:
         wait_ready(alone)
         with GuardClient(alone.url) as guard:
-            shown = []
+            shown: list[Segment] = []
             with pytest.raises(errors.GuardNotServed):
                 shown.extend(guard.moderate([TURNS], prompt=PROMPT, confirm="strict"))
             assert len(text_of(shown)) < len(TURNS)

@@ -47,7 +47,7 @@ def test_classify_prints_json(server: EmbeddedServer, tmp_path: Path) -> None:
 
 
 def test_stream_reads_pieces_as_they_come(server: EmbeddedServer) -> None:
-    command = [COMMAND, "stream", "--url", server.url, "--prompt", "How do I bake bread?", "--json"]
+    command: list[str | Path] = [COMMAND, "stream", "--url", server.url, "--prompt", "How do I bake bread?", "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -126,7 +126,7 @@ def test_a_stream_is_used_inside_its_context_and_not_after(guard: GuardClient) -
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_lost_session_is_replayed_with_the_same_verdicts(guard: GuardClient, mixed: bool) -> None:
     ids = GuardTokenizer.load(DEMO / "stream").encode(" and salt")
-    pieces = [*PIECES[:3], ids, *PIECES[3:]] if mixed else list(PIECES)
+    pieces: list[Any] = [*PIECES[:3], ids, *PIECES[3:]] if mixed else list(PIECES)
 
     def moderate(lose: bool) -> list[TokenVerdict]:
         with guard.stream(PROMPT) as stream:

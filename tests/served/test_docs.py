@@ -21,7 +21,7 @@ def test_the_first_page_runs_as_written(server: EmbeddedServer, capsys: pytest.C
 
 
 def example(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "examples" / name, *map(str, arguments)]
+    command: list[str | Path] = [sys.executable, ROOT / "examples" / name, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from qwen3guard_client import (
@@ -245,7 +246,7 @@ def test_thresholds_of_nothing_and_of_everything(guard: GuardClient) -> None:
 def test_token_ids_are_counted_in_ids(guard: GuardClient, offset: int) -> None:
     ids = GuardTokenizer.load(DEMO / "stream").encode(TURNS)
     moderated = guard.moderate((ids[at : at + 3] for at in range(0, len(ids), 3)), PROMPT)
-    shown = [each for segment in moderated for each in segment.content]
+    shown = [int(each) for segment in moderated for each in segment.content]
     assert moderated.flag is not None
     assert shown == ids[: moderated.flag.offset]
     assert GuardTokenizer.load(DEMO / "stream").decode(shown) == TURNS[:offset]
@@ -389,7 +390,13 @@ def test_the_example_guards_an_openai_stream(guard: GuardClient, offset: int) ->
         base = f"http://127.0.0.1:{llm.server_address[1]}/v1"
 
         def run(prompt: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, ROOT / "examples" / "openai_stream.py", base, guard.url, prompt]
+            command: list[str | Path] = [
+                sys.executable,
+                ROOT / "examples" / "openai_stream.py",
+                base,
+                guard.url,
+                prompt,
+            ]
             return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
         safe, turned = run("How do I bake bread?"), run(PROMPT)

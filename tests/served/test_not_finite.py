@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
-from qwen3guard_client import AsyncGuardClient, GuardClient
+from qwen3guard_client import AsyncGuardClient, GuardClient, Segment
 from qwen3guard_client.moderation.gate import Release
-from qwen3guard_contract import errors
+from qwen3guard_client.transport import calls
+from qwen3guard_contract import errors, wire
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_server.server import EmbeddedServer
@@ -42,9 +47,42 @@ def test_moderation_raises_and_shows_nothing_unchecked(overflowing_server: Embed
 
     with GuardClient(overflowing_server.url) as guard:
         for prompt, pieces in (("How are you?", llm()), (f"How {LETTER}?", iter(["Well."]))):
-            shown = []
+            shown: list[Segment] = []
             with pytest.raises(errors.InternalError, match=NOT_FINITE):
                 shown.extend(guard.moderate(pieces, prompt, policy=NEVER, release=release))
             assert not shown or release == "before_check"
     with pytest.raises(errors.InternalError, match=NOT_FINITE):
         asyncio.run(awaited(overflowing_server.url))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        wire.RISK_PROBABILITIES,
+        wire.CATEGORY_PROBABILITIES,
+        wire.PROMPT_RISK_PROBABILITIES,
+        wire.PROMPT_CATEGORY_PROBABILITIES,
+        wire.SEVERITY_PROBABILITIES,
+        wire.CATEGORIES_PROBABILITIES,
+        wire.REFUSAL_PROBABILITIES,
+    ],
+)
+def test_a_client_takes_no_such_numbers_from_any_server(guard: GuardClient, spoiled: wire.Tensor, value: float) -> None:
+    """Such as one that does not look at them."""
+    call: calls.Call[Any] = calls.classify("Hi.", "Hello.", None)
+    if spoiled in wire.STREAM_STEP.outputs:
+        call = calls.stream_step(str(uuid.uuid4()), prompt="Hi.", text="Hello.", start=True, end=True)
+    guard.send(call)
+
+    def read(reply: calls.Reply) -> object:
+        def tensor(wanted: wire.Tensor) -> np.ndarray:
+            array = np.array(reply(wanted))
+            if wanted == spoiled:
+                array.reshape(-1)[-1] = value
+            return array
+
+        return call.read(tensor)
+
+    with pytest.raises(errors.InternalError, match="not finite"):
+        guard.send(replace(call, session=str(uuid.uuid4()) if call.session else 0, read=read))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def dq8r_guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardClient
 
 @pytest.fixture(params=["fp32", "dq8r"])
 def either_guard(request: pytest.FixtureRequest) -> GuardClient:
-    return request.getfixturevalue({"fp32": "guard", "dq8r": "dq8r_guard"}[request.param])  # type: ignore[no-any-return]
+    return request.getfixturevalue({"fp32": "guard", "dq8r": "dq8r_guard"}[request.param])
 
 
 def rows(tokens: list[TokenVerdict]) -> np.ndarray:
@@ -127,7 +128,7 @@ def test_any_schedule_equals_a_clean_pass_of_the_same_chunks_to_the_bit(
     for seed in range(12):
         source = random.Random(seed)
         ids = tokenizer.encode(source.choice(TEXTS) + UNSAFE + source.choice(TEXTS))
-        chunks = []
+        chunks: list[int] = []
         while sum(chunks) < len(ids):
             chunks.append(min(source.choice((1, 2, 5, 16, 30, 60)), len(ids) - sum(chunks)))
         clean = in_chunks(either_guard, ids, chunks, policy)
@@ -144,7 +145,7 @@ def test_any_chunking_keeps_every_decision_that_is_not_on_the_edge(
         source = random.Random(seed)
         ids = tokenizer.encode(source.choice(TEXTS) + UNSAFE + source.choice(TEXTS))
         whole = in_chunks(either_guard, ids, [len(ids)])
-        chunks = []
+        chunks: list[int] = []
         while sum(chunks) < len(ids):
             chunks.append(min(source.choice((1, 3, 8, 20)), len(ids) - sum(chunks)))
         pieces = in_chunks(either_guard, ids, chunks)
@@ -279,8 +280,7 @@ def test_sessions_never_see_each_other(guard: GuardClient) -> None:
     finished = 0
     found: dict[int, list[TokenVerdict]] = {}
     while waiting or live:
-        number = source.choice(list(live)) if live and (source.random() < 0.8 or not waiting) else None
-        if number is None:
+        if not live or (source.random() >= 0.8 and waiting):
             number = waiting.pop()
             if number in live:
                 waiting.insert(0, number)
@@ -290,6 +290,7 @@ def test_sessions_never_see_each_other(guard: GuardClient) -> None:
             live[number] = (session, start, 0, clipped(*plans[number]))
             found[number] = []
             continue
+        number = source.choice(list(live))
         session, start, at, chunks = live[number]
         if not chunks:
             guard.stream_step(session, position=start + at, end=True)
@@ -453,7 +454,7 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
     for values in ({"strict": [True]}, {"thresholds": [b"{}"]}):
         with pytest.raises(errors.InvalidRequest, match="opens a stream"):
             send(length, False, **values)
-    for start, values, words in (
+    wrong: tuple[tuple[bool, dict[str, Any], str], ...] = (
         (True, {"debounce": [0]}, "at least 1"),
         (True, {"debounce": [-3]}, "at least 1"),
         (True, {"blocked": [b'["Violent", "Rude"]']}, "Jailbreak"),
@@ -472,6 +473,7 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
         (True, {"thresholds": [b'{"categories": {"Violent": 1.5}}']}, "'Violent' must be a number from 0 to 1"),
         (True, {"thresholds": [b'{"categories": {"Rude": 0.5}}']}, "there are: Violent.*Jailbreak"),
         (True, {"thresholds": [b" " * 5_000_000]}, "have 5000000 bytes; there may be 2000"),
-    ):
+    )
+    for start, values, words in wrong:
         with pytest.raises(errors.InvalidRequest, match=words):
             send(0, start, **values)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 BOUND = 1e-4
@@ -13,7 +16,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def agrees(probabilities: list[dict[object, float]], logits: np.ndarray) -> None:
+def agrees(probabilities: Sequence[Mapping[Any, float]], logits: np.ndarray) -> None:
     found = np.log(np.array([list(row.values()) for row in probabilities], np.float64))
     assert found.shape == logits.shape
     assert np.abs(found - log_probabilities(logits)).max() <= 2 * BOUND * np.abs(logits).max()

@@ -91,7 +91,7 @@ class FakeLLM:
     async def _whole(self, asked: dict[str, Any]) -> web.Response:
         texts = self._texts(asked)
         await asyncio.sleep(self.token_s * len(texts[0]) / 4)
-        message = {"role": "assistant", "content": None, "annotations": []}
+        message: dict[str, Any] = {"role": "assistant", "content": None, "annotations": []}
         return web.json_response(
             {
                 "id": "chatcmpl-fake",

@@ -12,12 +12,14 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from qwen3guard_contract import manifest as contract
 from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Manifest
 
 INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
@@ -43,7 +45,7 @@ class Runtime:
     blocks: dict[int, np.ndarray] = field(default_factory=dict)
     capturing: list[Callable[[], None]] | None = None
     launched: int = 0
-    queued: list[Callable[[], None]] = field(default_factory=list)
+    queued: list[Callable[[], object]] = field(default_factory=list)
     """On the stream, for whatever comes next on it, or waits for it. ONNX Runtime's passes do neither."""
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
@@ -81,7 +83,7 @@ class Runtime:
         assert stream == 7
         assert self.capturing is None
         assert self.is_ours(address, size)
-        self.queued.append(lambda: ctypes.memset(address, value, size) and None)
+        self.queued.append(partial(ctypes.memset, address, value, size))
         return OK
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
@@ -143,7 +145,7 @@ class Context:
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         assert stream == 7
-        self.profile = self.engine.manifest.engine.profiles[number]
+        self.profile = described(self.engine.manifest).profiles[number]
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -183,6 +185,11 @@ class Context:
         return True
 
 
+def described(manifest: Manifest) -> contract.Engine:
+    assert manifest.engine is not None
+    return manifest.engine
+
+
 class Engine:
     """ICudaEngine: the portable graph beside the engine's file."""
 
@@ -206,7 +213,7 @@ class Engine:
         binding = self._session.io_binding()
         for name in INPUTS:
             binding.bind_input(name, "cpu", 0, np.int64, shapes[name], addresses[name])
-        rows, capacity = shapes[GRAPH_INPUT_IDS][0], self.manifest.engine.capacity
+        rows, capacity = shapes[GRAPH_INPUT_IDS][0], described(self.manifest).capacity
         for cache in self.manifest.caches:
             assert addresses[cache.past] == addresses[cache.present], "a cache must be written in place"
             place = ("cpu", 0, cache.numpy, (rows, *cache.shape(capacity)))
@@ -230,7 +237,7 @@ def tensorrt(folder: Path, manifest: Manifest, cuda: Runtime, *, version: str = 
         def __init__(self, _: Logger) -> None: ...
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-            assert plan == (folder / manifest.engine.file).read_bytes()
+            assert plan == (folder / described(manifest).file).read_bytes()
             return Engine(folder, manifest, cuda) if reads else None
 
     return SimpleNamespace(

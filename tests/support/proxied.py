@@ -46,7 +46,8 @@ class Proxied:
     async def _start(self) -> None:
         self._stack = AsyncExitStack()
         timeout_s = self._settings.guard_timeout_s
-        self.guard = await self._stack.enter_async_context(RecordingGuard(self._guard_url, timeout_s=timeout_s))
+        self.guard = RecordingGuard(self._guard_url, timeout_s=timeout_s)
+        await self._stack.enter_async_context(self.guard)
         listens = await self._stack.enter_async_context(listening(self._settings, self.guard, "127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listens.port}/v1"
 

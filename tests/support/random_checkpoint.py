@@ -168,7 +168,7 @@ def _write_weights(
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     names = list(tensors)
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
@@ -185,7 +185,7 @@ def _write_tokenizer(folder: Path) -> None:
     letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
     vocabulary = {letter: index for index, letter in enumerate(letters, len(SPECIAL_TOKENS))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

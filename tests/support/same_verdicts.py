@@ -17,5 +17,5 @@ def same(one: tuple[TokenVerdict, ...], other: tuple[TokenVerdict, ...]) -> None
         return [(each.position, each.end, each.severity, each.strict, each.loose) for each in verdicts]
 
     assert shown(one) == shown(other)
-    rows = [[list(token.severity_probabilities.values()) for token in verdicts] for verdicts in (one, other)]
-    np.testing.assert_allclose(*rows, atol=1e-4)
+    first, second = ([list(token.severity_probabilities.values()) for token in verdicts] for verdicts in (one, other))
+    np.testing.assert_allclose(first, second, atol=1e-4)

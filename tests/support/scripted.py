@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from qwen3guard_contract import errors
+from qwen3guard_runtime.engine.kv_cache import HostArena
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
@@ -34,11 +35,12 @@ class Scripted:
         self.computed = 0
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
-        results = []
+        results: list[Logits] = []
         for row in rows:
             if self.poison in row.ids:
                 raise RuntimeError("the graph broke")
             slot = row.slot
+            assert isinstance(slot.arena, HostArena)
             cells = slot.arena.arrays[0][slot.row, 0, :, 0]
             cells[slot.length : slot.length + len(row.ids)] = row.ids
             logits = np.zeros((len(row.asked), VOCAB), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.manifest import Canary, Manifest
 from qwen3guard_contract.policy import Policy
-from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
@@ -53,10 +53,11 @@ class TokenSum:
         self.passes.append(len(rows))
         self.lengths += [len(row.ids) for row in rows]
         self.clock[0] += self.pass_s
-        results = []
+        results: list[Logits] = []
         for row in rows:
             slot = row.slot
             assert slot.length + len(row.ids) <= slot.arena.room
+            assert isinstance(slot.arena, HostArena)
             cells = slot.arena.arrays[0][slot.row, 0, :, 0]
             cells[slot.length : slot.length + len(row.ids)] = row.ids
             ends = [slot.length + index + 1 for index in row.asked]

@@ -55,7 +55,7 @@ def test_gen_is_asked_once_a_run_and_its_answer_is_kept_for_all_of_it() -> None:
         judged = [
             each
             for batch in batches(source, tokens)
-            for each in ask(cascade.tokens(batch), lambda _, given=given: found(next(given)))
+            for each in ask(cascade.tokens(batch), lambda _, given=given: found(next(given)))  # type: ignore[misc]
         ]
         assert (cascade.asked, cascade.overruled) == (len(runs), answers.count(False))
         stands = dict(zip(runs, answers, strict=True))

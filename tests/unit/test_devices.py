@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,11 +17,11 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export import export
 from qwen3guard_export.repository import DEVICE_PARAMETERS
-from qwen3guard_runtime.engine import cuda, devices
+from qwen3guard_runtime.engine import cuda
 from qwen3guard_runtime.engine.cuda import Cuda, DeviceMemory
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.kv_cache import KVCache, Memory, Slot, copy
-from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.onnx_runner import CUDA, OnnxRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
 from qwen3guard_runtime.parameters import Parameters
@@ -50,7 +52,7 @@ def runtime() -> Runtime:
     return Runtime()
 
 
-def engine_runner(folder: Path, runtime: Runtime, **options: object) -> tuple[TensorRTRunner, Cuda]:
+def engine_runner(folder: Path, runtime: Runtime, **options: Any) -> tuple[TensorRTRunner, Cuda]:
     manifest = Manifest.read(folder)
     device = Cuda(runtime)
     return TensorRTRunner(folder, manifest, device, tensorrt(folder, manifest, runtime, **options)), device
@@ -211,7 +213,7 @@ def test_on_cuda_the_slots_are_the_device_s_and_the_options_the_operator_s(
         asked.append(providers)
         return session(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: [devices.CUDA])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
     monkeypatch.setattr(cuda, "bindings", lambda: runtime)
     place = open_guard(graph, manifest, options(cuda_options='{"use_tf32": 0}', slot_tokens="100"))
@@ -229,7 +231,7 @@ def test_parameters_that_mean_nothing_are_refused(folder: Path, monkeypatch: pyt
     manifest = Manifest.read(folder)
     with pytest.raises(errors.InvalidParameter, match="one of auto, cpu, cuda, tensorrt"):
         open_guard(folder, manifest, options(device="gpu"))
-    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: [devices.CUDA])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
     with pytest.raises(errors.InvalidParameter, match="must be a JSON object"):
         open_guard(folder, manifest, options(device="cuda", cuda_options="[1]"))
 
@@ -239,7 +241,7 @@ def test_the_place_of_an_engine_cuts_the_context_to_its_slots(
 ) -> None:
     manifest = Manifest.read(folder)
     monkeypatch.setattr(cuda, "bindings", lambda: runtime)
-    monkeypatch.setattr(devices.importlib, "import_module", lambda _: tensorrt(folder, manifest, runtime))
+    monkeypatch.setattr(importlib, "import_module", lambda _: tensorrt(folder, manifest, runtime))
     place = open_guard(folder, manifest, options())
     assert place.manifest.context == CAPACITY - 16
     assert place.memory.free_bytes() == runtime.limit - runtime.taken()

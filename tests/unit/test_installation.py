@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,9 @@ def test_the_guards_own_error_is_the_reason_whatever_triton_writes(lines: list[s
 
 
 def test_a_python_without_a_stub_or_a_shared_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation.sysconfig, "get_config_var", lambda _: "/nowhere")
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda _: "/nowhere")
     monkeypatch.setattr(installation, "_linker_folders", lambda _: [])
-    monkeypatch.setattr(installation.sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
     with pytest.raises(errors.UnsupportedPython, match="libpython"):
         installation.libpython_folder()
 

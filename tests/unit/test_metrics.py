@@ -110,7 +110,7 @@ def test_a_histogram_is_cumulative_and_its_edges_belong_to_it() -> None:
     for value in (0.5, 1, 1.5, 4, 9):
         histogram.observe(value, "a")
     samples = {(sample.name, *dict(sample.labels).values()): sample.value for sample in histogram.samples()}
-    assert samples == {
+    expected: dict[tuple[str, ...], float] = {
         **{("h_bucket", "a", edge): count for edge, count in (("1", 2), ("2", 3), ("4", 4), ("+Inf", 5))},
         **{("h_bucket", "b", edge): 0 for edge in ("1", "2", "4", "+Inf")},
         ("h_sum", "a"): 16,
@@ -118,6 +118,7 @@ def test_a_histogram_is_cumulative_and_its_edges_belong_to_it() -> None:
         ("h_count", "a"): 5,
         ("h_count", "b"): 0,
     }
+    assert samples == expected
 
 
 def test_an_error_that_no_model_should_send_counts_as_internal() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +77,7 @@ class Runtime:
 
 def on(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[np.ndarray], np.ndarray], *, repairs: bool = True) -> Runtime:
     runtime = Runtime(wrong, repairs=repairs)
-    monkeypatch.setattr(integer_products.importlib, "import_module", lambda _: runtime)
+    monkeypatch.setattr(importlib, "import_module", lambda _: runtime)
     return runtime
 
 
@@ -138,7 +140,7 @@ def test_integers_of_another_format_are_refused_by_name(
         else:
             with pytest.raises(ExportOutdated, match=rf"exported in format {number}; .* export the checkpoint again"):
                 read_manifest(folder)
-            (found,) = run_checks({"files": lambda folder=folder: export_checks.files("guard", folder)})
+            (found,) = run_checks({"files": partial(export_checks.files, "guard", folder)})
             assert (found.state, f"format {number}" in found.said) == ("failed", True)
 
 

@@ -97,7 +97,7 @@ def test_unusable_certificates_are_named_before_anything_starts(
 
 
 def test_a_key_with_a_password_is_refused_and_not_asked_for(certificates: Path) -> None:
-    command = [
+    command: list[str | Path] = [
         "openssl",
         "ec",
         "-aes256",

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from qwen3guard_contract import errors
 from qwen3guard_contract.errors import GuardError
+from qwen3guard_contract.forms import AttentionForm
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER, RISK_ORDER, Category, RiskLevel
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.slots import capacities
 from qwen3guard_contract.thresholds import Thresholds
-from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
 from qwen3guard_runtime.engine.runner import STEP_TOKENS
 from qwen3guard_runtime.parameters import Parameters, memory_bytes
 from qwen3guard_runtime.stream.steps import Step, StepReply
@@ -189,16 +190,18 @@ def test_end_with_nothing_to_say_frees_the_slot() -> None:
 
 
 @pytest.mark.parametrize("attention", ["decomposed", "int8"])
-def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another(attention: str) -> None:
+def test_a_slot_keeps_its_tokens_when_it_grows_and_shows_none_of_another(attention: AttentionForm) -> None:
     """With heads large enough that a slot has pages of its own."""
     cache = KVCache(replace(MANIFEST, attention=attention, kv_heads=8, head_dim=64), slots=2)
     slot = cache.acquire(10)
     before, tokens = slot.arena, np.arange(1, 11)
+    assert isinstance(before, HostArena)
     for each, array in zip(before.caches, before.arrays, strict=True):
         np.moveaxis(array[slot.row], each.cell_axis - 1, -1)[..., :10] = tokens
     slot.length = 10
     cache.grow(slot, 400)
     assert slot.arena is not before
+    assert isinstance(slot.arena, HostArena)
     for each, array in zip(slot.arena.caches, slot.arena.arrays, strict=True):
         cells = np.moveaxis(array[slot.row], each.cell_axis - 1, -1)
         assert (cells[..., :10] == tokens).all()
@@ -251,14 +254,15 @@ def test_a_long_step_lets_others_in_and_equals_one_pass() -> None:
             Step("other", np.array([sent]), 1 + sent),
         ]
         reply, other = bench.sessions.steps(steps)
-        assert isinstance(reply, StepReply)
         assert isinstance(other, StepReply)
         assert other.length == 2 + sent
+        assert isinstance(reply, StepReply)
         # Every other turn is for short steps alone, and what is left at the end is one.
         assert (reply.pending < pending) == (sent % 2 == 0 or pending <= STEP_TOKENS)
         pending = reply.pending
         sent += 1
     assert sent > 20
+    assert isinstance(reply, StepReply)
     assert reply.length == 500
     assert reply.response.risk == whole.response.risk
     assert reply.prompt.risk == whole.prompt.risk
@@ -421,7 +425,7 @@ def test_a_budget_in_bytes_bounds_the_slots() -> None:
 
 def test_sessions_in_use_are_never_evicted_for_new_ones() -> None:
     bench = Bench(slots=100, budget_bytes=SLOT, evict_s=5)
-    names = []
+    names: list[str] = []
     while isinstance(bench.step(str(len(names)), [1, 2], start=True), StepReply):
         names.append(str(len(names)))
         bench.clock[0] += 0.1

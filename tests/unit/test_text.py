@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 from unicodedata import combining, normalize
 
 import pytest
@@ -158,7 +159,7 @@ def test_text_is_parted_where_nfc_joins_nothing(before: str, after: str) -> None
 
 def test_every_character_that_nfc_joins_to_another_starts_no_segment() -> None:
     for each in PRECOMPOSED:
-        first, *others = normalize("NFD", each)
+        first, *others = list(normalize("NFD", each))
         assert not any(map(starts_segment, others))
         assert starts_segment(each) == starts_segment(first)
     assert not any(map(starts_segment, MARKS))
@@ -404,7 +405,13 @@ def test_a_name_that_the_caller_chose_is_shown_short_and_in_one_line(name: str) 
 
 
 def test_parts_of_text_are_one_message() -> None:
-    kinds = ({"type": "text"}, {}, {"type": "input_text"}, {"type": "output_text"}, {"type": None})
+    kinds: tuple[dict[str, Any], ...] = (
+        {"type": "text"},
+        {},
+        {"type": "input_text"},
+        {"type": "output_text"},
+        {"type": None},
+    )
     parts = [kind | {"text": letter} for kind, letter in zip(kinds, "abcde", strict=True)]
     assert parse_messages(json.dumps([{"role": "user", "content": parts}]).encode()) == [Message("user", "abcde")]
 

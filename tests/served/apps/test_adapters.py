@@ -15,7 +15,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
 import litellm
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessageChunk, ToolCallChunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
 from qwen3guard_apps.adapters import langchain
@@ -83,7 +83,7 @@ class Calling(GenericFakeChatModel):
     """Calls a tool, as every other model here does not."""
 
     def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
-        call = {"name": "cook", "args": "{}", "id": "1", "index": 0, "type": "tool_call_chunk"}
+        call = ToolCallChunk(name="cook", args="{}", id="1", index=0, type="tool_call_chunk")
         yield ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[call]))
 
 

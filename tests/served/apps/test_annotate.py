@@ -23,7 +23,7 @@ from support.command import COMMAND, fails, run
 from support.places import ROOT
 from support.texts import TEXTS
 
-PAIR = {"prompt": "How do I bake bread?", "response": "Mix flour and water."}
+PAIR: dict[str, Any] = {"prompt": "How do I bake bread?", "response": "Mix flour and water."}
 DOCS = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def test_each_row_keeps_its_fields_and_gets_the_verdict_of_classify(
     server: EmbeddedServer, guard: GuardClient, tmp_path: Path
 ) -> None:
     turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": 1, "prompt": "How do I bake bread?", "é": [None, 2.5]},
         PAIR,
         {"messages": turns, "prompt": "unused"},
@@ -122,8 +122,8 @@ def test_parquet_json_and_a_data_set_give_the_same_rows(
         assert found.total == len(rows)
         assert [(row.number, row.record) for row in found.read()] == list(enumerate(rows, start=1))
     outputs = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
-    for source, out in zip(("rows.jsonl", "rows.parquet"), outputs, strict=True):
-        assert run("annotate", tmp_path / source, out, "--url", server.url).returncode == 0
+    for name, out in zip(("rows.jsonl", "rows.parquet"), outputs, strict=True):
+        assert run("annotate", tmp_path / name, out, "--url", server.url).returncode == 0
     decided = [[(row["id"], row["guard"]["severity"]) for row in lines(out)] for out in outputs]
     assert decided[0] == decided[1]
 

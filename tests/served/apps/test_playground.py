@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -52,7 +53,7 @@ def chromium() -> str:
 @contextmanager
 def playground(guard_url: str, *options: str) -> Iterator[str]:
     """`qwen3guard playground` before the guard; its address. It writes nothing but that."""
-    command = [COMMAND, "playground", "--url", guard_url, "--port", "0", "--json", *options]
+    command: list[str | Path] = [COMMAND, "playground", "--url", guard_url, "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -77,7 +78,7 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def tab(browser: Browser, **options: object) -> Iterator[Page]:
+def tab(browser: Browser, **options: Any) -> Iterator[Page]:
     """A page that asks nobody but this machine, and whose console says nothing."""
     page = browser.new_page(viewport={"width": 1200, "height": 780}, **options)
     said: list[str] = []

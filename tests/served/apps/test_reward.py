@@ -32,7 +32,7 @@ def test_rewards_are_those_of_single_calls_in_order(server: EmbeddedServer, guar
 def test_a_conversation_that_cannot_be_judged_is_named_or_worth_what_is_said(server: EmbeddedServer) -> None:
     prompt = [{"role": "user", "content": "Hi."}]
     for bad, error in ((("Hi.", " "), errors.EmptyText), (prompt, errors.LastRole), (5, errors.InvalidRequest)):
-        mixed = [("Hi.", "Hello."), bad, ("Hi.", "Hello.")]
+        mixed: list[Any] = [("Hi.", "Hello."), bad, ("Hi.", "Hello.")]
         with pytest.raises(error, match=r"^Conversation 1: "):
             reward(mixed, url=server.url)
         found = reward(mixed, url=server.url, bad=-1.0)

@@ -23,7 +23,7 @@ TOKENS = 48
 def main(folder: str, *checkpoints: str) -> None:
     for checkpoint in map(open_checkpoint, checkpoints):
         for name, ensure in (("repaired", ensure_exact), ("as it is", lambda _: None)):
-            bound_graph.ensure_exact = ensure
+            vars(bound_graph)["ensure_exact"] = ensure
             print(f"{checkpoint.architecture.variant} {name}: {outcome(checkpoint, Path(folder))}")
 
 

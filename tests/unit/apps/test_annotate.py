@@ -75,7 +75,8 @@ class Server:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.most = self.active = self.now = self.refused = 0
+        self.most = self.active = self.refused = 0
+        self.now = 0.0
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds

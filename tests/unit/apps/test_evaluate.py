@@ -220,7 +220,7 @@ def test_a_streams_score_is_where_thresholds_turn() -> None:
         at = debounced(risks)
         tokens = [
             TokenVerdict(
-                0, RiskLevel.SAFE, None, {RiskLevel.SAFE: 1 - risk}, {Category.PII: 1.0}, *[False] * 3, 0, None
+                0, RiskLevel.SAFE, None, {RiskLevel.SAFE: 1 - risk}, {Category.PII: 1.0}, False, False, False, 0, None
             )
             for risk in risks
         ]
@@ -331,7 +331,7 @@ def test_no_threshold_without_safe_rows() -> None:
 
 
 def test_gens_category_is_the_one_it_names_or_else_the_likeliest() -> None:
-    found = {
+    found: dict[str, Any] = {
         "categories": [],
         "strict": False,
         "loose": False,

@@ -64,7 +64,12 @@ def test_an_answer_that_broke_off_is_as_unsafe_as_its_level() -> None:
         RiskLevel.UNSAFE, (), None, levels, {}, {}, strict=True, loose=True, unsafe=True, answer="Safety: Unsafe",
         answer_status=AnswerStatus.CUT, notice="",
     )  # fmt: skip
-    for policy in (Policy(), Policy(strict=False), Policy(thresholds=Thresholds(0.7)), Policy(blocked={Category.PII})):
+    for policy in (
+        Policy(),
+        Policy(strict=False),
+        Policy(thresholds=Thresholds(0.7)),
+        Policy(blocked=frozenset({Category.PII})),
+    ):
         moderations = Moderations(None, policy, gen=True)  # type: ignore[arg-type]
         found = moderations._result(broken, ())
         assert found["flagged"]

@@ -79,7 +79,15 @@ def final_norm(tensors: dict[str, np.ndarray], *_: object) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     """A Stream and a Gen without outliers."""
     folder = tmp_path_factory.mktemp("plain")
-    shape = {"hidden": 128, "layers": 3, "heads": 8, "kv_heads": 4, "head_dim": 32, "ffn": 256, "tied": False}
+    shape: dict[str, Any] = {
+        "hidden": 128,
+        "layers": 3,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_dim": 32,
+        "ffn": 256,
+        "tied": False,
+    }
     return {name: open_checkpoint(str(make(folder / name, name, **shape))) for name in ("stream", "gen")}
 
 
@@ -192,6 +200,7 @@ def test_the_embedding_is_left_as_it_is_stored(tmp_path: Path) -> None:
     assert not other.architecture.tied
     assert other.weights.stored(EMBEDDING).dtype == checkpoint.weights.stored(EMBEDDING).dtype
     np.testing.assert_array_equal(other.weights.stored(EMBEDDING), checkpoint.weights.stored(EMBEDDING))
+    assert isinstance(other.weights, BalancedWeights)
     np.testing.assert_array_equal(
         other.weights.float32(LM_HEAD), checkpoint.weights.float32(EMBEDDING) * other.weights.read[LM_HEAD]
     )
@@ -235,6 +244,7 @@ def test_a_channel_that_a_few_texts_hardly_excite_is_not_made_large(
         tensors[block_tensor(0, "mlp.gate_proj")][:4] *= 1e-4
 
     other = balanced(derive(plain["stream"], tmp_path, [silenced]))
+    assert isinstance(other.weights, BalancedWeights)
     assert other.weights.made[block_tensor(0, "mlp.up_proj")][:4].max() <= 4
 
 

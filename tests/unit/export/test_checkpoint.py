@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def tensor(name: str, value: Any = None) -> Callable[[Path], None]:
         kept = {key: weights.float32(key) for key in weights.tensors if key != name or value is not None}
         if value is not None:
             kept[name] = np.asarray(value, np.float32)
-        makers = {key: (array.shape, lambda array=array: array) for key, array in kept.items()}
+        makers: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {
+            key: (array.shape, partial(np.asarray, array)) for key, array in kept.items()
+        }
         write_safetensors(folder / "model.safetensors", makers, "fp32")
 
     return change
@@ -209,7 +212,7 @@ def test_a_bad_checkpoint_has_its_error_and_leaves_nothing(name: str, tmp_path: 
     assert not (tmp_path / "models").exists()
 
 
-HARMLESS = {
+HARMLESS: dict[str, list[Any]] = {
     "quantization_config": [None, {}],
     "rope_scaling": [None, {}, {"rope_type": "default"}, {"type": "default", "factor": None}],
     "rope_parameters": [None, {"rope_theta": 1e6}, {"rope_type": "default", "partial_rotary_factor": 1.0}],
@@ -361,16 +364,6 @@ def test_rope_parameters_as_transformers_5_writes_them(tmp_path: Path) -> None:
 
     edit(checkpoint, "config.json", modernize)
     assert open_checkpoint(str(checkpoint)).architecture.rope_theta == 1e6
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-def test_weights_are_read_as_safetensors_reads_them(dtype: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    checkpoint = make(tmp_path / "checkpoint", "gen", dtype=dtype)
-    weights = open_checkpoint(str(checkpoint)).weights
-    for name, expected in load_file(checkpoint / WEIGHTS).items():
-        np.testing.assert_array_equal(weights.float32(name), expected.float().numpy())
 
 
 def test_a_missing_tensor_is_named_when_read(tmp_path: Path) -> None:

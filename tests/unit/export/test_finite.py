@@ -11,7 +11,7 @@ from qwen3guard_contract.forms import ATTENTION_FORMS, Form
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph.graph import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
-from support.changed_weights import Changed
+from support.changed_weights import Change, Changed
 from support.random_checkpoint import make
 
 POISON = 7
@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         matrix[1, 0] = 1e16
         return matrix
 
-    changes = {"model.embed_tokens.weight": embedding}
+    changes: dict[str, Change] = {"model.embed_tokens.weight": embedding}
     for layer in range(LAST + 1):
         changes[f"model.layers.{layer}.self_attn.o_proj.weight"] = silent
         changes[f"model.layers.{layer}.mlp.down_proj.weight"] = silent

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
-from qwen3guard_export.checkpoint.checkpoint import Checkpoint, block_tensor, open_checkpoint
+from qwen3guard_export.checkpoint.checkpoint import Architecture, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph import graph as graphs
 from qwen3guard_export.graph.graph import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph
@@ -122,7 +122,7 @@ def test_rotations_of_positions_that_no_row_reaches_are_checked(
 ) -> None:
     whole = graphs.rope_tables
 
-    def late(architecture: object) -> tuple[np.ndarray, ...]:
+    def late(architecture: Architecture) -> tuple[np.ndarray, ...]:
         tables = whole(architecture)
         for table in tables:
             table[300:] = table[299:-1].copy()
@@ -157,7 +157,7 @@ def test_half_a_layer_that_is_off_by_a_fiftieth_is_refused(tmp_path: Path, monke
     export_broken(tmp_path, {}, "dq8r", "decomposed")
     run = BoundGraph.run
 
-    def off(self: BoundGraph, chunks: list) -> list:  # type: ignore[type-arg]
+    def off(self: BoundGraph, chunks: list) -> list:
         found = run(self, chunks)
         between, behind = f"residual.{LAYER}.attention", f"residual.{LAYER}.feed_forward"
         return [
@@ -176,7 +176,7 @@ def test_a_graph_that_is_watched_and_one_that_is_served_must_be_one(
     export_broken(tmp_path, {}, "fp32", "decomposed")
     run = BoundGraph.run
 
-    def other(self: BoundGraph, chunks: list) -> list:  # type: ignore[type-arg]
+    def other(self: BoundGraph, chunks: list) -> list:
         found = run(self, chunks)
         return found if len(found[0]) > 1 else [{"logits": 1.01 * each["logits"]} for each in found]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import tensorrt_rtx
@@ -18,7 +19,7 @@ from support.random_checkpoint import make
 
 
 @pytest.mark.parametrize(("variant", "weights"), [("gen", "fp16"), ("stream", "fp16"), ("stream", "bf16")])
-def test_an_engine_is_built_and_described(variant: str, weights: str, tmp_path: Path) -> None:
+def test_an_engine_is_built_and_described(variant: Literal["gen", "stream"], weights: str, tmp_path: Path) -> None:
     said: list[str] = []
     output = tmp_path / "models"
     checkpoint = make(tmp_path / "checkpoint", variant, hidden=128, heads=16, kv_heads=8)
@@ -48,16 +49,17 @@ def test_every_cache_is_written_in_place_or_nothing_is_built(tmp_path: Path, mon
 
 
 def test_weights_without_kernels_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    for options in ({"weights": "fp32"}, {"weights": "dq8r"}, {"weights": "fp16", "attention": "gqa"}):
+    for weights, attention in (("fp32", None), ("dq8r", None), ("fp16", "gqa")):
+        folder = tmp_path / "models"
         with pytest.raises(EngineError, match="add --weights fp16"):
-            export("nowhere", tmp_path / "models", tensorrt=True, say=lambda _: None, **options)
+            export("nowhere", folder, tensorrt=True, say=lambda _: None, weights=weights, attention=attention)
 
 
 def test_without_a_builder_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(tensorrt.importlib, "import_module", missing)
+    monkeypatch.setattr("qwen3guard_export.tensorrt.importlib.import_module", missing)
     with pytest.raises(EngineError, match=r"pip install 'qwen3guard-triton\[tensorrt\]'"):
         export("nowhere", tmp_path, weights="fp16", tensorrt=True, say=lambda _: None)
 

@@ -1,4 +1,4 @@
-"""Heads that a checkpoint has in another order, beside PyTorch."""
+"""Weights as safetensors reads them, and heads in another order, beside PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from qwen3guard_contract.forms import Form
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
@@ -32,3 +33,13 @@ def test_heads_in_another_order_come_out_in_ours(tmp_path: Path) -> None:
     graph = BoundGraph(folder, opened.architecture, Form("fp32", "decomposed"), slots=1, capacity=64)
     tokens = np.arange(9)
     assert difference(graph.run([RowChunk(0, 0, tokens)])[0], Oracle(checkpoint).logits(tokens)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_weights_are_read_as_safetensors_reads_them(dtype: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    checkpoint = make(tmp_path / "checkpoint", "gen", dtype=dtype)
+    weights = open_checkpoint(str(checkpoint)).weights
+    for name, expected in load_file(checkpoint / "model.safetensors").items():
+        np.testing.assert_array_equal(weights.float32(name), expected.float().numpy())
