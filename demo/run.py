@@ -1,4 +1,4 @@
-"""`make demo`: the exported demo guards served, asked, and stopped again."""
+"""`make demo`: serves the exported demo guards, shows their verdicts on a few conversations, and stops again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from qwen3guard_apps.cli.main import show_stream
+from qwen3guard_apps.cli.stream import show_stream
 from qwen3guard_apps.cli.terminal import Terminal
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.errors import GuardError

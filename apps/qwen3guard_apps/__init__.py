@@ -1,4 +1,5 @@
-"""What people do with a served guard: annotate and evaluate data, put a guard before an LLM, watch a stream.
+"""What people do with a served guard: annotate and evaluate data, guard an LLM, watch a stream, check an installation.
 
-Knows the client alone; nothing of graphs, Triton or models.
+Most of it knows the client alone. `cli` is the command line on top, and knows every other package; `doctor` knows the
+server, the runtime and the export too, whose work it checks.
 """

@@ -4,7 +4,8 @@
 
 It lies in 0 to 1: near 1 for a safe answer, near 1 - `refusal` for a safe refusal, near 0 for anything unsafe. With
 `controversial` = 0 and `refusal` = 0 it is P(Safe), the smooth form of the report's guard-only reward, which is 1 where
-Gen says Safe and else 0 (arXiv 2510.14276, 3.5.1). That reward made the report's model refuse; `refusal` is against it.
+Gen says Safe and 0 elsewhere (arXiv 2510.14276, 3.5.1). That reward taught the report's model to refuse; `refusal`
+counteracts this.
 
     rewards = reward([("How do I bake bread?", "Mix flour and water."), ...], url="127.0.0.1:8001")
 """
@@ -32,26 +33,31 @@ CONTROVERSIAL = 0.5
 REFUSAL_REWARD = 0.5
 
 
-def score(found: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL_REWARD) -> float:
-    """The reward of one judged response, as above.
+def score(
+    classification: Classification, *, controversial: float = CONTROVERSIAL, refusal: float = REFUSAL_REWARD
+) -> float:
+    """The reward of one judged response, by the formula of this module.
 
-    Raises LastRole where a prompt was judged, UnreadableAnswer where Gen's answer broke off before the refusal.
+    Raises LastRole where a prompt was judged, and UnreadableAnswer where Gen's answer broke off before its refusal.
     """
-    if found.refusal is None and found.answer_status is not AnswerStatus.COMPLETE:
+    if classification.refusal is None and classification.answer_status is not AnswerStatus.COMPLETE:
         raise UnreadableAnswer("The model's answer does not say whether the response refuses.")
-    if found.refusal is None:
+    if classification.refusal is None:
         raise LastRole("A reward is for a response: the last turn must be the assistant's.")
-    levels = found.severity_probabilities
+    levels = classification.severity_probabilities
     safety = levels[RiskLevel.SAFE] + controversial * levels[RiskLevel.CONTROVERSIAL]
-    return safety * (1 - refusal * found.refusal_probabilities[Refusal.YES])
+    return safety * (1 - refusal * classification.refusal_probabilities[Refusal.YES])
 
 
-def reward(conversations: Iterable[RewardedConversation], **how: Any) -> list[float]:
-    """`reward_async`, for code without an event loop; its arguments are the same."""
+def reward(conversations: Iterable[RewardedConversation], **options: Any) -> list[float]:
+    """Runs `reward_async` for code without an event loop; the arguments are the same.
+
+    Raises InvalidRequest where an event loop is running, and what `reward_async` raises.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(reward_async(conversations, **how))
+        return asyncio.run(reward_async(conversations, **options))
     raise InvalidRequest("There is an event loop here already: await reward_async.")
 
 
@@ -69,9 +75,10 @@ async def reward_async(
 ) -> list[float]:
     """One reward for each conversation, in order.
 
-    `controversial` and `refusal`, 0 to 1, are the formula's. A conversation that cannot be judged is worth `bad`;
-    without one its error is raised, with its number from 0. Waits up to `patience_s` for a server that is full or
-    restarting. `connection` is AsyncGuardClient's tls and token. Raises a GuardError.
+    `controversial` and `refusal`, from 0 to 1, are those of the formula. A conversation that cannot be judged gets the
+    reward `bad`; where `bad` is None its error is raised, with the conversation's number, counted from 0. Waits up to
+    `patience_s` seconds for a server that is full or restarting. `connection` holds AsyncGuardClient's `tls` and
+    `token`. Raises a GuardError.
     """
     for name, value in (("controversial", controversial), ("refusal", refusal)):
         if not 0 <= value <= 1:
@@ -83,8 +90,8 @@ async def reward_async(
         async def judge(numbered: tuple[int, RewardedConversation]) -> float:
             number, conversation = numbered
             try:
-                found = await flight.call(lambda: guard.send(_call(conversation)))
-                return score(found, controversial=controversial, refusal=refusal)
+                classification = await flight.call(lambda: guard.send(_call(conversation)))
+                return score(classification, controversial=controversial, refusal=refusal)
             except GuardError as error:
                 if not is_of_the_row(error):
                     raise
@@ -92,7 +99,7 @@ async def reward_async(
                     raise type(error)(f"Conversation {number}: {error}") from None
                 return bad
 
-        await in_order(enumerate(conversations), judge, lambda _, found: rewards.append(found), in_flight)
+        await in_order(enumerate(conversations), judge, lambda _, value: rewards.append(value), in_flight)
     return rewards
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import yaml
-from qwen3guard_apps.doctor.doctor import Patient
+from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_client import GuardClient, Policy, RiskLevel
 from qwen3guard_contract import errors
 from qwen3guard_runtime.telemetry.logs import LOG_VARIABLE
@@ -292,7 +292,7 @@ def test_every_metric_is_documented_with_its_labels(observed: Observed) -> None:
 
 def test_the_doctor_finds_our_metrics_and_misses_them_elsewhere(observed: Observed) -> None:
     port = observed.server.settings.metrics_port
-    (found,) = list(Patient(url=None, metrics_url=f"127.0.0.1:{port}").findings())[-1:]
+    (found,) = list(Examination(url=None, metrics_url=f"127.0.0.1:{port}").findings())[-1:]
     assert (found.check, found.state) == ("metrics", "ok")
-    (found,) = list(Patient(url=None, metrics_url=f"http://127.0.0.1:{port}/nowhere").findings())[-1:]
+    (found,) = list(Examination(url=None, metrics_url=f"http://127.0.0.1:{port}/nowhere").findings())[-1:]
     assert (found.check, found.state) == ("metrics", "failed")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3guard_apps.doctor.doctor import Patient
+from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_apps.doctor.findings import Finding
 
 
@@ -15,7 +15,7 @@ def failed(found: list[Finding]) -> dict[str, str]:
 
 
 def examine(repository: Path | None = None, url: str | None = None) -> dict[str, str]:
-    return failed(list(Patient(repository, url).findings()))
+    return failed(list(Examination(repository, url).findings()))
 
 
 def change(manifest: Path, **values: Any) -> None:

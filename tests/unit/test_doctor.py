@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 import pytest
 from qwen3guard_apps.doctor import export_checks, machine_checks
-from qwen3guard_apps.doctor.doctor import Patient
+from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_apps.doctor.findings import Finding, run_checks
 from qwen3guard_contract import errors
 from support.findings import change, examine, failed
@@ -47,10 +47,10 @@ def test_models_of_another_version(copy: Path, breaks: Callable[[Path], object],
 def test_what_an_operator_may_set(copy: Path) -> None:
     config = copy / "stream_guard" / "config.pbtxt"
     replace_in(config, 'string_value: "256"', 'string_value: "64"')
-    found = {each.check: each.state for each in Patient(copy).findings()}
+    found = {each.check: each.state for each in Examination(copy).findings()}
     assert found["stream_guard models"] == "ok"
     replace_in(config, "max_candidate_sequences: 16384", "max_candidate_sequences: 16")
-    found = {each.check: each.state for each in Patient(copy).findings()}
+    found = {each.check: each.state for each in Examination(copy).findings()}
     assert found["stream_guard models"] == "warning"
 
 
@@ -78,10 +78,13 @@ def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_export_or_the_runtime(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qwen3guard_export.repository", None)
-    said = {each.check: each for each in Patient(repository).findings()}
+    said = {each.check: each for each in Examination(repository).findings()}
     assert said["gen_guard models"].state == "ok"
     assert "Not compared" in said["gen_guard models"].said
-    monkeypatch.setitem(sys.modules, "qwen3guard_runtime", None)
+    # The checks are imported anew, without the runtime.
+    monkeypatch.delattr("qwen3guard_apps.doctor.export_checks")
+    monkeypatch.delitem(sys.modules, "qwen3guard_apps.doctor.export_checks")
+    monkeypatch.setitem(sys.modules, "qwen3guard_runtime.engine.integrity", None)
     assert "pip install 'qwen3guard-triton[serve]'" in examine()["installation"]
 
 
@@ -126,8 +129,8 @@ def test_no_manifest_makes_it_stumble(copy: Path) -> None:
             del changed[name]
         path.write_text(json.dumps(changed))
         list(run_checks(export_checks.repository_checks(copy)))
-        list(Patient(copy, "127.0.0.1:1")._expected())
+        list(Examination(copy, "127.0.0.1:1")._expected())
     for text in ("", "{", whole[: len(whole) // 2], "[]", "null", '"x"'):
         path.write_text(text)
         assert failed(list(run_checks(export_checks.repository_checks(copy))))
-        assert list(Patient(copy, "127.0.0.1:1")._expected())
+        assert list(Examination(copy, "127.0.0.1:1")._expected())

@@ -1,1 +1,1 @@
-"""Small adapters to other people's frameworks; each module needs the package it is named after."""
+"""Small adapters to other frameworks; each module needs the package of that framework."""

@@ -1,8 +1,8 @@
-"""A LangChain runnable around a chat model: what it gives is cleared, whether invoked or streamed.
+"""A LangChain runnable around a chat model. It gives only text that the guard has cleared, invoked or streamed.
 
     model = guarded(ChatOpenAI(...), GuardClient("127.0.0.1:8001"))
 
-Needs `pip install langchain-core` and a served Stream guard. Text alone passes: tool calls of the model are refused.
+Needs `pip install langchain-core` and a served Stream guard. Text alone passes: a tool call of the model is an error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def guarded(
     policy: Policy | None = None,
     on_flag: Literal["stop", "raise", "mark"] = "stop",
 ) -> Runnable[Any, AIMessageChunk]:
-    """The last chunk tells of a flag, in `response_metadata["guard"]`.
+    """A runnable that moderates the answers of `model`; the last chunk's `response_metadata["guard"]` describes a flag.
 
-    Raises Flagged, where it is asked to, a GuardError where the guard cannot say, ApiError for what is not text.
+    The runnable raises Flagged if `on_flag` is "raise", a GuardError where the guard cannot judge, InvalidRequest for a
+    tool call, and ApiError for a conversation that is not text.
     """
 
     def answer(inputs: Iterator[Any]) -> Generator[AIMessageChunk, None, None]:
-        for given in inputs:
-            messages = _messages(given)
-            told = conversation.read({"messages": convert_to_openai_messages(messages)}).messages
-            moderated = guard.moderate(_written(model, messages), messages=told, policy=policy, on_flag=on_flag)
+        for value in inputs:
+            messages = _messages(value)
+            readable = conversation.read({"messages": convert_to_openai_messages(messages)}).messages
+            moderated = guard.moderate(_written(model, messages), messages=readable, policy=policy, on_flag=on_flag)
             for segment in moderated:
                 yield AIMessageChunk(content=str(segment))
             flag = moderated.flag
@@ -45,24 +46,25 @@ def guarded(
             metadata = {"finish_reason": reason, "guard": str(flag) if flag else None}
             yield AIMessageChunk(content="", response_metadata=metadata)
 
-    async def answer_awaited(inputs: AsyncIterator[Any]) -> AsyncIterator[AIMessageChunk]:
-        chunks = answer(iter([given async for given in inputs]))
+    async def answer_async(inputs: AsyncIterator[Any]) -> AsyncIterator[AIMessageChunk]:
+        chunks = answer(iter([value async for value in inputs]))
         try:
             while chunk := await asyncio.to_thread(next, chunks, None):
                 yield chunk
         finally:
             await asyncio.to_thread(chunks.close)
 
-    return RunnableGenerator(answer, answer_awaited)
+    return RunnableGenerator(answer, answer_async)
 
 
-def _messages(given: Any) -> list[BaseMessage]:
-    if isinstance(given, PromptValue):
-        return given.to_messages()
-    return convert_to_messages([given] if isinstance(given, str) else given)
+def _messages(value: Any) -> list[BaseMessage]:
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    return convert_to_messages([value] if isinstance(value, str) else value)
 
 
 def _written(model: BaseChatModel, messages: list[BaseMessage]) -> Iterator[str]:
+    """The text that `model` writes, piece by piece. Raises InvalidRequest where it calls a tool."""
     for chunk in model.stream(messages):
         if getattr(chunk, "tool_calls", None) or getattr(chunk, "tool_call_chunks", None):
             raise InvalidRequest("The model calls a tool, which this adapter cannot judge.")

@@ -1,7 +1,8 @@
-# ruff: noqa: ARG002 (the hooks are as LiteLLM calls them)
-"""A custom guardrail for LiteLLM, as SDK or as proxy: the prompt before the call, the answer after it or in its stream.
+# ruff: noqa: ARG002 (LiteLLM sets the arguments of the hooks)
+"""A custom guardrail for LiteLLM's SDK and proxy.
 
-Needs `pip install litellm` and a served Stream guard. What the guard cannot judge is not let through.
+It judges the prompt before the call, and the answer after the call or while it streams. Text that the guard cannot
+judge is blocked. Needs `pip install litellm` and a served Stream guard.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from qwen3guard_apps.openai.api_error import ApiError
 
 
 class Qwen3Guardrail(CustomGuardrail):
-    """Raises GuardrailRaisedException at a flag; `blocked_content` is False where the guard could not say."""
+    """Raises GuardrailRaisedException at a flag, and where the guard cannot judge, then without `blocked_content`."""
 
     def __init__(self, *, url: str = "127.0.0.1:8001", policy: Policy | None = None, **options: Any) -> None:
         self._url = url
@@ -47,23 +48,26 @@ class Qwen3Guardrail(CustomGuardrail):
         response: Any,
         request_data: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
-        """Text as it is cleared, of one choice; what has no content (tools, usage) follows it, tools unjudged."""
-        like: list[Any] = []
-        others: list[Any] = []
+        """Yields the text of the first choice as it is cleared, then the chunks without content (tool calls, usage).
+
+        The tool calls are not judged.
+        """
+        latest: list[Any] = []
+        without_content: list[Any] = []
 
         async def written() -> AsyncIterator[str]:
             async for chunk in response:
                 if chunk.choices and chunk.choices[0].delta.content:
-                    like[:] = [chunk]
+                    latest[:] = [chunk]
                     yield chunk.choices[0].delta.content
                 else:
-                    others.append(chunk)
+                    without_content.append(chunk)
 
         async for text in self._moderated(written(), request_data):
-            shown = like[0].model_copy(deep=True)
-            shown.choices[0].delta.content = text
-            yield shown
-        for chunk in others:
+            cleared = latest[0].model_copy(deep=True)
+            cleared.choices[0].delta.content = text
+            yield cleared
+        for chunk in without_content:
             yield chunk
 
     async def _moderated(self, source: Any, data: dict[str, Any]) -> AsyncIterator[str]:

@@ -3,8 +3,8 @@
     rails = LLMRails(config)
     register(rails, "127.0.0.1:8001")
 
-Needs `pip install nemoguardrails` and a served Gen guard. In the flows, `execute qwen3guard_check_input` and
-`execute qwen3guard_check_output` give True for what may pass; where the guard cannot say, they give False.
+Needs `pip install nemoguardrails` and a served Gen guard. In a flow, `execute qwen3guard_check_input` and
+`execute qwen3guard_check_output` give True for text that may pass, and False where the guard cannot judge.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ define subflow qwen3guard check output
 
 
 def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | None = None) -> None:
-    counted = (policy or Policy()).unsafe_categories
+    """Registers both actions on `rails`; Gen is asked at `url`, and `policy` says which categories are unsafe."""
+    unsafe_categories = (policy or Policy()).unsafe_categories
 
     async def allowed(prompt: str, response: str | None) -> bool:
         try:
             async with AsyncGuardClient(url) as guard:
-                found = await guard.classify(prompt, response)
+                classification = await guard.classify(prompt, response)
         except GuardError as error:
             _LOG.warning("the guard cannot judge: %s", error.code)
             return False
-        return not counted(found)
+        return not unsafe_categories(classification)
 
     async def check_input(context: dict[str, Any]) -> bool:
         return await allowed(context["user_message"], None)

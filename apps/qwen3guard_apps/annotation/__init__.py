@@ -1,1 +1,1 @@
-"""How rows of a file get their verdicts: read, asked for many at once, written in order, shown as they go."""
+"""How the rows of a file get their verdicts: read, judged many at once, and written in order, with a progress line."""

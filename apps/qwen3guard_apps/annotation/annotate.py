@@ -1,4 +1,4 @@
-"""`qwen3guard annotate IN OUT.jsonl`: the verdict of Gen beside every row of a file or a data set."""
+"""`qwen3guard annotate IN OUT.jsonl`: writes Gen's verdict beside every row of a file or a data set."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows, open_rows
 
 ROW_TIMEOUT_S = 120.0
 BAD_ROWS = 3
-"""The exit status where all was done and some rows are bad."""
+"""The exit status after a complete run in which some rows could not be judged."""
 
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-"""What to write of a record; raises a GuardError."""
+"""Asks the guard about a record and returns what to write beside it. Raises a GuardError."""
 
 
 def add_arguments(add: argparse.ArgumentParser) -> None:
@@ -72,16 +72,16 @@ def fields(arguments: argparse.Namespace) -> Fields:
 def run(arguments: argparse.Namespace) -> None:
     """Exits with BAD_ROWS where some rows could not be judged. Raises a GuardError."""
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
-    rows, chosen = open_rows(arguments.input, arguments.split), fields(arguments)
+    rows, conversation = open_rows(arguments.input, arguments.split), fields(arguments)
 
     async def annotate() -> int:
         async with connected_guard(arguments) as guard:
             notices: set[str] = set()
 
             async def ask(record: dict[str, Any]) -> dict[str, Any]:
-                found = await guard.send(chosen.call(record))
-                notices.add(found.notice)
-                return as_dict(found, thresholds)
+                classification = await guard.send(conversation.call(record))
+                notices.add(classification.notice)
+                return as_dict(classification, thresholds)
 
             bad = await write_all(
                 rows, arguments.output, arguments.guard_field, ask, flight(arguments), as_json=arguments.json
@@ -103,16 +103,23 @@ def flight(arguments: argparse.Namespace) -> Flight:
     return Flight(arguments.in_flight, arguments.patience)
 
 
-def as_dict(found: Classification, thresholds: Thresholds | None = None) -> dict[str, Any]:
-    """What a row gets: all but the raw answer and the notice; `unsafe` is by the thresholds, or else the server's."""
-    kept: dict[str, Any] = json.loads(found.as_json())
+def as_dict(classification: Classification, thresholds: Thresholds | None = None) -> dict[str, Any]:
+    """What is written beside a row: the classification without its raw answer and its notice.
+
+    `unsafe` is decided by `thresholds`, or else by the server.
+    """
+    kept: dict[str, Any] = json.loads(classification.as_json())
     del kept["answer"]
     kept.pop("notice", None)
-    return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(found)}
+    return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(classification)}
 
 
 async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:
-    """Writes what `ask` finds of each row that `path` has not yet, and says a summary; returns the bad rows in all."""
+    """Asks about each row that `path` does not have yet, and writes it there, or its error beside `path`.
+
+    Prints a summary, and returns how many rows are bad, those of earlier runs included. Raises a GuardError that is not
+    of a row, and InvalidRequest where `path` cannot be written or does not continue these rows.
+    """
 
     async def judge(row: DataRow) -> dict[str, Any] | GuardError:
         record = row.record
@@ -130,12 +137,12 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
         done = output.resume(source)
         progress = Progress(rows.total, done)
 
-        def land(row: DataRow, found: dict[str, Any] | GuardError) -> None:
-            output.write(row, found)
+        def write(row: DataRow, result: dict[str, Any] | GuardError) -> None:
+            output.write(row, result)
             progress.step(output.bad)
 
         try:
-            await in_order(source, judge, land, flight.in_flight)
+            await in_order(source, judge, write, flight.in_flight)
         finally:
             progress.close()
         if next(itertools.chain(source), None) is not None:
@@ -145,21 +152,21 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
 
 
 def is_of_the_row(error: GuardError) -> bool:
-    """Whether the row is bad; else the run must stop: the server is gone, or does not let us in."""
+    """Whether the row caused the error; if not, the run must stop: the server is gone, or refuses access."""
     return isinstance(error, InputError | UnreadableAnswer | InternalError | DeadlineExceeded)
 
 
 def _say_summary(output: Output, progress: Progress, before: int, refusals: int | None) -> None:
     new = progress.done - before
     if refusals is not None:
-        told = {
+        summary = {
             "rows": progress.done,
             "new": new,
             "bad": output.bad,
             "rows_per_s": round(progress.rate, 2),
             "refused": refusals,
         }
-        print(json.dumps(told | {"output": str(output.path)}), flush=True)
+        print(json.dumps(summary | {"output": str(output.path)}), flush=True)
     earlier = f" and {before:,} by an earlier run" if before else ""
     bad = f"; {output.bad:,} are bad, see {output.errors_path}" if output.bad else ""
     rate = f"{new:,} rows in {progress.seconds:.1f} s ({progress.rate:.1f} rows/s){earlier}{bad}"

@@ -1,7 +1,7 @@
-"""Many calls at once: results in the order of their rows, and no more calls under way than the server takes.
+"""Many calls at once: results in the order of their rows, and no more calls in flight than the server takes.
 
-A served Gen refuses what its queue cannot hold. So the number of calls under way grows with each answer and shrinks
-with each refusal, and what was refused is sent again. Knows nothing of rows, files or gRPC.
+A served Gen refuses what its queue cannot hold. So the limit on calls in flight grows with each answer and shrinks with
+each refusal, and a refused call is sent again. This module knows nothing of rows, files or gRPC.
 """
 
 from __future__ import annotations
@@ -29,28 +29,34 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 IN_FLIGHT = 8
-"""A batch of the served Gen. More did not give more, and what its queue refuses was tokenized in vain."""
+"""The default for the most calls in flight: as many as a served Gen has slots. More calls did not raise the rate, and
+the server tokenizes a text before its queue refuses it."""
 PATIENCE_S = 600.0
+"""The default for how long a server that is full or restarting is waited for."""
 ROW_ATTEMPTS = 4
-"""Of one row that the server fails at, or does not answer in time."""
-FIRST = 8.0
-"""Calls under way at first."""
+"""How often a call is sent that fails in the server, or gets no answer in time."""
+FIRST_LIMIT = 8.0
+"""The limit on calls in flight at the start."""
 GROWTH = 0.25
-"""Of the limit in the time of as many answers, once the server has refused; before that it doubles."""
+"""How much the limit grows by with as many answers as the limit is: after 8 answers from 8 to 8.25. This holds once the
+server has refused a call; before the first refusal each answer raises the limit by 1."""
 SHRINK = 0.75
+"""A refusal multiplies the limit by this, to no less than 1."""
 SHRINK_S = 0.1
-"""A burst of refusals within it counts as one."""
+"""Refusals within this time of one that has shrunk the limit do not shrink it again."""
 PAUSE_S = 0.02
+"""Before its nth repetition a call waits half to all of PAUSE_S * 2^n, at most LONGEST_PAUSE_S."""
 LONGEST_PAUSE_S = 0.5
 ROWS_A_CALL = 8
-"""Rows begun and not written yet, for each call that may be under way."""
+"""How many rows may be begun and not yet written, for each call that may be in flight."""
 
 
 class Flight:
-    """How many calls are under way, and the patience with a server that is full or gone.
+    """Limits the calls in flight, and repeats those that a server refuses while it is full or restarting.
 
-    At most `in_flight` calls at once. A server that has answered before and then answers nothing for `patience_s`
-    seconds is given up. Raises InvalidRequest for an `in_flight` below 1.
+    At most `in_flight` calls are in flight at once. The server is given up when it has answered nothing for
+    `patience_s` seconds; a server that has never answered is given up at once, unless it refuses because it is full.
+    Raises InvalidRequest for an `in_flight` below 1.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class Flight:
         if in_flight < 1:
             raise InvalidRequest(f"{in_flight} calls in flight are too few; give 1 or more.")
         self.in_flight = in_flight
-        self.limit = min(FIRST, in_flight)
+        self.limit = min(FIRST_LIMIT, in_flight)
         self.refusals = 0
         self._patience_s = patience_s
         self._clock = clock
@@ -76,18 +82,21 @@ class Flight:
         self._began = clock()
 
     async def call(self, ask: Callable[[], Awaitable[R]]) -> R:
-        """What `ask` gives. Raises an InputError at once, and any other GuardError where trying again is no use."""
+        """Returns what `ask` returns, called again where that may help.
+
+        Raises an InputError or UnreadableAnswer at once, and any other GuardError where another try is no use.
+        """
         failures = refusals = 0
         while True:
             try:
-                result = await self._under_way(ask)
+                result = await self._ask_within_limit(ask)
             except (Overloaded, Unreachable, GuardNotServed, SessionLost) as error:
                 refusals += 1
                 if self._is_hopeless(error):
                     raise
                 self._shrink()
             except (InputError, UnreadableAnswer) as error:
-                self._heard(from_server=isinstance(error, UnreadableAnswer))
+                self._note_answer(from_server=isinstance(error, UnreadableAnswer))
                 raise
             except (DeadlineExceeded, InternalError):
                 failures += 1
@@ -100,7 +109,7 @@ class Flight:
             pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (refusals + failures))
             await self._sleep(pause * random.uniform(0.5, 1.0))
 
-    async def _under_way(self, ask: Callable[[], Awaitable[R]]) -> R:
+    async def _ask_within_limit(self, ask: Callable[[], Awaitable[R]]) -> R:
         async with self._changed:
             await self._changed.wait_for(lambda: self._active < int(self.limit))
             self._active += 1
@@ -124,41 +133,42 @@ class Flight:
             self.limit = max(1.0, self.limit * SHRINK)
             self._shrunk_at = now
 
-    def _heard(self, *, from_server: bool = True) -> None:
-        """The client refuses some rows itself, which says nothing of a server that was never heard."""
+    def _note_answer(self, *, from_server: bool = True) -> None:
+        """Notes the time of an answer. The client rejects some rows itself, which is no sign of a server."""
         if from_server or self._answered_at is not None:
             self._answered_at = self._clock()
 
     def _grow(self) -> None:
-        self._heard()
+        self._note_answer()
         self.limit = min(self.in_flight, self.limit + (GROWTH / self.limit if self.refusals else 1.0))
 
 
 async def in_order(
-    items: Iterable[T], work: Callable[[T], Awaitable[R]], land: Callable[[T, R], None], in_flight: int
+    items: Iterable[T], work: Callable[[T], Awaitable[R]], finish: Callable[[T, R], None], in_flight: int
 ) -> None:
-    """Calls `land` with each item and its result, in order; at most ROWS_A_CALL x `in_flight` items are held meanwhile.
+    """Calls `finish` with each item and the result of `work` on it, in the order of `items`.
 
-    Stops at the first error of `work` or `land`, and raises it.
+    `in_flight` items are worked on at once, and at most ROWS_A_CALL x `in_flight` are held. Stops at the first error of
+    `work` or `finish`, and raises it.
     """
     room = asyncio.Semaphore(ROWS_A_CALL * in_flight)
     waiting: dict[int, tuple[T, R]] = {}
     source: Iterator[tuple[int, T]] = enumerate(items)
-    landed = 0
+    finished = 0
 
     async def worker() -> None:
-        nonlocal landed
+        nonlocal finished
         while True:
             await room.acquire()
-            taken = next(source, None)
-            if taken is None:
+            numbered = next(source, None)
+            if numbered is None:
                 room.release()
                 return
-            number, item = taken
+            number, item = numbered
             waiting[number] = (item, await work(item))
-            while landed in waiting:
-                land(*waiting.pop(landed))
-                landed += 1
+            while finished in waiting:
+                finish(*waiting.pop(finished))
+                finished += 1
                 room.release()
 
     try:

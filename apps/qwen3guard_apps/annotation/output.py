@@ -1,7 +1,7 @@
-"""The output of `annotate`: one line a row, in the input's order, so that the whole lines are what is done.
+"""The output of `annotate`: one line a row, in the order of the input, so that the complete lines are the rows done.
 
-A killed run leaves whole lines and at most one torn one, which the next run cuts off. A bad row's sentence is written
-beside the output, before its line: no line can be there without it.
+A killed run leaves complete lines and at most one torn line, which the next run cuts off. The sentence of a bad row is
+written to the errors file before the row's line, so that every bad row's line has its sentence.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from qwen3guard_apps.annotation.rows import DataRow, dumps
 
 
 class Output:
-    """Appends to `path` and to its errors file; `field` is what a row gets, and `field`_error on a bad one.
+    """Appends rows to `path`, and the errors of bad rows to the errors file beside it.
 
-    A context manager, which holds a lock on `path`. Raises InvalidRequest where another run holds it, or a file
-    cannot be written.
+    A row gets the field `field`, and a bad row `field`_error too. A context manager, which holds a lock on `path`; it
+    raises InvalidRequest where another run holds the lock, or a file cannot be written.
     """
 
     def __init__(self, path: Path, field: str) -> None:
@@ -57,9 +57,9 @@ class Output:
             self.errors_path.unlink()
 
     def resume(self, rows: Iterator[DataRow]) -> int:
-        """How many of `rows` an earlier run has written whole; takes as many from `rows`, and cuts off the rest.
+        """Takes the rows that an earlier run has written from `rows`, cuts off a torn line, and returns their number.
 
-        Raises InvalidRequest where a line is not that of its row.
+        Raises InvalidRequest where a line does not belong to its row.
         """
         done = size = last = 0
         for line in self._file:
@@ -75,10 +75,11 @@ class Output:
             last = row.number
             size += len(line)
         self._cut(self._file, size)
-        self._cut(self._errors, self._errors_until(last))
+        self._cut(self._errors, self._errors_size(last))
         return done
 
-    def _errors_until(self, last: int) -> int:
+    def _errors_size(self, last: int) -> int:
+        """Counts the errors of rows up to number `last`, and returns their size in bytes."""
         size = 0
         for line in self._errors:
             if not line.endswith(b"\n") or json.loads(line)["row"] > last:
@@ -92,24 +93,24 @@ class Output:
         file.truncate()
 
     def _beginning(self, row: DataRow) -> bytes:
-        """Of the row's line, up to what the guard found."""
-        begun = dumps(row.record or {})[:-1]
-        return f"{begun}{', ' if row.record else ''}{json.dumps(self._field)}: ".encode()
+        """The beginning of the row's line: the record, up to the value of the guard's field."""
+        opening = dumps(row.record or {})[:-1]
+        return f"{opening}{', ' if row.record else ''}{json.dumps(self._field)}: ".encode()
 
-    def write(self, row: DataRow, found: dict[str, Any] | GuardError) -> None:
-        """Appends the line of `row`, and of a GuardError its sentence beside it.
+    def write(self, row: DataRow, result: dict[str, Any] | GuardError) -> None:
+        """Appends the line of `row`, and before it the sentence of a GuardError to the errors file.
 
         Raises InvalidRequest where the row has the field already.
         """
         names = {self._field, f"{self._field}_error"}
         if row.record and (taken := names & row.record.keys()):
             raise InvalidRequest(f"Row {row.number} has a field {min(taken)!r} already; name another for the guard.")
-        if isinstance(found, GuardError):
+        if isinstance(result, GuardError):
             self.bad += 1
-            self._append(self._errors, {"row": row.number, "code": found.code, "error": str(found)})
-            end = f"null, {json.dumps(self._field + '_error')}: {json.dumps(found.code)}}}\n"
+            self._append(self._errors, {"row": row.number, "code": result.code, "error": str(result)})
+            end = f"null, {json.dumps(self._field + '_error')}: {json.dumps(result.code)}}}\n"
         else:
-            end = f"{json.dumps(found, ensure_ascii=False)}}}\n"
+            end = f"{json.dumps(result, ensure_ascii=False)}}}\n"
         self._file.write(self._beginning(row) + end.encode())
         self._file.flush()
 

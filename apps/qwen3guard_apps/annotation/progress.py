@@ -1,4 +1,4 @@
-"""One line of progress on a terminal, written over itself; nothing where standard error is none."""
+"""One line of progress, rewritten in place on a terminal; nothing where standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVERY_S = 0.2
 
 
 class Progress:
-    """Of `total` rows, `done` of them by an earlier run."""
+    """The progress through `total` rows, of which an earlier run did `done`; written to `out`, or standard error."""
 
     def __init__(
         self, total: int, done: int, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic

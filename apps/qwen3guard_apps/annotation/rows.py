@@ -1,6 +1,6 @@
-"""Rows to judge: from JSON lines, Parquet or a data set of the hub, each an object or the error that it is.
+"""Rows to judge, from JSON lines, Parquet or a data set of the hub: each is an object, or the error of reading it.
 
-A row is counted wherever it stands: what cannot be read is a row too. Knows nothing of a server.
+A row that cannot be read counts too, so that numbers are those of the file. This module knows nothing of a server.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qwen3guard_contract.errors import GuardError, InvalidEncoding, InvalidReque
 from qwen3guard_contract.verdict import Classification
 
 PARQUET_ROWS = 1024
-"""Read at once."""
+"""How many rows of a Parquet file are read at once."""
 
 
 @dataclass(frozen=True)
 class DataRow:
-    """`number` counts from 1. `record` is None where `error` says why there is none."""
+    """One row. `number` counts from 1. Where the row cannot be read, `record` is None and `error` says why."""
 
     number: int
     record: dict[str, Any] | None
@@ -32,7 +32,7 @@ class DataRow:
 
 @dataclass(frozen=True)
 class Rows:
-    """`total` rows; `read` gives them from the first on, each time it is called."""
+    """`total` rows of the source `name`; each call of `read` gives them from the first on."""
 
     name: str
     total: int
@@ -41,9 +41,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a row make its conversation: messages, or else a prompt with or without its response.
+    """The fields of a row that hold its conversation: messages, or else a prompt with or without a response.
 
-    A field that is missing or null is not there. `prompts_only` leaves responses alone.
+    A field that is null counts as missing. With `prompts_only`, the prompt alone is read.
     """
 
     prompt: str = "prompt"
@@ -52,7 +52,10 @@ class Fields:
     prompts_only: bool = False
 
     def conversation(self, record: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Prompt, response and messages, None each where there is none. Raises InvalidRequest."""
+        """The prompt, the response and the messages of `record`, each None where it is missing.
+
+        Raises InvalidRequest where there is neither a prompt nor messages.
+        """
         messages = record.get(self.messages)
         if messages is not None and not self.prompts_only:
             return None, None, messages
@@ -62,12 +65,15 @@ class Fields:
         return prompt, None if self.prompts_only else record.get(self.response), None
 
     def call(self, record: dict[str, Any]) -> Call[Classification]:
-        """Raises an InputError."""
+        """The call that asks Gen about `record`. Raises an InputError."""
         return calls.classify(*self.conversation(record))
 
 
 def open_rows(source: str, split: str) -> Rows:
-    """A file of JSON lines or Parquet, or else a folder or a hub id that `datasets` can load. Raises a GuardError."""
+    """The rows of `source`: a file of JSON lines or Parquet, or a folder or a hub id that `datasets` can load.
+
+    `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is missing.
+    """
     path = Path(source)
     if path.suffix == ".parquet" and path.is_file():
         return _parquet(path)
@@ -120,7 +126,7 @@ def _parquet(path: Path) -> Rows:
 
 def _dataset(source: str, split: str) -> Rows:
     try:
-        found = _module("datasets").load_dataset(source, split=split)
+        dataset = _module("datasets").load_dataset(source, split=split)
     except ServeError:
         raise
     except Exception as error:
@@ -129,10 +135,10 @@ def _dataset(source: str, split: str) -> Rows:
         ) from None
 
     def read() -> Iterator[DataRow]:
-        for number, record in enumerate(found, start=1):
+        for number, record in enumerate(dataset, start=1):
             yield DataRow(number, dict(record))
 
-    return Rows(f"{source}, {split}", len(found), read)
+    return Rows(f"{source}, {split}", len(dataset), read)
 
 
 def _module(name: str) -> Any:
@@ -144,7 +150,7 @@ def _module(name: str) -> Any:
 
 
 def dumps(record: dict[str, Any]) -> str:
-    """One line; a value that JSON does not know (a date, bytes) becomes its text."""
+    """`record` as one line of JSON; a value of another kind (a date, bytes) is written as `str` gives it."""
     try:
         line = json.dumps(record, ensure_ascii=False, default=str)
         line.encode()

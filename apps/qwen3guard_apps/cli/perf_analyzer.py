@@ -1,7 +1,7 @@
-"""perf_analyzer, Triton's own load generator, on a running server: its data, its run, and what its profile says.
+"""Runs perf_analyzer, Triton's own load generator, against a running server, and reads its profile.
 
-It speaks gRPC to `classify` with whole conversations and to `stream_step` with sequences: a step that opens the stream,
-one token a step at its position, and a step that ends it.
+It sends whole conversations to `classify` over gRPC, and sequences to `stream_step`: a step that opens the stream,
+steps of one token at its position, and a step that ends it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ CONVERSATIONS: tuple[tuple[str, ...], ...] = (
     ("How can I pick the lock of my neighbour's door?", "I will not help to enter somebody else's home."),
     ("请用三句话介绍一下长城。", "长城是中国古代的军事防御工程。它绵延数千公里。今天它是世界文化遗产。"),
 )
-"""What is sent: turns of the user and the assistant."""
+"""The conversations that are sent, each the turns of the user and the assistant."""
 SHORT_PROMPT = "Hello."
-"""Opens every stream: short, so that the server takes it in one turn. Of a longer one it might answer with PENDING, and
-perf_analyzer cannot send a step again."""
+"""The prompt that opens every stream. It is short, so that the server takes it in one turn: it might answer a longer
+one with PENDING, and perf_analyzer cannot send a step again."""
 WHEEL = "tritonclient==2.51.0"
 """A tritonclient whose wheel carries a perf_analyzer that runs with an older glibc (seen with 2.36)."""
 ANY_PERCENT, TRIALS = 999, 3
-"""perf_analyzer gives nothing where three windows differ by more; we tell percentiles over all three instead."""
+"""perf_analyzer reports nothing where three windows differ by more percent than its limit. So the limit is out of
+reach, and the percentiles here are over all three windows."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Requests kept in flight, or a rate that arrives at random (Poisson); one of the two."""
+    """Either `concurrency` requests kept in flight, or requests that arrive at random at `rate` a second (Poisson)."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -56,8 +57,8 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One kind of request under one load; milliseconds as perf_analyzer saw them."""
+class LoadFigures:
+    """The figures of one kind of request under one load: latencies in milliseconds, as perf_analyzer saw them."""
 
     work: str
     load: str
@@ -75,16 +76,17 @@ class Figures:
 
 
 class Analyzer:
-    """A perf_analyzer that runs here: the one on PATH, or else the one in WHEEL, fetched once into `cache`.
+    """A perf_analyzer that runs here: the one on PATH, or else the one in WHEEL, which is fetched once into `cache`.
 
-    `tls` and `token` are the server's; the token stands on perf_analyzer's command line while it runs.
+    `tls` and `token` give access to the server. The token stands on perf_analyzer's command line while that runs.
+    Raises PerfAnalyzerError where none can be had.
     """
 
     def __init__(self, cache: Path | None = None, *, tls: Tls | None = None, token: str | None = None) -> None:
         self._tls, self._token = tls, token
-        found = shutil.which("perf_analyzer")
-        self._command, self._libraries = found, ""
-        if not found or not self._runs():
+        on_path = shutil.which("perf_analyzer")
+        self._command, self._libraries = on_path, ""
+        if not on_path or not self._runs():
             folder = cache or Path.home() / ".cache" / "qwen3guard" / "perf_analyzer"
             self._command, self._libraries = str(folder / "perf_analyzer"), str(folder)
             if not self._runs():
@@ -92,30 +94,32 @@ class Analyzer:
                 if not self._runs():
                     raise PerfAnalyzerError("No perf_analyzer runs here; put one on PATH (pip install perf-analyzer).")
 
-    def classify(self, url: str, load: Load, seconds: float, conversations: Iterable[Sequence[str]]) -> list[Figures]:
+    def classify(
+        self, url: str, load: Load, seconds: float, conversations: Iterable[Sequence[str]]
+    ) -> list[LoadFigures]:
         with self._client(url) as guard:
-            guard.classify(CONVERSATIONS[0][0])  # whatever is wrong with the server is told better by ourselves
-        data = [{wire.MESSAGES.name: [messages(turns)]} for turns in conversations]
+            guard.classify(CONVERSATIONS[0][0])  # our client explains better what is wrong with a server
+        data = [{wire.MESSAGES.name: [_messages(turns)]} for turns in conversations]
         requests, span_s = self._run(url, wire.CLASSIFY, data, load, seconds)
         return [_figures("classify", load, _latencies(requests), span_s)]
 
-    def stream_step(self, url: str, load: Load, seconds: float, tokens: int) -> list[Figures]:
-        """Streams of `tokens` single-token steps each; opening steps and the others apart."""
+    def stream_step(self, url: str, load: Load, seconds: float, tokens: int) -> list[LoadFigures]:
+        """Sends streams of `tokens` single-token steps; the figures of opening steps and of the others are apart."""
         length = self._prompt_length(url)
-        ids = range(100, 100 + tokens)  # any valid ones; what they say does not change what they cost
-        opened = {wire.PROMPT.name: [SHORT_PROMPT], wire.POSITION.name: [0]}
+        ids = range(100, 100 + tokens)  # any valid tokens: the cost does not depend on them
+        opening = {wire.PROMPT.name: [SHORT_PROMPT], wire.POSITION.name: [0]}
         steps = [
             {wire.TOKEN_IDS.name: {"content": [token], "shape": [1]}, wire.POSITION.name: [length + number]}
             for number, token in enumerate(ids)
         ]
-        # perf_analyzer sends the last step of every stream it breaks off, so that one must be right at any length.
-        ended = {wire.POSITION.name: [0]}
-        requests, span_s = self._run(url, wire.STREAM_STEP, [[opened, *steps, ended]], load, seconds)
-        prefills = [each for each in requests if wire.PROMPT.name in each["request_inputs"]]
-        others = [each for each in requests if wire.TOKEN_IDS.name in each["request_inputs"]]
+        # perf_analyzer also sends the last step of a stream that it breaks off: it must be valid at any length.
+        ending = {wire.POSITION.name: [0]}
+        requests, span_s = self._run(url, wire.STREAM_STEP, [[opening, *steps, ending]], load, seconds)
+        prefills = [request for request in requests if wire.PROMPT.name in request["request_inputs"]]
+        token_steps = [request for request in requests if wire.TOKEN_IDS.name in request["request_inputs"]]
         return [
             _figures(name, load, _latencies(part), span_s)
-            for name, part in (("stream prefill", prefills), ("stream step", others))
+            for name, part in (("stream prefill", prefills), ("stream step", token_steps))
             if part
         ]
 
@@ -158,7 +162,7 @@ class Analyzer:
     def _run(
         self, url: str, model: wire.Model, data: Sequence[Any], load: Load, seconds: float
     ) -> tuple[list[dict[str, Any]], float]:
-        """The requests of the profile's last experiment, and the seconds in which they were sent."""
+        """Runs perf_analyzer; returns the answered requests of its last experiment, and their span in seconds."""
         with tempfile.TemporaryDirectory() as folder:
             inputs, profile = Path(folder) / "inputs.json", Path(folder) / "profile.json"
             inputs.write_text(json.dumps({"data": data}))
@@ -166,7 +170,8 @@ class Analyzer:
             command += ["--profile-export-file", str(profile), "-p", str(int(1000 * seconds))]
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
             command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
-            for last in (False, True):  # it was seen to measure, and then to end before its profile was whole
+            # perf_analyzer was seen to end after its measurement, before its profile was whole: try once more.
+            for last in (False, True):
                 profile.unlink(missing_ok=True)
                 done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
                 experiment = _last_experiment(profile)
@@ -174,24 +179,24 @@ class Analyzer:
                     break
                 if last or "throughput" not in done.stdout:
                     raise PerfAnalyzerError(f"perf_analyzer failed: {_reason(done.stdout + done.stderr)}")
-        requests = [each for each in experiment["requests"] if each["response_timestamps"]]
+        requests = [request for request in experiment["requests"] if request["response_timestamps"]]
         if not requests:
             raise PerfAnalyzerError("perf_analyzer measured no request.")
-        ends = [each["response_timestamps"][-1] for each in requests]
-        return requests, (max(ends) - min(each["timestamp"] for each in requests)) / 1e9
+        ends = [request["response_timestamps"][-1] for request in requests]
+        return requests, (max(ends) - min(request["timestamp"] for request in requests)) / 1e9
 
 
 def _last_experiment(profile: Path) -> dict[str, Any]:
-    """Empty where the profile is missing or cut."""
+    """The profile's last experiment; empty where the profile is missing or cut."""
     try:
-        found: dict[str, Any] = json.loads(profile.read_text())["experiments"][-1]
+        experiment: dict[str, Any] = json.loads(profile.read_text())["experiments"][-1]
     except (OSError, ValueError, LookupError):
         return {}
-    return found
+    return experiment
 
 
-def messages(turns: Sequence[str]) -> str:
-    """Turns of the user and the assistant in OpenAI's form."""
+def _messages(turns: Sequence[str]) -> str:
+    """Turns of the user and the assistant as JSON messages in OpenAI's form."""
     roles = ("user", "assistant")
     return json.dumps([{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)])
 
@@ -199,29 +204,29 @@ def messages(turns: Sequence[str]) -> str:
 def _load_options(load: Load, *, sequences: bool) -> list[str]:
     if load.rate:
         options = ["--request-rate-range", f"{load.rate:g}", "--request-distribution", "poisson", "--async"]
-        # one request of a stream at a time, since each says where it stands
+        # A stream sends one request at a time, since each names its position.
         return options + (["--streaming", "--serial-sequences", "--num-of-sequences", "16"] if sequences else [])
     return ["--concurrency-range", str(load.concurrency), "--sync"]
 
 
 def _latencies(requests: Iterable[dict[str, Any]]) -> list[float]:
-    """Milliseconds."""
-    return [(each["response_timestamps"][-1] - each["timestamp"]) / 1e6 for each in requests]
+    """Each request's milliseconds."""
+    return [(request["response_timestamps"][-1] - request["timestamp"]) / 1e6 for request in requests]
 
 
-def _figures(work: str, load: Load, latencies: Sequence[float], span_s: float) -> Figures:
+def _figures(work: str, load: Load, latencies: Sequence[float], span_s: float) -> LoadFigures:
     p50, p90, p99 = (round(float(value), 2) for value in np.percentile(latencies, (50, 90, 99)))
-    return Figures(work, str(load), len(latencies), round(len(latencies) / span_s, 2), p50, p90, p99)
+    return LoadFigures(work, str(load), len(latencies), round(len(latencies) / span_s, 2), p50, p90, p99)
 
 
 def _reason(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower()]
-    return (told or lines or ["it said nothing"])[-1]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _fetch(folder: Path) -> None:
-    """Takes perf_analyzer out of WHEEL, and its two libraries from the embedded server's wheel."""
+    """Puts perf_analyzer from WHEEL into `folder`, with links to its two libraries in the embedded server's wheel."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as downloads:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads]
@@ -236,6 +241,6 @@ def _fetch(folder: Path) -> None:
     (folder / "perf_analyzer").chmod(0o755)
     for library, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*")):
         for packages in site.getsitepackages():
-            for found in Path(packages, "nvidia_pytriton.libs").glob(pattern):
+            for path in Path(packages, "nvidia_pytriton.libs").glob(pattern):
                 (folder / library).unlink(missing_ok=True)
-                (folder / library).symlink_to(found)
+                (folder / library).symlink_to(path)

@@ -1,4 +1,4 @@
-"""Verdicts as a person reads them: a colour a level, probabilities as bars. Colours only where they show."""
+"""What the command line writes for a person: verdicts in colours, with probabilities as bars, and progress lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ _BY_SEVERITY = sorted(RiskLevel)
 _BAR = 12
 
 
+def say(text: str) -> None:
+    """Writes a line of progress, or an error, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Terminal:
-    """Writes to `out`; with colours if that is a terminal, NO_COLOR is unset or FORCE_COLOR is set."""
+    """Writes to `out`, in colours if FORCE_COLOR is set, or if `out` is a terminal and NO_COLOR is unset."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
@@ -52,8 +57,8 @@ class Terminal:
         self.line(f"  {self.probabilities(found.severity_probabilities)}")
         refusal = f" · refusal {found.refusal.value}" if found.refusal else ""
         decisions = {"strict": found.strict, "loose": found.loose, "server": found.unsafe}
-        told = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
-        self.line(self.dim(f"  {told}{refusal}"))
+        line = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
+        self.line(self.dim(f"  {line}{refusal}"))
         if found.answer_status is not AnswerStatus.COMPLETE:
             self.line(self.paint(f"  The answer is {found.answer_status.value}: its categories may be missing.", "33"))
         self.notice(found.notice)
@@ -70,7 +75,7 @@ class Terminal:
         print(self.paint(text, codes), end="", file=self.out, flush=True)
 
     def flagged(self, found: Mapping[str, TokenVerdict | None], first: int) -> None:
-        """Where a stream was flagged, by each name; `first` is the position of its first response token."""
+        """Says where the stream was flagged under each name; `first` is the position of its first response token."""
         for name, token in found.items():
             if token is None:
                 self.line(f"  {name}: {self.level(RiskLevel.SAFE, 'not flagged')}")

@@ -1,6 +1,6 @@
-"""What is wrong with an installation or a running server: one finding a check, and what to do about it.
+"""Examines an installation, a model repository or a running server: each check gives findings, with advice.
 
-A check that cannot be made is a finding too; nothing here raises.
+A check that fails itself is a finding too, so an examination does not raise.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from qwen3guard_apps.doctor.findings import Finding, State, run_checks
 
 CHECK_TIMEOUT_S = 30.0
 SLOW_S = 5.0
+"""A canary that takes longer is a warning."""
 METRIC = "qwen3guard_load_timestamp_seconds"
 
 
 @dataclass(frozen=True)
-class Patient:
-    """What is examined. With a `url` alone this machine need not be able to serve."""
+class Examination:
+    """What is examined: this installation with a `model_repository`, the server at `url`, the metrics at `metrics_url`.
+
+    With a `url` and no `model_repository`, the installation is not examined: the server may be on another machine.
+    """
 
     model_repository: Path | None = None
     url: str | None = None
@@ -70,26 +74,26 @@ class Patient:
             if not connection.is_server_live(client_timeout=CHECK_TIMEOUT_S):
                 yield Finding("server", "failed", f"{url} says that it is not live: look into the server's log.")
                 return
-            about = connection.get_server_metadata(client_timeout=CHECK_TIMEOUT_S)
+            metadata = connection.get_server_metadata(client_timeout=CHECK_TIMEOUT_S)
             served = ", ".join(self._versions(connection)) or "none of our models"
-            yield Finding("server", "ok", f"{url} is Triton {about.version} with {served}.")
+            yield Finding("server", "ok", f"{url} is Triton {metadata.version} with {served}.")
         except InferenceServerException as error:
-            found = error_of(error, token=self.token)
+            reason = error_of(error, token=self.token)
             advice = "see that qwen3guard serve runs there, and the port, TLS and token"
-            yield Finding("server", "failed", f"{url} does not answer ({str(found).rstrip('.')}): {advice}.")
+            yield Finding("server", "failed", f"{url} does not answer ({str(reason).rstrip('.')}): {advice}.")
         finally:
             connection.close()
 
     def _versions(self, connection: Any) -> Iterator[str]:
         for ensemble in self._expected():
             if connection.is_model_ready(ensemble, client_timeout=CHECK_TIMEOUT_S):
-                about = connection.get_model_metadata(ensemble, client_timeout=CHECK_TIMEOUT_S)
-                yield f"{ensemble} {', '.join(about.versions)}"
+                metadata = connection.get_model_metadata(ensemble, client_timeout=CHECK_TIMEOUT_S)
+                yield f"{ensemble} {', '.join(metadata.versions)}"
 
     def _expected(self) -> dict[str, Manifest | None]:
-        """Ensembles, with the manifests that their canaries are in, where those can be read."""
-        found = _manifests(self.model_repository) if self.model_repository else {}
-        return dict(found) or dict.fromkeys((CLASSIFY.name, STREAM_STEP.name))
+        """The ensembles to look for, each with its guard's manifest, or with None where that cannot be read."""
+        manifests = _manifests(self.model_repository) if self.model_repository else {}
+        return dict(manifests) or dict.fromkeys((CLASSIFY.name, STREAM_STEP.name))
 
     def _answers(self, url: str, ensemble: str) -> Iterator[Finding]:
         manifest = self._expected()[ensemble]
@@ -110,11 +114,11 @@ class Patient:
                 yield Finding(ensemble, "warning", "It is too full to answer its canary: ask again, or add replicas.")
                 return
             seconds = time.monotonic() - began
-        said = f"Its canary is right, in {1000 * seconds:.0f} ms"
+        sentence = f"Its canary is right, in {1000 * seconds:.0f} ms"
         if seconds > SLOW_S:
-            yield Finding(ensemble, "warning", f"{said}: the machine is overloaded, or has too few cores.")
+            yield Finding(ensemble, "warning", f"{sentence}: the machine is overloaded, or has too few cores.")
         else:
-            yield Finding(ensemble, "ok", f"{said}.")
+            yield Finding(ensemble, "ok", f"{sentence}.")
 
 
 def _manifests(model_repository: Path) -> Mapping[str, Manifest]:
@@ -122,7 +126,7 @@ def _manifests(model_repository: Path) -> Mapping[str, Manifest]:
 
     try:
         return exported(model_repository)
-    except Exception:  # what is wrong is said by the checks of the repository
+    except Exception:  # the checks of the repository report what is wrong
         return {}
 
 
@@ -134,16 +138,16 @@ def _metrics(url: str) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("metrics", "failed", f"{url} does not answer ({error}): serve with --metrics-port.")
         return
-    ours = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
-    if METRIC in ours:
-        yield Finding("metrics", "ok", f"{url} has {len(ours)} metrics of the guards.")
+    metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
+    if METRIC in metrics:
+        yield Finding("metrics", "ok", f"{url} has {len(metrics)} metrics of the guards.")
     else:
         advice = "it is another server's, or its guards do not run this version"
         yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
 
 
 def show_findings(findings: Iterable[Finding], show: Callable[[Finding], Any]) -> int:
-    """Shows each; how many failed."""
+    """Shows each finding; returns how many checks failed."""
     failed = 0
     for finding in findings:
         show(finding)

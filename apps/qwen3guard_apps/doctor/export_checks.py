@@ -1,4 +1,4 @@
-"""What a model repository holds, checked against its own manifests, as findings of `qwen3guard doctor`."""
+"""Checks of `qwen3guard doctor` that a model repository holds what its manifests describe."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ AGAIN = "export the checkpoint again"
 
 
 def repository_checks(repository: Path) -> Mapping[str, Check]:
+    """The checks by name: four for each exported guard, and one of the memory for all."""
     guards = exported_guards(repository)
     if not guards:
         return {"repository": lambda: _nothing(repository)}
-    found: dict[str, Check] = {}
-    for each in guards:
-        name, folder = each.guard.name, each.guard_folder(repository)
-        found |= {
+    checks: dict[str, Check] = {}
+    for guard in guards:
+        name, folder = guard.guard.name, guard.guard_folder(repository)
+        checks |= {
             f"{name} files": partial(files, name, folder),
-            f"{name} tokenizer": partial(tokenizer, each, repository),
-            f"{name} models": partial(models, each, repository),
+            f"{name} tokenizer": partial(tokenizer, guard, repository),
+            f"{name} models": partial(models, guard, repository),
             f"{name} engine": partial(engine, name, folder),
         }
-    return found | {"memory": lambda: memory([each.guard_folder(repository) for each in guards])}
+    return checks | {"memory": lambda: memory([each.guard_folder(repository) for each in guards])}
 
 
 def _nothing(repository: Path) -> Iterator[Finding]:
-    said = f"{repository} holds no exported guard: run qwen3guard export CHECKPOINT --output {repository}."
-    yield Finding("repository", "failed", said)
+    sentence = f"{repository} holds no exported guard: run qwen3guard export CHECKPOINT --output {repository}."
+    yield Finding("repository", "failed", sentence)
 
 
 def files(name: str, folder: Path) -> Iterator[Finding]:
-    """Every file that the manifest names, by its sha256."""
+    """Compares every file that the manifest names with its sha256."""
     check, manifest = f"{name} files", Manifest.to_serve(folder)
-    wrong = [found for file, digest in manifest.sha256.items() if (found := _wrong(folder / file, digest))]
-    for said in wrong:
-        yield Finding(check, "failed", f"{said}: {AGAIN}.")
+    wrong = [fault for file, digest in manifest.sha256.items() if (fault := _wrong(folder / file, digest))]
+    for fault in wrong:
+        yield Finding(check, "failed", f"{fault}: {AGAIN}.")
     if not wrong:
         notice = f"; {manifest.notice}" if manifest.notice else ""
-        said = f"{manifest.source} in {manifest.weights}: {len(manifest.sha256)} files are as exported{notice}."
-        yield Finding(check, "ok", said)
+        sentence = f"{manifest.source} in {manifest.weights}: {len(manifest.sha256)} files are as exported{notice}."
+        yield Finding(check, "ok", sentence)
 
 
 def _wrong(path: Path, digest: str) -> str | None:
@@ -62,29 +63,29 @@ def _wrong(path: Path, digest: str) -> str | None:
 
 
 def tokenizer(guard: GuardModels, repository: Path) -> Iterator[Finding]:
-    """The tokenizer's own model works with the files that the guard was exported with."""
+    """Compares the files of the tokenizer's model with those that the guard was exported with."""
     check, served = f"{guard.guard.name} tokenizer", guard.tokenizer_folder(repository)
     manifest = Manifest.read(guard.guard_folder(repository))
     names = manifest.texts
-    wrong = [found for file, digest in names.items() if (found := _wrong(served / file, digest))]
+    wrong = [fault for file, digest in names.items() if (fault := _wrong(served / file, digest))]
     wrong += [f"{served / stray} is of no export" for stray in strays(served, manifest)]
-    for said in wrong:
-        yield Finding(check, "failed", f"{said}: {AGAIN}.")
+    for fault in wrong:
+        yield Finding(check, "failed", f"{fault}: {AGAIN}.")
     if not wrong:
         yield Finding(check, "ok", f"{served.parent.name} has the guard's {len(names)} files.")
 
 
 def models(guard: GuardModels, repository: Path) -> Iterator[Finding]:
-    """config.pbtxt and model.py are those of this version, but for what an operator may set."""
+    """Compares config.pbtxt and model.py with this version's, except for what an operator may set."""
     check = f"{guard.guard.name} models"
     try:
         exporter = importlib.import_module("qwen3guard_export.repository")
     except ImportError:
         yield Finding(check, "ok", "Not compared with this version, since the export is not installed here.")
         return
-    found = [finding for model in guard.all for finding in _model(check, model, repository / model.name, exporter)]
-    yield from found
-    if not found:
+    faults = [finding for model in guard.all for finding in _model(check, model, repository / model.name, exporter)]
+    yield from faults
+    if not faults:
         yield Finding(check, "ok", f"{', '.join(model.name for model in guard.all)} are of this version.")
 
 
@@ -92,48 +93,51 @@ def _model(check: str, model: wire.Model, folder: Path, exporter: Any) -> Iterat
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    code, ours = (root / VERSION / "model.py" for root in (folder, exporter.skeleton() / model.name))
-    if not model.steps and (not code.is_file() or (ours.is_file() and code.read_bytes() != ours.read_bytes())):
-        yield Finding(check, "failed", f"{code} is not that of this version: copy {ours}, or {AGAIN}.")
+    code, original = (root / VERSION / "model.py" for root in (folder, exporter.skeleton() / model.name))
+    if not model.steps and (not code.is_file() or (original.is_file() and code.read_bytes() != original.read_bytes())):
+        yield Finding(check, "failed", f"{code} is not that of this version: copy {original}, or {AGAIN}.")
     path = folder / "config.pbtxt"
     try:
-        here = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, text_format.ParseError) as error:
         yield Finding(check, "failed", f"{path} cannot be read ({type(error).__name__}): {AGAIN}.")
         return
     exported = text_format.Parse(exporter.config(model), model_config_pb2.ModelConfig())
-    missing = sorted(set(exported.parameters) - set(here.parameters))
+    missing = sorted(set(exported.parameters) - set(config.parameters))
     if missing:
         yield Finding(check, "failed", f"{path} lacks the parameter {missing[0]}: {AGAIN}.")
     for part in ("name", "backend", "platform", "input", "output", "ensemble_scheduling"):
-        if getattr(here, part) != getattr(exported, part):
+        if getattr(config, part) != getattr(exported, part):
             yield Finding(check, "failed", f"{path} differs from this version in {part}: {AGAIN}.")
             return
-    for each in (here, exported):
-        each.ClearField("parameters")
-    if here != exported:
+    for message in (config, exported):
+        message.ClearField("parameters")
+    if config != exported:
         yield Finding(check, "warning", f"{path} queues or batches otherwise than exported: see that you mean it.")
 
 
 def engine(name: str, folder: Path) -> Iterator[Finding]:
+    """Compares the version that built a guard's TensorRT engine with the one installed; nothing without an engine."""
     check, built = f"{name} engine", Manifest.read(folder).engine
     if built is None:
         return
     try:
         version = importlib.import_module(built.package).__version__
     except ImportError:
-        said = f"It was built by {built.package}, which is not installed: pip install 'qwen3guard-triton[tensorrt]'."
-        yield Finding(check, "failed", said)
+        sentence = (
+            f"It was built by {built.package}, which is not installed: pip install 'qwen3guard-triton[tensorrt]'."
+        )
+        yield Finding(check, "failed", sentence)
         return
     if version != built.version:
-        said = f"It was built by {built.package} {built.version}, and here is {version}: {AGAIN}, or install that."
-        yield Finding(check, "failed", said)
+        sentence = f"It was built by {built.package} {built.version}, and here is {version}: {AGAIN}, or install that."
+        yield Finding(check, "failed", sentence)
     else:
         yield Finding(check, "ok", f"It was built by {built.package} {version}, which is installed.")
 
 
 def memory(folders: list[Path]) -> Iterator[Finding]:
-    """Weights once, and for streams the KV of one whole context at least; half of the memory is KV's if it may be."""
+    """Compares this machine's memory with the weights of all guards and the KV of one whole context."""
     manifests = [(folder, Manifest.read(folder)) for folder in folders]
     weights = sum(
         path.stat().st_size
@@ -142,14 +146,14 @@ def memory(folders: list[Path]) -> Iterator[Finding]:
         if (path := folder / file).exists()
     )
     kv = max(KVCache.least_bytes(manifest) for _, manifest in manifests)
-    here = memory_bytes()
-    said = f"Weights of {_gib(weights)} and at least {_gib(kv)} of KV, in {_gib(here)} of memory"
-    if weights + kv > here:
-        yield Finding("memory", "failed", f"{said}: they do not fit; export in dq8r, or serve one guard here.")
-    elif 2 * weights > here:
-        yield Finding("memory", "warning", f"{said}: set kv_budget_bytes, whose default is half of the memory.")
+    available = memory_bytes()
+    sentence = f"Weights of {_gib(weights)} and at least {_gib(kv)} of KV, in {_gib(available)} of memory"
+    if weights + kv > available:
+        yield Finding("memory", "failed", f"{sentence}: they do not fit; export in dq8r, or serve one guard here.")
+    elif 2 * weights > available:
+        yield Finding("memory", "warning", f"{sentence}: set kv_budget_bytes, whose default is half of the memory.")
     else:
-        yield Finding("memory", "ok", f"{said}.")
+        yield Finding("memory", "ok", f"{sentence}.")
 
 
 def _gib(size: int) -> str:

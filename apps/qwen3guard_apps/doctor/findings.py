@@ -1,4 +1,4 @@
-"""What a check of an installation or a server has found."""
+"""Findings: what the checks of an installation or a server have found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`said` is one sentence: what was found, and where it is not ok what to do."""
+    """What one check found. `said` is one sentence; where the state is not ok, it says what to do."""
 
     check: str
     state: State
@@ -30,7 +30,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def run_checks(checks: Mapping[str, Check]) -> Iterator[Finding]:
-    """All findings; a check that fails itself is one of them."""
+    """Runs the checks and yields their findings; a check that raises gives a finding that failed."""
     for name, check in checks.items():
         try:
             yield from check()

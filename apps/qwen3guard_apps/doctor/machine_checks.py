@@ -1,4 +1,4 @@
-"""What this machine and this environment have for the embedded server, as findings of `qwen3guard doctor`."""
+"""Checks of `qwen3guard doctor` that this machine and this environment can run the embedded server."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ ONNXRUNTIME_AT_LEAST = (1, 25)
 PACKAGES = ("numpy", "tokenizers", "jinja2")
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_BYTES = 64 << 20
-"""Triton wants 1 MiB for each model, and more while requests in flight need more."""
+"""Triton takes 1 MiB for each model, and more for large requests in flight."""
 _REGION = re.compile(r"qwen3guard_(\d+)_")
+"""The name of a server's shared memory, with the process id of its supervisor."""
 
 
 def machine_checks(port: int | None) -> Mapping[str, Check]:
-    """`port` is the one that a server would take; None where one is to be running."""
-    found: dict[str, Check] = {
+    """The checks by name. `port` is the one that a server would take; None where a server runs already: no check."""
+    checks: dict[str, Check] = {
         "python": python,
         "triton": triton,
         "onnxruntime": onnxruntime,
@@ -38,7 +39,7 @@ def machine_checks(port: int | None) -> Mapping[str, Check]:
         "cpu": cpu,
         "gpu": gpu,
     }
-    return found | ({"port": lambda: free_port(port)} if port else {})
+    return checks | ({"port": lambda: free_port(port)} if port else {})
 
 
 def python() -> Iterator[Finding]:
@@ -51,7 +52,7 @@ def python() -> Iterator[Finding]:
 
 
 def triton() -> Iterator[Finding]:
-    """Both binaries start: neither answers more than how it is used, and that in milliseconds."""
+    """Starts tritonserver and its Python stub with arguments under which they only print their usage."""
     wheel = installation.wheel()
     environment = installation.environment(wheel, installation.libpython_folder())
     for program, word in ((wheel / "bin" / "tritonserver", "Usage"), (installation.stub(wheel), "arguments")):
@@ -63,9 +64,9 @@ def triton() -> Iterator[Finding]:
             timeout=60,
             check=False,
         )
-        said = done.stdout + done.stderr
-        if word not in said:
-            why = (said.strip() or f"status {done.returncode}").splitlines()[-1][:200]
+        output = done.stdout + done.stderr
+        if word not in output:
+            why = (output.strip() or f"status {done.returncode}").splitlines()[-1][:200]
             yield Finding("triton", "failed", f"{program.name} does not start ({why}): install nvidia-pytriton again.")
             return
     version = importlib.metadata.version("nvidia-pytriton")
@@ -77,8 +78,8 @@ def onnxruntime() -> Iterator[Finding]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
     if numbers < ONNXRUNTIME_AT_LEAST:
         wanted = ".".join(map(str, ONNXRUNTIME_AT_LEAST))
-        said = f"ONNX Runtime {module.__version__} is too old: pip install 'onnxruntime>={wanted}'."
-        yield Finding("onnxruntime", "failed", said)
+        sentence = f"ONNX Runtime {module.__version__} is too old: pip install 'onnxruntime>={wanted}'."
+        yield Finding("onnxruntime", "failed", sentence)
         return
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in module.get_available_providers())
     yield Finding("onnxruntime", "ok", f"ONNX Runtime {module.__version__} with {providers}.")
@@ -101,19 +102,21 @@ def shared_memory(folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     left = sum(region.stat().st_size for region in _left_over(folder))
     if free < SHARED_MEMORY_BYTES:
-        said = f"{folder} has {free >> 20} MiB free: give it {SHARED_MEMORY_BYTES >> 20}, in a container with shm_size."
-        yield Finding("shared memory", "failed", said)
+        sentence = (
+            f"{folder} has {free >> 20} MiB free: give it {SHARED_MEMORY_BYTES >> 20}, in a container with shm_size."
+        )
+        yield Finding("shared memory", "failed", sentence)
     elif left:
-        said = f"{folder} holds {left >> 20} MiB of servers that no longer run here: remove {_globs(folder)}."
-        yield Finding("shared memory", "warning", said)
+        sentence = f"{folder} holds {left >> 20} MiB of servers that no longer run here: remove {_globs(folder)}."
+        yield Finding("shared memory", "warning", sentence)
     else:
         yield Finding("shared memory", "ok", f"{folder} has {free >> 20} MiB free, and nothing is left over.")
 
 
 def _left_over(folder: Path) -> list[Path]:
-    """Regions of supervisors that are gone."""
-    named = ((region, _REGION.match(region.name)) for region in folder.iterdir())
-    return [region for region, found in named if found and not Path(f"/proc/{found[1]}").exists()]
+    """Shared memory of servers whose supervisor is gone."""
+    matches = ((region, _REGION.match(region.name)) for region in folder.iterdir())
+    return [region for region, match in matches if match and not Path(f"/proc/{match[1]}").exists()]
 
 
 def _globs(folder: Path) -> str:
@@ -121,34 +124,34 @@ def _globs(folder: Path) -> str:
 
 
 def cpu(products: Callable[[], Products] = integer_products.products) -> Iterator[Finding]:
-    """Whether weights and keys of eight bits are multiplied exactly: tried, not read off the CPU's name."""
+    """Whether weights and keys of eight bits are multiplied exactly: found by trial, not from the CPU's name."""
     try:
-        found = products()
+        kind = products()
     except DeviceError as error:
         yield Finding("cpu", "failed", str(error))
         return
-    if found == "exact":
+    if kind == "exact":
         yield Finding("cpu", "ok", "Its 8-bit products are exact.")
     else:
-        said = (
+        sentence = (
             "Its 8-bit products are wrong (they saturate: it has neither VNNI nor AMX), repaired by ONNX Runtime's"
             f" {integer_products.REPAIR[0]}: verdicts are right, and long passes of a dq8r guard take longer."
         )
-        yield Finding("cpu", "warning", said)
+        yield Finding("cpu", "warning", sentence)
 
 
 def gpu(devices: Sequence[Path] | None = None) -> Iterator[Finding]:
-    found = sorted(Path("/dev").glob("nvidia[0-9]*")) if devices is None else devices
-    if not found:
+    gpus = sorted(Path("/dev").glob("nvidia[0-9]*")) if devices is None else devices
+    if not gpus:
         yield Finding("gpu", "ok", "There is none; guards run on the CPU.")
         return
     if "CUDAExecutionProvider" in importlib.import_module("onnxruntime").get_available_providers():
-        yield Finding("gpu", "ok", f"{len(found)}, and ONNX Runtime can use CUDA.")
+        yield Finding("gpu", "ok", f"{len(gpus)}, and ONNX Runtime can use CUDA.")
     else:
-        said = (
+        sentence = (
             "There is one, but this ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]', or use the CPU."
         )
-        yield Finding("gpu", "warning", said)
+        yield Finding("gpu", "warning", sentence)
 
 
 def free_port(port: int | None) -> Iterator[Finding]:
@@ -157,7 +160,9 @@ def free_port(port: int | None) -> Iterator[Finding]:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            said = f"Port {port} is taken ({error.strerror}): examine what is there with --url, or serve on another."
-            yield Finding("port", "warning", said)
+            sentence = (
+                f"Port {port} is taken ({error.strerror}): examine what is there with --url, or serve on another."
+            )
+            yield Finding("port", "warning", sentence)
             return
     yield Finding("port", "ok", f"Port {port} is free.")

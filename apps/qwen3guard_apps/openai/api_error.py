@@ -10,7 +10,11 @@ RETRY_AFTER_S = 1
 
 
 class ApiError(Exception):
-    """`status` is what HTTP says where nothing was sent yet; `retry` asks the client to come back."""
+    """An error that the client is told in OpenAI's shape.
+
+    `status` is the HTTP status, as long as nothing was sent yet. `code` and `kind` become the error's code and type,
+    `retry` adds the header Retry-After, and `guard` is an extra field of the error.
+    """
 
     def __init__(
         self, status: int, kind: str, code: str, message: str, *, retry: bool = False, guard: Any = None
@@ -28,16 +32,17 @@ class ApiError(Exception):
 
 
 def invalid(message: str, code: str = "invalid_request") -> ApiError:
-    """The request is wrong."""
+    """An error for a request that is wrong."""
     return ApiError(400, "invalid_request_error", code, message)
 
 
 def upstream_failed(message: str, code: str = "upstream_failed", status: int = 502) -> ApiError:
+    """An error for an LLM that failed, or whose answer cannot be read."""
     return ApiError(status, "upstream_error", code, message)
 
 
 def of_guard(error: GuardError) -> ApiError:
-    """What the guard cannot take is the client's affair; all else is a guard that cannot say."""
+    """400 where the guard refuses the conversation (InputError); 503 for every other error of the guard."""
     code = f"guard_{error.code.lower()}"
     if isinstance(error, InputError):
         return invalid(f"The guard refuses the conversation: {error}", code)

@@ -1,4 +1,4 @@
-"""The conversation of a chat request, as the guard can be told it: system's, user's and assistant's text."""
+"""Reads the conversation of a chat request for the guard: text in the roles system, user and assistant."""
 
 from __future__ import annotations
 
@@ -22,26 +22,30 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """`messages` end with the turn to judge; `begun` is an answer that the request begins itself, or empty."""
+    """`messages` end with the turn to judge. `begun` is the start of the answer that the request brings, or empty."""
 
     messages: list[dict[str, str]]
     begun: str
 
 
 def read(request: Mapping[str, Any]) -> Conversation:
-    """Messages without text are left out. Raises ApiError for what is no conversation, or not text."""
+    """Reads the messages of `request`; messages without text are left out.
+
+    The last message counts as the user's, whatever its role; an assistant's is the start of the answer. Raises ApiError
+    where there is no conversation, or where a content is not text.
+    """
     raw = request.get("messages")
     if not isinstance(raw, list):
         raise invalid("The messages must be a list.")
-    found = [_message(number, each) for number, each in enumerate(raw, start=1)]
-    told = [each for each in found if each["content"].strip()]
+    messages = [_message(number, each) for number, each in enumerate(raw, start=1)]
+    with_text = [message for message in messages if message["content"].strip()]
     begun = ""
-    if told and raw[-1].get("role") == "assistant" and found[-1] is told[-1]:
-        begun = told.pop()["content"]
-    if not told:
+    if with_text and raw[-1].get("role") == "assistant" and messages[-1] is with_text[-1]:
+        begun = with_text.pop()["content"]
+    if not with_text:
         raise invalid("There is no message with text.")
-    told[-1]["role"] = "user"
-    return Conversation(told, begun)
+    with_text[-1]["role"] = "user"
+    return Conversation(with_text, begun)
 
 
 def _message(number: int, raw: Any) -> dict[str, str]:
@@ -58,7 +62,10 @@ def _message(number: int, raw: Any) -> dict[str, str]:
 
 
 def text_of_part(part: Any, where: str) -> str:
-    """Raises ApiError for an image, a sound or a file, alone or beside a text: the guard reads text alone."""
+    """The text of one part of a content.
+
+    Raises ApiError for an image, a sound or a file, and for a text with other fields: the guard reads text alone.
+    """
     for kind in ("text", "refusal"):
         if isinstance(part, dict) and part.get("type") == kind and isinstance(part.get(kind), str):
             if any(value for key, value in part.items() if key not in ("type", kind, "cache_control")):

@@ -1,7 +1,7 @@
-"""What an LLM writes in a message, or in a part of one (`delta`), that a guard can read.
+"""The text of a message that an LLM writes, or of a piece of one (`delta`), as a guard reads it.
 
-Content, refusal, reasoning and the arguments of tools are judged, as one text in this order. Fields that this module
-does not know are removed: what the guard cannot read is not shown.
+It is one text: the reasoning, the content, the refusal, and then the arguments of function and tool calls.
+`drop_unread` removes every field that this module does not know, since what the guard cannot read must not be shown.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from qwen3guard_apps.openai.api_error import upstream_failed
 
 Message = dict[str, Any]
-_OWN = ("reasoning_content", "reasoning", "content", "refusal")
+_TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
 _CALLS = ("function_call", "tool_calls")
-_KNOWN = {"role", "name", "tool_call_id", *_OWN, *_CALLS}
+_KNOWN = {"role", "name", "tool_call_id", *_TEXT_FIELDS, *_CALLS}
 
 
 def _places(message: Message) -> Iterator[tuple[Message, str]]:
-    """Each text's holder and key."""
-    for key in _OWN:
+    """The holder and the key of each text, in the order in which they are read. Raises ApiError."""
+    for key in _TEXT_FIELDS:
         yield message, key
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
@@ -35,6 +35,7 @@ def _places(message: Message) -> Iterator[tuple[Message, str]]:
 
 
 def _filled(message: Message) -> Iterator[tuple[Message, str, str]]:
+    """The holder, the key and the text of each text that is there. Raises ApiError."""
     for holder, key in _places(message):
         text = holder.get(key)
         if text is None:
@@ -45,23 +46,25 @@ def _filled(message: Message) -> Iterator[tuple[Message, str, str]]:
 
 
 def written(message: Message) -> str:
-    """All of its text. Raises ApiError where a field that should be text is none."""
+    """All the text of `message`. Raises ApiError where a field that should be text is not."""
     return "".join(text for _, _, text in _filled(message))
 
 
 def cut(message: Message, characters: int) -> None:
-    """Keeps the first of them."""
+    """Shortens the text of `message` in place to its first `characters`. Raises ApiError as `written` does."""
     for holder, key, text in list(_filled(message)):
         holder[key] = text[: max(characters, 0)]
         characters -= len(text)
 
 
 def drop_unread(message: Message) -> None:
+    """Removes in place the fields that the guard does not read, unless they are empty."""
     for key in [key for key, value in message.items() if value and key not in _KNOWN]:
         del message[key]
 
 
 def drop_calls(message: Message) -> None:
+    """Removes in place the calls of functions and tools."""
     for key in _CALLS:
         message.pop(key, None)
 

@@ -1,4 +1,4 @@
-"""`qwen3guard playground`: one local page that shows a guard at work. Needs aiohttp, the extra `playground`."""
+"""`qwen3guard playground`: one local page that shows a guard at work. Needs aiohttp (the extra `apps`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves the page until Ctrl-C. Raises ServeError without aiohttp, PortBusy, InvalidCredentials."""
+    """Serves the page until Ctrl-C.
+
+    Raises ServeError where aiohttp is missing, InvalidRequest for a number that is no port, PortBusy, or
+    InvalidCredentials.
+    """
     try:
         from qwen3guard_apps.playground import server
     except ImportError as missing:
@@ -36,13 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise InvalidRequest(f"{arguments.port} is no port.")
     token = read_token(arguments.token_file)
 
-    def ready(url: str) -> None:
+    def show_url(url: str) -> None:
         print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it", flush=True)
 
-    async def serve() -> None:
+    async def serve_page() -> None:
         async with AsyncGuardClient(
             arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
         ) as guard:
-            await server.serve(guard, arguments.port, ready)
+            await server.serve_until_cancelled(guard, arguments.port, show_url)
 
-    asyncio.run(serve())
+    asyncio.run(serve_page())

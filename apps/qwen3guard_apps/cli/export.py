@@ -1,0 +1,64 @@
+"""`qwen3guard export`: a checkpoint becomes a model repository. Needs the extra `export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qwen3guard_contract.errors import ServeError
+
+from qwen3guard_apps.cli.argument_types import positive
+from qwen3guard_apps.cli.terminal import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a folder, or a hub id such as Qwen/Qwen3Guard-Gen-0.6B"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model repository to fill")
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "dq8r", "fp16", "bf16"),
+        help="fp32 is exact, dq8r fast on CPUs, fp16 and bf16 are for GPUs (default: fp32, with --tensorrt fp16)",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("decomposed", "int8", "portable", "gqa"),
+        help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX,"
+        " gqa is for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16,"
+        " else decomposed)",
+    )
+    parser.add_argument("--tensorrt", action="store_true", help="build a TensorRT engine too, of fp16 or bf16")
+    parser.add_argument(
+        "--slot-tokens",
+        type=positive(int),
+        default=2048,
+        metavar="N",
+        help="tokens that a slot of the engine holds (default: 2048)",
+    )
+    parser.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises ServeError where the extra is not installed, and what `export` or `export_with_optimum` raises."""
+    try:
+        from qwen3guard_export import export
+        from qwen3guard_export.proof.optimum import export_with_optimum
+        from qwen3guard_export.repository import place_models
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export]'.") from None
+    if arguments.via == "optimum":
+        export_with_optimum(arguments.checkpoint, arguments.output, say=say)
+        return
+    manifest = export(
+        arguments.checkpoint,
+        arguments.output,
+        weights=arguments.weights or ("fp16" if arguments.tensorrt else "fp32"),
+        attention=arguments.attention,
+        tensorrt=arguments.tensorrt,
+        slot_tokens=arguments.slot_tokens,
+        say=say,
+    )
+    place_models(arguments.output, manifest)
+    if manifest.notice:
+        say(f"note: {manifest.notice}")

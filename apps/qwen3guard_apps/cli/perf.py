@@ -1,0 +1,53 @@
+"""`qwen3guard perf`: rates and latencies of a running server under the load of perf_analyzer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from qwen3guard_client.transport.connection import read_token
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.cli.argument_types import positive
+
+if TYPE_CHECKING:
+    from qwen3guard_apps.cli.perf_analyzer import LoadFigures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    client_options.add_client_arguments(parser)
+    parser.add_argument("--work", choices=("classify", "stream", "both"), default="both")
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--concurrency", type=positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    load.add_argument(
+        "--rate", type=positive(float), nargs="+", metavar="R", help="requests a second at random instead"
+    )
+    parser.add_argument(
+        "--seconds", type=positive(float), default=5.0, metavar="S", help="a measurement's length (default: 5)"
+    )
+    parser.add_argument(
+        "--tokens", type=positive(int), default=64, metavar="N", help="steps in each stream (default: 64)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises PerfAnalyzerError, or a GuardError of the server."""
+    from qwen3guard_apps.cli.perf_analyzer import CONVERSATIONS, Analyzer, Load
+
+    loads = [Load(rate=rate) for rate in arguments.rate or ()] or [Load(count) for count in arguments.concurrency]
+    analyzer = Analyzer(tls=client_options.tls(arguments), token=read_token(arguments.token_file))
+    for load in loads:
+        if arguments.work != "stream":
+            classified = analyzer.classify(arguments.url, load, arguments.seconds, CONVERSATIONS)
+            _show_figures(classified, as_json=arguments.json)
+        if arguments.work != "classify":
+            streamed = analyzer.stream_step(arguments.url, load, arguments.seconds, arguments.tokens)
+            _show_figures(streamed, as_json=arguments.json)
+
+
+def _show_figures(figures: Iterable[LoadFigures], *, as_json: bool) -> None:
+    for line in figures:
+        print(json.dumps(asdict(line)) if as_json else line.as_line(), flush=True)

@@ -1,0 +1,109 @@
+"""`qwen3guard serve`: the embedded Triton server, supervised until Ctrl-C. Needs the extra `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from qwen3guard_client.client import GuardClient
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import InvalidCredentials
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_server import installation
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.cli.argument_types import port
+from qwen3guard_apps.cli.terminal import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    parser.add_argument("--grpc-port", type=port, default=8001, metavar="N")
+    parser.add_argument("--http-port", type=port, default=0, metavar="N", help="default: no HTTP")
+    parser.add_argument("--metrics-port", type=port, default=0, metavar="N", help="default: no metrics")
+    parser.add_argument(
+        "--address", default="127.0.0.1", help="of gRPC; HTTP and metrics stay there (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--allow-remote", action="store_true", help="let --address name another interface; needs TLS too"
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM); gRPC speaks TLS")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
+    parser.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
+    parser.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
+    client_options.token(parser)
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: failed requests too")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves until Ctrl-C or SIGTERM. Raises a ServeError, or InvalidCredentials."""
+    try:
+        from qwen3guard_runtime.telemetry import logs
+        from qwen3guard_server import supervisor
+        from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
+        from qwen3guard_server.server_tls import ServerTls
+        from qwen3guard_server.settings import ServerSettings
+    except ImportError as missing:
+        raise installation.not_installed(str(missing.name)) from None
+    from qwen3guard_server import canary
+
+    # An unsuitable installation is reported before a missing repository.
+    installation.wheel()
+
+    tls = None
+    if arguments.tls_cert and arguments.tls_key:
+        own = arguments.tls_own_cert, arguments.tls_own_key
+        tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, *own)
+    elif arguments.tls_cert or arguments.tls_key or arguments.tls_client_ca:
+        raise InvalidCredentials("A server that speaks TLS needs both --tls-cert and --tls-key.")
+    as_json = arguments.log_format == "json"
+    if as_json:
+        os.environ[logs.LOG_VARIABLE] = "json"  # for the models' processes
+
+    def log(text: str) -> None:
+        say(logs.line("info", "supervisor", message=text) if as_json else text)
+
+    settings = ServerSettings(
+        arguments.model_repository,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        metrics_port=arguments.metrics_port,
+        address=arguments.address,
+        tls=tls,
+        token=read_token(arguments.token_file),
+        allow_remote=arguments.allow_remote,
+    )
+    if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
+        say(f"warning: whoever reaches {settings.address} may use the guard; --token-file or --tls-client-ca keeps it")
+    with stopping_on_signals():
+        try:
+            with (
+                EmbeddedServer(settings) as server,
+                GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
+            ):
+                log(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                try:
+                    supervisor.supervise(
+                        server,
+                        lambda timeout_s: canary.check(client, server.manifests, timeout_s),
+                        ready=lambda: _show_ready(server.url, server.manifests.values(), server.warnings, log),
+                        say=log,
+                        relay=say,
+                    )
+                finally:
+                    if arguments.debug:
+                        say(server.log)
+        except KeyboardInterrupt:
+            log("stopped")
+
+
+def _show_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str], log: Callable[[str], None]) -> None:
+    for warning in warnings:
+        log(f"warning: {warning}")
+    for manifest in manifests:
+        notice = f"; {manifest.notice}" if manifest.notice else ""
+        log(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+    print(f"ready on {url}", flush=True)

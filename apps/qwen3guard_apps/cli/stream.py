@@ -1,0 +1,97 @@
+"""`qwen3guard stream`: moderates the response that arrives on standard input, piece by piece."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen3guard_client.stream.stream import Stream
+from qwen3guard_contract.errors import InvalidEncoding
+from qwen3guard_contract.labels import Category
+from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_contract.verdict import StepResult
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.cli.terminal import Terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    client_options.add_client_arguments(parser)
+    parser.add_argument("--prompt", metavar="T", required=True)
+    decision = parser.add_mutually_exclusive_group()
+    decision.add_argument(
+        "--mode",
+        choices=("strict", "loose"),
+        help="whether Controversial counts as unsafe; with any of these four, the others are strict, 2 and all",
+    )
+    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
+    parser.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
+    categories = [category.value for category in Category]
+    parser.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises a GuardError."""
+    with (
+        client_options.client(arguments) as guard,
+        guard.stream(arguments.prompt, policy=_policy(arguments)) as stream,
+    ):
+        if arguments.json:
+            prompt = {"prompt": stream.prompt_verdict.as_dict()}
+            print(json.dumps(prompt | ({"notice": stream.notice} if stream.notice else {})), flush=True)
+            for piece in _pieces(sys.stdin.fileno()):
+                print(stream.step(piece).as_json(), flush=True)
+            print(stream.finish().as_json(), flush=True)
+        else:
+            show_stream(stream, _pieces(sys.stdin.fileno()), Terminal())
+
+
+def show_stream(stream: Stream, pieces: Iterator[str], terminal: Terminal) -> StepResult:
+    """Streams `pieces` through the guard and shows each in the colour of its verdict."""
+    terminal.prompt_verdict(stream.prompt_verdict)
+    terminal.notice(stream.notice)
+    terminal.line()
+    print("  ", end="", file=terminal.out, flush=True)
+    for piece in pieces:
+        terminal.piece(piece, stream.step(piece).tokens)
+    last = stream.finish()
+    terminal.line()
+    terminal.line()
+    first = stream.verdicts[0].position if stream.verdicts else 0
+    modes = {"strict": True, "loose": False, "session": None}
+    terminal.flagged({name: stream.flagged(strict=mode) for name, mode in modes.items()}, first)
+    return last
+
+
+def _policy(arguments: argparse.Namespace) -> Policy | None:
+    """The policy that the options ask for; None, the server's own policy, where no option asks for one."""
+    options = {
+        "strict": None if arguments.mode is None else arguments.mode == "strict",
+        "debounce": arguments.debounce,
+        "blocked": arguments.block and frozenset(map(Category, arguments.block)),
+        "thresholds": arguments.thresholds and Thresholds.read(arguments.thresholds),
+    }
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return Policy(**chosen) if chosen else None
+
+
+def _pieces(descriptor: int) -> Iterator[str]:
+    """Yields text as it arrives on `descriptor`, never cut inside a character. Raises InvalidEncoding."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while data := os.read(descriptor, 4096):
+        if piece := _decoded(decoder, data, final=False):
+            yield piece
+    _decoded(decoder, b"", final=True)
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool) -> str:
+    try:
+        return decoder.decode(data, final)
+    except UnicodeDecodeError:
+        raise InvalidEncoding("Standard input is not valid UTF-8.") from None
