@@ -1,1 +1,1 @@
-"""The measures of a guard on labelled rows: pure functions on arrays, and a report made of them."""
+"""Measures a guard on labelled rows: asks the guard, computes the measures as pure functions, and writes a report."""

@@ -1,4 +1,4 @@
-"""Every threshold at once: ROC and precision-recall of a score that is higher where a row is riskier. Pure."""
+"""The ROC and precision-recall curves of a score that is higher for a riskier row, over all thresholds. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen3guard_apps.evaluation.intervals import FloatArray64
 
 @dataclass(frozen=True)
 class Curve:
-    """One point for each distinct score, falling: what a decision by score >= threshold gives.
+    """The rates of the decision score >= threshold, one point for each distinct score, in falling order.
 
     `thresholds`, `recall` (the true-positive rate), `false_positive_rate` and `precision` are [points].
     """
@@ -24,19 +24,19 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Under the ROC: the chance that an unsafe row scores above a safe one, ties counted as half."""
+        """The area under the ROC: the chance that an unsafe row scores above a safe one, where a tie counts as half."""
         recall = np.concatenate([[0.0], self.recall])
         false = np.concatenate([[0.0], self.false_positive_rate])
         return float((np.diff(false) * (recall[1:] + recall[:-1]) / 2).sum())
 
     @property
     def average_precision(self) -> float:
-        """The precision at each point, weighted by the recall it adds; nothing is interpolated."""
+        """The sum over the points of the precision times the recall that the point adds; nothing is interpolated."""
         return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
 
 
 def curve(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> Curve:
-    """Both [rows], with rows of both classes."""
+    """The curve of `scores` against the labels `unsafe`, both [rows]; there must be rows of both classes."""
     order = np.argsort(-scores, kind="stable")
     ranked, labels = scores[order], unsafe[order]
     last = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
@@ -55,9 +55,9 @@ def average_precision(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> fl
 
 
 def choose(safe_scores: FloatArray64, false_positive_rate: float) -> float:
-    """The least t such that score > t holds for at most that share of `safe_scores` [rows], which must not be empty.
+    """A threshold t such that score > t holds for at most that share of `safe_scores` [rows], which must not be empty.
 
-    Midway to the next score above, so that rounding a score does not move it across.
+    It lies midway between the least such score and the next one above, so that rounding does not move a score across.
     """
     ranked = np.sort(safe_scores)[::-1]
     allowed = int(false_positive_rate * len(ranked) + 1e-9)

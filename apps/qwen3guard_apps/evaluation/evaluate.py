@@ -1,4 +1,4 @@
-"""`qwen3guard evaluate LABELLED --output DIR`: Gen and Stream on labelled rows, and thresholds for them."""
+"""`qwen3guard evaluate LABELLED --output DIR`: measures Gen and Stream on labelled rows, and proposes thresholds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qwen3guard_apps.evaluation.plots import plot
 from qwen3guard_apps.evaluation.report import report
 
 FIELD = "qwen3guard"
-"""What a row gets in DIR/gen.jsonl and DIR/stream.jsonl."""
+"""The field with the guard's answer in DIR/gen.jsonl and DIR/stream.jsonl."""
 
 
 def add_arguments(add: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def _share(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises a GuardError."""
+    """Judges the rows, and writes the answers, the figures and the report. Raises a GuardError."""
     rows = open_rows(arguments.input, arguments.split)
     groups = tuple(arguments.by or ("language",))
     labels = LabelFields(arguments.label_field, arguments.category_field, groups, arguments.controversial == "unsafe")
@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:
         guards[name], judged = _evaluate(name, arguments, rows.name, labelled, labels)
         if "curves" in guards[name]["figures"]:
-            found = {f"{name}, {score}": curve(judged.scores(field), judged.unsafe) for score, field in SCORES.items()}
-            _write_points(arguments.output / f"{name}.curves.csv", found)
-            points |= found
+            curves = {f"{name}, {score}": curve(judged.scores(field), judged.unsafe) for score, field in SCORES.items()}
+            _write_points(arguments.output / f"{name}.curves.csv", curves)
+            points |= curves
     data = {
         "name": rows.name,
         "rows": rows.total,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _labelled(rows: Rows, labels: LabelFields) -> Iterator[DataRow]:
-    """Rows with a label; the others are said, by number."""
+    """Yields the rows with a label; each other row is reported on standard error, by number."""
     for row in rows.read():
         try:
             if row.record is None:
@@ -92,15 +92,16 @@ def _labelled(rows: Rows, labels: LabelFields) -> Iterator[DataRow]:
 def _evaluate(
     name: str, arguments: argparse.Namespace, source: str, labelled: list[DataRow], labels: LabelFields
 ) -> tuple[dict[str, Any], JudgedRows]:
-    """Asks guard `name` what its answers file has not yet, and measures."""
+    """Asks the guard `name` about the rows that its answers file does not have yet, and measures all of them."""
     path = arguments.output / f"{name}.jsonl"
-    rows, ask, chosen = Rows(source, len(labelled), lambda: iter(labelled)), ask_gen, fields(arguments)
-    if name == "stream":
-        ask = ask_stream
+    rows = Rows(source, len(labelled), lambda: iter(labelled))
+    ask, conversation = ask_stream if name == "stream" else ask_gen, fields(arguments)
 
     async def judge() -> int:
         async with connected_guard(arguments) as guard:
-            return await write_all(rows, path, FIELD, lambda record: ask(guard, chosen, record), flight(arguments))
+            return await write_all(
+                rows, path, FIELD, lambda record: ask(guard, conversation, record), flight(arguments)
+            )
 
     bad = asyncio.run(judge())
     with path.open(encoding="utf-8") as file:
@@ -108,7 +109,7 @@ def _evaluate(
     answered = [(record, answer) for record, answer in answers if answer is not None]
     if not answered:
         raise InvalidRequest(f"None of the {len(labelled)} rows could be judged; see {name}.errors.jsonl.")
-    read = (lambda found, _: gen_answer(found)) if name == "gen" else stream_answer
+    read = (lambda answer, _: gen_answer(answer)) if name == "gen" else stream_answer
     judged = JudgedRows.of(((record, read(answer, record)) for record, answer in answered), labels)
     guard: dict[str, Any] = {
         "notice": answered[0][1].get("notice", ""),
@@ -122,23 +123,23 @@ def _evaluate(
     return guard, judged
 
 
-def _write_points(path: Path, found: dict[str, Curve]) -> None:
+def _write_points(path: Path, curves: dict[str, Curve]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["curve", "threshold", "recall", "false_positive_rate", "precision"])
-        for name, each in found.items():
-            columns = each.thresholds, each.recall, each.false_positive_rate, each.precision
+        for name, points in curves.items():
+            columns = points.thresholds, points.recall, points.false_positive_rate, points.precision
             writer.writerows([name, *map(float, row)] for row in zip(*columns, strict=True))
 
 
-def _write_report(folder: Path, found: dict[str, Any], points: dict[str, Curve], *, as_json: bool) -> None:
+def _write_report(folder: Path, results: dict[str, Any], points: dict[str, Curve], *, as_json: bool) -> None:
     pictures: list[Path] = []
     if points:
         try:
             pictures = plot(folder, points)
         except ServeError as error:
             print(error, file=sys.stderr)
-    (folder / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = report(found, [path.name for path in pictures])
+    (folder / "report.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = report(results, [path.name for path in pictures])
     (folder / "report.md").write_text(text + "\n", encoding="utf-8")
-    print(json.dumps(found, ensure_ascii=False) if as_json else text)
+    print(json.dumps(results, ensure_ascii=False) if as_json else text)

@@ -1,4 +1,4 @@
-"""Every measure of one guard on labelled rows, as plain values for JSON. Pure."""
+"""All measures of one guard on labelled rows, as plain values for JSON. Pure."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from qwen3guard_apps.evaluation.judged import MODES, SCORES, JudgedRows
 from qwen3guard_apps.evaluation.metrics import Confusion, measured, rate
 
 FALSE_POSITIVE_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Each gets a row in the table of thresholds."""
+"""The rates that get a row in the table of thresholds."""
 
 
 def figures(judged: JudgedRows) -> dict[str, Any]:
-    found: dict[str, Any] = {"decisions": both_modes(judged.unsafe, judged)}
+    measures: dict[str, Any] = {"decisions": both_modes(judged.unsafe, judged)}
     if any(answer.upstream for answer in judged.answers):
-        found["upstream_rule"] = _upstream(judged)
+        measures["upstream_rule"] = _upstream(judged)
     if 0 < judged.unsafe.sum() < len(judged.unsafe):
-        found["curves"] = {name: _curve(judged.scores(field), judged.unsafe) for name, field in SCORES.items()}
+        measures["curves"] = {name: _curve(judged.scores(field), judged.unsafe) for name, field in SCORES.items()}
     if located := _hits(judged):
-        found["hits"] = located
-    found["categories"] = _categories(judged)
-    found["groups"] = {name: _groups(judged, values) for name, values in judged.groups.items()}
-    return found
+        measures["hits"] = located
+    measures["categories"] = _categories(judged)
+    measures["groups"] = {name: _groups(judged, values) for name, values in judged.groups.items()}
+    return measures
 
 
 def both_modes(unsafe: npt.NDArray[np.bool_], judged: JudgedRows, chosen: Any = slice(None)) -> dict[str, Any]:
+    """The confusion of the guard's decisions with `unsafe` [rows], strict and loose, on the rows `chosen`."""
     return {mode: Confusion.of(unsafe[chosen], judged.decisions(mode)[chosen]).as_dict() for mode in MODES}
 
 
 def _upstream(judged: JudgedRows) -> dict[str, Any]:
-    """A prompt has one judgement and no run, so there the rule is the ordinary decision."""
+    """The confusion by upstream's rule. A prompt has one judgement and no run of tokens, so its own decision counts."""
     rows = [answer.upstream or answer.decisions for answer in judged.answers]
     flagged = {mode: np.array([row[mode] for row in rows], np.bool_) for mode in MODES}
     return {mode: Confusion.of(judged.unsafe, flagged[mode]).as_dict() for mode in MODES}
 
 
 def _curve(scores: npt.NDArray[np.float64], unsafe: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    found = curves.curve(scores, unsafe)
+    curve = curves.curve(scores, unsafe)
     table = []
     for wanted in FALSE_POSITIVE_RATES:
         threshold = curves.choose(scores[~unsafe], wanted)
         table.append({"wanted": wanted, "threshold": threshold} | Confusion.of(unsafe, scores > threshold).as_dict())
     return {
-        "area": measured(found.area, bootstrap(curves.area, scores, unsafe)),
-        "average_precision": measured(found.average_precision, bootstrap(curves.average_precision, scores, unsafe)),
+        "area": measured(curve.area, bootstrap(curves.area, scores, unsafe)),
+        "average_precision": measured(curve.average_precision, bootstrap(curves.average_precision, scores, unsafe)),
         "thresholds": table,
     }
 
@@ -68,8 +69,8 @@ def _hits(judged: JudgedRows) -> dict[str, Any]:
 
 
 def _categories(judged: JudgedRows) -> dict[str, Any]:
-    """Of each labelled category, the unsafe rows: how many are flagged, and of those how many bear its name."""
-    found = {}
+    """How many unsafe rows of each labelled category are flagged, and how many of those the guard names so."""
+    categories = {}
     for name in sorted({name for names in judged.labelled for name in names}):
         rows = [
             answer
@@ -77,8 +78,8 @@ def _categories(judged: JudgedRows) -> dict[str, Any]:
             if unsafe and name in names
         ]
         if rows:
-            found[name] = {mode: _recall(rows, mode, name) for mode in MODES}
-    return found
+            categories[name] = {mode: _recall(rows, mode, name) for mode in MODES}
+    return categories
 
 
 def _recall(rows: Sequence[Any], mode: str, name: str) -> dict[str, Any]:
@@ -96,19 +97,19 @@ def _groups(judged: JudgedRows, values: Sequence[str]) -> dict[str, Any]:
 
 
 def propose(judged: JudgedRows, wanted: float, *, per_category: bool) -> tuple[Thresholds, dict[str, Any]]:
-    """Thresholds under which at most the share `wanted` of the safe rows is flagged, and what they give.
+    """Thresholds that flag at most the share `wanted` of the safe rows, and the rates that they give.
 
-    With `per_category`, each category with at least 1 / `wanted` safe rows has its own, and the default is for the
-    others. `held_out` is what thresholds chosen on every other row give on the rest. Raises InvalidRequest where there
-    are no safe rows.
+    With `per_category`, each category with at least 1 / `wanted` safe rows has a threshold of its own, and the default
+    is for the others. `held_out` has the rates on half of the rows, by thresholds chosen on the other half. Raises
+    InvalidRequest where no row is labelled safe.
     """
     everything = np.ones(len(judged.unsafe), np.bool_)
     halves = np.arange(len(judged.unsafe)) % 2 == 0
     thresholds = _fit(judged, everything, wanted, per_category)
-    found = thresholds.as_dict() | {"wanted": wanted, "rows": _outcome(judged, everything, thresholds)}
+    outcome = thresholds.as_dict() | {"wanted": wanted, "rows": _outcome(judged, everything, thresholds)}
     if (~judged.unsafe[halves]).any():
-        found["held_out"] = _outcome(judged, ~halves, _fit(judged, halves, wanted, per_category))
-    return thresholds, found
+        outcome["held_out"] = _outcome(judged, ~halves, _fit(judged, halves, wanted, per_category))
+    return thresholds, outcome
 
 
 def _fit(judged: JudgedRows, chosen: npt.NDArray[np.bool_], wanted: float, per_category: bool) -> Thresholds:
@@ -128,7 +129,7 @@ def _fit(judged: JudgedRows, chosen: npt.NDArray[np.bool_], wanted: float, per_c
 
 def _outcome(judged: JudgedRows, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:
     own = {category.value: value for category, value in thresholds.categories.items()}
-    least = min([thresholds.default, *own.values()])  # decides where no category could be read
+    least = min([thresholds.default, *own.values()])  # decides for an answer without a category
     limits = np.array(
         [
             min((own.get(name, thresholds.default) for name in answer.categories), default=least)

@@ -17,7 +17,7 @@ SEED = 0
 
 
 def wilson(part: int, whole: int) -> Interval | None:
-    """Of `part` of `whole`; None where there is nothing. E. B. Wilson, JASA 22 (1927), 209."""
+    """Wilson's interval of the share `part` of `whole`; None where `whole` is 0. E. B. Wilson, JASA 22 (1927), 209."""
     if not whole:
         return None
     share = part / whole
@@ -28,7 +28,10 @@ def wilson(part: int, whole: int) -> Interval | None:
 
 
 def f1_interval(tp: int, fp: int, fn: int, tn: int) -> Interval | None:
-    """F1 over resampled rows. F1 sees only the four counts, so they are drawn, as a multinomial."""
+    """The bootstrap interval of F1 over resampled rows; None where F1 has no denominator.
+
+    F1 depends on the four counts alone, so these are drawn, from a multinomial distribution.
+    """
     cells = np.array([tp, fp, fn, tn])
     if not tp + fp + fn:
         return None
@@ -42,14 +45,17 @@ def bootstrap(
     scores: FloatArray64,
     unsafe: npt.NDArray[np.bool_],
 ) -> Interval | None:
-    """`statistic` of `scores` and `unsafe`, both [rows], over resampled rows; resamples of one class are left out."""
+    """The bootstrap interval of `statistic` of `scores` and `unsafe`, both [rows], over resampled rows.
+
+    Resamples with rows of one class alone are left out. None where all rows are of one class.
+    """
     source = np.random.default_rng(SEED)
-    found = []
+    values = []
     for _ in range(RESAMPLES if 0 < unsafe.sum() < len(unsafe) else 0):
         chosen = source.integers(0, len(unsafe), len(unsafe))
         if 0 < unsafe[chosen].sum() < len(unsafe):
-            found.append(statistic(scores[chosen], unsafe[chosen]))
-    return _percentiles(np.array(found)) if found else None
+            values.append(statistic(scores[chosen], unsafe[chosen]))
+    return _percentiles(np.array(values)) if values else None
 
 
 def _percentiles(values: FloatArray64) -> Interval:

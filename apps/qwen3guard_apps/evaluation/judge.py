@@ -1,4 +1,4 @@
-"""What each guard is asked of a labelled row, and what is kept of its answer: enough for every measure."""
+"""Asks a guard about a labelled row, and keeps as much of its answer as the measures need."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from qwen3guard_contract.verdict import PromptVerdict, TokenVerdict
 from qwen3guard_apps.annotation.rows import Fields
 
 DIGITS = 6
+"""The decimal digits that are kept of a probability."""
 
 
 async def ask_gen(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
+    """Gen's classification of the conversation. Raises a GuardError."""
     return dict(json.loads((await guard.send(fields.call(record))).as_json()))
 
 
 async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
-    """Judges the response of a pair, token by token, or the prompt where there is none. Raises a GuardError."""
+    """Stream's verdicts on the prompt, and on each token of the response, if there is one. Raises a GuardError."""
     prompt, response, messages = fields.conversation(record)
     if messages is not None:
         messages, response = _split(messages)
@@ -33,7 +35,7 @@ async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, 
 
 
 def _split(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
-    """The conversation up to the response, and the response; None where the user has the last word."""
+    """The conversation before the response, and the response, or None where the last turn is the user's."""
     try:
         turns = json.loads(messages) if isinstance(messages, str) else list(messages)
         last = turns[-1]
@@ -59,7 +61,7 @@ def _prompt(verdict: PromptVerdict) -> dict[str, Any]:
 
 
 def _tokens(verdicts: Sequence[TokenVerdict]) -> dict[str, Any]:
-    """Lists over the response's tokens; `severity` rows are in RISK_ORDER."""
+    """Lists with one entry for each token of the response; a row of `severity` has the probabilities in RISK_ORDER."""
     return {
         "first": verdicts[0].position if verdicts else 0,
         "severity": [_rounded(token.severity_probabilities[level] for level in RISK_ORDER) for token in verdicts],

@@ -1,4 +1,4 @@
-"""The answers of one guard to labelled rows, as arrays: labels, decisions in both modes, and scores. Pure."""
+"""The answers of one guard to labelled rows as arrays: labels, decisions in both modes, and scores. Pure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from qwen3guard_apps.evaluation.upstream_rule import upstream_evaluation_rule
 SAFE, UNSAFE = RISK_ORDER.index(RiskLevel.SAFE), RISK_ORDER.index(RiskLevel.UNSAFE)
 MODES = ("strict", "loose")
 SCORES = {"1 - P(Safe)": "risk", "P(Unsafe)": "unsafe"}
+"""The field of a JudgedRow for each score."""
 
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """One row's. `decisions` are strict and loose, `upstream` the same by upstream's rule (streams alone).
+    """A guard's answer to one row.
 
-    `risk` is 1 - P(Safe) and `unsafe` P(Unsafe); of a response that was streamed, the highest t at which it is
-    flagged: the maximum over its tokens of the least in DEFAULT_DEBOUNCE tokens in a row. `distances` say how far from
-    the labelled sentence it was flagged, by each rule; None where it was not.
+    `decisions` say whether it is unsafe, strict and loose; `upstream` says the same by upstream's rule, for streams
+    alone. `risk` is 1 - P(Safe), and `unsafe` is P(Unsafe). For a streamed response they are the highest threshold at
+    which it is flagged: of each DEFAULT_DEBOUNCE tokens in a row the least score, and the largest of these. `distances`
+    are the tokens from the labelled sentence to the flag, by each rule, None where there is no flag.
     """
 
     decisions: dict[str, bool]
@@ -37,40 +39,43 @@ class JudgedRow:
     distances: dict[str, int | None] | None = None
 
 
-def gen_answer(found: dict[str, Any]) -> JudgedRow:
-    """Of what `judge.ask_gen` has kept. Its categories are those that it names, or else the likeliest; none where the
-    answer broke off before it named them."""
-    levels = found["probabilities"]["severity"]
-    likely = {name: value for name, value in found["probabilities"]["categories"].items() if name != "None"}
-    categories = tuple(found["categories"])
-    if not categories and found.get("answer_status", AnswerStatus.COMPLETE.value) == AnswerStatus.COMPLETE.value:
+def gen_answer(answer: dict[str, Any]) -> JudgedRow:
+    """Reads what `judge.ask_gen` has kept.
+
+    The categories are those that Gen names, or else the likeliest; there is none where the answer broke off before it
+    named one.
+    """
+    levels = answer["probabilities"]["severity"]
+    likely = {name: value for name, value in answer["probabilities"]["categories"].items() if name != "None"}
+    categories = tuple(answer["categories"])
+    if not categories and answer.get("answer_status", AnswerStatus.COMPLETE.value) == AnswerStatus.COMPLETE.value:
         categories = (max(likely, key=lambda name: likely[name]),)
-    decisions = {mode: bool(found[mode]) for mode in MODES}
+    decisions = {mode: bool(answer[mode]) for mode in MODES}
     return JudgedRow(decisions, categories, 1 - levels[RiskLevel.SAFE.value], levels[RiskLevel.UNSAFE.value])
 
 
-def stream_answer(found: dict[str, Any], record: dict[str, Any]) -> JudgedRow:
-    """Of what `judge.ask_stream` has kept of the row `record`."""
-    tokens = found["tokens"]
+def stream_answer(answer: dict[str, Any], record: dict[str, Any]) -> JudgedRow:
+    """Reads what `judge.ask_stream` has kept for the row `record`."""
+    tokens = answer["tokens"]
     if tokens is None:
-        level, severity = RiskLevel(found["prompt"]["level"]), found["prompt"]["severity"]
+        level, severity = RiskLevel(answer["prompt"]["level"]), answer["prompt"]["severity"]
         decisions = {mode: level.is_unsafe(strict=mode == "strict") for mode in MODES}
-        return JudgedRow(decisions, _named(found["prompt"]["category"]), 1 - severity[SAFE], severity[UNSAFE])
+        return JudgedRow(decisions, _named(answer["prompt"]["category"]), 1 - severity[SAFE], severity[UNSAFE])
     levels = [RiskLevel(name) for name in tokens["levels"]]
     categories = [name and Category(name) for name in tokens["categories"]]
     flagged = {mode: first_flag(levels, categories, strict=mode == "strict") for mode in MODES}
     rule, rule_at = upstream_evaluation_rule(levels)
     sentence = span(record, tokens["first"], tokens["ends"])
-    places = {**flagged, "upstream": rule_at if rule is not RiskLevel.SAFE else None}
+    indices = {**flagged, "upstream": rule_at if rule is not RiskLevel.SAFE else None}
     rows = np.array(tokens["severity"], np.float64).reshape(-1, len(RISK_ORDER))
     at = flagged["strict"]
     return JudgedRow(
-        {mode: place is not None for mode, place in flagged.items()},
+        {mode: index is not None for mode, index in flagged.items()},
         () if at is None else _named(tokens["categories"][at]),
         debounced(1 - rows[:, SAFE]),
         debounced(rows[:, UNSAFE]),
         {mode: rule.is_unsafe(strict=mode == "strict") for mode in MODES},
-        None if sentence is None else _distances(places, tokens["first"], sentence),
+        None if sentence is None else _distances(indices, tokens["first"], sentence),
     )
 
 
@@ -79,26 +84,29 @@ def _named(category: str | None) -> tuple[str, ...]:
 
 
 def first_flag(levels: Sequence[RiskLevel], categories: Sequence[Category | None], *, strict: bool) -> int | None:
-    """The index of the first token that is flagged by the causal rule (the report's 4.4), or None."""
-    counts = Policy(strict).is_unsafe_level
-    found = runs(counts(level, category) for level, category in zip(levels, categories, strict=True))
-    return next((index for index, run in enumerate(found) if run >= DEFAULT_DEBOUNCE), None)
+    """The index of the first token that the causal rule flags (section 4.4 of the report), or None."""
+    is_unsafe = Policy(strict).is_unsafe_level
+    lengths = runs(is_unsafe(level, category) for level, category in zip(levels, categories, strict=True))
+    return next((index for index, run in enumerate(lengths) if run >= DEFAULT_DEBOUNCE), None)
 
 
 def debounced(scores: npt.NDArray[np.float64]) -> float:
-    """The t below which DEFAULT_DEBOUNCE tokens in a row of scores [tokens] are above t; 0 for fewer tokens."""
+    """The largest t such that DEFAULT_DEBOUNCE `scores` [tokens] in a row are at least t; 0 for fewer tokens."""
     if len(scores) < DEFAULT_DEBOUNCE:
         return 0.0
     return float(np.lib.stride_tricks.sliding_window_view(scores, DEFAULT_DEBOUNCE).min(axis=1).max())
 
 
-def _distances(places: dict[str, int | None], first: int, sentence: Span) -> dict[str, int | None]:
-    return {name: None if at is None else sentence.distance(first + at) for name, at in places.items()}
+def _distances(indices: dict[str, int | None], first: int, sentence: Span) -> dict[str, int | None]:
+    return {name: None if at is None else sentence.distance(first + at) for name, at in indices.items()}
 
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """Labelled rows and a guard's answers to them, in step."""
+    """The labels of rows and a guard's answers to them, in the same order.
+
+    `unsafe` is [rows]; `labelled` has each row's categories, and `groups` each row's value of a grouping field.
+    """
 
     unsafe: npt.NDArray[np.bool_]
     labelled: tuple[tuple[str, ...], ...]
@@ -107,7 +115,7 @@ class JudgedRows:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[dict[str, Any], JudgedRow]], fields: LabelFields) -> JudgedRows:
-        """Of rows whose labels can be read, each a record and its answer."""
+        """Collects rows whose labels can be read, each a record with its answer."""
         pairs = list(rows)
         records = [record for record, _ in pairs]
         return cls(

@@ -1,4 +1,4 @@
-"""What a labelled row says: whether it is unsafe, its category, its groups, and where its unsafe sentence stands."""
+"""Reads the labels of a row: whether it is unsafe, its categories, and where its unsafe sentence stands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ CHARACTER_SPAN = ("unsafe_start", "unsafe_end")
 
 @dataclass(frozen=True)
 class LabelFields:
-    """`groups` are fields whose every value gets a table of its own. `controversial_is_unsafe` is about labels."""
+    """The fields that hold a row's labels. Each value of a field in `groups` gets figures of its own.
+
+    `controversial_is_unsafe` says how a label of Controversial counts; it does not change the guard's decisions.
+    """
 
     label: str = "label"
     category: str = "category"
@@ -26,9 +29,9 @@ class LabelFields:
     controversial_is_unsafe: bool = False
 
     def unsafe(self, record: dict[str, Any]) -> bool:
-        """Of `label`, a level or true where unsafe, or else of `unsafe` or `safe`, true or false.
+        """Whether the row is labelled unsafe: by the field `label` (a level, or a boolean), or by `unsafe` or `safe`.
 
-        Raises InvalidRequest.
+        Raises InvalidRequest where none of these can be read.
         """
         value = record.get(self.label)
         if value is None:
@@ -48,11 +51,11 @@ class LabelFields:
 
 
 def span(record: dict[str, Any], first: int, ends: Sequence[int]) -> Span | None:
-    """The unsafe sentence in positions of the stream; None where the row labels none.
+    """The unsafe sentence in positions of the stream; None where the row has no label of it.
 
-    Labelled in tokens, as in Qwen3GuardTest (both inclusive, counted from the conversation's first token), or in
+    It is labelled in tokens as in Qwen3GuardTest (from the conversation's first token, both ends inclusive), or in
     characters of the response (the end exclusive). `first` is the position of the response's first token, and `ends`
-    where each token ends, in characters.
+    are the characters of the response at which its tokens end.
     """
     start, end = (record.get(name) for name in TOKEN_SPAN)
     if isinstance(start, int) and isinstance(end, int):

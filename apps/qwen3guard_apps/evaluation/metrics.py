@@ -1,6 +1,6 @@
-"""Rates of a decision against labels. Pure.
+"""The rates of decisions against labels, with intervals. Pure.
 
-The positive class is unsafe. A rate without a denominator is None, where upstream's code prints 0.
+The positive class is unsafe. A rate whose denominator is 0 is None; upstream's code prints 0 for it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from qwen3guard_apps.evaluation.intervals import Interval, f1_interval, wilson
 
-FlagCounts = npt.NDArray[np.bool_]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of rows: unsafe and flagged, safe and flagged, unsafe and passed, safe and passed."""
+    """How many rows are unsafe and flagged, safe and flagged, unsafe and not flagged, safe and not flagged."""
 
     tp: int
     fp: int
@@ -26,8 +26,8 @@ class Confusion:
     tn: int
 
     @classmethod
-    def of(cls, unsafe: FlagCounts, flagged: FlagCounts) -> Confusion:
-        """Both [rows]."""
+    def of(cls, unsafe: BoolArray, flagged: BoolArray) -> Confusion:
+        """Counts labels and decisions, both bool [rows]."""
         cells = ((unsafe, flagged), (~unsafe, flagged), (unsafe, ~flagged), (~unsafe, ~flagged))
         return cls(*(int((label & decision).sum()) for label, decision in cells))
 
@@ -53,7 +53,7 @@ class Confusion:
         return share(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts, and each rate with its 95 % interval: Wilson's, for F1 the bootstrap's."""
+        """The counts, and each rate with its 95 % interval: the bootstrap's for F1, Wilson's for the others."""
         return {
             "tp": self.tp,
             "fp": self.fp,

@@ -1,4 +1,4 @@
-"""The curves as pictures, with matplotlib, which is an extra."""
+"""Plots of the curves. Needs matplotlib (the extra `data`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from qwen3guard_contract.errors import ServeError
 from qwen3guard_apps.evaluation.curves import Curve
 
 
-def plot(folder: Path, found: Mapping[str, Curve]) -> list[Path]:
-    """roc.png and precision_recall.png of the named curves. Raises ServeError where matplotlib is missing."""
+def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
+    """Writes roc.png and precision_recall.png of the named curves, and returns their paths.
+
+    Raises ServeError where matplotlib is missing.
+    """
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
@@ -22,7 +25,7 @@ def plot(folder: Path, found: Mapping[str, Curve]) -> list[Path]:
     paths = []
     for name, x, y in (("roc", "false_positive_rate", "recall"), ("precision_recall", "recall", "precision")):
         figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
-        for label, points in found.items():
+        for label, points in curves.items():
             begin, style = ([0], "default") if name == "roc" else ([], "steps")
             columns = ([*begin, *getattr(points, column)] for column in (x, y))
             axes.plot(*columns, label=label, drawstyle=style)

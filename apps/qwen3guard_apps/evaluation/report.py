@@ -1,4 +1,4 @@
-"""The figures of an evaluation as Markdown, strict and loose always side by side. Pure."""
+"""The figures of an evaluation as Markdown, with strict and loose always side by side. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qwen3guard_apps.evaluation.judged import MODES
 RATES = {"f1": "F1", "precision": "precision", "recall": "recall", "false_positive_rate": "false positives"}
 
 
-def report(found: dict[str, Any], pictures: Sequence[str]) -> str:
-    data = found["data"]
+def report(results: dict[str, Any], pictures: Sequence[str]) -> str:
+    data = results["data"]
     lines = [
         "# Evaluation of a Qwen3Guard server",
         "",
@@ -23,7 +23,7 @@ def report(found: dict[str, Any], pictures: Sequence[str]) -> str:
         " is n/a.",
         "",
     ]
-    for name, guard in found["guards"].items():
+    for name, guard in results["guards"].items():
         lines += _guard(name, guard)
     for picture in pictures:
         lines += [f"![{picture}]({picture})", ""]
@@ -47,24 +47,24 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
         ]
     if "hits" in figures:
         lines += _hits(figures["hits"])
-    for score, each in figures.get("curves", {}).items():
-        lines += _curve(score, each)
+    for score, curve in figures.get("curves", {}).items():
+        lines += _curve(score, curve)
     if "chosen" in guard:
         lines += _chosen(guard["chosen"])
     if figures["categories"]:
-        header = ["category", "unsafe rows", *(f"{what}, {mode}" for what in ("flagged", "named") for mode in MODES)]
+        header = ["category", "unsafe rows", *(f"{word}, {mode}" for word in ("flagged", "named") for mode in MODES)]
         rows = [
-            [category, each["strict"]["recall"]["of"]]
-            + [_rate(each[mode][what]) for what in ("recall", "named") for mode in MODES]
-            for category, each in figures["categories"].items()
+            [category, rates["strict"]["recall"]["of"]]
+            + [_rate(rates[mode][rate]) for rate in ("recall", "named") for mode in MODES]
+            for category, rates in figures["categories"].items()
         ]
         lines += ["### By labelled category", "", "Named: of the flagged ones, those that bear the category.", ""]
         lines += _table(header, rows)
     for group, values in figures["groups"].items():
         header = [group, "rows", *(f"{word}, {mode}" for word in RATES.values() for mode in MODES)]
         rows = [
-            [value, each["rows"], *(_rate(each[mode][rate]) for rate in RATES for mode in MODES)]
-            for value, each in values.items()
+            [value, group_figures["rows"], *(_rate(group_figures[mode][rate]) for rate in RATES for mode in MODES)]
+            for value, group_figures in values.items()
         ]
         lines += [f"### By {group}", "", *_table(header, rows)]
     return lines
@@ -91,13 +91,13 @@ def _hits(both: dict[str, Any]) -> list[str]:
     ]
 
 
-def _curve(score: str, each: dict[str, Any]) -> list[str]:
+def _curve(score: str, curve: dict[str, Any]) -> list[str]:
     header = ["false positives wanted", "t", *(word for word in RATES.values())]
     rows = [
         [f"{row['wanted']:.0%}", f"{row['threshold']:.4f}", *(_rate(row[rate]) for rate in RATES)]
-        for row in each["thresholds"]
+        for row in curve["thresholds"]
     ]
-    areas = f"Area under the ROC {_rate(each['area'])}, average precision {_rate(each['average_precision'])}."
+    areas = f"Area under the ROC {_rate(curve['area'])}, average precision {_rate(curve['average_precision'])}."
     return [f"### Score {score}", "", areas, "Unsafe where the score is above t:", "", *_table(header, rows)]
 
 
@@ -115,11 +115,11 @@ def _chosen(chosen: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rate(each: dict[str, Any]) -> str:
-    if each["value"] is None:
+def _rate(rate: dict[str, Any]) -> str:
+    if rate["value"] is None:
         return "n/a"
-    low, high = each["interval"]
-    return f"{each['value']:.3f} [{low:.3f}, {high:.3f}]"
+    low, high = rate["interval"]
+    return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

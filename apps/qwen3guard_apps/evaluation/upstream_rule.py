@@ -1,4 +1,4 @@
-"""How upstream's evaluation turns the levels of a response's tokens into one."""
+"""How upstream's evaluation turns the levels of a response's tokens into one level."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from qwen3guard_contract.labels import RiskLevel
 
 
 def upstream_evaluation_rule(levels: Sequence[RiskLevel]) -> tuple[RiskLevel, int]:
-    """The rule of upstream's eval/eval_stream.py, for comparing figures with theirs and for nothing else.
+    """The rule of upstream's eval/eval_stream.py, which serves only to compare figures with theirs.
 
-    The first two neighbouring Unsafe tokens anywhere, else the first two neighbouring Controversial ones; returns
-    the level and the index of the second token, or (SAFE, -1). It looks ahead: no stream can be stopped by it.
+    It takes the first two neighbouring Unsafe tokens anywhere, or else the first two neighbouring Controversial ones.
+    Returns the level and the index of the second token, or (SAFE, -1). It looks ahead, so it cannot stop a stream.
     """
     for wanted in (RiskLevel.UNSAFE, RiskLevel.CONTROVERSIAL):
         for index in range(1, len(levels)):

@@ -31,7 +31,7 @@ def test_an_engine_is_built_and_described(variant: Literal["gen", "stream"], wei
     assert (engine.package, engine.version) == ("tensorrt_rtx", tensorrt_rtx.__version__)
     assert engine.compute_capabilities == RTX_CAPABILITIES
     assert engine.capacity == capacity_for(100) == 128
-    assert [(profile.rows, profile.tokens) for profile in engine.profiles] == [(32, 16), (1, 192)]
+    assert [(profile.rows, profile.tokens) for profile in engine.profiles] == [(32, 16), (1, 128)]
     assert [profile.asked for profile in engine.profiles] == ([32, 32] if variant == "gen" else [512, 512])
     assert (folder / engine.file).stat().st_size > (folder / "model.onnx.data").stat().st_size
     assert engine.file in manifest.sha256
