@@ -18,7 +18,7 @@ from qwen3guard_client.moderation.flow import Flow
 from qwen3guard_client.moderation.gate import OnFlag, Release
 from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_client.stream.state import Piece, StreamState
-from qwen3guard_client.transport import calls, connection, tasks
+from qwen3guard_client.transport import calls, failures, tasks
 from qwen3guard_client.transport.calls import Call, Messages
 from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
 
@@ -166,7 +166,7 @@ class AsyncGuardClient:
             try:
                 reply = await self._in_flight.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
-                failure = connection.error_of(error, token=self._token)
+                failure = failures.error_of(error, token=self._token)
                 failure.request_id = call.id
                 gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 import tritonclient.grpc as triton
 from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel, TokenVerdict
-from qwen3guard_client.transport import calls
+from qwen3guard_client.transport import calls, failures
 from qwen3guard_client.transport.connection import Tls
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
@@ -155,7 +155,7 @@ def test_without_the_header_steps_go_astray(proxy: Proxy) -> None:
                 for call in (opening, ending):
                     client.infer(**call.arguments(TIMEOUT_S) | {"headers": None})
             except InferenceServerException as error:
-                failed.append(calls.error_of(error))
+                failed.append(failures.error_of(error))
     assert {type(error) for error in failed} == {errors.SessionLost}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, Segment
 from qwen3guard_client.moderation.gate import Release
-from qwen3guard_client.transport import calls
+from qwen3guard_client.transport import calls, replies
 from qwen3guard_contract import errors, wire
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.thresholds import Thresholds
@@ -75,7 +75,7 @@ def test_a_client_takes_no_such_numbers_from_any_server(guard: GuardClient, spoi
         call = calls.stream_step(str(uuid.uuid4()), prompt="Hi.", text="Hello.", start=True, end=True)
     guard.send(call)
 
-    def read(reply: calls.Reply) -> object:
+    def read(reply: replies.Reply) -> object:
         def tensor(wanted: wire.Tensor) -> np.ndarray:
             array = np.array(reply(wanted))
             if wanted == spoiled:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.transport.connection import Tls, connect, error_of
+from qwen3guard_client.transport.connection import Tls, connect
+from qwen3guard_client.transport.failures import error_of
 from qwen3guard_contract.errors import Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP

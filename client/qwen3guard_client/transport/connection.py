@@ -1,4 +1,4 @@
-"""How a client reaches its server: the channel, TLS, the token, and the errors of a client that is not let in."""
+"""How a client reaches its server: the channel, TLS and the token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3guard_contract.errors import GuardError, InvalidCredentials, TlsFailed, TokenRefused, Unreachable
-from tritonclient.utils import InferenceServerException
-
-from qwen3guard_client.transport import calls
+from qwen3guard_contract.errors import InvalidCredentials
 
 File = str | Path
 TOKEN_HEADER = "guard-token"
@@ -129,26 +126,3 @@ def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | No
 
         connection.register_plugin(add_token)
     return connection
-
-
-def error_of(error: InferenceServerException, *, token: str | None) -> GuardError:
-    """The one of ours that Triton's or gRPC's error means to a client that sends `token`."""
-    text = error.message() or ""
-    if "is restricted, expecting header" in text:
-        if TOKEN_HEADER not in text:
-            return TokenRefused("The server keeps this call closed to everybody.")
-        return TokenRefused("The server wants a token." if token is None else "The server does not accept this token.")
-    if "Hostname Verification Check failed" in text or "is not in peer certificate" in text:
-        return TlsFailed("The server's certificate does not name the host of the url.")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return TlsFailed("The server's certificate is not signed by a trusted one, or is not valid now.")
-    if "andshake failed" in text:
-        return TlsFailed("The server does not speak TLS as this client does.")
-    if "Socket closed" in text and "failed to connect" in text:
-        return Unreachable("The server closes the connection at once; it may want TLS, or another certificate.")
-    return calls.error_of(error)
-
-
-def deadline_exceeded() -> InferenceServerException:
-    """What gRPC raises when its own deadline has passed."""
-    return InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")

@@ -15,7 +15,8 @@ import tritonclient.grpc.aio as triton
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
-from qwen3guard_client.transport.connection import CLOSE_S, Tls, deadline_exceeded
+from qwen3guard_client.transport.connection import CLOSE_S, Tls
+from qwen3guard_client.transport.failures import deadline_exceeded
 
 T = TypeVar("T")
 Event = asyncio.Event

@@ -18,7 +18,8 @@ from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
-from qwen3guard_client.transport.connection import CLOSE_S, Tls, deadline_exceeded
+from qwen3guard_client.transport.connection import CLOSE_S, Tls
+from qwen3guard_client.transport.failures import deadline_exceeded
 
 T = TypeVar("T")
 Event = threading.Event

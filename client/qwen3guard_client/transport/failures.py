@@ -1,0 +1,75 @@
+"""What Triton's and gRPC's errors mean: each is one of ours."""
+
+from __future__ import annotations
+
+from qwen3guard_contract.errors import (
+    DeadlineExceeded,
+    GuardError,
+    GuardNotServed,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SessionLost,
+    TlsFailed,
+    TokenRefused,
+    Unreachable,
+    from_text,
+)
+from tritonclient.utils import InferenceServerException
+
+from qwen3guard_client.transport.connection import TOKEN_HEADER
+
+_OVERLOAD = "queue size"
+_LATE = "timeout expired"  # it never left Triton's queue
+_NOT_SERVED = ("unknown model", "is not ready")
+
+
+def error_of(error: InferenceServerException, *, token: str | None = None) -> GuardError:
+    """The one of ours that Triton's or gRPC's error means to a client that sends `token`."""
+    text = error.message() or ""
+    return _access_error(text, token) or _server_error(text, error.status() or "")
+
+
+def _server_error(text: str, grpc_status: str) -> GuardError:
+    sentence = text.partition("\n")[0]
+    if ours := from_text(text):
+        return ours
+    if "must specify the START flag" in text:
+        return SessionLost("The server does not know the session; open it again with START and everything so far.")
+    if "non-zero or non-empty correlation ID" in text:
+        return InvalidRequest("A step needs a session id.")
+    if "Stub process" in text:
+        return Unreachable("The server has lost the process of a model.")
+    if any(words in text for words in _NOT_SERVED):
+        return GuardNotServed(f"The server does not serve this guard: {sentence}.")
+    if _OVERLOAD in text:
+        return Overloaded("The server is overloaded; try again later.")
+    status = grpc_status.rpartition(".")[2]
+    if status == "DEADLINE_EXCEEDED" or _LATE in text:
+        return DeadlineExceeded("The server did not answer in time.")
+    if status in ("UNAVAILABLE", "CANCELLED"):  # the latter from a server that stops
+        return Unreachable(f"The server cannot be reached: {sentence}.")
+    if status == "INVALID_ARGUMENT":
+        return InvalidRequest(sentence)
+    return InternalError(f"The server failed: {sentence}")
+
+
+def _access_error(text: str, token: str | None) -> GuardError | None:
+    if "is restricted, expecting header" in text:
+        if TOKEN_HEADER not in text:
+            return TokenRefused("The server keeps this call closed to everybody.")
+        return TokenRefused("The server wants a token." if token is None else "The server does not accept this token.")
+    if "Hostname Verification Check failed" in text or "is not in peer certificate" in text:
+        return TlsFailed("The server's certificate does not name the host of the url.")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return TlsFailed("The server's certificate is not signed by a trusted one, or is not valid now.")
+    if "andshake failed" in text:
+        return TlsFailed("The server does not speak TLS as this client does.")
+    if "Socket closed" in text and "failed to connect" in text:
+        return Unreachable("The server closes the connection at once; it may want TLS, or another certificate.")
+    return None
+
+
+def deadline_exceeded() -> InferenceServerException:
+    """What gRPC raises when its own deadline has passed."""
+    return InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
