@@ -87,7 +87,10 @@ def stream(repository: Path) -> Callable[[], None]:
         ):
             step = piece | {wire.POSITION.name: [position]}
             ids = ask(tokenizer.handle, wire.STREAM_TOKENIZER, step, "a", start=number == 0)
-            reply = ask(guard.handle, wire.STREAM_GUARD, {**step, **ids}, "a", start=number == 0)
+            pending = 1
+            while pending:  # a turn may end before a step is through
+                reply = ask(guard.handle, wire.STREAM_GUARD, {**step, **ids}, "a", start=number == 0)
+                pending = int(np.asarray(reply[wire.PENDING.name]).reshape(-1)[0])
             position = int(np.asarray(reply[wire.LENGTH.name]).reshape(-1)[0])
 
     return work
