@@ -1,1 +1,1 @@
-"""What the Python models in the Triton repository are made of."""
+"""The library that the Python models in the Triton repository are built from."""

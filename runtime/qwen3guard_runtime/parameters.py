@@ -1,4 +1,4 @@
-"""What an operator sets in config.pbtxt's `parameters`, and what this machine has."""
+"""The `parameters` that an operator sets in config.pbtxt, and the memory and cores of this machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _CGROUP_CORES = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Parameters:
-    """A model's parameters, read by name; each method raises InvalidParameter, which stops the model from loading."""
+    """A model's parameters, read by name. Each method raises InvalidParameter for a missing or wrong value, which stops
+    the model from loading."""
 
-    def __init__(self, parameters: Mapping[str, str]) -> None:
-        self._parameters = parameters
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
 
     def whole(self, name: str, *, at_least: int = 0) -> int:
         text = self.text(name)
@@ -48,7 +49,7 @@ class Parameters:
         return text
 
     def thresholds(self, name: str) -> Thresholds | None:
-        """From JSON; None where there is none."""
+        """Thresholds as JSON; None if the parameter is empty."""
         text = self.text(name)
         try:
             return Thresholds.parse(text.encode()) if text else None
@@ -56,20 +57,21 @@ class Parameters:
             raise InvalidParameter(f"The parameter {name} is wrong. {error}") from None
 
     def text(self, name: str) -> str:
-        if name not in self._parameters:
+        if name not in self._values:
             raise InvalidParameter(f"The parameter {name} is missing from config.pbtxt: export the checkpoint again.")
-        return self._parameters[name].strip()
+        return self._values[name].strip()
 
 
 def memory_bytes() -> int:
-    """What this process may use: the machine's memory, or its control group's limit where that is lower."""
+    """The memory that this process may use: the machine's, or its control group's limit if that is lower."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     return physical if limit == "max" else min(physical, int(limit))
 
 
 def cores() -> int:
-    """How many this process may use: those it may run on, or its control group's share where that is less."""
+    """The number of cores that this process may use: those it may run on, or its control group's share if that is
+    less."""
     allowed = len(os.sched_getaffinity(0))
     share, period = _CGROUP_CORES.read_text().split() if _CGROUP_CORES.is_file() else ("max", "1")
     return allowed if share == "max" else max(1, min(allowed, int(share) // int(period)))

@@ -1,4 +1,4 @@
-"""A request as the models see it, whoever delivered it."""
+"""A request as the models see it, without anything of Triton."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.wire import Tensor
 
 Outputs = Mapping[str, Any]
-"""Values by tensor name, without the batch dimension."""
+"""The values of outputs by tensor name, without the batch dimension."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its tensors by name, without the batch dimension; which outputs it wants; its sequence."""
+    """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; and its
+    sequence id, with the flags of its first and last request."""
 
     tensors: Mapping[str, npt.NDArray[Any]]
     wanted: frozenset[str]
@@ -28,7 +29,7 @@ class Request:
         return tensor.name in self.tensors
 
     def text(self, tensor: Tensor) -> bytes | None:
-        """The bytes of a BYTES [1] tensor, or None if it was not sent."""
+        """The value of a BYTES [1] tensor, or None if it was not sent."""
         return bytes(self.tensors[tensor.name][0]) if self.has(tensor) else None
 
     def number(self, tensor: Tensor, default: int) -> int:
@@ -37,4 +38,4 @@ class Request:
 
 
 Handler = Callable[[Sequence[Request]], Sequence[Outputs | GuardError]]
-"""One result, or its own error, for each request."""
+"""Returns one result, or its own error, for each request."""

@@ -12,7 +12,7 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Categ
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
 from qwen3guard_runtime.gen.guard import Answer, log_probability
 from qwen3guard_runtime.gen.models import GenGuardModel
-from qwen3guard_runtime.gen.prefixes import common, template_prefixes
+from qwen3guard_runtime.gen.prefixes import common_length, template_prefixes
 from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate, Message
@@ -273,7 +273,7 @@ def test_the_heads_are_the_templates() -> None:
         [Message("user", "Hi."), Message("assistant", " I'm fine. ")],
     ):
         ids = np.array(template.render(messages, 2048))
-        longest = max(common(ids, head) for head in heads)
+        longest = max(common_length(ids, head) for head in heads)
         assert longest == len(heads[messages[-1].role == "assistant"])
 
 

@@ -1,15 +1,17 @@
-"""Gen's answer: where in it each field is decided, between which tokens, and what the finished text says.
+"""Gen's answer: the fields in it, the token that decides each, and how the finished text is read.
 
-The answer is `Safety: X`, `Categories: Y[, Z]` and, for a response, `Refusal: Yes|No`, a line each. A field
-is decided at the one token after its label, where the first tokens of its possible values all differ.
+The answer has the lines `Safety: X`, `Categories: Y[, Z]` and, for a response, `Refusal: Yes|No`. The token after a
+field's label decides the field, because the first tokens of its possible values all differ.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +27,20 @@ from qwen3guard_contract.labels import (
     RiskLevel,
 )
 
-from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
 Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Field:
-    """One line of the answer: its label and the possible values, in wire order."""
+    """One line of the answer: its label and its possible values, in the index order of the wire."""
 
     label: str
     values: tuple[Enum | None, ...]
 
     def spell(self, value: Enum | None) -> str:
+        """The line with this value."""
         return f"{self.label} {'None' if value is None else value.value}"
 
 
@@ -48,9 +51,10 @@ REFUSAL_FIELD = Field("Refusal:", REFUSAL_ORDER)
 
 @dataclass(frozen=True)
 class AnswerVerdict:
-    """What an answer says; `probabilities` of each field that it decides, in wire order.
+    """What an answer says, with the `probabilities` of each field that it decides, in the index order of the wire.
 
-    Where `status` is not COMPLETE, `categories` are all that it names, or empty because they could not be read."""
+    If `status` is not COMPLETE, `categories` are those that it names, or empty because they could not be read.
+    """
 
     severity: RiskLevel
     categories: tuple[Category, ...]
@@ -59,9 +63,10 @@ class AnswerVerdict:
     status: AnswerStatus = AnswerStatus.COMPLETE
 
     def rows(self) -> Iterator[tuple[RiskLevel, Category, float]]:
-        """What a policy decides by: for each category the level, the category and 1 - P(Safe).
+        """The arguments of `Policy.is_unsafe` for each category of the answer: the level, the category and 1 - P(Safe).
 
-        The categories are those that are named, or else the likeliest; all where they could not be read.
+        These are the categories that the answer names, or the likeliest if it names none, or all of them if they could
+        not be read.
         """
         risk = 1 - float(self.probabilities[SAFETY][RISK_ORDER.index(RiskLevel.SAFE)])
         categories = self.categories
@@ -72,29 +77,31 @@ class AnswerVerdict:
 
 
 class AnswerReader:
-    """Reads answers with one checkpoint's tokenizer."""
+    """Reads answers with the tokenizer of one checkpoint. Raises TokenizerMismatch if fields are not decided by one
+    token."""
 
     def __init__(self, tokenizer: GuardTokenizer) -> None:
         self._tokenizer = tokenizer
         self._candidates = {field: self._first_tokens(field) for field in (SAFETY, CATEGORIES_FIELD, REFUSAL_FIELD)}
 
     def _first_tokens(self, field: Field) -> list[int]:
+        """The first token of each of the field's values. Raises TokenizerMismatch."""
         label = self._tokenizer.encode(field.label)
-        spelled = [self._tokenizer.encode(field.spell(value)) for value in field.values]
-        if any(ids[: len(label)] != label or len(ids) == len(label) for ids in spelled):
+        lines = [self._tokenizer.encode(field.spell(value)) for value in field.values]
+        if any(ids[: len(label)] != label or len(ids) == len(label) for ids in lines):
             raise TokenizerMismatch(f"The tokenizer merges {field.label!r} with what follows it.")
-        first = [ids[len(label)] for ids in spelled]
-        if len(set(first)) != len(first):
+        first_tokens = [ids[len(label)] for ids in lines]
+        if len(set(first_tokens)) != len(first_tokens):
             raise TokenizerMismatch(f"The tokenizer starts two values of {field.label!r} with the same token.")
-        return first
+        return first_tokens
 
     def field_decided_after(self, text: str) -> Field | None:
-        """The field whose value comes next after `text`, an answer's beginning."""
+        """The field whose value comes next after `text`, the beginning of an answer. None if no value comes next."""
         line = text.rpartition("\n")[2]
         return next((field for field in self._candidates if field.label == line), None)
 
     def probabilities(self, field: Field, logits: npt.NDArray[np.float32]) -> Probabilities:
-        """Softmax of `logits` [vocab] over the first tokens of the field's values; float32 [values]."""
+        """The softmax of `logits` [vocab] over the first tokens of the field's values. Returns float32 [values]."""
         chosen = logits[self._candidates[field]].astype(np.float64)
         weights = np.exp(chosen - chosen.max())
         return np.asarray(weights / weights.sum(), np.float32)
@@ -105,25 +112,26 @@ class AnswerReader:
     def read(
         self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities], ended: bool = True
     ) -> AnswerVerdict:
-        """What `answer` says; `ended` is whether it has ended by itself, which its last line needs to be whole.
+        """Reads the text `answer`. `ended` says that it has its end token; without it, the last line is incomplete.
 
-        If anything but the level is malformed, the level stands and the status says so; but not Safe, which only a
-        whole answer without categories means. Raises UnreadableAnswer then, and for no level, or more than one.
+        If something other than the level is malformed, the level counts, and the status says that the answer is
+        malformed. But the level Safe counts only in a complete answer without categories. Raises UnreadableAnswer for
+        another answer with Safe, and for an answer with no level or with several.
         """
         lines = (answer.strip() if ended else answer.lstrip()).split("\n")
-        stated = {found["level"] for line in lines if (found := _LEVEL.match(line))}
-        if len(stated) != 1 or not _LEVEL.match(lines[0]) or SAFETY not in decisions:
+        levels = {match["level"] for line in lines if (match := _LEVEL.match(line))}
+        if len(levels) != 1 or not _LEVEL.match(lines[0]) or SAFETY not in decisions:
             raise UnreadableAnswer("The model's answer cannot be read as a verdict.")
-        [level] = stated
-        whole = lines if ended else lines[:-1]
+        [level] = levels
+        whole_lines = lines if ended else lines[:-1]
         categories = refusal = None
         probabilities = {SAFETY: decisions[SAFETY]}
         if _is_decided(CATEGORIES_FIELD, lines[1:2], decisions):
             probabilities[CATEGORIES_FIELD] = decisions[CATEGORIES_FIELD]
-            categories = _categories(whole[1:2])
+            categories = _categories(whole_lines[1:2])
         if response_mode and CATEGORIES_FIELD in probabilities and _is_decided(REFUSAL_FIELD, lines[2:3], decisions):
             probabilities[REFUSAL_FIELD] = decisions[REFUSAL_FIELD]
-            refusal = next((each for each in Refusal if whole[2:3] == [REFUSAL_FIELD.spell(each)]), None)
+            refusal = next((each for each in Refusal if whole_lines[2:3] == [REFUSAL_FIELD.spell(each)]), None)
         has_form = lines[0] == f"{SAFETY.label} {level}" and len(lines) == (3 if response_mode else 2)
         if not ended:
             status = AnswerStatus.CUT
@@ -136,18 +144,31 @@ class AnswerReader:
         return AnswerVerdict(RiskLevel(level), categories or (), refusal, probabilities, status)
 
 
+def end_ids(folder: Path, tokenizer: GuardTokenizer) -> frozenset[int]:
+    """The token ids that end an answer: the eos ids of generation_config.json and config.json, and `<|im_end|>`."""
+    ids = {tokenizer.special[IM_END]}
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        ids.update(value for value in (eos if isinstance(eos, list) else [eos]) if type(value) is int)
+    return frozenset(ids)
+
+
 _LEVEL = re.compile(r"Safety: (?P<level>Safe|Unsafe|Controversial)(?!\w)")
 
 
 def _is_decided(field: Field, line: Sequence[str], decisions: Mapping[Field, Probabilities]) -> bool:
-    """Whether the field stands in the line that is its own, of which there is one or none."""
-    return field in decisions and any(each.startswith(f"{field.label} ") for each in line)
+    """Whether the field was decided, in its own line. `line` has that line, or nothing if the answer is shorter."""
+    return field in decisions and any(text.startswith(f"{field.label} ") for text in line)
 
 
 def _categories(line: Sequence[str]) -> tuple[Category, ...] | None:
-    """All that the line names; None where there is no line, or a name that does not exist: another may be meant."""
-    for each in line:
-        names = [name.strip() for name in each.removeprefix(CATEGORIES_FIELD.label).split(",")]
+    """The categories that a line names. `line` has that line, or nothing if the answer is shorter.
+
+    None if there is no line, or if it has a name that does not exist, since another category may be meant.
+    """
+    for text in line:
+        names = [name.strip() for name in text.removeprefix(CATEGORIES_FIELD.label).split(",")]
         try:
             return tuple(Category(name) for name in names if name != "None")
         except ValueError:

@@ -1,4 +1,4 @@
-"""Guesses at the rest of an answer, to be verified in the pass that would have been needed anyway."""
+"""Guesses at the rest of an answer. They are verified in a pass that is needed anyway, and save the passes after it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 
 class Drafts:
-    """All well-formed answers with one category, the likeliest first: Safe, and no refusal; without an end token,
-    which would be computed for nothing."""
+    """All well-formed answers with at most one category, in order of likelihood: Safe before Unsafe and Controversial,
+    and no refusal before a refusal. They have no end token, because what follows it is never needed."""
 
     def __init__(self, tokenizer: GuardTokenizer) -> None:
         self._answers: dict[bool, list[list[int]]] = {False: [], True: []}
@@ -24,8 +24,8 @@ class Drafts:
                 for refusal in reversed(REFUSAL_FIELD.values):
                     self._answers[True].append(tokenizer.encode(f"{verdict}\n{REFUSAL_FIELD.spell(refusal)}"))
 
-    def rest(self, begun: Sequence[int], *, response_mode: bool) -> list[int]:
-        """What follows `begun` in the likeliest answer that begins so; nothing if none does."""
-        size = len(begun)
-        found = (answer for answer in self._answers[response_mode] if answer[:size] == list(begun))
-        return next(found, [])[size:]
+    def rest(self, beginning: Sequence[int], *, response_mode: bool) -> list[int]:
+        """The ids after `beginning` in the likeliest answer that begins with it. Empty if there is none."""
+        size = len(beginning)
+        matching = (answer for answer in self._answers[response_mode] if answer[:size] == list(beginning))
+        return next(matching, [])[size:]

@@ -1,17 +1,16 @@
-"""Gen: conversations to verdicts, by greedy decoding of the short answer.
+"""Gen: turns conversations into short answers by greedy decoding, and reads the verdicts in them.
 
-The template's head is in the slot already; the rest of the conversation goes into one pass together with a drafted
-answer, and the logits say how much of the draft greedy decoding would have written. Where it would have written
-something else, that token begins the next pass, with another draft. Knows token ids and slots; nothing of Triton.
+Keys and values of the template's fixed beginning are copied into each slot. The rest of the conversation goes into one
+pass, together with a draft of the answer. The logits show how much of the draft greedy decoding would have written.
+Where it would have written another token, that token begins the next pass, with another draft. This module knows token
+ids and slots, and nothing of Triton.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,16 @@ from qwen3guard_runtime.engine.runner import Ids, Row, Runner
 from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.prefixes import Prefixes
-from qwen3guard_runtime.telemetry.metrics import GenMetrics
-from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_runtime.telemetry.metrics import GenMetrics, Pass
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 ANSWER_TOKENS = 64
-"""Room kept for the answer; a well-formed one has 7 to about 18 tokens for each category it names."""
+"""The most tokens that an answer may have. A well-formed one has 7 to about 18 for each category that it names."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A rendered conversation; `response_mode` when its last turn is the assistant's."""
+    """The token ids of a conversation, template included. In `response_mode` its last turn is the assistant's."""
 
     ids: Ids
     response_mode: bool
@@ -41,11 +40,15 @@ class Question:
 
 @dataclass
 class Answer:
-    """A greedy answer in the making: its ids (the end token last), their log-probabilities, and each decision; or the
-    `error` that it came to."""
+    """A greedy answer while it is decoded: its ids, at last with the end token, and their log-probabilities.
+
+    `decisions` has the probabilities of each field that was decided so far. `next_ids` are the ids that go into the
+    next pass. With an `error` there will be no answer.
+    """
 
     question: Question
     slot: Slot
+    next_ids: Ids
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     decisions: dict[Field, Probabilities] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class Answer:
 
 
 class GenGuard:
-    """Answers questions in batches; each answer is what greedy decoding of its own conversation gives."""
+    """Answers questions in batches. Each answer is the one that greedy decoding gives for its conversation alone."""
 
     def __init__(
         self,
@@ -76,7 +79,8 @@ class GenGuard:
         metrics: GenMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `prefixes` every conversation is computed whole; without `drafts` every token has its own pass."""
+        """Without `prefixes`, every conversation is computed from its first token. Without `drafts`, every token of an
+        answer needs its own pass. `end_ids` are the tokens that end an answer."""
         self._manifest = manifest
         self._runner = runner
         self._cache = KVCache(manifest, slots=slots, memory=memory)
@@ -88,22 +92,22 @@ class GenGuard:
         self.reader = AnswerReader(tokenizer)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
-        """One answer, or its own error, for each question; at most as many questions as slots."""
+        """Returns one answer, or its own error, for each question. There may be at most as many questions as slots."""
         try:
             return self._answer(questions)
         except Exception as error:
-            if len(questions) > 1:  # one of them may be to blame, but the others are not
+            if len(questions) > 1:  # perhaps only one of them is the cause: answer each alone
                 return [answer for question in questions for answer in self.answer([question])]
             return [InternalError(f"The model could not be run ({type(error).__name__}).")]
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
-        began = self._clock()
+        began_s = self._clock()
         answers: list[Answer | GuardError] = []
         for question in questions:
             try:
                 self._check(question)
                 slot = self._cache.acquire(len(question.ids) + ANSWER_TOKENS)
-                answers.append(Answer(question, slot))
+                answers.append(Answer(question, slot, next_ids=question.ids))
             except GuardError as error:
                 answers.append(error)
         try:
@@ -112,14 +116,14 @@ class GenGuard:
             for answer in answers:
                 if isinstance(answer, Answer):
                     self._cache.release(answer.slot)
-        seconds = self._clock() - began
+        seconds = self._clock() - began_s
         for answer in answers:
             if isinstance(answer, Answer) and not answer.error:
                 self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
         return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
 
     def read(self, answer: Answer) -> AnswerVerdict:
-        """Raises UnreadableAnswer where no level can be read."""
+        """Reads the verdict in an answer. Raises UnreadableAnswer if its level cannot be read."""
         return self.reader.read(
             answer.text,
             response_mode=answer.question.response_mode,
@@ -128,6 +132,7 @@ class GenGuard:
         )
 
     def _check(self, question: Question) -> None:
+        """Raises EmptyText, TextTooLong or TokenOutOfRange."""
         if not len(question.ids):
             raise EmptyText("There are no token ids.")
         limit = self._manifest.context - ANSWER_TOKENS
@@ -139,50 +144,58 @@ class GenGuard:
         check_ids(question.ids, self._manifest.vocab_size)
 
     def _decode(self, answers: Sequence[Answer]) -> None:
-        pending = {
-            id(each): each.question.ids[self._prefixes.begin(each.slot, each.question.ids) :] for each in answers
-        }
-        while active := [each for each in answers if not each.is_done]:
-            drafts = [self._draft(each) for each in active]
+        """Runs passes over the answers that are not done, until all are.
+
+        Each answer has one row in a pass: its `next_ids`, and a draft of the rest of the answer. The logits at the last
+        of the `next_ids` and at each drafted token are asked for.
+        """
+        for answer in answers:
+            ids = answer.question.ids
+            answer.next_ids = ids[self._prefixes.fill(answer.slot, ids) :]
+        while active := [answer for answer in answers if not answer.is_done]:
+            drafts = [self._draft(answer) for answer in active]
             rows = []
-            for each, draft in zip(active, drafts, strict=True):
-                ids = pending[id(each)]
-                asked = range(len(ids) - 1, len(ids) + len(draft))
-                rows.append(Row(each.slot, np.concatenate([ids, draft]), asked))
-            began = self._clock()
-            found = self._runner.forward(rows)
-            self._metrics.ran("decode" if active[0].ids else "prefill", len(rows), self._clock() - began)
-            for each, draft, (logits,) in zip(active, drafts, found, strict=True):
-                token, accepted = self._verify(each, draft, logits)
+            for answer, draft in zip(active, drafts, strict=True):
+                count = len(answer.next_ids)
+                asked = range(count - 1, count + len(draft))
+                rows.append(Row(answer.slot, np.concatenate([answer.next_ids, draft]), asked))
+            began_s = self._clock()
+            results = self._runner.forward(rows)
+            kind: Pass = "decode" if active[0].ids else "prefill"
+            self._metrics.ran(kind, len(rows), self._clock() - began_s)
+            for answer, draft, (logits,) in zip(active, drafts, results, strict=True):
+                accepted = self._verify(answer, draft, logits)
                 self._metrics.drafted(len(draft), accepted)
-                each.passes += 1
-                each.slot.length -= len(draft) - accepted
-                pending[id(each)] = np.array([token], np.int64)
+                answer.passes += 1
+                answer.slot.length -= len(draft) - accepted
+                answer.next_ids = np.array(answer.ids[-1:], np.int64)
 
     def _draft(self, answer: Answer) -> Ids:
+        """A guess at the rest of the answer; it may be empty."""
         if self._drafts is None:
             return np.zeros(0, np.int64)
         rest = self._drafts.rest(answer.ids, response_mode=answer.question.response_mode)
         return np.array(rest[: ANSWER_TOKENS - len(answer.ids) - 1], np.int64)
 
-    def _verify(self, answer: Answer, draft: Ids, logits: npt.NDArray[np.float32]) -> tuple[int, int]:
-        """Takes greedy tokens from `logits` [1 + draft, vocab] as long as the draft has them too, and the one after.
+    def _verify(self, answer: Answer, draft: Ids, logits: npt.NDArray[np.float32]) -> int:
+        """Extends the answer by greedy tokens from `logits` [1 + draft, vocab], up to the first that the draft does not
+        have.
 
-        Returns that last token, and how many of the draft's were right. A row that is not finite ends it with an error.
+        Returns how many tokens of the draft were right. A row that is not finite ends the answer with an error.
         """
         for accepted, row in enumerate(logits):
-            token = int(row.argmax())
             answer.error = not_finite([row])
             if answer.error:
                 self._metrics.not_finite()
-                return token, accepted
+                return accepted
+            token = int(row.argmax())
             self._extend(answer, token, row)
             if answer.ended or accepted == len(draft) or token != draft[accepted]:
-                return token, accepted
+                return accepted
         raise ValueError("there are no logits")
 
     def _extend(self, answer: Answer, token: int, logits: npt.NDArray[np.float32]) -> None:
-        """Takes `token`, the most likely one of `logits` [vocab]."""
+        """Appends `token`, the most likely one by `logits` [vocab], to the answer."""
         answer.ids.append(token)
         answer.logprobs.append(log_probability(logits, token))
         if token in self._end_ids:
@@ -190,23 +203,13 @@ class GenGuard:
             return
         decided = self.reader.field_decided_after(answer.text)
         if decided:
-            # A broken answer may come to a label again; the level and the rest are read where they stand first.
+            # A malformed answer may repeat a label. Its first occurrence counts.
             answer.decisions.setdefault(decided, self.reader.probabilities(decided, logits))
         answer.text = self.reader.text(answer.ids)
 
 
 def log_probability(logits: npt.NDArray[np.float32], token: int) -> float:
-    """log softmax(logits)[token]; logits [vocab]."""
+    """Returns log softmax(logits)[token], for logits [vocab]."""
     shifted = logits - logits[token]
     peak = float(shifted.max())
     return -peak - float(np.log(np.exp(shifted - peak).sum(dtype=np.float64)))
-
-
-def end_ids(folder: Path, tokenizer: GuardTokenizer) -> frozenset[int]:
-    """Where an answer ends: the eos ids of generation_config.json and config.json, and `<|im_end|>`."""
-    found = {tokenizer.special[IM_END]}
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)
-    return frozenset(found)

@@ -1,6 +1,6 @@
-"""guard_tokenizer and gen_guard: what each makes of its requests, in the tensors of `wire`.
+"""The models guard_tokenizer and gen_guard: each takes requests and returns the outputs that `wire` defines.
 
-A model is loaded from the folder that an export filled; `triton_io` stands between it and Triton.
+A model is loaded from the folder of its export. `triton_io` connects it to Triton.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
-from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict, end_ids
 from qwen3guard_runtime.gen.drafts import Drafts
-from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.gen.prefixes import template_prefixes
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
@@ -29,11 +29,11 @@ from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifes
 
 
 class GuardTokenizerModel(TokenizerModel):
-    """guard_tokenizer: a conversation to Gen's input ids."""
+    """guard_tokenizer: from a conversation to Gen's input ids."""
 
     guard = wire.GEN_GUARD
 
-    def _one(self, request: Request) -> Outputs:
+    def _outputs(self, request: Request) -> Outputs:
         messages = conversation(
             request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE), self._context
         )
@@ -42,30 +42,31 @@ class GuardTokenizerModel(TokenizerModel):
 
 
 class GenGuardModel:
-    """gen_guard: input ids to a verdict, the raw answer and its probabilities."""
+    """gen_guard: from input ids to a verdict, its probabilities, and the raw answer."""
 
-    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
-        options = Parameters(parameters)
+    def __init__(self, folder: Path, values: Mapping[str, str]) -> None:
+        """`values` are the `parameters` of config.pbtxt. Raises what `open_guard`, `Parameters` and `KVCache` raise."""
+        parameters = Parameters(values)
         manifest = read_manifest(folder)
         self._files = ExportedFiles(folder, manifest)
         tokenizer = GuardTokenizer.load(folder)
-        place = open_guard(folder, manifest, options)
-        self.slots = slots = options.whole("slots", at_least=1)
-        self.waiting = options.whole("waiting")
-        self._policy = Policy(options.flag("strict"), thresholds=options.thresholds("thresholds"))
+        opened = open_guard(folder, manifest, parameters)
+        self.slots = parameters.whole("slots", at_least=1)
+        self.waiting = parameters.whole("waiting")
+        self._policy = Policy(parameters.flag("strict"), thresholds=parameters.thresholds("thresholds"))
         self._notice = manifest.notice
         self._metrics = GenMetrics()
-        self._metrics.multiplies(place.products)
+        self._metrics.watch_products(opened.products)
         self.metrics = self._metrics.all()
         self._guard = GenGuard(
-            place.manifest,
-            place.runner,
+            opened.manifest,
+            opened.runner,
             tokenizer,
             end_ids(folder, tokenizer),
-            slots=slots,
-            prefixes=template_prefixes(ChatTemplate.load(folder), place.manifest.context),
+            slots=self.slots,
+            prefixes=template_prefixes(ChatTemplate.load(folder), opened.manifest.context),
             drafts=Drafts(tokenizer),
-            memory=place.memory,
+            memory=opened.memory,
             metrics=self._metrics,
         )
 
@@ -78,17 +79,19 @@ class GenGuardModel:
                 for request in batch
             ]
             answers = self._guard.answer(questions)
-            results += [self._one(request, answer) for request, answer in zip(batch, answers, strict=True)]
+            results += [self._result(request, answer) for request, answer in zip(batch, answers, strict=True)]
         self._files.check()
         return results
 
-    def _one(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
+    def _result(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
+        """The outputs of one answer. If its level cannot be read, a request for outputs of the verdict gets the error,
+        and a request for the raw answer alone gets that."""
         if isinstance(answer, GuardError):
             return answer
         verdict, unreadable = self._read(answer)
         status = verdict.status if verdict else AnswerStatus.UNREADABLE if answer.ended else AnswerStatus.CUT
         if status is not AnswerStatus.COMPLETE:
-            self._metrics.broke(status)
+            self._metrics.malformed(status)
         if unreadable and not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
             return unreadable
         outputs: dict[str, object] = {
@@ -101,7 +104,7 @@ class GenGuardModel:
         if verdict is None:
             return outputs
         self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
-        return outputs | self._verdict(verdict)
+        return outputs | self._verdict_outputs(verdict)
 
     def _read(self, answer: Answer) -> tuple[AnswerVerdict | None, UnreadableAnswer | None]:
         try:
@@ -109,15 +112,15 @@ class GenGuardModel:
         except UnreadableAnswer as error:
             return None, error
 
-    def _verdict(self, verdict: AnswerVerdict) -> dict[str, object]:
-        severity, none = verdict.severity, np.zeros(0, np.float32)
+    def _verdict_outputs(self, verdict: AnswerVerdict) -> dict[str, object]:
+        severity, undecided = verdict.severity, np.zeros(0, np.float32)
         return {
             wire.SEVERITY.name: [severity.value],
             wire.CATEGORIES.name: [category.value for category in verdict.categories],
             wire.REFUSAL.name: [verdict.refusal.value] if verdict.refusal else [],
             wire.SEVERITY_PROBABILITIES.name: verdict.probabilities[SAFETY],
-            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES_FIELD, none),
-            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL_FIELD, none),
+            wire.CATEGORIES_PROBABILITIES.name: verdict.probabilities.get(CATEGORIES_FIELD, undecided),
+            wire.REFUSAL_PROBABILITIES.name: verdict.probabilities.get(REFUSAL_FIELD, undecided),
             wire.STRICT_UNSAFE.name: severity.is_unsafe(strict=True),
             wire.LOOSE_UNSAFE.name: severity.is_unsafe(strict=False),
             wire.UNSAFE.name: any(self._policy.is_unsafe(*row) for row in verdict.rows()),

@@ -1,4 +1,5 @@
-"""The fixed beginnings that the chat template gives to every conversation: computed once, copied into each slot."""
+"""The fixed beginnings that the chat template writes in every conversation. Their keys and values are computed once and
+copied into each slot."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from qwen3guard_runtime.text.chat import ChatTemplate, Message
 
 
 class Prefixes:
-    """Keys and values of some token sequences, and how much of a conversation each begins."""
+    """Holds the keys and values of some sequences of tokens, each in a slot of its own."""
 
     def __init__(self, manifest: Manifest, runner: Runner, prefixes: Sequence[Ids], memory: Memory = HOST) -> None:
         cache = KVCache(manifest, slots=max(1, len(prefixes)), memory=memory)
@@ -23,30 +24,31 @@ class Prefixes:
             runner.forward([Row(slot, ids, [])])
             self._held.append((ids, slot))
 
-    def begin(self, slot: Slot, ids: Ids) -> int:
-        """Fills the empty `slot` with the longest beginning of `ids` that is held; returns how many tokens that is.
+    def fill(self, slot: Slot, ids: Ids) -> int:
+        """Fills the empty `slot` with the longest beginning of `ids` that is held. Returns its number of tokens.
 
-        At least one token is left to compute, since a slot keeps no logits.
+        At least the last token is left to compute, because slots hold no logits.
         """
-        shared = [(common(ids[:-1], held), source) for held, source in self._held]
-        count, source = max(shared, key=lambda found: found[0], default=(0, slot))
-        copy(source, slot, count)
-        return count
+        candidates = [(common_length(ids[:-1], prefix), source) for prefix, source in self._held]
+        length, source = max(candidates, key=lambda candidate: candidate[0], default=(0, slot))
+        copy(source, slot, length)
+        return length
 
 
-def common(one: Ids, other: Ids) -> int:
-    """How many tokens two sequences begin with together."""
+def common_length(one: Ids, other: Ids) -> int:
+    """The number of tokens that two sequences have in common at their beginning."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length
 
 
 def template_prefixes(template: ChatTemplate, limit: int) -> list[Ids]:
-    """What conversations that end with a user's turn have in common, and those that end with an assistant's."""
+    """The common beginning of all conversations that end with a user's turn, and that of all that end with an
+    assistant's. Conversations may have `limit` tokens."""
     prefixes = []
     for turns in (("user",), ("user", "assistant")):
         one, other = (
             np.array(template.render([Message(role, text) for role in turns], limit), np.int64) for text in ("a", "1")
         )
-        prefixes.append(one[: common(one, other)])
+        prefixes.append(one[: common_length(one, other)])
     return prefixes

@@ -1,4 +1,4 @@
-"""One live stream and the step that it takes: what is held, and whether a step may be taken."""
+"""One live stream, the step that runs in it, and the check whether the stream may take a step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from qwen3guard_runtime.stream.steps import Step
 
 @dataclass(frozen=True)
 class SessionLimits:
-    """Sessions idle for `idle_s` seconds are forgotten; for room, only ones idle for `evict_s`.
+    """Sessions that are idle for `idle_s` seconds are forgotten. If memory is needed, those idle for `evict_s` are.
 
-    A long step is run in chunks of up to `chunk_tokens`; it leaves the others waiting no longer than `turn_s`.
+    A long step runs in chunks of up to `chunk_tokens`, and lets other sessions wait for about `turn_s` seconds at most.
     """
 
     idle_s: float
@@ -34,24 +34,29 @@ class SessionLimits:
 
 @dataclass(eq=False)
 class Session:
-    """`begins` is where the conversation ends and the response begins."""
+    """One stream that the server holds. The response begins at the token `response_start`."""
 
     slot: Slot
     policy: Policy
     used_s: float
-    begins: int
+    response_start: int
     runs: list[tuple[int, ...]] = field(default_factory=list)
-    """For each token held, its run in strict and in loose mode and by the session's own policy; 0 for tokens that are
-    not of the response."""
-    pending: Work | None = None
+    """For each token held, its run of unsafe tokens (`policy.runs`) in strict mode, in loose mode and by the session's
+    own policy. They are 0 for tokens that are not of the response."""
+    pending: ActiveStep | None = None
+    """The step that was answered before all its tokens were run."""
     flagged: bool = False
-    """By its own policy, in the response so far or before a rewind."""
+    """Whether its own policy has ever flagged the response, also in tokens that a rewind has dropped."""
 
 
 @dataclass(eq=False)
-class Work:
-    """One step, begun at `begun_s` and taken up to its token `done`, last at `served_s`; `found` has the logits of its
-    chunks so far. With an `error`, the session is what it was, or `lost` where its slot cannot be trusted."""
+class ActiveStep:
+    """A step whose tokens are being run, `done` of them so far.
+
+    It began at `begun_s` and last ran at `served_s`. `asked` are the indices of the tokens whose logits are wanted, and
+    `logits` has the logits of each chunk so far. After an `error`, the session holds the tokens before the step, or is
+    `lost` if its slot cannot be trusted any more.
+    """
 
     step: Step
     session: Session
@@ -59,12 +64,13 @@ class Work:
     begun_s: float
     served_s: float
     done: int = 0
-    found: list[Logits] = field(default_factory=list)
+    logits: list[Logits] = field(default_factory=list)
     error: GuardError | None = None
     lost: bool = False
 
     @property
     def left(self) -> int:
+        """The number of tokens that are still to be run; 0 after an error."""
         return 0 if self.error else len(self.step.ids) - self.done
 
     @property
@@ -73,12 +79,12 @@ class Work:
 
     @property
     def must_finish(self) -> bool:
-        """Triton ends the sequence with this very request: it cannot be sent again."""
+        """Whether the client cannot send this step again, because Triton ends the sequence with this request."""
         return self.step.end and not self.step.start
 
 
 def check_step(step: Step, session: Session | None, context: int) -> None:
-    """Whether `session`, None where there is none of its name, may take a step that is not its pending one.
+    """Checks that `session` may take a step that is not its pending one. It is None if the step's session is not known.
 
     Raises InvalidRequest, PositionOutOfRange, EmptyText, SessionLost or TextTooLong.
     """
@@ -92,23 +98,23 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
     if step.policy and not step.start:
         raise InvalidRequest("Only the step that opens a stream carries a policy.")
     if not step.start:
-        _check_place(step, session)
+        _check_position(step, session)
     elif step.position:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: a stream opens at 0.")
     if step.position + tokens > context:
         raise TextTooLong(f"The stream would have {step.position + tokens} tokens; the context holds {context}.")
 
 
-def _check_place(step: Step, session: Session | None) -> None:
+def _check_position(step: Step, session: Session | None) -> None:
     if session is None:
         raise SessionLost("The session is not known here; open it again with START and everything so far.")
-    gives_up = step.end and not len(step.ids)
-    if session.pending and session.pending.step.start and not gives_up:
+    only_ends = step.end and not len(step.ids)
+    if session.pending and session.pending.step.start and not only_ends:
         raise InvalidRequest("The step that opens the stream is not through: send it again until PENDING is 0.")
     held = len(session.runs)
     if step.position > held:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: the session holds {held} tokens.")
-    if step.position < session.begins and not gives_up:
+    if step.position < session.response_start and not only_ends:
         raise PositionOutOfRange(
-            f"The position {step.position} is in the conversation; the response begins at {session.begins}."
+            f"The position {step.position} is in the conversation; the response begins at {session.response_start}."
         )

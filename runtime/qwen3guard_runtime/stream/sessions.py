@@ -1,10 +1,10 @@
-"""Stream: position-addressed sessions over KV slots, and the verdicts of each step.
+"""Stream's sessions: each holds a KV slot, takes steps at absolute positions, and replies with their verdicts.
 
-A step writes its tokens at an absolute position; whatever stood there or after is dropped first. The reply
-depends on nothing but the tokens up to its end. Knows token ids; nothing of text or Triton.
+A step writes its tokens at a position; the tokens that were there and after it are dropped first. The reply depends
+only on the tokens up to its end. This module knows token ids, and nothing of text or Triton.
 
-A step that is not done when its turn is over (`turns`) is answered with the number of tokens that are pending; the same
-step sent again goes on where it stopped.
+A step that is not finished when its turn is over (`turns`) is answered with the number of its pending tokens. When the
+same step is sent again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from qwen3guard_contract.policy import Policy, runs
 from qwen3guard_runtime.engine.kv_cache import KVCache, Slot
 from qwen3guard_runtime.engine.logits import check_ids
 from qwen3guard_runtime.engine.runner import Runner
-from qwen3guard_runtime.stream.session import Session, SessionLimits, Work, check_step
-from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judgements
+from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, check_step
+from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
 from qwen3guard_runtime.telemetry.metrics import Closed, StreamMetrics
 
 NO_RUNS = (0, 0, 0)
+"""The runs of a token that is not of the response."""
 
 
 class Sessions:
-    """All live streams of one guard. `clock` gives seconds; `policy` is that of sessions that bring none."""
+    """All live streams of one guard. `policy` applies to sessions that bring none; `clock` returns seconds."""
 
     def __init__(
         self,
@@ -48,47 +49,51 @@ class Sessions:
         self._metrics = metrics or StreamMetrics()
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
-        """Sessions with a step in this turn."""
+        """The sessions of the steps that are being answered."""
         self._turns = Turns(runner, limits.chunk_tokens, self._grow, self._metrics, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
-        """One reply, or its own error, for each step. Steps of one session are taken in order."""
-        turn_ends = self._clock() + self._limits.turn_s
+        """Returns one reply, or its own error, for each step. Steps of one session are taken in order."""
+        turn_ends_s = self._clock() + self._limits.turn_s
         self.forget_idle()
         self._in_use = {step.session for step in steps}
         replies: list[StepReply | GuardError | None] = [None] * len(steps)
         while None in replies:
-            turn: dict[int | str, tuple[int, Step]] = {}
+            first_of_session: dict[int | str, int] = {}  # the number of each session's first step without a reply
             for number, step in enumerate(steps):
                 if replies[number] is None:
-                    turn.setdefault(step.session, (number, step))
-            works: dict[int, Work] = {}
-            for number, step in turn.values():
+                    first_of_session.setdefault(step.session, number)
+            active: dict[int, ActiveStep] = {}
+            for number in first_of_session.values():
                 try:
-                    works[number] = self._begin(step)
+                    active[number] = self._begin(steps[number])
                 except GuardError as error:
                     replies[number] = error
-            self._turns.run(list(works.values()), turn_ends)
-            for number, work in works.items():
-                replies[number] = self._reply(work)
-            for number, step in turn.values():
-                begun = works.get(number)
-                if step.end and not (begun and begun.left):
-                    self.forget(step.session)
-                elif begun and begun.error and (step.start or begun.lost):
-                    self.forget(step.session, "failed")
+            self._turns.run(list(active.values()), turn_ends_s)
+            for number, active_step in active.items():
+                replies[number] = self._reply(active_step)
+            for number in first_of_session.values():
+                self._forget_if_over(steps[number], active.get(number))
         return [reply for reply in replies if reply is not None]
 
+    def _forget_if_over(self, step: Step, active: ActiveStep | None) -> None:
+        """Forgets the session after its last step, or after an error that it cannot go on from. `active` is None if the
+        step could not begin."""
+        if step.end and not (active and active.left):
+            self.forget(step.session)
+        elif active and active.error and (step.start or active.lost):
+            self.forget(step.session, "failed")
+
     def forget_idle(self) -> None:
-        """Frees the slots of sessions that have not been used for `idle_s`."""
+        """Forgets the sessions that have not been used for `idle_s`."""
         now = self._clock()
         for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
             self.forget(name, "idle")
 
-    def _begin(self, step: Step) -> Work:
-        """Checks a step and rewinds its session to where the step writes.
+    def _begin(self, step: Step) -> ActiveStep:
+        """Checks a step and rewinds its session to the step's position. Continues a step that is sent again.
 
-        Nothing changes if it raises; but a START that there is no room for has forgotten what its id held.
+        If it raises, nothing has changed, except that a START without room has forgotten the former session of its id.
         """
         session = self._live.get(step.session)
         if session and session.pending and session.pending.step.same_as(step):
@@ -107,41 +112,42 @@ class Sessions:
         if step.query_index >= 0:
             asked.add(step.query_index)
         now = self._clock()
-        return Work(step, session, sorted(asked), now, now)
+        return ActiveStep(step, session, sorted(asked), begun_s=now, served_s=now)
 
-    def _reply(self, work: Work) -> StepReply | GuardError:
-        step, session = work.step, work.session
+    def _reply(self, active: ActiveStep) -> StepReply | GuardError:
+        step, session = active.step, active.session
         session.used_s = self._clock()
-        session.pending = work if work.left else None
-        if work.error:
+        session.pending = active if active.left else None
+        if active.error:
             session.slot.length = step.position
-            return work.error
-        response, prompt = judgements(step, [] if work.left else work.asked, work.found)
-        if not work.left:
+            return active.error
+        response, prompt = judge_step(step, [] if active.left else active.asked, active.logits)
+        if not active.left:
             session.runs += [NO_RUNS] * min(step.response_start, len(step.ids))
         policy = session.policy
-        before = session.runs[-1] if session.runs else NO_RUNS
-        counted = [runs(each, before=run) for each, run in zip(Flags.of(policy, response), before, strict=True)]
-        session.runs += zip(*counted, strict=True)
+        last_runs = session.runs[-1] if session.runs else NO_RUNS
+        unsafe = Flags.of(policy, response)
+        runs_by_mode = [runs(flags, before=run) for flags, run in zip(unsafe, last_runs, strict=True)]
+        session.runs += zip(*runs_by_mode, strict=True)
         reply = StepReply(
-            len(session.runs),
-            work.left,
-            response,
-            Flags(*(tuple(run >= policy.debounce for run in each) for each in counted)),
-            tuple(counted[-1]),
-            prompt,
-            Flags.of(policy, prompt),
+            length=len(session.runs),
+            pending=active.left,
+            response=response,
+            flags=Flags(*(tuple(run >= policy.debounce for run in mode_runs) for mode_runs in runs_by_mode)),
+            run=tuple(runs_by_mode[-1]),
+            prompt=prompt,
+            prompt_flags=Flags.of(policy, prompt),
         )
-        if not work.left:
-            self._count(work, reply)
+        if not active.left:
+            self._count(active, reply)
         return reply
 
-    def _count(self, work: Work, reply: StepReply) -> None:
-        step, session = work.step, work.session
+    def _count(self, active: ActiveStep, reply: StepReply) -> None:
+        step, session = active.step, active.session
         self._metrics.judged(reply.response.risk, reply.prompt.risk)
         if len(step.ids):
             prompt_tokens = min(step.response_start, len(step.ids)) if step.start else 0
-            self._metrics.stepped(session.used_s - work.begun_s, prompt_tokens=prompt_tokens, opening=step.start)
+            self._metrics.stepped(session.used_s - active.begun_s, prompt_tokens=prompt_tokens, opening=step.start)
         if any(reply.prompt_flags.own):
             self._metrics.flagged("prompt")
         if any(reply.flags.own) and not session.flagged:
@@ -149,23 +155,26 @@ class Sessions:
             self._metrics.flagged("response")
 
     def _open(self, step: Step, tokens: int) -> Session:
+        """Opens the step's session if there is room for `tokens`. Raises Overloaded."""
         self.forget(step.session, "restarted")
         self._make_room(tokens)
         policy = step.policy or self._policy
-        session = Session(self._cache.acquire(0), policy, self._clock(), begins=step.response_start)
+        slot = self._cache.acquire(0)
+        session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start)
         self._live[step.session] = session
         self._metrics.opened()
         return session
 
     def _grow(self, slot: Slot, tokens: int) -> None:
-        """Raises Overloaded."""
+        """Makes room for `tokens` in `slot`. Raises Overloaded."""
         self._make_room(tokens, slot)
         self._cache.grow(slot, tokens)
 
     def _make_room(self, tokens: int, slot: Slot | None = None) -> None:
-        """Forgets idle sessions, the longest unused first, until `slot`, or a new one, can have `tokens`.
+        """Forgets idle sessions, the longest unused first, until `slot`, or a new slot, can hold `tokens`.
 
-        Raises Overloaded before it forgets one that was used within `evict_s`, or has a step in this turn.
+        It never forgets a session that was used within `evict_s` or whose step is being answered. Raises Overloaded if
+        the others do not suffice.
         """
         now = self._clock()
         while not self._cache.has_room(tokens, slot):
@@ -180,10 +189,11 @@ class Sessions:
 
     @property
     def live(self) -> int:
+        """The number of sessions held."""
         return len(self._live)
 
     def forget(self, name: int | str, reason: Closed = "ended") -> None:
-        """Frees the slot of a session, if it is known."""
+        """Drops a session and frees its slot. Does nothing if it is not known."""
         session = self._live.pop(name, None)
         if session:
             self._cache.release(session.slot)

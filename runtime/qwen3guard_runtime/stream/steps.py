@@ -1,4 +1,4 @@
-"""One step of a stream: what it writes, and what is said of it."""
+"""One step of a stream: the tokens that it writes, and the reply to it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 
 @dataclass(frozen=True)
 class Step:
-    """`ids` to write at `position`. Tokens from index `response_start` on are judged as the response;
-    the prompt is judged at index `query_index` (-1: not in this step). `policy` None is the server's own."""
+    """Writes `ids` (int64 [tokens]) at `position` of a session.
+
+    Tokens from index `response_start` on are judged as the response. The prompt is judged at the token with index
+    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies.
+    """
 
     session: int | str
     ids: Ids
@@ -29,36 +32,38 @@ class Step:
     policy: Policy | None = None
 
     def same_as(self, other: Step) -> bool:
-        mine, theirs = (
+        """Whether this is the same step, sent again."""
+        one_fields, other_fields = (
             (step.position, step.start, step.end, step.query_index, step.response_start, step.policy)
             for step in (self, other)
         )
-        return mine == theirs and np.array_equal(self.ids, other.ids)
+        return one_fields == other_fields and np.array_equal(self.ids, other.ids)
 
 
 class Flags(NamedTuple):
-    """One decision a row, in either mode and the session's own."""
+    """The decisions on each row: in strict mode, in loose mode, and by the session's own policy."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
     own: tuple[bool, ...]
 
     @classmethod
-    def of(cls, policy: Policy, found: TokenJudgements) -> Flags:
-        """Of each row by itself: nothing of the rows before it."""
+    def of(cls, policy: Policy, judgements: TokenJudgements) -> Flags:
+        """Decides each row by itself, without debounce."""
         strict, loose = (
-            tuple(policy.is_unsafe_level(level, category, strict=mode) for level, category, _ in found.rows())
+            tuple(policy.is_unsafe_level(level, category, strict=mode) for level, category, _ in judgements.rows())
             for mode in (True, False)
         )
-        return cls(strict, loose, tuple(policy.is_unsafe(*row) for row in found.rows()))
+        return cls(strict, loose, tuple(policy.is_unsafe(*row) for row in judgements.rows()))
 
 
 @dataclass(frozen=True)
 class StepReply:
-    """The judged tokens of a step with their decisions; `run` is their run by the session's own policy.
+    """The judgements of a step's tokens, and the decisions on them.
 
-    `prompt` has one row, or none. While `pending` tokens of the step are not taken yet, nothing is judged, and
-    `length` is where the step began.
+    `length` is the number of tokens that the session now holds, and `run` the run of each token by the session's own
+    policy. `prompt` has one row or none. While `pending` tokens of the step are not run yet, nothing is judged, and
+    `length` is the position of the step.
     """
 
     length: int
@@ -70,16 +75,19 @@ class StepReply:
     prompt_flags: Flags
 
 
-def judgements(step: Step, asked: Sequence[int], found: Sequence[Logits]) -> tuple[TokenJudgements, TokenJudgements]:
-    """Of the response's tokens and of the prompt, from the logits of all chunks at the tokens `asked`."""
+def judge_step(step: Step, asked: Sequence[int], logits: Sequence[Logits]) -> tuple[TokenJudgements, TokenJudgements]:
+    """The judgements of the response's tokens, and of the prompt.
+
+    `logits` has for each chunk of the step the outputs of the graph (STREAM_OUTPUTS) at the tokens `asked` in it.
+    """
     outputs = (
-        [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        [np.concatenate(parts) for parts in zip(*logits, strict=True)]
         if asked
         else [np.zeros((0, width), np.float32) for width in (3, 8, 3, 9)]
     )
-    judged = [number for number, index in enumerate(asked) if index >= step.response_start]
-    queried = [number for number, index in enumerate(asked) if index == step.query_index]
+    response_rows = [row for row, index in enumerate(asked) if index >= step.response_start]
+    prompt_rows = [row for row, index in enumerate(asked) if index == step.query_index]
     return (
-        judge(outputs[0][judged], outputs[1][judged], RESPONSE_CATEGORY_ORDER),
-        judge(outputs[2][queried], outputs[3][queried], QUERY_CATEGORY_ORDER),
+        judge(outputs[0][response_rows], outputs[1][response_rows], RESPONSE_CATEGORY_ORDER),
+        judge(outputs[2][prompt_rows], outputs[3][prompt_rows], QUERY_CATEGORY_ORDER),
     )

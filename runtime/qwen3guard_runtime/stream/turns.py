@@ -1,7 +1,7 @@
-"""The turns of a stream guard: which tokens of which steps go into the next passes.
+"""A turn of the stream guard: decides which tokens of which steps go into the next passes, and runs them.
 
-Short steps share one pass. A long step is run in chunks between the steps of other sessions, so that none of them waits
-longer than a turn. Knows the work that is to be done, and slots; not which sessions there are.
+Short steps share one pass. A long step runs in chunks between the steps of other sessions, so that none of them waits
+longer than a turn. This module knows the steps that are to be run and their slots, and not the other sessions.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from qwen3guard_contract.errors import GuardError, InternalError
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.logits import not_finite
 from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row, Runner
-from qwen3guard_runtime.stream.session import Work
+from qwen3guard_runtime.stream.session import ActiveStep
 from qwen3guard_runtime.telemetry.metrics import Pass, StreamMetrics
 
 HALVED_AT = 1024
-"""Position where a chunk has half the tokens that it has at 0: there, attention costs as much as all the rest."""
+"""The position where a chunk has half as many tokens as at position 0, because attention there takes about as long as
+everything else in a pass."""
 SMALLEST_CHUNK = 4
 
 
 class Turns:
-    """`grow` makes room in a slot for as many tokens in all, and raises Overloaded where there is none; `clock` gives
-    seconds."""
+    """Runs steps through `runner`. `grow` makes room in a slot for a number of tokens in all, and raises Overloaded if
+    there is none. `clock` returns seconds."""
 
     def __init__(
         self,
@@ -38,83 +39,87 @@ class Turns:
         self._grow = grow
         self._metrics = metrics
         self._clock = clock
-        self._others_waited = False
-        """The last turn had chunks of long steps."""
+        self._last_turn_had_chunks = False
 
-    def run(self, works: Sequence[Work], turn_ends: float) -> None:
-        """Short steps in one pass; then chunk after chunk of the long ones, in rotation, while the turn lasts.
+    def run(self, steps: Sequence[ActiveStep], turn_ends_s: float) -> None:
+        """Runs the short steps in one pass, then chunks of the long steps, one after the other, until the turn ends.
 
-        A step that came too late for a turn with chunks waits for it, and shall not wait for chunks of its own turn
-        too: two turns in a row with short steps never both have chunks.
+        A short step may have arrived during a turn with chunks and waited for its end. It must not wait for chunks in
+        its own turn too, so of two successive turns with short steps only one has chunks.
         """
-        short = [work for work in works if 0 < work.left <= STEP_TOKENS]
+        short = [step for step in steps if 0 < step.left <= STEP_TOKENS]
         self._forward(short)
-        waiting = sorted((work for work in works if work.left), key=lambda work: work.served_s)
-        if short and self._others_waited:
-            waiting = [work for work in waiting if work.must_finish]
-        self._others_waited = bool(waiting)
-        while waiting:
-            work = waiting.pop(0)
-            self._forward([work])
-            if work.left:
-                waiting.append(work)
-            if self._clock() >= turn_ends:
-                waiting = [work for work in waiting if work.must_finish]
+        unfinished = sorted((step for step in steps if step.left), key=lambda step: step.served_s)
+        if short and self._last_turn_had_chunks:
+            unfinished = [step for step in unfinished if step.must_finish]
+        self._last_turn_had_chunks = bool(unfinished)
+        while unfinished:
+            step = unfinished.pop(0)
+            self._forward([step])
+            if step.left:
+                unfinished.append(step)
+            if self._clock() >= turn_ends_s:
+                unfinished = [step for step in unfinished if step.must_finish]
 
-    def _forward(self, works: Sequence[Work]) -> None:
-        """Runs the next chunk of each. Where the graph fails, the step does, and its session ends before it."""
+    def _forward(self, steps: Sequence[ActiveStep]) -> None:
+        """Runs the next chunk of each step in one pass. A step whose pass fails gets an error, and its slot is rewound
+        to before the chunk."""
         rows = []
-        for work in works:
+        for step in steps:
             try:
-                rows.append(self._next_chunk(work))
-            except GuardError as error:  # others have taken the room that there was for it
-                work.error = error
-        works = [work for work in works if not work.error]
-        if not works:
+                rows.append(self._next_chunk(step))
+            except GuardError as error:  # other steps have taken the room since this one began
+                step.error = error
+        steps = [step for step in steps if not step.error]
+        if not steps:
             return
-        began = self._clock()
+        began_s = self._clock()
         try:
-            found = self._runner.forward(rows)
+            results = self._runner.forward(rows)
         except Exception as error:
-            for work in works:
-                work.session.slot.length = work.step.position + work.done
-            if len(works) == 1:
-                works[0].error = InternalError(f"The model could not be run ({type(error).__name__}).")
+            for step in steps:
+                step.session.slot.length = step.step.position + step.done
+            if len(steps) == 1:
+                steps[0].error = InternalError(f"The model could not be run ({type(error).__name__}).")
                 return
-            for work in works:  # one of them may be to blame, but the others are not
-                self._forward([work])
+            for step in steps:  # perhaps only one of them is the cause: run each alone
+                self._forward([step])
             return
-        now = self._clock()
-        kind: Pass = "prefill" if all(work.is_prefill for work in works) else "decode"
-        self._metrics.ran(kind, len(rows), now - began)
-        for work, row, logits in zip(works, rows, found, strict=True):
-            self._take(work, row, logits, now)
+        now_s = self._clock()
+        kind: Pass = "prefill" if all(step.is_prefill for step in steps) else "decode"
+        self._metrics.ran(kind, len(rows), now_s - began_s)
+        for step, row, logits in zip(steps, rows, results, strict=True):
+            self._take(step, row, logits, now_s)
 
-    def _take(self, work: Work, row: Row, logits: Logits, now: float) -> None:
-        """What a pass has found of one step.
+    def _take(self, step: ActiveStep, row: Row, logits: Logits, now_s: float) -> None:
+        """Takes the logits of one step's chunk, or gives the step an error if they are not finite.
 
-        The last token of `row` has read all cells before it, so its numbers are not finite where any of those is not.
-        A slot with such a cell would spoil what is written to it later, even behind a rewind: 0 x NaN is NaN.
+        The last token of `row` has read all cells before it, so if any of those is not finite, its logits are not
+        either. A slot with such a cell cannot be used any more, not even after a rewind, since 0 x NaN is NaN.
         """
-        work.error = not_finite(logits)
-        if work.error:
-            work.lost = True
+        step.error = not_finite(logits)
+        if step.error:
+            step.lost = True
             self._metrics.not_finite()
             return
-        end = work.done + len(row.ids)
-        wanted = sum(work.done <= index < end for index in work.asked)
-        work.found.append(tuple(output[:wanted] for output in logits))
-        work.done, work.served_s = end, now
+        end = step.done + len(row.ids)
+        wanted = sum(step.done <= index < end for index in step.asked)
+        step.logits.append(tuple(output[:wanted] for output in logits))
+        step.done, step.served_s = end, now_s
 
-    def _next_chunk(self, work: Work) -> Row:
-        """Where a step is cut depends on nothing but its length and position, so its numbers do not either."""
-        size = work.left
+    def _next_chunk(self, step: ActiveStep) -> Row:
+        """The next tokens of a step to run. Raises Overloaded if its slot cannot hold them.
+
+        Where a step is cut depends only on its length and position, so its verdicts do not depend on other steps. The
+        logits of the last token are always asked for, because `_take` checks them.
+        """
+        size = step.left
         if size > STEP_TOKENS:
-            position = work.step.position + work.done
+            position = step.step.position + step.done
             chunk = self._chunk_tokens * HALVED_AT // (HALVED_AT + position)
             size = min(size, max(chunk, SMALLEST_CHUNK))
-        end = work.done + size
-        asked = {index - work.done for index in work.asked if work.done <= index < end}
-        # A slot for more than that would only cost: attention reads all of it.
-        self._grow(work.session.slot, work.step.position + end)
-        return Row(work.session.slot, work.step.ids[work.done : end], sorted(asked | {size - 1}))
+        end = step.done + size
+        asked = {index - step.done for index in step.asked if step.done <= index < end}
+        # The slot grows with each chunk, not at once for the whole step: attention reads a slot to its end.
+        self._grow(step.session.slot, step.step.position + end)
+        return Row(step.session.slot, step.step.ids[step.done : end], sorted(asked | {size - 1}))

@@ -1,7 +1,7 @@
-"""Lines of JSON for those who run the server: a line for each failed request, but few in any second.
+"""Log lines in JSON for operators: one for each failed request, up to a limit for each second.
 
-They name the model, the error's code, the milliseconds and the client's own id of the request; never a text, a session
-id or a token.
+A line has the model, the error's code, the milliseconds and the client's own id of the request. It never has a text, a
+session id or a token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 LOG_VARIABLE = "QWEN3GUARD_LOG"
-"""`json` writes these lines; without it, failed requests are counted and not written."""
+"""The variable that turns these lines on, with the value `json`. Without it, failed requests are only counted."""
 LINES_A_SECOND = 10
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -26,7 +26,7 @@ def json_lines(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def line(level: str, event: str, **facts: object) -> str:
-    """One JSON object with the UTC time first; facts that are None are left out."""
+    """Returns one JSON object with the UTC time first. Facts that are None are left out."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
     known = {name: fact for name, fact in facts.items() if fact is not None}
@@ -34,12 +34,13 @@ def line(level: str, event: str, **facts: object) -> str:
 
 
 def safe_request_id(request_id: str, sequence: int | str) -> str | None:
-    """The id if it is one that may be written: short, of plain characters, and not the session's."""
+    """Returns the id if it may be logged: it is short, of plain characters, and not the session's. Otherwise None."""
     return request_id if _REQUEST_ID.fullmatch(request_id) and request_id != str(sequence) else None
 
 
 class FailureLog:
-    """Writes failed requests of one model to `out`: at most LINES_A_SECOND, the next line says how many were left."""
+    """Writes failed requests of one model to `out`, at most LINES_A_SECOND. The next line says how many were left
+    out."""
 
     def __init__(self, model: str, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
@@ -67,12 +68,12 @@ class FailureLog:
             left_out=self._left_out or None,
         )
         self._left_out = 0
-        self._out.write(text + "\n")  # in one piece: other processes write to the same file
+        self._out.write(text + "\n")  # one write for the whole line: other processes write to the same file
         self._out.flush()
 
 
 class JsonFormatter(logging.Formatter):
-    """For what the runtime's own loggers say."""
+    """Writes the messages of the runtime's own loggers as lines of JSON."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -83,8 +84,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def failure_log(model: str) -> FailureLog | None:
-    """The log of failed requests, where QWEN3GUARD_LOG asks for it. What the runtime's own loggers say is written in
-    any case, as JSON too where that is asked for."""
+    """Sets up logging to stderr. Returns the log of failed requests, or None if QWEN3GUARD_LOG does not ask for it.
+
+    Messages of the runtime's own loggers are always written, as JSON if QWEN3GUARD_LOG asks for it.
+    """
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("qwen3guard_runtime")
     logger.addHandler(handler)

@@ -1,7 +1,9 @@
-"""What the served models count: names, units, labels and values. Knows nothing of Triton; `triton_io` brings it there.
+"""The metrics of the served models: names, units, labels and values. This module knows nothing of Triton; `triton_io`
+publishes the metrics there.
 
-Counting adds to a number in this process, and one thread at a time adds to it. A label has few values, all known
-beforehand: each choice of them exists from the start, since a rate does not see a series that begins with its event.
+To count is to add to a number in this process; only one thread at a time may do it. Labels have few values, which are
+all known beforehand. The series of every combination exists from the start, because Prometheus's `rate` misses the
+first event of a series that begins with it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ SERVER_ERRORS = (errors.Overloaded, errors.DeadlineExceeded, errors.UnreadableAn
 CODES = tuple(
     code for code, error in BY_CODE.items() if error is not InputError and issubclass(error, (InputError, SessionLost))
 ) + tuple(error.code for error in SERVER_ERRORS)
-"""Of what a served model answers instead of a result."""
-BROKEN = tuple(status.value for status in AnswerStatus if status is not AnswerStatus.COMPLETE)
+"""The codes of the errors that a served model answers with."""
+INCOMPLETE_STATUSES = tuple(status.value for status in AnswerStatus if status is not AnswerStatus.COMPLETE)
 SEVERITIES = tuple(level.value for level in RISK_ORDER)
 
 Closed = Literal["ended", "restarted", "idle", "room", "failed"]
@@ -35,7 +37,7 @@ PASSES: tuple[Pass, ...] = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class Sample:
-    """A series with its value, as Prometheus has it."""
+    """A series of Prometheus with its value now."""
 
     name: str
     description: str
@@ -49,7 +51,7 @@ class Metric(Protocol):
 
 
 class Counter:
-    """One sum for each choice of `labels`, which are given in this order wherever something is counted."""
+    """One sum for each combination of values of `labels`. `add` takes the values in the order of `labels`."""
 
     def __init__(self, name: str, description: str, **labels: Collection[str]) -> None:
         self._name = name
@@ -67,7 +69,7 @@ class Counter:
 
 
 class Gauge:
-    """A number that is read when it is wanted."""
+    """A number that is read when its samples are."""
 
     def __init__(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
         self._name = name
@@ -80,10 +82,10 @@ class Gauge:
 
 
 class Histogram:
-    """How often a value was at most each of `bounds`, for each choice of `labels`; and its sum.
+    """Counts how many values were at most each of `bounds`, for each combination of values of `labels`, and sums them.
 
-    It is told as the counters that a Prometheus histogram consists of: Triton's own kind wants a call to the server
-    for each observation, and these one a second.
+    Its samples are the counters that a Prometheus histogram consists of. Triton's own histograms would need a call to
+    the server for each observation; counters need one each second.
     """
 
     def __init__(self, name: str, description: str, bounds: Sequence[float], **labels: Collection[str]) -> None:
@@ -92,24 +94,24 @@ class Histogram:
         self._bounds = bounds
         self._edges = [f"{bound:g}" for bound in bounds] + ["+Inf"]
         self._labels = tuple(labels)
-        self._seen = {values: [0] * len(self._edges) for values in product(*labels.values())}
-        self._sums = dict.fromkeys(self._seen, 0.0)
+        self._counts = {values: [0] * len(self._edges) for values in product(*labels.values())}
+        self._sums = dict.fromkeys(self._counts, 0.0)
 
     def observe(self, value: float, *labels: str) -> None:
-        self._seen[labels][bisect_left(self._bounds, value)] += 1
+        self._counts[labels][bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
 
     def samples(self) -> Iterator[Sample]:
-        for values, seen in self._seen.items():
+        for values, counts in self._counts.items():
             labels = tuple(zip(self._labels, values, strict=True))
-            up_to = list(accumulate(seen))
-            for edge, count in zip(self._edges, up_to, strict=True):
+            cumulative = list(accumulate(counts))
+            for edge, count in zip(self._edges, cumulative, strict=True):
                 yield self._sample("bucket", "those up to le", (*labels, ("le", edge)), count)
             yield self._sample("sum", "their sum", labels, self._sums[values])
-            yield self._sample("count", "their number", labels, up_to[-1])
+            yield self._sample("count", "their number", labels, cumulative[-1])
 
-    def _sample(self, part: str, what: str, labels: tuple[tuple[str, str], ...], value: float) -> Sample:
-        return Sample(f"{self._name}_{part}", f"{self._description}: {what}", "counter", labels, value)
+    def _sample(self, part: str, meaning: str, labels: tuple[tuple[str, str], ...], value: float) -> Sample:
+        return Sample(f"{self._name}_{part}", f"{self._description}: {meaning}", "counter", labels, value)
 
 
 class Refusals:
@@ -129,7 +131,7 @@ class Refusals:
 
 
 class GuardMetrics:
-    """What both guards count, and their metrics as one list."""
+    """The metrics that both guards have."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -148,13 +150,12 @@ class GuardMetrics:
             "Tokens of conversations that were taken, template included",
             model=[model],
         )
-
         self._not_finite = Counter(
             "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
         )
 
-    def multiplies(self, products: str | None) -> None:
-        """How the guard's products of integers come out exact; None: it has none."""
+    def watch_products(self, products: str | None) -> None:
+        """Adds the gauge that says how the guard's integer products are exact. None means that it has none."""
         self._products = Gauge(
             "qwen3guard_integer_products",
             "1: how the guard's 8-bit products come out exact on this machine",
@@ -171,7 +172,7 @@ class GuardMetrics:
         self._pass_rows.observe(rows, self._model, kind)
 
     def all(self) -> list[Metric]:
-        return [each for each in vars(self).values() if not isinstance(each, str)]
+        return [value for value in vars(self).values() if not isinstance(value, str)]
 
 
 class GenMetrics(GuardMetrics):
@@ -188,7 +189,7 @@ class GenMetrics(GuardMetrics):
             "qwen3guard_draft_tokens_total", "Drafted tokens of answers", outcome=("accepted", "rejected")
         )
         self._broken = Counter(
-            "qwen3guard_broken_answers_total", "Answers that have not the form of one", status=BROKEN
+            "qwen3guard_broken_answers_total", "Answers that have not the form of one", status=INCOMPLETE_STATUSES
         )
         self._verdicts = Counter(
             "qwen3guard_verdicts_total", "Verdicts of Gen", severity=SEVERITIES, judged=("prompt", "response")
@@ -204,7 +205,7 @@ class GenMetrics(GuardMetrics):
         self._draft_tokens.add("accepted", by=accepted)
         self._draft_tokens.add("rejected", by=tokens - accepted)
 
-    def broke(self, status: AnswerStatus) -> None:
+    def malformed(self, status: AnswerStatus) -> None:
         self._broken.add(status.value)
 
     def judged(self, severity: RiskLevel, *, response_mode: bool) -> None:
@@ -247,7 +248,7 @@ class StreamMetrics(GuardMetrics):
         self._flagged.add(judged)
 
     def watch(self, *, sessions: Callable[[], int], slots: int, used: Callable[[], int], budget_bytes: int) -> None:
-        """Adds what is held now."""
+        """Adds the gauges of what is held now."""
         self._sessions = Gauge("qwen3guard_sessions", "Sessions held now", sessions)
         self._slots = Gauge("qwen3guard_sessions_limit", "Sessions that can be held at once", lambda: slots)
         self._used = Gauge("qwen3guard_kv_used_bytes", "Bytes of the KV slots in use", used)

@@ -65,9 +65,9 @@ class TokenizerModel(ABC):
 
     def _try(self, request: Request) -> Outputs | GuardError:
         try:
-            return self._one(request)
+            return self._outputs(request)
         except GuardError as error:
             return error
 
     @abstractmethod
-    def _one(self, request: Request) -> Outputs: ...
+    def _outputs(self, request: Request) -> Outputs: ...

@@ -1,7 +1,7 @@
-"""Who is let in to a model that answers one batch after the other: so many wait, one more is refused at once.
+"""A queue for a model that answers one batch after the other. When it is full, further requests are refused at once.
 
-Triton's own `max_queue_size` does not do here: while its queue is full, Triton looks only every half second whether
-the model is free again (seen with 2.51). Knows nothing of Triton, nor of what a request is.
+Triton's own `max_queue_size` cannot be used: while its queue is full, Triton checks only every half second whether the
+model is free again (seen with 2.51). This module knows nothing of Triton, and does not look into requests.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InternalErr
 
 T = TypeVar("T")
 CALM_S = 1.0
-"""For so long after a refusal one request may wait and no more. Where more come than can be answered, a long queue is
-always full: it delays everybody by its length, and not one request more is answered."""
+"""For this time after a refusal, only one request may wait. If more requests come than can be answered, a long queue is
+always full: every request then waits for its whole length, and no more requests are answered than with a short one."""
 STUCK_S = 60.0
-"""A model that works on one batch for as long is hung, not overloaded, and says so: the supervisor starts it anew."""
+"""A model that has worked on one batch for this time is hung, not overloaded. The error says so, and the supervisor
+starts the server again."""
 
 
 class Admission(Generic[T]):
-    """`answer` gets up to `batch` requests at a time, in order, in a thread of its own; `refuse` the others, with why.
+    """Calls `answer` with up to `batch` requests at a time, in order, in its own thread. Calls `refuse` with each other
+    request and its error.
 
-    Up to `waiting` wait for the running batch; where they are too many, all but the first are refused, until `CALM_S`
-    have passed without a refusal.
+    Up to `waiting` requests wait while a batch is being answered. If there are more, all but the first are refused;
+    then only one may wait, until CALM_S have passed without a refusal.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class Admission(Generic[T]):
         self._batch = batch
         self._clock = clock
         self._waiting: deque[tuple[T, float]] = deque()
-        """With each, when its caller no longer waits."""
+        """Requests, each with the time until which its caller waits."""
         self._began_s: float | None = None
-        """The running batch; None while there is none."""
+        """When the current batch began; None while there is none."""
         self._refused_s = float("-inf")
         self._closed = False
         self._changed = threading.Condition()
@@ -56,49 +58,53 @@ class Admission(Generic[T]):
         self._worker.start()
 
     def offer(self, request: T, timeout_s: float = 0.0) -> None:
-        """Lets the request in, or refuses it before this returns. Its caller waits for `timeout_s`; 0: for ever."""
+        """Queues the request, or refuses it before this returns. Its caller waits for `timeout_s`; with 0, for ever."""
         with self._changed:
-            now, began = self._clock(), self._began_s
-            self._waiting.append((request, now + timeout_s if timeout_s else float("inf")))
-            idle = began is None  # and will take the first at once
-            least = min(self._limit, 1) + idle
+            now_s, began_s = self._clock(), self._began_s
+            self._waiting.append((request, now_s + timeout_s if timeout_s else float("inf")))
+            is_idle = began_s is None  # then the worker takes the first waiting request at once
+            fewest = min(self._limit, 1) + is_idle
+            most = self._limit + is_idle if now_s - self._refused_s > CALM_S else fewest
             refused = []
-            if len(self._waiting) > (self._limit + idle if now - self._refused_s > CALM_S else least):
-                self._refused_s = now
-                refused = [self._waiting.pop()[0] for _ in range(len(self._waiting) - least)]
+            if len(self._waiting) > most:
+                self._refused_s = now_s
+                refused = [self._waiting.pop()[0] for _ in range(len(self._waiting) - fewest)]
             self._changed.notify()
         error: GuardError = Overloaded("The server is overloaded; try again later.")
-        if began is not None and now - began > STUCK_S:
-            error = InternalError(f"The model has worked on one request for {now - began:.0f} s.")
-        for each in refused:
-            with _logged():
-                self._refuse(each, error)
+        if began_s is not None and now_s - began_s > STUCK_S:
+            error = InternalError(f"The model has worked on one request for {now_s - began_s:.0f} s.")
+        for refused_request in refused:
+            with _logging_errors():
+                self._refuse(refused_request, error)
 
     def close(self) -> None:
-        """Returns when all that was let in is answered."""
+        """Returns when all queued requests are answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._worker.join()
 
     def _work(self) -> None:
-        while self._take(self._next()):
+        while self._answer_batch(self._next_batch()):
             pass
 
-    def _take(self, batch: Sequence[tuple[T, float]]) -> bool:
-        """False where there is nothing to take. A method of its own, so that nothing holds the requests afterwards."""
-        now = self._clock()
-        for request, until in batch:
-            if until <= now:
-                with _logged():
+    def _answer_batch(self, batch: Sequence[tuple[T, float]]) -> bool:
+        """Answers the requests whose callers still wait, and refuses the others. Returns False if there are none.
+
+        It is a method so that the thread's frame does not keep the requests alive after they are answered.
+        """
+        now_s = self._clock()
+        for request, until_s in batch:
+            if until_s <= now_s:
+                with _logging_errors():
                     self._refuse(request, DeadlineExceeded("The server did not come to the request in time."))
-        if in_time := [request for request, until in batch if until > now]:
-            with _logged():
+        if in_time := [request for request, until_s in batch if until_s > now_s]:
+            with _logging_errors():
                 self._answer(in_time)
         return bool(batch)
 
-    def _next(self) -> list[tuple[T, float]]:
-        """The next batch; empty when this is closed and nobody waits."""
+    def _next_batch(self) -> list[tuple[T, float]]:
+        """Waits for the next batch. It is empty if this is closed and no request waits."""
         with self._changed:
             self._began_s = None
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -108,8 +114,8 @@ class Admission(Generic[T]):
 
 
 @contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    """Where sending one answer fails, the next request shall have its own all the same."""
+def _logging_errors() -> Iterator[None]:
+    """Logs an error of sending one answer, so that the thread goes on and the next request is answered."""
     try:
         yield
     except Exception as error:

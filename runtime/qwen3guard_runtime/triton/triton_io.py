@@ -1,6 +1,7 @@
-"""Between Triton's requests and plain arrays: the only module here that imports triton_python_backend_utils.
+"""Turns Triton's requests into plain arrays, and results into Triton's responses. No other module of the runtime
+imports triton_python_backend_utils.
 
-Every request is answered on its own: a wrong one gets its error, and the others of its batch go on.
+Every request is answered on its own: a bad request gets its error, and the others of its batch are answered.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from qwen3guard_contract.wire import NUMPY_DTYPES, Dtype, Model
 
 from qwen3guard_runtime.request import Handler, Outputs, Request
 from qwen3guard_runtime.telemetry import logs, metrics
+from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
 
-START, END = 1, 2
+SEQUENCE_START, SEQUENCE_END = 1, 2
+"""Triton's flags of a request."""
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around what loads a model: a GuardError that stops it stands in the server's log in its wire form, as a line.
+    """Use this around the code that loads a model. If a GuardError stops the loading, its wire text goes to the
+    server's log as one line, where `qwen3guard_server` finds it.
 
-    Triton writes the exception too, escaped and with its traceback, and error lines of its own after it.
+    Triton logs the exception too, but escaped and with its traceback, and then logs errors of its own.
     """
     try:
         yield
@@ -42,7 +46,8 @@ def loading() -> Iterator[None]:
 
 
 def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: RefusalLog) -> list[Any]:
-    """Triton responses for Triton requests: `handle` sees those that are well-formed, `refusals` those that failed."""
+    """Returns one Triton response for each Triton request. `handle` gets the well-formed requests, and `refusals` notes
+    those that failed."""
     began = time.monotonic()
     results: list[Outputs | GuardError] = []
     parsed: list[Request] = []
@@ -71,12 +76,13 @@ def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: Refu
 
 
 def send(requests: Sequence[Any], responses: Sequence[Any]) -> None:
-    """Answers requests that were taken before, from any thread; each gets its one response."""
+    """Sends each request its one response, from any thread. For requests that `execute` took without answering them."""
     for request, response in zip(requests, responses, strict=True):
         request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _parse(request: Any, model: Model) -> Request:
+    """Raises InvalidRequest."""
     tensors = {}
     dims = {tensor.name: tensor.dims for tensor in model.inputs}
     for tensor in request.inputs():
@@ -92,8 +98,8 @@ def _parse(request: Any, model: Model) -> Request:
         tensors,
         frozenset(request.requested_output_names()),
         request.correlation_id(),
-        bool(flags & START),
-        bool(flags & END),
+        bool(flags & SEQUENCE_START),
+        bool(flags & SEQUENCE_END),
     )
 
 
@@ -119,7 +125,7 @@ def _response(request: Any, model: Model, outputs: Outputs) -> Any:
 
 
 def _array(value: Any, dtype: Dtype, rank: int) -> npt.NDArray[Any]:
-    """`value` with the batch dimension in front; strings as UTF-8."""
+    """`value` as an array with a leading batch dimension of 1; strings as UTF-8."""
     if dtype == "BYTES":
         value = [text.encode() for text in value]
     array = np.asarray(value, NUMPY_DTYPES[dtype])
@@ -135,7 +141,8 @@ def _error(error: GuardError) -> Any:
         code = kind.NOT_FOUND
     elif isinstance(error, Overloaded):
         code = kind.UNAVAILABLE
-    # Its frames hold the request, and the results that hold it: a circle that lives until the garbage collector runs.
+    # The frames of the traceback refer to the request and to the error itself. That circle would keep the request alive
+    # until the garbage collector runs.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return pb_utils.InferenceResponse(error=kind(error.wire_text(), code))
 
@@ -147,12 +154,12 @@ def model_folder(args: Mapping[str, str]) -> Path:
 
 def parameters(args: Mapping[str, str]) -> dict[str, str]:
     """The `parameters` of config.pbtxt."""
-    found = json.loads(args["model_config"])["parameters"]
-    return {name: str(value["string_value"]) for name, value in found.items()}
+    stated = json.loads(args["model_config"])["parameters"]
+    return {name: str(value["string_value"]) for name, value in stated.items()}
 
 
 class RefusalLog:
-    """Counts the requests of one model that are answered with an error, and writes them to the log if there is one."""
+    """Counts the requests of one model that are answered with an error, and logs them if the log is on."""
 
     def __init__(self, model: Model) -> None:
         self.metric = metrics.Refusals(model.name)
@@ -160,7 +167,7 @@ class RefusalLog:
         self._lock = threading.Lock()
 
     def note(self, request: Any, error: GuardError, seconds: float) -> None:
-        """From any thread."""
+        """Counts one request, from any thread. It took `seconds`."""
         with self._lock:
             self.metric.count(error)
             if self._log:
@@ -168,63 +175,17 @@ class RefusalLog:
                 self._log.write(error.code, request_id, seconds)
 
 
-FLUSH_S = 1.0
-
-
-class Endpoint:
-    """Triton's metrics endpoint: each call goes to the server and back, so what has changed is told once a second."""
-
-    def __init__(self, told: Sequence[metrics.Metric]) -> None:
-        """Tells everything, and what changes. Raises TritonModelException where the endpoint is off."""
-        self._metrics = told
-        self._families: dict[str, Any] = {}
-        """A family that is let go takes its series along."""
-        self._series: dict[tuple[object, ...], Any] = {}
-        self._told: dict[tuple[object, ...], float] = {}
-        self.flush()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Tells the last changes. A series that outlived the model would end its process with a crash."""
-        self._closed.set()
-        self._thread.join()
-        self.flush()
-        self._series.clear()
-        self._families.clear()
-
-    def flush(self) -> None:
-        for metric in self._metrics:
-            for sample in metric.samples():
-                key = (sample.name, sample.labels)
-                if key not in self._series:
-                    self._series[key] = self._new(sample)
-                change = sample.value - self._told.get(key, 0.0)
-                if change and sample.kind == "counter":
-                    self._series[key].increment(change)
-                elif change:
-                    self._series[key].set(sample.value)
-                self._told[key] = sample.value
-
-    def _new(self, sample: metrics.Sample) -> Any:
-        kind = pb_utils.MetricFamily
-        if sample.name not in self._families:
-            self._families[sample.name] = kind(
-                name=sample.name,
-                description=sample.description,
-                kind=kind.COUNTER if sample.kind == "counter" else kind.GAUGE,
-            )
-        return self._families[sample.name].Metric(labels=dict(sample.labels))
-
-    def _keep(self) -> None:
-        while not self._closed.wait(FLUSH_S):
-            self.flush()
-
-
-def publish(told: Sequence[metrics.Metric]) -> Callable[[], None]:
-    """Brings `told` to Triton's metrics endpoint until the call that is returned; where that is off, does nothing."""
+def publish(counted: Sequence[metrics.Metric]) -> Callable[[], None]:
+    """Shows the metrics at Triton's metrics endpoint until the returned function is called. Does nothing if the
+    endpoint is off."""
     try:
-        return Endpoint(told).close
+        return MetricsEndpoint(counted, _new_family).close
     except pb_utils.TritonModelException:
         return lambda: None
+
+
+def _new_family(sample: metrics.Sample) -> Any:
+    """Raises TritonModelException if the metrics endpoint is off."""
+    family = pb_utils.MetricFamily
+    kind = family.COUNTER if sample.kind == "counter" else family.GAUGE
+    return family(name=sample.name, description=sample.description, kind=kind)
