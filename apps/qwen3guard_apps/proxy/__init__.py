@@ -139,7 +139,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
         ) as guard,
         listening(settings, guard, arguments.host, arguments.port) as listens,
     ):
-        for line in _told(settings, arguments.host):
+        for line in _notices(settings, arguments.host):
             print(line, file=sys.stderr)
         if listens.notice:
             print(f"note: {listens.notice}", file=sys.stderr)
@@ -148,15 +148,15 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
         await stop.wait()
 
 
-def _told(settings: Settings, host: str) -> list[str]:
-    """What an operator is told at the start."""
-    told = []
+def _notices(settings: Settings, host: str) -> list[str]:
+    """What is printed at the start."""
+    notices = []
     if settings.upstream:
         does = "is blocked (fail closed)" if settings.on_guard_error == "block" else "PASSES UNJUDGED (fail open)"
-        told.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
+        notices.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
     if not (host == "localhost" or _is_loopback(host)):
-        told.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
-    return told
+        notices.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
+    return notices
 
 
 def _is_loopback(host: str) -> bool:

@@ -60,14 +60,14 @@ class Completion:
         self._request = request
         self._asked = asked
         self._changed = asyncio.Event()
-        told = conversation.read(asked)
-        self._choices = [Judged(place.guard, settings, told, self._changed) for _ in range(count)]
+        turns = conversation.read(asked)
+        self._choices = [Judged(place.guard, settings, turns, self._changed) for _ in range(count)]
         self._refusal: Answer | None = None
         """What the LLM answered where it did not take the request."""
         self._failure: ApiError | None = None
         self._headers: dict[str, str] = {}
         self.error: ApiError | None = None
-        """What was told as an event, once a stream had begun."""
+        """What was sent as an event, where a stream had begun."""
         self._ended = False
         """Nothing more comes from the LLM."""
 
@@ -78,7 +78,7 @@ class Completion:
             for choice in self._choices:
                 choice.start(self._place.running)
             if self._settings.prompt_check == "before":
-                await self._until(lambda: all(each.begins or each.error for each in self._choices), checked=True)
+                await self._until(lambda: all(choice.begins or choice.error for choice in self._choices), checked=True)
             if not self._all_stopped:
                 reader = asyncio.create_task(self._read())
             return await self._relay()
@@ -90,16 +90,16 @@ class Completion:
 
     @property
     def flagged_by(self) -> str | None:
-        flags = [each.flag for each in self._choices if each.flag]
+        flags = [choice.flag for choice in self._choices if choice.flag]
         return None if not flags else "prompt" if flags[0].in_prompt else "response"
 
     @property
     def unguarded(self) -> bool:
-        return any(each.unguarded for each in self._choices)
+        return any(choice.unguarded for choice in self._choices)
 
     @property
     def _all_stopped(self) -> bool:
-        return all(each.stopped for each in self._choices)
+        return all(choice.stopped for choice in self._choices)
 
     async def _until(self, holds: Callable[[], bool], *, checked: bool = False) -> None:
         """With `checked`, raises what keeps the answer from being given."""
@@ -178,7 +178,7 @@ class WholeCompletion(Completion):
 
     def _is_over(self) -> bool:
         # An answer that is stopped at its prompt waits for no LLM.
-        judged = all(each.stopped or each.final for each in self._choices)
+        judged = all(choice.stopped or choice.final for choice in self._choices)
         return bool(self._refusal or self._failure or self._all_stopped or (self._ended and judged))
 
     def _judged(self) -> dict[str, Any]:

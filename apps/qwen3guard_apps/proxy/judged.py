@@ -121,15 +121,15 @@ class Judged:
         judgements: list[PromptVerdict | TokenVerdict] = [*self._stream.verdicts]
         if self._flow.prompt_verdict and self._settings.prompt_check != "off":
             judgements.insert(0, self._flow.prompt_verdict)
-        worst = flag.verdict if flag else next((each for each in judgements if each.strict), None)
+        worst = flag.verdict if flag else next((verdict for verdict in judgements if verdict.strict), None)
         return {
             "checked": not self.unguarded,
             "flagged": flag is not None,
             "flagged_by": None if flag is None else "prompt" if flag.in_prompt else "response",
             "severity": worst.severity.value if worst else "Safe",
             "categories": [worst.category.value] if worst and worst.category else [],
-            "strict": any(each.strict for each in judgements),
-            "loose": any(each.loose for each in judgements),
+            "strict": any(verdict.strict for verdict in judgements),
+            "loose": any(verdict.loose for verdict in judgements),
             "position": max(0, flag.offset - self._begun) if flag else None,
         }
 

@@ -86,12 +86,12 @@ class Proxy:
 
     async def _moderate(self, request: web.Request) -> web.StreamResponse:
         try:
-            found = await self._moderations.answer(await _json(request))
+            answer = await self._moderations.answer(await _json(request))
         except GuardError as error:
             raise of_guard(error) from None
-        if any(each["flagged"] for each in found["results"]):
+        if any(result["flagged"] for result in answer["results"]):
             request[RECORD]["flagged_by"] = "moderation"
-        return web.json_response(found)
+        return web.json_response(answer)
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         assert self._place
@@ -100,8 +100,8 @@ class Proxy:
             raise web.HTTPNotFound
         path = "/".join(quote(name, safe="") for name in names if name)
         async with self._place.upstream.call("GET", path, request.query_string, request.headers) as answer:
-            found = await self._place.upstream.whole(answer)
-        return found.response()
+            whole = await self._place.upstream.whole(answer)
+        return whole.response()
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
         ready = await self._guard.is_ready(wire.STREAM_STEP.name if self._place else self._moderations.served)
@@ -146,20 +146,20 @@ class Proxy:
         try:
             return await handle(request)
         except ApiError as error:
-            found = error
+            failure = error
         except web.HTTPRequestEntityTooLarge:
             limit = self._settings.max_body_bytes
-            found = ApiError(413, "invalid_request_error", "too_large", f"A request takes {limit} bytes at most.")
+            failure = ApiError(413, "invalid_request_error", "too_large", f"A request takes {limit} bytes at most.")
         except web.HTTPException as error:
             if error.status not in (404, 405):
                 raise
-            found = ApiError(error.status, "invalid_request_error", "not_relayed", "This proxy does not relay that.")
+            failure = ApiError(error.status, "invalid_request_error", "not_relayed", "This proxy does not relay that.")
         except ConnectionError:
             raise
         except Exception as error:
-            found = ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
-        request[RECORD]["error"] = found.code
-        return web.json_response(found.body(), status=found.status, headers=found.headers)
+            failure = ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
+        request[RECORD]["error"] = failure.code
+        return web.json_response(failure.body(), status=failure.status, headers=failure.headers)
 
 
 async def _json(request: web.Request) -> dict[str, Any]:

@@ -55,11 +55,11 @@ class StreamedCompletion(Completion):
     def _hold(self, chunk: Any) -> None:
         """Raises ApiError for the LLM's own error, and for what is no chunk."""
         if isinstance(chunk, dict) and chunk.get("error"):
-            raise _Told(chunk)
-        found = choices_of(chunk, "delta", len(self._choices))
-        if not found:
+            raise _UpstreamError(chunk)
+        entries = choices_of(chunk, "delta", len(self._choices))
+        if not entries:
             self._held.append(Held(chunk))
-        for number, (index, choice, delta) in enumerate(found, start=1):
+        for number, (index, choice, delta) in enumerate(entries, start=1):
             texts.drop_unread(delta)
             text = texts.written(delta)
             judged = self._choices[index]
@@ -70,10 +70,10 @@ class StreamedCompletion(Completion):
             if finishes:
                 self._finished.add(index)
                 judged.close()
-            alone = chunk if len(found) == 1 else chunk | {"choices": [choice]}
-            if number < len(found) and "usage" in alone:
-                alone = alone | {"usage": None}
-            self._held.append(Held(alone, index, judged.length, finishes))
+            own_chunk = chunk if len(entries) == 1 else chunk | {"choices": [choice]}
+            if number < len(entries) and "usage" in own_chunk:
+                own_chunk = own_chunk | {"usage": None}
+            self._held.append(Held(own_chunk, index, judged.length, finishes))
 
     async def _relay(self) -> web.StreamResponse:
         try:
@@ -90,15 +90,15 @@ class StreamedCompletion(Completion):
         return self._response
 
     async def _send_all(self) -> None:
-        told: set[int] = set()
+        stops_sent: set[int] = set()
         while True:
             self._changed.clear()
-            for chunk in self._cleared(told):
+            for chunk in self._cleared(stops_sent):
                 await self._write(sse.event(chunk))
             self._raise_guards()
             if self._all_stopped or self._refusal:
                 break
-            if self._ended and not self._held and all(each.final or each.stopped for each in self._choices):
+            if self._ended and not self._held and all(choice.final or choice.stopped for choice in self._choices):
                 if self._failure:
                     raise self._failure
                 break
@@ -107,8 +107,11 @@ class StreamedCompletion(Completion):
         if not self._refusal:
             await self._write(sse.event(sse.DONE))
 
-    def _cleared(self, told: set[int]) -> Iterator[Chunk]:
-        """What may go now, in the LLM's order; where a choice is stopped, its last chunk tells of the flag."""
+    def _cleared(self, stops_sent: set[int]) -> Iterator[Chunk]:
+        """What may go now, in the LLM's order. The last chunk of a stopped choice has the flag.
+
+        `stops_sent` has the choices whose last chunk was given.
+        """
         stopping = self._settings.on_flag == "stop"
         while self._held and self._may_go(self._held[0]):
             held = self._held.popleft()
@@ -118,22 +121,22 @@ class StreamedCompletion(Completion):
             elif not self._choices[held.index].stopped:
                 self._begun.add(held.index)
                 yield self._marked(held)
-            elif held.index not in told:
+            elif held.index not in stops_sent:
                 for chunk in self._before_the_flag(held):
                     self._begun.add(held.index)
                     yield chunk
                 if stopping and (held.end > self._choices[held.index].limit or held.finishes):
-                    told.add(held.index)
+                    stops_sent.add(held.index)
                     yield self._stop(held.index)
         if not self._held and stopping:
             for index, choice in enumerate(self._choices):
-                if choice.stopped and index not in told:
-                    told.add(index)
+                if choice.stopped and index not in stops_sent:
+                    stops_sent.add(index)
                     yield self._stop(index)
 
     def _may_go(self, held: Held) -> bool:
         if held.index is None:
-            return all(each.begins or each.stopped for each in self._choices)
+            return all(choice.begins or choice.stopped for choice in self._choices)
         choice = self._choices[held.index]
         return choice.stopped or (choice.releases(held.end) and (choice.final or not held.finishes))
 
@@ -185,7 +188,7 @@ class StreamedCompletion(Completion):
             raise ConnectionResetError("The client reads nothing.") from None
 
 
-class _Told(ApiError):
+class _UpstreamError(ApiError):
     """The LLM's own error event, in its own words."""
 
     def __init__(self, event: Chunk) -> None:

@@ -121,7 +121,7 @@ def choices_of(body: Any, key: str, count: int) -> list[tuple[int, dict[str, Any
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list):
         raise unreadable()
-    found = []
+    entries = []
     for choice in choices:
         if not isinstance(choice, dict):
             raise unreadable()
@@ -130,8 +130,8 @@ def choices_of(body: Any, key: str, count: int) -> list[tuple[int, dict[str, Any
             message = choice[key] = {}
         if not isinstance(message, dict) or not isinstance(index, int) or not 0 <= index < count:
             raise unreadable()
-        found.append((index, choice, message))
-    return found
+        entries.append((index, choice, message))
+    return entries
 
 
 async def ended(task: asyncio.Task[None], within_s: float = 1.0) -> None:
