@@ -41,7 +41,7 @@ class Oracle:
             state = {name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")}
         model.load_state_dict(state, strict=True)
         backbone = model.model if self._is_gen else model
-        backbone.rotary_emb.__init__(config)  # type: ignore[misc]
+        backbone.rotary_emb.__init__(config)
         self._model = model.eval()
 
     @torch.no_grad()
