@@ -1,4 +1,8 @@
-"""A Qwen3Guard checkpoint becomes an ONNX graph that proves itself. Needs onnx and onnxruntime, no torch."""
+"""Exports a Qwen3Guard checkpoint to an ONNX graph, and proves the graph. Needs onnx and onnxruntime, and no torch.
+
+`export.py` is the order of the work: read a `checkpoint`, `balance` its channels for eight bits, write its `graph`,
+make the `proof`, build a `tensorrt` engine, and place the files. `repository.py` adds what Triton needs around them.
+"""
 
 from qwen3guard_export.export import export
 

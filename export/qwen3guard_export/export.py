@@ -1,9 +1,9 @@
-"""From a checkpoint to the version folders that the server loads: staged, proved, then moved into place.
+"""From a checkpoint to the version folders that the server loads: made in a staging folder, proved, moved into place.
 
     gen_guard/1, stream_guard/1           the graph, its data, its manifest, the tokenizer's and model's JSON
     guard_tokenizer/1, stream_tokenizer/1 the manifest and the same JSON
 
-Whatever else lies in those folders (model.py, config.pbtxt) is not touched.
+Other files in those folders (model.py, config.pbtxt) are not touched.
 """
 
 from __future__ import annotations
@@ -47,20 +47,21 @@ def export(
     slot_tokens: int = SLOT_TOKENS,
     say: Callable[[str], None],
 ) -> Manifest:
-    """Exports `checkpoint` (a folder or hub id) into the model repository `output`, and returns the manifest.
+    """Exports `checkpoint` (a folder or a hub id) into the model repository `output`, and returns the manifest.
 
-    `weights` is one of WEIGHT_FORMATS, `attention` one of ATTENTION_FORMS (else ValueError) or None for the fastest.
-    `tensorrt` builds an engine too, whose slots hold `slot_tokens`; `say` hears one line a stage. Raises a
-    CheckpointError (ParityError if the graph does not agree with the checkpoint, EngineError if there can be no
-    engine), or OSError when the disk does not take it; `output` is then as it was.
+    `weights` is one of WEIGHT_FORMATS, and `attention` one of ATTENTION_FORMS or None for the fastest (ValueError for
+    another). With `tensorrt` it builds an engine too, whose slots hold `slot_tokens`. `say` gets a line for each stage.
+    Raises a CheckpointError (ParityError if the graph does not agree with the checkpoint, EngineError if no engine can
+    be built), or OSError if a file cannot be written; `output` is then unchanged.
     """
-    given = Form.named(weights, attention) if attention else Form.fastest("gen", weights)
+    # The variant is known after the checkpoint is read, but an engine that cannot be built is refused before.
+    requested = Form.named(weights, attention) if attention else Form.fastest("gen", weights)
     if tensorrt:
-        check_can_build(given)
+        check_can_build(requested)
     say(f"reading {checkpoint}")
     opened = open_checkpoint(checkpoint)
     architecture = opened.architecture
-    form = given if attention else Form.fastest(architecture.variant, weights)
+    form = requested if attention else Form.fastest(architecture.variant, weights)
     models = GUARDS[architecture.variant]
     model, tokenizer = models.guard_folder(output), models.tokenizer_folder(output)
     with _staging(model.parent) as staging:
@@ -95,9 +96,12 @@ def export(
 
 @contextmanager
 def _staging(model: Path) -> Iterator[Path]:
-    """A folder inside `model` (same disk, and no version folder to Triton), gone afterwards with all that had to
-    be made for it. Leftovers of exports that were killed outright go too."""
-    made = [folder for folder in (model, *model.parents) if not folder.exists()]
+    """Yields a folder inside `model`, on the same disk; its name is not a number, so Triton takes it for no version.
+
+    It is removed afterwards, with every folder that was created for it and is empty. The staging folders of exports
+    that were killed are removed too.
+    """
+    created = [folder for folder in (model, *model.parents) if not folder.exists()]
     model.mkdir(parents=True, exist_ok=True)
     for leftover in model.glob(f"{_STAGING}*"):
         exporter = leftover.name.removeprefix(_STAGING)
@@ -109,15 +113,16 @@ def _staging(model: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
+        for folder in created:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
 def _place(staging: Path, target: Path, names: list[str], *, keep: bool) -> None:
-    """Puts `names` and the manifest into `target`; what the former manifest named and this one does not goes.
+    """Moves the files `names` and the manifest into `target`, or copies them with `keep`.
 
-    The manifest leaves first and comes last, so that a folder with one is a whole export. `keep` copies.
+    Files that only the former manifest names are removed. The manifest is removed first and placed last, so a folder
+    with a manifest holds a complete export.
     """
     target.mkdir(parents=True, exist_ok=True)
     former = _former_names(target)

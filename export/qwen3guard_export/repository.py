@@ -1,6 +1,7 @@
-"""The Triton model repository around an exported guard: config.pbtxt from `wire`, and each model's model.py.
+"""The Triton model repository around an exported guard: each model's model.py, and config.pbtxt made from `wire`.
 
-`python -m qwen3guard_export.repository [--check] [FOLDER]` writes the committed repository, or fails if it has drifted.
+`python -m qwen3guard_export.repository [FOLDER]` writes the config.pbtxt files of the committed repository;
+with `--check` it fails where they differ from `wire`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ GEN_SLOTS = 8
 STREAM_BATCH = 16
 IDLE_S = 600
 SEQUENCES = 16384
-"""Sequences that Triton follows at once. It holds each until it ends or was idle for IDLE_S, long after the model
-may have made room; one more would wait in silence, so there are many more than slots."""
+"""The most sequences that Triton follows at once. It keeps each until it ends or was idle for IDLE_S, perhaps long
+after the model gave its slot to another. A sequence beyond this number waits without an answer, so it is far above the
+number of slots."""
 DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
-"""What each sets: docs/gpu.md."""
+"""docs/gpu.md explains each."""
 WAITING = "waiting"
 TOKENIZER_PARAMETERS = {WAITING: "16"}
 DECISION_PARAMETERS = {"strict": "true", "thresholds": ""}
 GEN_PARAMETERS = DEVICE_PARAMETERS | DECISION_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
-"""What each sets: docs/operations.md."""
+"""docs/operations.md explains each."""
 STREAM_PARAMETERS = (
     DEVICE_PARAMETERS
     | DECISION_PARAMETERS
@@ -43,7 +45,7 @@ STREAM_PARAMETERS = (
         "debounce": "2",
     }
 )
-"""What each sets: docs/streams.md."""
+"""docs/streams.md explains each."""
 HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
 
 _TYPES = {
@@ -55,14 +57,15 @@ _TYPES = {
 
 
 def skeleton() -> Path:
-    """The repository that this distribution carries: each model's model.py, no weights."""
+    """The model repository of this checkout, or of the installed distribution: each model's model.py, without
+    weights."""
     checkout = Path(__file__).parents[2] / "model_repository"
     installed = Path(sysconfig.get_path("data")) / "share" / "qwen3guard-triton" / "model_repository"
     return checkout if checkout.is_dir() else installed
 
 
 def place_models(output: Path, manifest: Manifest) -> None:
-    """Puts the models that serve `manifest`'s variant around it: config.pbtxt, model.py, version folders."""
+    """Writes the models that serve `manifest`'s variant into `output`: config.pbtxt, model.py and version folders."""
     for model in GUARDS[manifest.variant].all:
         version = output / model.name / VERSION
         version.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def config(model: Model) -> str:
 
 
 def _batch(model: Model) -> int:
-    """Only stream_guard gets several requests at once from Triton; each request still carries one row."""
+    """The model's max_batch_size: Triton batches requests of one row each for stream_guard alone."""
     return STREAM_BATCH if model is wire.STREAM_GUARD else 1
 
 
@@ -115,12 +118,12 @@ def _parameters(model: Model) -> dict[str, str]:
 
 
 def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:
-    def wired(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+    def same_names(tensors: tuple[Tensor, ...]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
 
     added = message.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
-    added.input_map.update(wired(step.inputs))
-    added.output_map.update(wired(step.outputs))
+    added.input_map.update(same_names(step.inputs))
+    added.output_map.update(same_names(step.outputs))
 
 
 def main(arguments: list[str]) -> int:

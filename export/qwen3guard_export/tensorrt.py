@@ -1,7 +1,7 @@
-"""TensorRT engines from the portable graph.
+"""Builds TensorRT engines from the portable graph.
 
-TensorRT builds for the GPU it runs on; TensorRT for RTX builds anywhere, without a GPU or a driver, for several
-generations of GPUs at once. Both have one API. Knows the builder and the graph's tensor names, nothing of Qwen3.
+TensorRT builds for the GPU of this machine. TensorRT for RTX builds without a GPU or a driver, for several generations
+of GPUs at once. Both have the same API. This module knows the builder and the graph's tensor names, nothing of Qwen3.
 """
 
 from __future__ import annotations
@@ -24,40 +24,43 @@ from qwen3guard_contract.slots import CAPACITY, Cache
 ENGINE = "model.engine"
 TENSORRT, FOR_RTX = "tensorrt", "tensorrt_rtx"
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""What one engine of TensorRT for RTX runs on when nothing else is said."""
+"""The compute capabilities of the GPUs that an engine of TensorRT for RTX runs on."""
 SLOT_TOKENS = 2048
-"""What a slot holds by default: an engine's slots have one size, and attention reads all of it."""
+"""The tokens that a slot holds by default. All slots of an engine have one size, and attention reads a whole slot."""
 STEP = Profile(rows=32, tokens=16, asked=512)
-"""Steps of many streams together."""
+"""The profile for the steps of many streams in one pass."""
 CHUNK = Profile(rows=1, tokens=512, asked=512)
-"""A stretch of a long conversation, alone."""
+"""The profile for a part of a long conversation, alone in its pass."""
 GEN_ASKED = 32
-"""Gen's logits are as wide as the vocabulary, and it asks for few."""
+"""The most tokens of a pass whose logits Gen asks for. It needs few, and each row is as wide as the vocabulary."""
 
 
 def check_can_build(form: Form) -> None:
-    """Raises EngineError where TensorRT has no kernels for such a graph, or no package is installed."""
+    """Raises EngineError where TensorRT has no kernels for a graph of this form, or no package is installed."""
     if not form.is_two_bytes or form.attention != "portable":
         raise EngineError("An engine is built of a portable graph with fp16 or bf16 weights: add --weights fp16.")
     _package()
 
 
 def build(folder: Path, variant: str, caches: Sequence[Cache], capacity: int) -> Engine:
-    """Builds the engine from the portable graph in `folder`; returns what the manifest says of it.
+    """Builds the engine from the portable graph in `folder`, beside it, and returns its entry for the manifest.
 
-    Raises EngineError where neither package is installed, or the builder does not take the graph.
+    Raises EngineError where neither package is installed, or where the builder cannot read the graph, would copy a
+    cache, or fails.
     """
     package = _package()
     logger = _logger(package)
     builder = package.Builder(logger)
     network = builder.create_network(_strongly_typed(package))
     parser = package.OnnxParser(network, logger)
-    with _of_capacity(folder / GRAPH, capacity) as graph:
+    with _with_fixed_capacity(folder / GRAPH, capacity) as graph:
         if not parser.parse_from_file(str(graph)):
             reason = parser.get_error(0).desc() if parser.num_errors else "it gives no reason"
             raise EngineError(f"{_name(package)} cannot read the graph: {reason.splitlines()[0]}")
-    if (found := _in_place(package, network)) != len(caches):
-        raise EngineError(f"{_name(package)} updates {found} of {len(caches)} caches in place and would copy the rest.")
+    if (in_place := _caches_in_place(package, network)) != len(caches):
+        raise EngineError(
+            f"{_name(package)} updates {in_place} of {len(caches)} caches in place and would copy the rest."
+        )
 
     profiles = [_fitted(profile, variant, capacity) for profile in (STEP, CHUNK)]
     config = builder.create_builder_config()
@@ -80,7 +83,8 @@ def build(folder: Path, variant: str, caches: Sequence[Cache], capacity: int) ->
 
 
 def _package() -> ModuleType:
-    """TensorRT where there is a GPU for it, else TensorRT for RTX."""
+    """TensorRT where there is a GPU and it is installed, else TensorRT for RTX. Raises EngineError where it is
+    missing."""
     for name in (TENSORRT, FOR_RTX) if _has_gpu() else (FOR_RTX,):
         try:
             return importlib.import_module(name)
@@ -105,7 +109,7 @@ def _name(package: ModuleType) -> str:
 
 def _logger(package: ModuleType) -> Any:
     class Logger(package.ILogger):  # type: ignore[name-defined,misc]
-        """Keeps the last error, for our own sentence."""
+        """Keeps the first line of the last error, for our error's sentence."""
 
         last = ""
 
@@ -117,14 +121,17 @@ def _logger(package: ModuleType) -> Any:
 
 
 def _strongly_typed(package: ModuleType) -> int:
-    """The flag under which the graph's types are what is computed in; newer versions know nothing else."""
+    """The flag that makes TensorRT compute in the graph's own types; newer versions always do, and have no flag."""
     flag = getattr(package.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 @contextmanager
-def _of_capacity(graph: Path, capacity: int) -> Iterator[Path]:
-    """The graph with caches of a fixed length, which TensorRT needs to write them in place; gone afterwards."""
+def _with_fixed_capacity(graph: Path, capacity: int) -> Iterator[Path]:
+    """Yields a copy of the graph with caches of `capacity` cells, and removes it afterwards.
+
+    TensorRT writes caches in place only if their length is fixed.
+    """
     model = onnx.load(graph, load_external_data=False)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -138,19 +145,20 @@ def _of_capacity(graph: Path, capacity: int) -> Iterator[Path]:
         fixed.unlink(missing_ok=True)
 
 
-def _in_place(package: ModuleType, network: Any) -> int:
-    """How many caches the network updates where they are."""
+def _caches_in_place(package: ModuleType, network: Any) -> int:
+    """How many caches the network updates in place."""
     kinds = [network.get_layer(index).type for index in range(network.num_layers)]
     return kinds.count(package.LayerType.KV_CACHE_UPDATE)
 
 
 def _fitted(profile: Profile, variant: str, capacity: int) -> Profile:
+    """The profile with no more tokens than a slot has cells, and for Gen with fewer logits."""
     asked = min(profile.asked, GEN_ASKED) if variant == "gen" else profile.asked
     return replace(profile, tokens=min(profile.tokens, capacity), asked=asked)
 
 
 def _optimization(builder: Any, profile: Profile, caches: Sequence[Cache], capacity: int) -> Any:
-    """Fastest for one token of one row where rows share a pass, else for as long a row as there may be."""
+    """TensorRT's profile. It is tuned for one token of one row where rows share a pass, else for the longest row."""
     usual = 1 if profile.rows > 1 else profile.tokens
     optimization = builder.create_optimization_profile()
 
@@ -167,7 +175,7 @@ def _optimization(builder: Any, profile: Profile, caches: Sequence[Cache], capac
 
 
 def _target(package: ModuleType, config: Any) -> tuple[str, ...]:
-    """What the engine will run on: this machine's GPU, or all of RTX_CAPABILITIES."""
+    """The compute capabilities that the engine will run on: this GPU's, or all of RTX_CAPABILITIES."""
     if package.__name__ == TENSORRT:
         return (_device_capability(),)
     config.num_compute_capabilities = len(RTX_CAPABILITIES)

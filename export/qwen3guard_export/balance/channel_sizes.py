@@ -1,6 +1,6 @@
-"""How large each channel is on a few texts: one pass in numpy, layer by layer, one matrix in memory at a time.
+"""Measures how large each channel is on a few texts: one pass in numpy, with one matrix in memory at a time.
 
-What `balance` goes by, and nothing else: a wrong number here would cost accuracy and change no function.
+Only `balance` uses these sizes. A wrong number here would cost accuracy, but would not change what is computed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BLOCK = 1 << 22  # numbers of a matrix that are squared at a time
 class ChannelSizes:
     """The root mean square of each channel of one layer over all tokens, float32.
 
-    `attention_input` and `ffn_input` [hidden] after their norms; `queries` and `keys` [head_dim / 2], of each rotated
-    pair's length over all heads; `values` [kv_heads * head_dim]; `down_input` [ffn].
+    `attention_input` and `ffn_input` [hidden] are measured after their norms. `queries` and `keys` [head_dim / 2] are
+    of the lengths of the rotated pairs, over all heads. `values` is [kv_heads * head_dim], and `down_input` [ffn].
     """
 
     attention_input: FloatArray
@@ -36,28 +36,30 @@ class ChannelSizes:
 
 
 def channel_sizes(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> tuple[list[ChannelSizes], FloatArray]:
-    """Of each layer, and of what the heads read, float32 [hidden], over `rows` of token ids int64 [tokens].
+    """The sizes of each layer, and of the final norm's output, float32 [hidden], over `rows` of token ids int64
+    [tokens].
 
     Raises CorruptFile if a weight cannot be read.
     """
     architecture, read = checkpoint.architecture, checkpoint.weights.float32
     state = checkpoint.weights.stored(EMBEDDING)[np.concatenate(rows)].astype(np.float32)
-    found = []
+    layers = []
     for layer in range(architecture.layers):
         state, sizes = _Layer(checkpoint, layer, rows).run(state)
-        found.append(sizes)
-    return found, channel_rms(_norm(architecture, state, read(FINAL_NORM)))
+        layers.append(sizes)
+    return layers, channel_rms(_norm(architecture, state, read(FINAL_NORM)))
 
 
 def channel_rms(values: FloatArray) -> FloatArray:
-    """[..., K] -> [K]: of each channel, over all the rest."""
+    """[..., K] -> [K]: the root mean square of each channel, over all other axes."""
     flat = values.reshape(-1, values.shape[-1])
     rms: FloatArray = np.sqrt(np.mean(flat * flat, axis=0))
     return rms
 
 
 def column_rms(matrix: FloatArray) -> FloatArray:
-    """[N, K] -> float32 [K]: of each column, the rows counted in units of their own largest, as s8 will hold them."""
+    """[N, K] -> float32 [K]: the root mean square of each column, each row in units of its largest number, as s8 has
+    it."""
     total = np.zeros(matrix.shape[1], np.float32)
     step = max(1, _BLOCK // matrix.shape[1])
     for start in range(0, len(matrix), step):
@@ -70,7 +72,7 @@ def column_rms(matrix: FloatArray) -> FloatArray:
 
 
 class _Layer:
-    """One block over the tokens of all rows together; rows do not see each other."""
+    """One block, computed over the tokens of all rows together; rows do not attend to each other."""
 
     def __init__(self, checkpoint: Checkpoint, layer: int, rows: Sequence[Tokens]) -> None:
         self._architecture = checkpoint.architecture
@@ -79,17 +81,17 @@ class _Layer:
         self._lengths = [len(row) for row in rows]
 
     def run(self, state: FloatArray) -> tuple[FloatArray, ChannelSizes]:
-        """The residual stream [tokens, hidden] after this layer, and how large everything was in it."""
+        """The residual stream [tokens, hidden] after this layer, and the sizes of the channels in the layer."""
         architecture = self._architecture
         attended = _norm(architecture, state, self._read("input_layernorm"))
         queries, keys = (self._pairs(attended, part) for part in "qk")
-        values = self._by(attended, "self_attn.v_proj")
-        state = state + self._by(self._attention(queries, keys, values), "self_attn.o_proj")
+        values = self._linear(attended, "self_attn.v_proj")
+        state = state + self._linear(self._attention(queries, keys, values), "self_attn.o_proj")
         fed = _norm(architecture, state, self._read("post_attention_layernorm"))
-        gate = self._by(fed, "mlp.gate_proj")
+        gate = self._linear(fed, "mlp.gate_proj")
         with np.errstate(over="ignore"):  # exp of a very negative gate: the quotient is 0, as it should be
             gate /= 1 + np.exp(-gate)
-        gate *= self._by(fed, "mlp.up_proj")
+        gate *= self._linear(fed, "mlp.up_proj")
         sizes = ChannelSizes(
             attention_input=channel_rms(attended),
             queries=channel_rms(np.abs(queries)),
@@ -98,18 +100,18 @@ class _Layer:
             ffn_input=channel_rms(fed),
             down_input=channel_rms(gate),
         )
-        return state + self._by(gate, "mlp.down_proj"), sizes
+        return state + self._linear(gate, "mlp.down_proj"), sizes
 
     def _read(self, part: str) -> FloatArray:
         return self._weights.float32(block_tensor(self._layer, part))
 
-    def _by(self, inputs: FloatArray, part: str) -> FloatArray:
+    def _linear(self, inputs: FloatArray, part: str) -> FloatArray:
         product: FloatArray = inputs @ self._read(part).T
         return product
 
     def _pairs(self, inputs: FloatArray, part: str) -> _ComplexArray:
-        """Normed queries or keys [tokens, heads, head_dim / 2], each pair that rotates as one complex number."""
-        heads = self._by(inputs, f"self_attn.{part}_proj").reshape(len(inputs), -1, self._architecture.head_dim)
+        """Queries or keys after their norm, [tokens, heads, head_dim / 2]: each rotated pair as one complex number."""
+        heads = self._linear(inputs, f"self_attn.{part}_proj").reshape(len(inputs), -1, self._architecture.head_dim)
         first, second = np.split(_norm(self._architecture, heads, self._read(f"self_attn.{part}_norm")), 2, axis=-1)
         return np.asarray(first + 1j * second, np.complex64)
 

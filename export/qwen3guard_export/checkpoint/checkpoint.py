@@ -1,7 +1,7 @@
-"""A Qwen3Guard checkpoint: which guard it is, its dimensions, its label order, its tensors by name.
+"""Reads a Qwen3Guard checkpoint: which guard it is, its dimensions, its label order, its tensors by name.
 
-Knows Hugging Face's folder layout and Qwen3's names; knows nothing of ONNX. Remote code is never loaded: a
-checkpoint is JSON and safetensors, anything else in the folder is ignored.
+This module knows Hugging Face's folder layout and Qwen3's names, and nothing of ONNX. It reads JSON and safetensors and
+ignores all other files in the folder, so remote code is never loaded.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ LM_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Head:
-    """One of Stream's four heads. `rows[i]` is the checkpoint's index of our label i."""
+class StreamHead:
+    """One of Stream's four heads. `rows[i]` is the checkpoint's index of our label i.
+
+    `output` names its logits in the graph, and `tensor` is its last matrix. Both heads of a side share the tensors that
+    begin with `prefix`.
+    """
 
     output: str
     prefix: str
@@ -48,8 +52,8 @@ class Head:
         return f"{self.prefix}risk_level_category_layernorm.weight"
 
 
-# Stream's heads as STREAM_OUTPUTS orders them: prefix, last tensor, label map in config.json, our index order.
-_HEADS: tuple[tuple[str, str, str, Sequence[Enum]], ...] = (
+# Stream's heads in the order of STREAM_OUTPUTS: prefix, last matrix, label map in config.json, our order of the labels.
+_STREAM_HEADS: tuple[tuple[str, str, str, Sequence[Enum]], ...] = (
     ("", "risk_level_head.weight", "response_risk_level_map", labels.RISK_ORDER),
     ("", "category_head.weight", "response_category_map", labels.RESPONSE_CATEGORY_ORDER),
     ("query_", "query_risk_level_head.weight", "query_risk_level_map", labels.RISK_ORDER),
@@ -59,7 +63,10 @@ _HEADS: tuple[tuple[str, str, str, Sequence[Enum]], ...] = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """The dimensions of a Qwen3 model with an lm_head (`heads` empty) or with Stream's four heads."""
+    """The dimensions of a Qwen3 model with an lm_head (Gen), or with Stream's four heads (`stream_heads`).
+
+    `inner` is the width inside Stream's heads, 0 for Gen. Raises WrongArchitecture for heads that do not fit.
+    """
 
     variant: Variant
     layers: int
@@ -74,7 +81,7 @@ class Architecture:
     rope_theta: float
     tied: bool
     inner: int
-    heads: tuple[Head, ...]
+    stream_heads: tuple[StreamHead, ...]
 
     def __post_init__(self) -> None:
         if self.query_heads % self.kv_heads:
@@ -102,14 +109,14 @@ class Architecture:
         return {block_tensor(layer, part): shape for part, shape in shapes.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor the graph needs, with the shape it must have."""
+        """Every tensor that the graph needs, with the shape that it must have."""
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab, self.hidden)}
         for layer in range(self.layers):
             shapes |= self.block_shapes(layer)
         shapes[FINAL_NORM] = (self.hidden,)
         if self.variant == "gen" and not self.tied:
             shapes[LM_HEAD] = (self.vocab, self.hidden)
-        for head in self.heads:
+        for head in self.stream_heads:
             shapes[head.pre] = (self.inner, self.hidden)
             shapes[head.layernorm] = (self.inner,)
             shapes[head.tensor] = (len(head.rows), self.inner)
@@ -118,7 +125,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Config, tensor shapes and tokenizer have been checked. `source` is what the user named."""
+    """A checkpoint whose config, tensor shapes and tokenizer were checked. `source` is the name that the user gave.
+
+    `carried` are the files that the export copies as they are.
+    """
 
     source: str
     folder: Path
@@ -134,9 +144,10 @@ def block_tensor(layer: int, part: str) -> str:
 
 
 def open_checkpoint(source: str) -> Checkpoint:
-    """A folder, or a hub id `org/name` that is then downloaded (JSON, safetensors and templates only).
+    """Opens a folder, or a hub id `org/name`, which it downloads (JSON, safetensors and templates only).
 
-    Reads headers and JSON, no weights. Raises a CheckpointError other than ParityError, with one sentence.
+    Reads headers and JSON, and of the weights only an lm_head that should equal the embedding. Raises a CheckpointError
+    other than ParityError.
     """
     folder = _resolve(source)
     if not (folder / "config.json").is_file():
@@ -150,15 +161,15 @@ def open_checkpoint(source: str) -> Checkpoint:
         raise WrongArchitecture(f"{folder} holds a LoRA adapter, which is not read: merge it into the weights first.")
     weights = WeightFiles.open(folder)
     _refuse_adapters(weights)
-    if architecture.layers > len(weights.tensors):  # or a lie in config.json would be spelt out below
+    if architecture.layers > len(weights.tensors):  # `shapes` would be as long as config.json says
         raise MissingTensor(f"the checkpoint has {len(weights.tensors)} tensors, but {architecture.layers} layers.")
     shapes = architecture.shapes()
     for name, shape in shapes.items():
         if name not in weights.tensors:
             raise MissingTensor(f"the checkpoint has no tensor {name}.")
         if weights.shape(name) != shape:
-            found = list(weights.shape(name))
-            raise WrongShape(f"{name} has the shape {found}; config.json requires {list(shape)}.")
+            actual = list(weights.shape(name))
+            raise WrongShape(f"{name} has the shape {actual}; config.json requires {list(shape)}.")
     _refuse_unread(weights, architecture, shapes)
     return Checkpoint(
         source=source,
@@ -173,11 +184,12 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 _ADAPTER = re.compile(r"lora_|\.base_layer\.|^base_model\.|adapter")
 _BUFFER = re.compile(r"(model\.|model\.layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-"""Written by old versions of transformers, and computed from rope_theta by all."""
+"""A tensor that old versions of transformers stored; it is computed from rope_theta."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def _refuse_adapters(weights: WeightFiles) -> None:
+    """Raises WrongArchitecture for a tensor of an adapter."""
     for name in weights.tensors:
         if _ADAPTER.search(name):
             raise WrongArchitecture(
@@ -186,7 +198,7 @@ def _refuse_adapters(weights: WeightFiles) -> None:
 
 
 def _refuse_unread(weights: WeightFiles, architecture: Architecture, shapes: Mapping[str, object]) -> None:
-    """Raises WrongArchitecture for a tensor that no graph reads: the checkpoint computes something else."""
+    """Raises WrongArchitecture for a tensor that the graph does not read: the checkpoint computes something else."""
     for name in weights.tensors.keys() - shapes.keys():
         if _BUFFER.fullmatch(name):
             continue
@@ -216,7 +228,7 @@ def _resolve(source: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except Exception as error:  # the hub's own tree, requests', httpx' and the disk's: all mean the same here
+    except Exception as error:  # errors of the hub, of requests, of httpx or of the disk
         reason = type(error).__name__
         raise CheckpointNotFound(
             f"{source} is not a folder, and the hub did not give a model of that name ({reason})."
@@ -247,18 +259,19 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         rope_theta=fields.rope_theta(config),
         tied=fields.tied(config),
         inner=fields.size(config, "guard_inner_size") if variant == "stream" else 0,
-        heads=_heads(config) if variant == "stream" else (),
+        stream_heads=_stream_heads(config) if variant == "stream" else (),
     )
 
 
-def _heads(config: dict[str, Any]) -> tuple[Head, ...]:
+def _stream_heads(config: dict[str, Any]) -> tuple[StreamHead, ...]:
     return tuple(
-        Head(output, prefix, tensor, _rows(config, map_name, order))
-        for output, (prefix, tensor, map_name, order) in zip(STREAM_OUTPUTS, _HEADS, strict=True)
+        StreamHead(output, prefix, tensor, _rows(config, map_name, order))
+        for output, (prefix, tensor, map_name, order) in zip(STREAM_OUTPUTS, _STREAM_HEADS, strict=True)
     )
 
 
 def _rows(config: dict[str, Any], map_name: str, order: Sequence[Enum]) -> tuple[int, ...]:
+    """The checkpoint's index of each label in `order`, by the label map. Raises WrongArchitecture."""
     stated = config.get(map_name)
     if not isinstance(stated, dict):
         raise WrongArchitecture(f"config.json has no {map_name}, so that head's label order is unknown.")

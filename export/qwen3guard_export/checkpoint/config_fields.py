@@ -1,4 +1,4 @@
-"""The fields of a checkpoint's config.json: read, or refused where they ask for what no graph here computes."""
+"""Reads the fields of a checkpoint's config.json, and refuses those that ask for what the graph does not compute."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def number(config: Config, name: str, default: float) -> float:
 
 
 def tied(config: Config) -> bool:
-    """Whether the output head is the embedding. Raises WrongArchitecture."""
+    """Whether the lm_head is the embedding. Raises WrongArchitecture."""
     value = config.get("tie_word_embeddings")
     if not isinstance(value, bool | None):
         raise WrongArchitecture(f"config.json gives tie_word_embeddings = {value!r:.100}; it must be true or false.")
@@ -36,7 +36,10 @@ def tied(config: Config) -> bool:
 
 
 def rope_theta(config: Config) -> float:
-    """transformers 4 keeps rope_theta at the top, transformers 5 inside rope_parameters."""
+    """The base of the rotary frequencies, 10000 by default. Raises WrongArchitecture where two values are given.
+
+    transformers 4 keeps it at the top of config.json, transformers 5 inside rope_parameters.
+    """
     inside = [config.get(key) or {} for key in _ROPE]
     stated = {number(each, "rope_theta", 0.0) for each in (config, *inside) if each.get("rope_theta") is not None}
     if len(stated) > 1:
@@ -55,12 +58,13 @@ _COMPUTES = re.compile(
     r"|compression|quant|prun|activation|_act$|act_fn|^clip_|temperature|attn_type|position_embedding_type|^skip_"
     r"|kv_shared|zero_centered|is_encoder_decoder|peft"
 )
-"""In the name of a field, of whatever model's config: what it asks for changes the numbers. `_HARMLESS`: not here."""
+"""Matches the names of config fields, of any model, that change what is computed, except those that _HARMLESS
+matches."""
 _HARMLESS = re.compile(r"dropout|initializer|fp32|^output_|^router_aux|norm_grad")
 
 
 def refuse_what_is_not_computed(config: Config) -> None:
-    """Raises WrongArchitecture for a field that asks for other numbers than the graph computes, by its name."""
+    """Raises WrongArchitecture, with the field's name, for a field that asks for what the graph does not compute."""
     kind = config.get("model_type")
     if kind is not None and (not str(kind).startswith("qwen3") or "moe" in str(kind)):
         raise WrongArchitecture(f"model_type is {kind!r:.100}; a guard is a dense qwen3.")
@@ -85,7 +89,7 @@ def refuse_what_is_not_computed(config: Config) -> None:
 
 
 def _refuse_rope(key: str, rope: Any) -> None:
-    """Raises WrongArchitecture for anything but the default rotary embeddings of all layers and all of each head."""
+    """Raises WrongArchitecture unless the rotary embeddings are the default ones, in all layers and in whole heads."""
     if rope is None:
         return
     if not isinstance(rope, dict):
@@ -104,7 +108,7 @@ def _refuse_rope(key: str, rope: Any) -> None:
 
 
 def _neutral(name: str, value: Any) -> bool:
-    """Whether a field of a config asks for nothing, or for what Qwen3 does anyway."""
+    """Whether a field of a config asks for nothing, or for what every Qwen3 computes."""
     if isinstance(value, bool):
         return value == bool(re.search(r"causal|qk_(layer)?norm|rms_norm|scale_attn_weights", name))
     if isinstance(value, int | float):

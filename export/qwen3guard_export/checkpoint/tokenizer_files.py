@@ -1,6 +1,6 @@
-"""The tokenizer that goes with a checkpoint: checked against the model, then carried as it is.
+"""The tokenizer files of a checkpoint: checked against the model here, and then copied unchanged.
 
-Knows file names and token ids; does not tokenize and does not render templates.
+This module knows file names and token ids. It does not tokenize, and does not render templates.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ REQUIRED_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
 def carried_files(folder: Path, vocab_size: int) -> tuple[Path, ...]:
-    """The files that travel with the graph, those of `CARRIED` that exist.
+    """The files of `CARRIED` that exist in `folder`; they travel with the graph.
 
-    Raises TokenizerMismatch if the tokenizer cannot belong to a model with `vocab_size` embeddings, if it lacks
-    the chat tokens, or if no chat template is found; CorruptFile if another of the files is not JSON.
+    Raises TokenizerMismatch if the tokenizer cannot belong to a model with `vocab_size` embeddings, if it lacks the
+    chat tokens, or if there is no chat template; CorruptFile if another of the files is not JSON.
     """
     tokenizer = folder / TOKENIZER
     if not tokenizer.is_file():
@@ -49,11 +49,11 @@ def carried_files(folder: Path, vocab_size: int) -> tuple[Path, ...]:
 
 def end_ids(folder: Path) -> frozenset[int]:
     """The ids that end an answer: `<|im_end|>`, and the eos ids of config.json and generation_config.json."""
-    found = {_token_ids(folder / TOKENIZER)[REQUIRED_TOKENS[1]]}
+    ids = {_token_ids(folder / TOKENIZER)[REQUIRED_TOKENS[1]]}
     for name in ("config.json", "generation_config.json"):
         eos = read_json_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        found.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)
-    return frozenset(found)
+        ids.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)
+    return frozenset(ids)
 
 
 def _token_ids(path: Path) -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""Safetensors, read one tensor at a time: single or sharded, bfloat16 included, nothing mapped or cached.
+"""Reads safetensors one tensor at a time, from a single file or shards, with bfloat16; nothing is mapped or cached.
 
-Knows the file layout (https://huggingface.co/docs/safetensors: an 8-byte little-endian header length, a JSON
-header, the bytes) and nothing of models. safetensors' own numpy reader has no bfloat16. Pickles are never opened.
+This module knows the file layout (https://huggingface.co/docs/safetensors: an 8-byte little-endian header length, a
+JSON header, the bytes) and nothing of models. The numpy reader of safetensors has no bfloat16. Pickles are never
+opened.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BLOCK = 1 << 24
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; CorruptFile when it holds anything else."""
+    """The JSON object in `path`. Raises CorruptFile where `path` holds anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -45,7 +46,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor's bytes lie. `offset` is absolute in `path`."""
+    """Where the bytes of one tensor are. `offset` counts from the beginning of `path`."""
 
     path: Path
     dtype: str
@@ -55,13 +56,14 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Every tensor of a checkpoint by name; bytes are read when asked for."""
+    """The tensors of a checkpoint by name; a tensor's bytes are read when it is asked for."""
 
     tensors: dict[str, StoredTensor]
 
     @classmethod
     def open(cls, folder: Path) -> WeightFiles:
-        """Reads headers only. Raises CheckpointNotFound, CorruptFile, MissingTensor or WrongArchitecture."""
+        """Reads the headers of the files in `folder`. Raises CheckpointNotFound, CorruptFile, MissingTensor or
+        WrongArchitecture."""
         index, single = folder / INDEX, folder / SINGLE
         if index.is_file():
             sharded = _open_sharded(folder, index)
@@ -81,7 +83,10 @@ class WeightFiles:
         return self._find(name).shape
 
     def stored(self, name: str) -> Array:
-        """The tensor in the checkpoint's own dtype (ml_dtypes.bfloat16, float16 or float32)."""
+        """The tensor in the checkpoint's own dtype (ml_dtypes.bfloat16, float16 or float32).
+
+        Raises MissingTensor, or CorruptFile where it cannot be read or is not finite.
+        """
         tensor = self._find(name)
         count = math.prod(tensor.shape)
         try:
@@ -94,7 +99,7 @@ class WeightFiles:
         return flat.reshape(tensor.shape)
 
     def same(self, name: str, other: str) -> bool:
-        """Whether two tensors have one dtype, one shape and the same bytes. Reads a block of each at a time."""
+        """Whether two tensors have the same dtype, shape and bytes. Reads a block of each at a time."""
         first, second = self._find(name), self._find(other)
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return False
@@ -114,7 +119,7 @@ class WeightFiles:
         return True
 
     def float32(self, name: str) -> FloatArray:
-        """The tensor, exactly, as a C-contiguous float32 array of its own."""
+        """The tensor's exact values as a C-contiguous float32 array, which the caller may change."""
         stored = self.stored(name)
         if stored.dtype == np.float32:
             return stored
@@ -134,7 +139,7 @@ def _open_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CorruptFile(f"{index} has no weight_map of file names.")
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise CorruptFile(f"{index} names {shard!r:.100}, which is not a file beside it.")
@@ -144,8 +149,8 @@ def _open_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
             raise MissingTensor(f"{folder / shard} lacks {lacking[0]!r:.100}, which {INDEX} places there.")
         if unread := sorted(header.keys() - placed):
             raise CorruptFile(f"{folder / shard} has {unread[0]!r:.100}, which {INDEX} does not place there.")
-        found |= header
-    return found
+        tensors |= header
+    return tensors
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:

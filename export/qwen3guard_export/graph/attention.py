@@ -1,10 +1,12 @@
 """Attention forms: how new keys and values get into a row's KV slot, and how queries read it.
 
-All let a token see the cells up to its own position, after the new cells were written in place (past and present may
-be one buffer). They differ in the operators that multiply and in what a cell is made of: `portable` is standard opset
-24, which TensorRT builds too; `decomposed` is what ONNX Runtime's CPU provider runs fastest, `int8` is the same over
-keys and values of eight bits, read four times as fast; `gqa` is one fused operator, which ONNX Runtime's CUDA provider
-has. `gqa` takes rows of one token together, a longer row alone.
+In every form a token sees the cells up to its own position, after the new cells were written in place (past and present
+may be one buffer). The forms differ in their operators and in the numbers of a cell:
+
+    portable    standard opset 24, which TensorRT can build too
+    decomposed  the operators that ONNX Runtime's CPU provider runs fastest
+    int8        like decomposed, with keys and values of eight bits, which is a quarter of the bytes to read
+    gqa         one fused operator of ONNX Runtime's CUDA provider; it takes rows of one token together, others alone
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ _HIDDEN_SCORE = -1e30  # added to a score; exp() of it is 0, and a score plus it
 _LEVELS = 127.0
 _QUERY_LEVELS, _QUERY_ZERO_POINT = 63.0, 64
 _SHARE_LEVELS = 127.0
-"""Queries and shares have seven bits: CPUs without VNNI add two u8 x s8 products in a saturating int16, and
-2 * 127 * 127 fits. Keys, which may have outlying dimensions, and values keep all eight (docs/performance.md)."""
+"""Queries and shares have seven bits. CPUs without VNNI add two u8 x s8 products in a saturating int16, and 2 * 127 *
+127 fits in that. Values have all eight bits, and so do keys, which may have outlying dimensions
+(docs/performance.md)."""
 
 
 def kv_caches(form: Form, architecture: Architecture) -> tuple[Cache, ...]:
@@ -44,10 +47,11 @@ def kv_caches(form: Form, architecture: Architecture) -> tuple[Cache, ...]:
 
 @dataclass(frozen=True)
 class Attention:
-    """The parts shared by all layers: the mask is computed once a graph.
+    """Attention in one form, with the tensors that all layers share; made by `attention`.
 
-    `mask` is bool [rows, 1, tokens, capacity] (portable) or float32 [rows, 1, stacked tokens, capacity]; gqa masks by
-    itself, from `last` int32 [rows] and `longest` int32 [], where each row's last token stands and the most cells read.
+    `mask` is bool [rows, 1, tokens, capacity] (portable), or float32 [rows, 1, stacked tokens, capacity] to be added to
+    the scores. gqa has its own mask; it needs `last` int32 [rows], the position of each row's last token, and `longest`
+    int32 [], the most cells that are read.
     """
 
     graph: Emitter
@@ -61,8 +65,11 @@ class Attention:
     longest: str = ""
 
     def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
-        """Queries and new keys [rows, query_heads + kv_heads, tokens, head_dim], new values [rows, kv_heads, ...]
-        -> [rows, tokens, query_heads * head_dim]. Scores are scaled by 1 / sqrt(head_dim)."""
+        """Adds one layer's attention to the graph: [rows, tokens, query_heads * head_dim].
+
+        `turned` are queries and new keys after the rotation, [rows, query_heads + kv_heads, tokens, head_dim]; `values`
+        are new values, [rows, kv_heads, tokens, head_dim]. Scores are scaled by 1 / sqrt(head_dim).
+        """
         if self.form.has_integer_kv:
             context = self._int8(caches, turned, values)
         else:
@@ -78,7 +85,7 @@ class Attention:
         return self.graph.op("Reshape", [joined, self.graph.ints(0, 0, self.query_heads * self.head_dim)])
 
     def _write(self, cache: Cache, update: str) -> str:
-        """`update` written into each row's slot from `positions` [rows] on."""
+        """Writes `update` into each row's slot, from `positions` [rows] on; returns the new cache's name."""
         inputs = [cache.past, update, self.positions]
         return self.graph.op("TensorScatter", inputs, name=cache.present, mode="linear", axis=cache.cell_axis)
 
@@ -113,10 +120,10 @@ class Attention:
         return self._ungroup(graph.op("Div", [graph.op("MatMul", [shares, values]), total]))
 
     def _int8(self, caches: Sequence[Cache], turned: str, values: str) -> str:
-        """Each head's vector of a token has a scale of its own, so nothing depends on calibration or neighbours.
+        """Each vector of a head and a token has its own scale, so nothing depends on calibration or on other rows.
 
-        The shares are quantized in blocks of cells, each by its largest: a token that takes nearly all the attention
-        would else leave no levels for the many that divide the rest.
+        The shares are quantized in blocks of cells, each with its own scale. With a single scale, a token that gets
+        nearly all the attention would leave no levels to the many tokens that share the rest.
         """
         graph, size, (key_cache, value_cache, scale_cache) = self.graph, self.head_dim, caches
         queries, keys = graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
@@ -148,10 +155,10 @@ class Attention:
         return graph.op("Reshape", [context, graph.ints(0, self.query_heads, -1, size)])
 
     def _shares(self, scores: str) -> tuple[str, str]:
-        """exp(scores - their largest) in 0..1, and its sum [..., 1] by which the context is still to be divided.
+        """exp(scores - their largest) in 0..1, and its sum [..., 1], by which the context is divided later.
 
-        Not Softmax: ONNX Runtime's sums in lanes, as many as the CPU has, and so differs in the last bit from one
-        kind of CPU to another. These operators do not (docs/performance.md).
+        This is not Softmax, because ONNX Runtime's Softmax sums in as many lanes as the CPU has. So its last bit
+        differs between kinds of CPU; that of these operators does not (docs/performance.md).
         """
         graph, last = self.graph, self.graph.ints(-1)
         largest = graph.op("ReduceMax", [scores, last], keepdims=1)
@@ -159,10 +166,10 @@ class Attention:
         return shares, graph.op("ReduceSum", [shares, last], keepdims=1)
 
     def _group(self, queries: str) -> str:
-        """The query heads of one KV head stacked as rows of one matrix, so that K and V are never repeated.
+        """Stacks the query heads of each KV head as rows of one matrix, so that K and V are not repeated.
 
-        A head alone is stacked on itself: ONNX Runtime has another kernel for a single row, which rounds
-        otherwise, and a token would then come out differently alone and in a batch of longer rows.
+        A single query head is stacked twice. ONNX Runtime has another kernel for a matrix of one row, which rounds
+        differently, so a token alone would get other numbers than in a batch of longer rows.
         """
         if self.query_heads == self.kv_heads:
             return self.graph.op("Concat", [queries, queries], axis=2)
@@ -184,19 +191,23 @@ def attention(
     kv_heads: int,
     head_dim: int,
     positions: str,
-    places: str,
+    token_positions: str,
     capacity: str,
 ) -> Attention:
-    """`positions` int64 [rows]; `places` int64 [rows, tokens]: each token's position; `capacity` int64 [1]."""
+    """Adds to the graph what the attention of all layers shares.
+
+    `positions` int64 [rows] are those of each row's first token, `token_positions` int64 [rows, tokens] those of every
+    token, and `capacity` is int64 [1].
+    """
     common = (graph, form, query_heads, kv_heads, head_dim, positions)
     if form.attention == "gqa":
-        ends = graph.op("ReduceMax", [places, graph.ints(1)], keepdims=0)
+        ends = graph.op("ReduceMax", [token_positions, graph.ints(1)], keepdims=0)
         last = graph.op("Cast", [ends], to=TensorProto.INT32)
         longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
         return Attention(*common, last=last, longest=longest)
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
-    seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [places, graph.ints(1, 3)])])
+    seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [token_positions, graph.ints(1, 3)])])
     if form.attention != "portable":
         shown, hidden = graph.scalar(0.0, np.float32), graph.scalar(_HIDDEN_SCORE, np.float32)
         seen = graph.op("Where", [seen, shown, hidden])

@@ -1,6 +1,6 @@
-"""Writing an ONNX graph node by node, its weights streamed to an external data file as they come.
+"""Writes an ONNX graph node by node, and its weights at once to an external data file.
 
-Knows ONNX; knows nothing of Qwen3. At no time is more than the tensor being added held in memory.
+This module knows ONNX and nothing of Qwen3. It never holds more than one large weight in memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from qwen3guard_export.checkpoint.weight_files import Array
 
 OPSET = 24
 IR_VERSION = 12
-"""The lowest that opset 24 allows; onnx by default writes a newer one than the runtimes in the field read."""
+"""The lowest version that opset 24 allows. By default onnx writes a newer one, which many runtimes cannot read."""
 CONTRIB = "com.microsoft"
 
-_ALIGNMENT = 4096  # a page, so that a tensor can be mapped by itself
+_ALIGNMENT = 4096  # bytes of a page, so that each tensor can be mapped by itself
 _INLINE_BYTES = 1024
 
 
 class Emitter:
-    """Collects nodes, and writes `folder/graph_name` with `graph_name.data` beside it. Use it in a `with`."""
+    """Collects nodes, and writes `folder/graph_name` and `folder/graph_name.data`. A context manager."""
 
     def __init__(self, folder: Path, graph_name: str) -> None:
         self._path = folder / graph_name
@@ -58,7 +58,7 @@ class Emitter:
         return name
 
     def op(self, kind: str, inputs: Sequence[str], *, name: str = "", domain: str = "", **attributes: Any) -> str:
-        """Adds a node with one output and returns that output's name; `name` fixes it."""
+        """Adds a node with one output, and returns that output's name, which is `name` if one is given."""
         output = name or f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         self._contrib = self._contrib or domain == CONTRIB
@@ -71,8 +71,10 @@ class Emitter:
         return parts
 
     def add_and_norm(self, rows: str, update: str, scale: str, *, total: str, epsilon: float) -> str:
-        """Adds ONNX Runtime's fused node for rows + update, which is named `total`, and the RMS norm of that; returns
-        the norm's name."""
+        """Adds ONNX Runtime's fused node for a sum and its RMS norm, and returns the norm's name.
+
+        The sum of `rows` and `update` gets the name `total`.
+        """
         node = f"SkipNorm_{len(self._nodes)}"
         normed = f"{node}_normed"
         self._nodes.append(
@@ -89,7 +91,7 @@ class Emitter:
         return normed
 
     def grouped_attention(self, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
-        """Adds ONNX Runtime's GroupQueryAttention, which writes `presents` too; returns what was attended to."""
+        """Adds ONNX Runtime's GroupQueryAttention, which also writes `presents`, and returns its output's name."""
         output = f"GroupQueryAttention_{len(self._nodes)}"
         self._nodes.append(
             helper.make_node(
@@ -100,7 +102,8 @@ class Emitter:
         return output
 
     def weight(self, name: str, array: Array) -> str:
-        """Adds an initializer once under `name`; large ones go to the data file at once."""
+        """Adds the initializer `name`, unless it is there, and returns `name`. A large one is written to the data
+        file."""
         if name in self._initializers:
             return name
         array = np.asarray(array, order="C")
@@ -113,7 +116,7 @@ class Emitter:
         return name
 
     def once(self, key: tuple[object, ...], add: Callable[[], str]) -> str:
-        """What `add` adds and names, the first time that `key` asks for it."""
+        """Calls `add` the first time that `key` is asked for; returns the name that it gave, then and later."""
         if key not in self._shared:
             self._shared[key] = add()
         return self._shared[key]

@@ -1,11 +1,11 @@
-"""The Qwen3 graph: one block, repeated, over KV slots; Gen's or Stream's logits on top.
+"""Writes the Qwen3 graph: one block, repeated, over KV slots, with Gen's or Stream's logits on top.
 
-Row r's token t stands at positions[r] + t. Its key and value go into slot r at that index, and it attends to
-the indices up to its own, so padding on the right (and whatever a slot held there before) is never seen. The
-caller keeps positions[r] + tokens <= capacity for every row, padding included: TensorScatter refuses anything
-else. Slots must hold finite numbers (start them at zero): a hidden NaN times a share of 0 is still NaN.
+Token t of row r stands at positions[r] + t. Its key and value go into slot r at that index, and it attends to the
+indices up to its own. So no token sees the padding on the right, or what a slot held there before. The caller keeps
+positions[r] + tokens <= capacity for every row, padding included; TensorScatter refuses anything else. Slots must hold
+finite numbers (zeros at the start): a hidden NaN times a share of 0 is still NaN.
 
-Formulas: transformers' modeling_qwen3.py; the heads from the model cards of Qwen3Guard-Stream.
+The formulas are those of transformers' modeling_qwen3.py, and for the heads those of Qwen3Guard-Stream's model cards.
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ _CACHE_TYPES = {
 
 
 EMBEDDED = "residual.embedded"
+"""The name of the residual stream before the first layer."""
 ROTATIONS = ("rope.cos", "rope.sin")
 
 
 def after_attention(layer: int) -> str:
-    """The name of the residual stream between a layer's halves, float32 [rows, tokens, hidden]; in the last layer
-    [asked, hidden], as what follows it."""
+    """The name of the residual stream after the attention of `layer`, float32 [rows, tokens, hidden].
+
+    In the last layer it is [asked, hidden], as everything after it.
+    """
     return f"residual.{layer}.attention"
 
 
 def after_feed_forward(layer: int) -> str:
-    """The same behind the layer."""
+    """The name of the residual stream after the whole `layer`, in the same shape."""
     return f"residual.{layer}.feed_forward"
 
 
@@ -72,8 +75,12 @@ def rope_tables(architecture: Architecture) -> tuple[FloatArray, FloatArray]:
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where tokens stand: `rope` int64 [rows, tokens] row numbers of the cos and sin tables."""
+class _Positions:
+    """Names of tensors that tell where tokens stand.
+
+    `rope` int64 [rows, tokens] are the tokens' rows in the tables `cos` and `sin`; `logit_index` int64 [asked, 2] are
+    the row and the token of each asked token.
+    """
 
     rope: str
     cos: str
@@ -83,12 +90,11 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Residual:
-    """The residual stream [..., hidden], and what is still to be added to it."""
+    """The residual stream [..., hidden], with an update that is not added yet. `total` is the name of their sum."""
 
     hidden: str
     update: str | None = None
     total: str = EMBEDDED
-    """The name of their sum."""
 
 
 class _Qwen3:
@@ -107,10 +113,10 @@ class _Qwen3:
         logit_index = graph.input(GRAPH_LOGIT_INDEX, INT64, ["asked", 2])
         for cache in self.caches:
             graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
-        places, attend = self._places(ids, positions, logit_index)
+        shared, attend = self._positions(ids, positions, logit_index)
         stream = _Residual(self._embed(ids))
         for layer in range(architecture.layers):
-            stream = self._block(layer, stream, places, attend)
+            stream = self._block(layer, stream, shared, attend)
         _, hidden = self._join(stream, FINAL_NORM)
         if architecture.variant == "gen":
             graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
@@ -119,7 +125,7 @@ class _Qwen3:
         for cache in self.caches:
             graph.output(cache.present, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
 
-    def _places(self, ids: str, positions: str, logit_index: str) -> tuple[_Places, Attention]:
+    def _positions(self, ids: str, positions: str, logit_index: str) -> tuple[_Positions, Attention]:
         graph, architecture = self.graph, self.architecture
         tokens = graph.op("Squeeze", [graph.op("Shape", [ids], start=1, end=2)])
         steps = graph.op("Range", [graph.scalar(0, np.int64), tokens, graph.scalar(1, np.int64)])
@@ -133,22 +139,22 @@ class _Qwen3:
             kv_heads=architecture.kv_heads,
             head_dim=architecture.head_dim,
             positions=positions,
-            places=absolute,
+            token_positions=absolute,
             capacity=capacity,
         )
-        # Padding may stand beyond the last position that has a rotation; any rotation does for it.
+        # Padding may stand after the last position that has a rotation; its own rotation does not matter.
         last = graph.scalar(architecture.context - 1, np.int64)
         cos, sin = rope_tables(architecture)
-        places = _Places(
+        shared = _Positions(
             rope=graph.op("Min", [absolute, last]),
             cos=graph.weight(ROTATIONS[0], cos),
             sin=graph.weight(ROTATIONS[1], sin),
             logit_index=logit_index,
         )
-        return places, attend
+        return shared, attend
 
     def _embed(self, ids: str) -> str:
-        """The table is in the weights' own type; beside integers, as the checkpoint stores it: nothing is lost."""
+        """The table is in the type of the weight format; with integer weights it is as the checkpoint stores it."""
         if self.weights == "fp32":
             table = self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING))
             return self.graph.op("Gather", [table, ids], name=EMBEDDED)
@@ -158,15 +164,15 @@ class _Qwen3:
             table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
         return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], name=EMBEDDED, to=FLOAT)
 
-    def _block(self, layer: int, stream: _Residual, places: _Places, attend: Attention) -> _Residual:
+    def _block(self, layer: int, stream: _Residual, positions: _Positions, attend: Attention) -> _Residual:
         graph = self.graph
         architecture = self.architecture
         hidden, rows = self._join(stream, block_tensor(layer, "input_layernorm"))
-        context = self._attention(layer, rows, places, attend)
+        context = self._attention(layer, rows, positions, attend)
         if layer == architecture.layers - 1:
-            # From here on a token meets no other: the last half-block runs for the asked tokens alone.
-            hidden = graph.op("GatherND", [hidden, places.logit_index])
-            context = graph.op("GatherND", [context, places.logit_index])
+            # After the last attention no token reads another, so the rest runs for the asked tokens alone.
+            hidden = graph.op("GatherND", [hidden, positions.logit_index])
+            context = graph.op("GatherND", [context, positions.logit_index])
         rows_key = "asked" if layer == architecture.layers - 1 else "tokens"
         inputs = activation(
             graph, self.weights, context, architecture.query_heads * architecture.head_dim, rows_key=rows_key
@@ -177,7 +183,7 @@ class _Qwen3:
         return _Residual(hidden, self._feed_forward(layer, rows, rows_key), after_feed_forward(layer))
 
     def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
-        """The residual stream with its update added, and its norm."""
+        """Adds the update; returns the residual stream and its norm."""
         graph = self.graph
         if stream.update is None:
             return stream.hidden, self._norm(stream.hidden, norm)
@@ -190,11 +196,11 @@ class _Qwen3:
         )
         return stream.total, normed
 
-    def _attention(self, layer: int, rows: str, places: _Places, attend: Attention) -> str:
+    def _attention(self, layer: int, rows: str, positions: _Positions, attend: Attention) -> str:
         graph, architecture = self.graph, self.architecture
         query_heads, kv_heads, size = architecture.query_heads, architecture.kv_heads, architecture.head_dim
-        # What once left the finite numbers stays in the residual stream, but integers would hide it from the tokens
-        # that attend to this one: its last keys tell them.
+        # A number that is not finite stays in the residual stream, but integers would hide it from the tokens that
+        # attend to this one. So the keys of the last layer become NaN.
         last = layer == architecture.layers - 1
         inputs = activation(graph, self.weights, rows, architecture.hidden, rows_key="tokens", finite=last)
         names = [block_tensor(layer, f"self_attn.{part}_proj") for part in "qkv"]
@@ -202,13 +208,13 @@ class _Qwen3:
         turning, values = graph.split(projected, [(query_heads + kv_heads) * size, kv_heads * size], axis=2)
         turning = graph.op("Reshape", [turning, graph.ints(0, 0, query_heads + kv_heads, size)])
         turning = graph.op("Transpose", [self._norm_heads(layer, turning)], perm=[0, 2, 1, 3])
-        turned = graph.op("RotaryEmbedding", [turning, places.cos, places.sin, places.rope])
+        turned = graph.op("RotaryEmbedding", [turning, positions.cos, positions.sin, positions.rope])
         values = graph.op("Reshape", [values, graph.ints(0, 0, kv_heads, size)])
-        here = [cache for cache in self.caches if cache.layer == layer]
-        return attend.emit(here, turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
+        own = [cache for cache in self.caches if cache.layer == layer]
+        return attend.emit(own, turned, graph.op("Transpose", [values], perm=[0, 2, 1, 3]))
 
     def _norm_heads(self, layer: int, heads: str) -> str:
-        """[rows, tokens, query_heads + kv_heads, head_dim], each head by itself, by q_norm or k_norm."""
+        """Norms heads [rows, tokens, query_heads + kv_heads, head_dim], each by itself, with q_norm or k_norm."""
         architecture = self.architecture
         counts = [architecture.query_heads, architecture.kv_heads]
         names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
@@ -216,13 +222,13 @@ class _Qwen3:
             parts = self.graph.split(heads, counts, axis=2)
             normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
             return self.graph.op("Concat", normed, axis=2)
-        # ONNX Runtime on a CPU takes a scale for each head as well; the standard knows one for the last axis alone.
+        # On a CPU, ONNX Runtime also takes a scale for each head; the standard allows one of the last axis alone.
         scales = [np.tile(self.tensors.float32(name), (count, 1)) for name, count in zip(names, counts, strict=True)]
         scale = self.graph.weight(block_tensor(layer, "self_attn.qk_norm"), np.concatenate(scales))
         return self.graph.op("RMSNormalization", [heads, scale], axis=-1, epsilon=architecture.rms_eps)
 
     def _feed_forward(self, layer: int, rows: str, rows_key: str) -> str:
-        """down(silu(gate) * up). The row scale of `up` waits for that of `down`'s input."""
+        """down(silu(gate) * up). The row scale of `up` is applied together with that of `down`'s input."""
         graph = self.graph
         inputs = activation(graph, self.weights, rows, self.architecture.hidden, rows_key=rows_key)
         gate = self._linear(inputs, block_tensor(layer, "mlp.gate_proj")).scaled(graph)
@@ -245,9 +251,9 @@ class _Qwen3:
         return graph.op("Identity", [product.scaled(graph)], name=logits)
 
     def _stream_heads(self, hidden: str) -> None:
-        """RMSNorm(pre(hidden)) -> logits, in float32 whatever the weight format: they are small and decide."""
+        """RMSNorm(pre(hidden)) -> logits, always in float32: the heads are small, and they decide the verdict."""
         graph, prepared = self.graph, dict[str, str]()
-        for head in self.architecture.heads:
+        for head in self.architecture.stream_heads:
             if head.pre not in prepared:
                 pre = graph.op("MatMul", [hidden, graph.weight(head.pre, self.tensors.float32(head.pre).T)])
                 prepared[head.pre] = self._norm(pre, head.layernorm)
@@ -260,7 +266,7 @@ class _Qwen3:
         return self.graph.op("RMSNormalization", [rows, scale], axis=-1, epsilon=self.architecture.rms_eps)
 
     def _linear(self, inputs: Activation, name: str, parts: Sequence[str] = ()) -> Product:
-        """By the matrix `name`, or by the matrices `parts` as one of that name."""
+        """Multiplies by the matrix `name`, or by the matrices `parts`, which become one matrix of that name."""
 
         def matrix() -> FloatArray:
             return np.concatenate([self.tensors.float32(part) for part in parts or [name]])

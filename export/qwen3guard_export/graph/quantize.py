@@ -1,9 +1,9 @@
-"""Weight formats: how a row of activations meets a weight matrix.
+"""Weight formats: how a row of activations is multiplied by a weight matrix.
 
-`fp32` is a plain MatMul. `fp16` and `bf16` multiply in that type, and all between two products stays in float32, since
-a Qwen3's residual stream may outgrow float16. `dq8r` quantizes each token's row by its own scale to u8 around 128 and
-each output channel of the weights to s8, multiplies in integers and rescales. A row's scale depends on that row alone,
-and integer sums are exact, so a token's result cannot depend on the rows beside it.
+`fp32` is a plain MatMul. `fp16` and `bf16` multiply in that type, and everything between two products stays in float32,
+because the residual stream of a Qwen3 may outgrow float16. `dq8r` quantizes each token's row with its own scale to u8
+around 128, and each output channel of the weights to s8; it multiplies in integers and rescales. A row's scale depends
+on that row alone, and integer sums are exact, so a token's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HALVES = {
     "fp16": Half(TensorProto.FLOAT16, np.dtype(np.float16), "float16"),
     "bf16": Half(TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bfloat16"),
 }
-"""The weight formats that multiply in two bytes."""
+"""The weight formats that multiply in floats of two bytes."""
 
 _LEVELS = 127.0
 _ZERO_POINT = 128
@@ -72,12 +72,12 @@ def activation(
     pending: str | None = None,
     finite: bool = False,
 ) -> Activation:
-    """float32 [..., `depth`] made ready, once for all the matrices that read it. Tensors with one `rows_key`
-    have equally many rows, whatever their depth, and share a tensor of zero points.
+    """Prepares `rows`, float32 [..., `depth`], once for all the matrices that read them.
 
-    `pending` is a row scale [..., 1] that `rows` still lack: quantization is blind to it, so it joins the new scale
-    instead of being multiplied into every element. With `finite`, a row that holds NaN or infinity anywhere becomes NaN
-    as a whole: a maximum may pass over a NaN, and integers know none.
+    Tensors with the same `rows_key` have the same number of rows, whatever their depth, and share a tensor of zero
+    points. `pending` is a row scale [..., 1] that `rows` still lack. It does not change how a row is quantized, so it
+    is multiplied into the new scale and not into every element. With `finite`, a row with a NaN or an infinity becomes
+    NaN as a whole; otherwise it could get lost, since a maximum may ignore a NaN, and integers have none.
     """
     if weights == "fp32":
         return Activation(rows)
@@ -94,7 +94,7 @@ def activation(
 def row_scale(graph: Emitter, rows: str, levels: float, *, positive: bool = False) -> str:
     """float32 [..., K] -> [..., 1]: each row's largest absolute value / `levels`.
 
-    A row of zeros has the scale 0; its quotients are NaN and quantize to something, which the scale makes 0 again.
+    A row of zeros has the scale 0. Its quotients are NaN and become arbitrary integers, which the scale turns into 0.
     """
     absolute = rows if positive else graph.op("Abs", [rows])
     largest = graph.op("ReduceMax", [absolute, graph.ints(-1)], keepdims=1)
@@ -102,10 +102,10 @@ def row_scale(graph: Emitter, rows: str, levels: float, *, positive: bool = Fals
 
 
 def quantize_u8(graph: Emitter, rows: str, scale: str, depth: int, *, zero_point: int, rows_key: str) -> str:
-    """float32 [..., `depth`] by their `scale` [..., 1] -> u8 around `zero_point`: what u8 x s8 products take.
-    `rows_key` is as in `activation`.
+    """float32 [..., `depth`] / `scale` [..., 1] -> u8 around `zero_point`, for u8 x s8 products.
 
-    In blocks of a whole row, which ONNX Runtime quantizes three times as fast as it divides and then quantizes.
+    `rows_key` is as in `activation`. A block is a whole row, which ONNX Runtime quantizes three times as fast as a
+    division followed by a quantization.
     """
     zero_points = graph.once(
         (rows_key, zero_point),
@@ -115,19 +115,19 @@ def quantize_u8(graph: Emitter, rows: str, scale: str, depth: int, *, zero_point
 
 
 def quantize_positive_u8(graph: Emitter, rows: str, scale: str, depth: int) -> str:
-    """float32 [..., `depth`], none below 0, by their `scale` [..., 1] -> u8."""
+    """float32 [..., `depth`], none below 0, / `scale` [..., 1] -> u8."""
     return graph.op("QuantizeLinear", [rows, scale], axis=-1, block_size=depth)
 
 
 def quantize_s8(graph: Emitter, rows: str, scale: str, depth: int) -> str:
-    """float32 [..., `depth`] by their `scale` [..., 1] -> s8."""
+    """float32 [..., `depth`] / `scale` [..., 1] -> s8."""
     return graph.op("QuantizeLinear", [rows, scale], axis=-1, block_size=depth, output_dtype=TensorProto.INT8)
 
 
 def linear(
     graph: Emitter, weights: WeightFormat, inputs: Activation, name: str, matrix: Callable[[], FloatArray]
 ) -> Product:
-    """rows [..., K] @ matrix.T, with matrix [N, K] as checkpoints store it; it is read here and let go."""
+    """rows [..., K] @ matrix.T, with matrix [N, K] as checkpoints store it. The matrix is read here and not kept."""
     if weights == "fp32":
         return Product(graph.op("MatMul", [inputs.rows, graph.weight(name, matrix().T)]))
     if half := HALVES.get(weights):
@@ -149,7 +149,7 @@ def linear(
 
 
 def quantize_rows(matrix: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """[N, K] -> s8 [N, K] in -127..127 and float32 [N], row n being about s8[n] * scale[n]."""
+    """[N, K] -> s8 [N, K] in -127..127 and a float32 scale [N]: row n is about s8[n] * scale[n]."""
     largest = np.maximum(matrix.max(axis=1), -matrix.min(axis=1))
     scale = np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1)).astype(np.float32)
     quantized = np.empty(matrix.shape, np.int8)

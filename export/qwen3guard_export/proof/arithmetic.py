@@ -1,9 +1,9 @@
-"""What an exported graph computes, in plain numpy and in the graph's own arithmetic, half a layer at a time.
+"""Computes in plain numpy what an exported graph computes, in the graph's own arithmetic, half a layer at a time.
 
-Integers are multiplied exactly, two-byte floats are rounded where the graph rounds them (and may overflow, which ONNX
-Runtime's CPU provider would not show: it computes float16 in float32). So a graph that is right differs from this by
-float32 rounding alone, and now and then by one level of one quantized number that rounding has tipped over. A code
-path of its own: it shares no line with what writes graphs.
+Integers are multiplied exactly. Floats of two bytes are rounded where the graph rounds them, and may overflow, which
+ONNX Runtime's CPU provider would not show, since it computes float16 in float32. So a correct graph differs from this
+by float32 rounding alone, and now and then by one level of a quantized number, where rounding changed it. This module
+shares no code with the modules that write graphs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
 Ids = npt.NDArray[np.int64]
 _HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _EXACT_DEPTH = 1024
-"""So many products of s8 by s8 have a sum that float32 holds exactly: 1024 * 128 * 127 < 2^24."""
+"""The number of products of s8 by s8 whose sum float32 holds exactly: 1024 * 128 * 127 < 2^24."""
 _SHARE_BLOCK = 64
 _FLOAT32_LIMIT = 1e30
 _SCORE_LIMIT = 1e15
@@ -39,8 +39,11 @@ _SCORE_LIMIT = 1e15
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention adds to the residual stream [tokens, hidden], and what it leaves in the cells: keys and values
-    float32 [kv_heads, tokens, head_dim], as later tokens read them."""
+    """The result of attention on one row.
+
+    `update` [tokens, hidden] is added to the residual stream. `keys` and `values`, float32 [kv_heads, tokens,
+    head_dim], are those in the cells, as later tokens read them.
+    """
 
     update: FloatArray
     keys: FloatArray
@@ -48,9 +51,10 @@ class Attended:
 
 
 class Arithmetic:
-    """One checkpoint in one weight format and attention form.
+    """The arithmetic of one checkpoint in one weight format and attention form.
 
-    Raises ParityError where a number leaves its type, naming the tensor it met: such a guard cannot be served so.
+    Its methods raise ParityError, with the name of a tensor, where a number leaves its type: the guard cannot be served
+    in this form.
     """
 
     def __init__(self, checkpoint: Checkpoint, form: Form) -> None:
@@ -63,13 +67,13 @@ class Arithmetic:
         """The largest absolute number that was rounded to two bytes."""
 
     def embedded(self, ids: Ids) -> FloatArray:
-        """float32 [tokens, hidden]."""
+        """The embeddings of `ids`, float32 [tokens, hidden]."""
         if self._table is None:
             self._table = self._tensors.stored(EMBEDDING)
         return self._half(self._table[ids].astype(np.float32), EMBEDDING)
 
     def attention(self, layer: int, rows: Sequence[FloatArray]) -> list[Attended]:
-        """Of each row of residual states [tokens, hidden] from position 0 on."""
+        """The attention of `layer` on each row of residual states [tokens, hidden], from position 0 on."""
         self._recent.clear()
         lengths = np.cumsum([len(row) for row in rows])[:-1]
         self._bounded_scores(layer)
@@ -97,20 +101,20 @@ class Arithmetic:
         return update
 
     def logits(self, states: FloatArray) -> dict[str, FloatArray]:
-        """The graph's outputs for residual states [tokens, hidden] behind the last layer."""
+        """The graph's outputs for residual states [tokens, hidden] after the last layer."""
         architecture, read = self._architecture, self._tensors.float32
         hidden = self._norm(states, FINAL_NORM)
         if architecture.variant == "gen":
             (logits,) = self._linear(hidden, [EMBEDDING if architecture.tied else LM_HEAD])
             return {GEN_OUTPUTS[0]: logits}
-        found = {}
-        for head in architecture.heads:
+        outputs = {}
+        for head in architecture.stream_heads:
             inner = self._norm(hidden @ read(head.pre).T, head.layernorm)
-            found[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
-        return found
+            outputs[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
+        return outputs
 
     def _heads(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> tuple[FloatArray, ...]:
-        """[heads, tokens, head_dim]: queries and keys normed and turned, values as they are."""
+        """Queries, keys and values, [heads, tokens, head_dim]; queries and keys are normed and rotated."""
         size = self._architecture.head_dim
         turned = [
             _turned(
@@ -119,29 +123,30 @@ class Arithmetic:
             )
             for part, name in ((q, "q"), (k, "k"))
         ]
-        what = f"the attention of layer {layer}"
-        found = [part.transpose(1, 0, 2) for part in (*turned, v.reshape(len(v), -1, size))]
-        return tuple(self._half(part, what) for part in found) if self._form.is_two_bytes else tuple(found)
+        place = f"the attention of layer {layer}"
+        heads = [part.transpose(1, 0, 2) for part in (*turned, v.reshape(len(v), -1, size))]
+        return tuple(self._half(part, place) for part in heads) if self._form.is_two_bytes else tuple(heads)
 
     def _context(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
-        """Causal attention: [tokens, query_heads * head_dim]."""
+        """Causal attention over heads [heads, tokens, head_dim] -> [tokens, query_heads * head_dim]."""
         heads, tokens, size = queries.shape
         group = heads // len(keys)
         scale = np.float32(size**-0.5)
         ahead = np.triu(np.full((tokens, tokens), -1e30, np.float32), 1)
-        found = np.empty((heads, tokens, size), np.float32)
+        contexts = np.empty((heads, tokens, size), np.float32)
         for head in range(heads):
             key, value = keys[head // group], values[head // group]
             if self._form.has_integer_kv:
-                found[head] = _context_in_eight_bits(queries[head], key, value, scale, ahead)
+                contexts[head] = _context_in_eight_bits(queries[head], key, value, scale, ahead)
                 continue
             scores = queries[head] @ key.T * scale + ahead
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-            found[head] = shares @ value / shares.sum(axis=1, keepdims=True)
-        context: FloatArray = found.transpose(1, 0, 2).reshape(tokens, heads * size)
+            contexts[head] = shares @ value / shares.sum(axis=1, keepdims=True)
+        context: FloatArray = contexts.transpose(1, 0, 2).reshape(tokens, heads * size)
         return self._half(context, "the attention") if self._form.is_two_bytes else context
 
     def _cells(self, heads: FloatArray) -> FloatArray:
+        """Keys or values as the cells hold them, in float32."""
         if not self._form.has_integer_kv:
             return heads
         whole, scale = _quantized(heads, 127)
@@ -153,7 +158,7 @@ class Arithmetic:
         return normed * self._tensors.float32(name)
 
     def _linear(self, rows: FloatArray, names: Sequence[str]) -> list[FloatArray]:
-        """rows [tokens, K] by each matrix [N, K] -> [tokens, N]."""
+        """rows [tokens, K] times each matrix [N, K] of `names` -> [tokens, N]."""
         if not self._form.has_integer_weights:
             rows = self._half(rows, f"the input of {names[0]}")
             return [self._half(rows @ self._half(self._matrix(name), name).T, f"what {name} gives") for name in names]
@@ -161,28 +166,31 @@ class Arithmetic:
         return [self._integer_product(whole, self._matrix(name)) * scale for name in names]
 
     def _matrix(self, name: str) -> FloatArray:
-        """Read once in half a layer."""
+        """The matrix `name`, which is kept until the next half of a layer."""
         if name not in self._recent:
             self._recent[name] = self._tensors.float32(name)
         return self._recent[name]
 
     @staticmethod
     def _integer_product(whole: FloatArray, matrix: FloatArray) -> FloatArray:
-        """Exact sums of integers, times the scale of each row of `matrix`; a part of the matrix at a time."""
-        found = np.empty((len(whole), len(matrix)), np.float32)
+        """Exact sums of integers, times the scale of each row of `matrix`; computed for some rows at a time."""
+        product = np.empty((len(whole), len(matrix)), np.float32)
         for start in range(0, len(matrix), 8192):
-            part_of = matrix[start : start + 8192]
-            scale = np.abs(part_of).max(axis=1, keepdims=True) / np.float32(127)
-            levels = np.rint(part_of / np.where(scale > 0, scale, np.float32(1)))
+            rows = matrix[start : start + 8192]
+            scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+            levels = np.rint(rows / np.where(scale > 0, scale, np.float32(1)))
             sums = np.zeros((len(whole), len(levels)), np.float64)
             for depth in range(0, whole.shape[1], _EXACT_DEPTH):
                 part = slice(depth, depth + _EXACT_DEPTH)
                 sums += whole[:, part] @ levels[:, part].T
-            found[:, start : start + 8192] = sums.astype(np.float32) * scale[:, 0]
-        return found
+            product[:, start : start + 8192] = sums.astype(np.float32) * scale[:, 0]
+        return product
 
-    def _half(self, numbers: FloatArray, what: str) -> FloatArray:
-        """Rounded to the two bytes of the format, if it has such."""
+    def _half(self, numbers: FloatArray, place: str) -> FloatArray:
+        """`numbers` rounded to two bytes, if the format has floats of two bytes; `place` is for the error.
+
+        Raises ParityError where a number overflows.
+        """
         half = _HALVES.get(self._form.weights)
         if half is None:
             return numbers
@@ -192,15 +200,16 @@ class Arithmetic:
         if not np.isfinite(rounded).all():
             instead = "bf16" if self._form.weights == "fp16" else "fp32"
             raise ParityError(
-                f"{what[0].upper()}{what[1:]} leaves {half.name}: {largest:.3g} on the project's own texts;"
+                f"{place[0].upper()}{place[1:]} leaves {half.name}: {largest:.3g} on the project's own texts;"
                 f" export in {instead}."
             )
         self.largest_half = max(self.largest_half, largest)
         return rounded
 
     def _bounded_scores(self, layer: int) -> None:
-        """A hidden cell is hidden by a score of -1e30: no other may come near it."""
-        # A normed head is at most sqrt(head_dim) times its norm's largest weight long, and scores are divided by that.
+        """Raises ParityError where a score may come near -1e30, the score that hides a cell."""
+        # The length of a normed head is at most sqrt(head_dim) times its norm's largest weight, and scores are divided
+        # by sqrt(head_dim).
         largest = [
             float(np.abs(self._tensors.float32(block_tensor(layer, f"self_attn.{part}_norm"))).max()) for part in "qk"
         ]
@@ -209,10 +218,10 @@ class Arithmetic:
             raise ParityError(f"The scores of layer {layer} may be {bound:.3g}: its norms cannot be a trained guard's.")
 
     def _bounded(self, norm: str, names: Sequence[str]) -> None:
-        """A product of a normed row cannot overflow: the graph's integers rely on it, which know no infinity."""
+        """Raises ParityError where a product of a normed row may overflow, since integers would hide an infinity."""
         if not self._form.has_integers:
             return
-        # |y| <= |w| |x|, and a normed row is at most sqrt(hidden) times the norm's largest weight long
+        # |y| <= |w| |x|, and the length of a normed row is at most sqrt(hidden) times the norm's largest weight.
         largest = float(np.abs(self._tensors.float32(norm)).max())
         for name in names:
             longest = float(np.linalg.norm(self._matrix(name).astype(np.float64), axis=1).max())
@@ -222,7 +231,7 @@ class Arithmetic:
 
 
 def _quantized(rows: FloatArray, levels: int) -> tuple[FloatArray, FloatArray]:
-    """[..., K] -> whole numbers in -levels..levels as float32, and the scale [..., 1] that they are of."""
+    """[..., K] -> whole numbers in -levels..levels as float32, and their scale [..., 1]."""
     scale = np.abs(rows).max(axis=-1, keepdims=True) * np.float32(1 / levels)
     safe = np.where(scale > 0, scale, np.float32(1))
     return np.rint(rows / safe), scale
@@ -231,7 +240,7 @@ def _quantized(rows: FloatArray, levels: int) -> tuple[FloatArray, FloatArray]:
 def _context_in_eight_bits(
     queries: FloatArray, keys: FloatArray, values: FloatArray, scale: np.float32, ahead: FloatArray
 ) -> FloatArray:
-    """One head [tokens, head_dim]: queries in seven bits, keys and values in eight, the shares in seven by blocks."""
+    """One head's attention [tokens, head_dim]: queries and blocks of shares in seven bits, keys and values in eight."""
     tokens = len(queries)
     (query, query_scale), (key, key_scale), (value, value_scale) = (
         _quantized(queries, 63),
@@ -251,7 +260,7 @@ def _context_in_eight_bits(
 
 
 def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines, float32 [positions, head_dim / 2]. After transformers' Qwen3RotaryEmbedding."""
+    """Cosines and sines, float32 [positions, head_dim / 2], as in transformers' Qwen3RotaryEmbedding."""
     size = architecture.head_dim
     frequencies = 1 / np.float32(architecture.rope_theta) ** (
         np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
@@ -261,7 +270,7 @@ def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatA
 
 
 def _turned(rows: FloatArray, architecture: Architecture) -> FloatArray:
-    """[tokens, heads, head_dim] turned by each token's position: the halves of a head are the two coordinates."""
+    """[tokens, heads, head_dim] rotated by each token's position; a pair is a channel of each half of a head."""
     first, second = np.split(rows, 2, axis=-1)
     cos, sin = (each[:, None] for each in rotations(architecture, np.arange(len(rows), dtype=np.float32)))
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,7 +1,7 @@
-"""A bf16 graph as ONNX Runtime's CPU provider can run it, which has no products in bfloat16.
+"""Changes a bf16 graph so that ONNX Runtime's CPU provider, which has no products in bfloat16, can run it.
 
-Each of those is done in float32 between casts, as the provider does by itself for float16: the inputs and results are
-rounded to bfloat16 where the graph says so, the sums within are not, as in the products of a GPU.
+Each product is computed in float32 between casts, as the provider itself does for float16. So inputs and results are
+rounded to bfloat16 where the graph says so, and the sums inside a product are not, as on a GPU.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 
 _FLOATS = {"MatMul": (2, 1), "Gemm": (2, 1), "Attention": (3, 1), "GroupQueryAttention": (5, 3)}
-"""Of each operator, how many of its first inputs and outputs are of the type that it computes in."""
+"""For each operator, how many of its first inputs and of its first outputs have the type that it computes in."""
 
 
 def compute_in_float32(graph: onnx.GraphProto) -> None:
-    """Changes `graph` in place."""
+    """Puts casts around every product of bfloat16 in `graph`, in place."""
     wide = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     nodes = []
     for node in graph.node:

@@ -1,6 +1,6 @@
-"""An exported graph in ONNX Runtime with KV slots of its own, as the proof and the tests run it.
+"""Runs an exported graph in ONNX Runtime with KV slots of its own, for the proof and the tests.
 
-Past and present are bound to one buffer, as in serving. Knows tokens and slots; nothing of what is right.
+Past and present are bound to one buffer, as in serving. This module knows tokens and slots, and checks nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ GraphOutputs = dict[str, FloatArray]
 
 @dataclass(frozen=True)
 class RowChunk:
-    """Tokens of one row, written from `position` on into KV slot `slot`; outputs are for those `asked` from on."""
+    """Tokens of one row, written into KV slot `slot` from `position` on; the first with outputs has the index
+    `asked`."""
 
     slot: int
     position: int
@@ -47,11 +48,11 @@ class RowChunk:
 
 
 class BoundGraph:
-    """An exported graph with its KV slots: `slots` rows of `capacity` cells, past and present one buffer.
+    """An exported graph with its KV slots: `slots` rows of `capacity` cells, with one buffer for past and present.
 
-    `watched` are tensors within the graph, [rows, tokens, n] or [asked, n], which then come with the outputs.
-    Bit-identity of a row alone and in a batch holds with `threads` <= kv_heads: with more, ONNX Runtime splits the
-    matrix products of a small batch otherwise than those of a large one.
+    `watched` names tensors within the graph, [rows, tokens, n] or [asked, n], which are returned with the outputs. A
+    row gives the same bits alone and in a batch as long as `threads` <= kv_heads. With more threads, ONNX Runtime
+    splits the matrix products of a small batch differently from those of a large one.
     """
 
     def __init__(
@@ -77,14 +78,17 @@ class BoundGraph:
             cache: np.zeros((slots, *cache.shape(capacity)), cache.dtype) for cache in kv_caches(form, architecture)
         }
 
-    def soil(self, random: np.random.Generator) -> None:
-        """Fills the slots with what another sequence might have left."""
+    def fill_with_noise(self, random: np.random.Generator) -> None:
+        """Fills the slots with random numbers, as another sequence might have left them."""
         for buffer in self.slots.values():
             buffer[...] = 3 * random.standard_normal(buffer.shape, np.float32)
 
     def run(self, chunks: Sequence[RowChunk]) -> list[GraphOutputs]:
-        """One forward over the slots 0, 1, ... that `chunks` name, in that order, padded on the right; for each chunk
-        the outputs [tokens, n], at its asked tokens, and of what is watched at all tokens where there is more."""
+        """Runs `chunks` in one pass, padded on the right; they must name neighbouring slots, in order.
+
+        Returns for each chunk its outputs by name: [asked tokens, n], and [tokens, n] for a tensor that has all tokens.
+        Raises ValueError for other slots.
+        """
         rows, width = len(chunks), max(len(chunk.tokens) for chunk in chunks)
         if not self._form.takes_ragged_rows and rows > 1 and width > 1:
             return [self.run([chunk])[0] for chunk in chunks]
@@ -97,7 +101,7 @@ class BoundGraph:
         binding = self._session.io_binding()
         binding.bind_cpu_input(GRAPH_INPUT_IDS, ids)
         binding.bind_cpu_input(GRAPH_POSITIONS, np.array([chunk.position for chunk in chunks], np.int64))
-        # As in serving, one token at least: no kernel need know an empty batch.
+        # At least one token is asked for, as in serving, since a kernel may not take an empty batch.
         binding.bind_cpu_input(GRAPH_LOGIT_INDEX, np.array(asked or [(0, 0)], np.int64))
         self._bind_slots(binding, chunks[0].slot, rows)
         for name in self._outputs:
@@ -116,7 +120,7 @@ class BoundGraph:
         ]
 
     def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> GraphOutputs:
-        """`tokens` written from position 0 on in pieces of `lengths`; the outputs at the tokens `asked` from on."""
+        """Writes `tokens` from position 0 on in pieces of `lengths`; the outputs are those from token `asked` on."""
         starts = np.cumsum([0, *lengths])[:-1]
         return joined(
             [
@@ -136,7 +140,7 @@ class BoundGraph:
 
 
 def joined(pieces: Sequence[GraphOutputs]) -> GraphOutputs:
-    """The outputs of a row's pieces as one."""
+    """Joins the outputs of a row's pieces."""
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -144,7 +148,7 @@ def _session(folder: Path, form: Form, options: ort.SessionOptions, watched: Seq
     graph = folder / GRAPH
     if form.weights != "bf16" and not watched:
         return ort.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
-    changed = folder / f"changed-{GRAPH}"  # in the same folder: both read their weights from one file
+    changed = folder / f"changed-{GRAPH}"  # in the same folder, since both graphs read one weight file
     try:
         model = onnx.load(graph, load_external_data=False)
         if form.weights == "bf16":

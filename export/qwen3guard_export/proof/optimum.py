@@ -1,6 +1,6 @@
-"""Optimum's own exporter, for Gen: the interoperable baseline, and a second oracle for our graphs.
+"""Optimum's own exporter, for Gen alone: an interoperable baseline, and a second oracle for our graphs.
 
-Needs the optional package optimum-onnx (and with it torch); nothing else here does.
+This module alone needs the optional package optimum-onnx, and with it torch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class OptimumMissing(ImportError):
 def export_with_optimum(
     checkpoint: str, output: Path, *, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, float]:
-    """Writes Optimum's float32 graph of a Gen checkpoint, with its concatenated KV cache, into the folder `output`
-    (which must not exist or be empty, else FileExistsError), and returns its parity figure.
+    """Writes Optimum's float32 graph of a Gen checkpoint into the folder `output`, and returns its parity figure.
 
-    Raises OptimumMissing, a CheckpointError (WrongArchitecture for Stream, which Optimum does not know; ParityError if
-    the logits differ from the checkpoint's by more than FP32_BOUND of their scale); `output` is then not made.
+    The graph has a KV cache that it concatenates. Raises FileExistsError unless `output` is missing or empty,
+    OptimumMissing, or a CheckpointError (WrongArchitecture for Stream, which Optimum does not know; ParityError if the
+    logits differ from the checkpoint's by more than FP32_BOUND of their scale); `output` is then not made.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder")
@@ -72,7 +72,7 @@ def export_with_optimum(
 
 
 def optimum_logits(folder: Path, architecture: Architecture, tokens: Tokens) -> FloatArray:
-    """float32 [tokens, vocab] of Optimum's graph in `folder`, from an empty cache."""
+    """The logits float32 [tokens, vocab] of Optimum's graph in `folder`, with an empty cache."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(os.fspath(folder / GRAPH), options, providers=["CPUExecutionProvider"])
@@ -89,8 +89,8 @@ def optimum_logits(folder: Path, architecture: Architecture, tokens: Tokens) -> 
 def _prove(folder: Path, checkpoint: Checkpoint) -> dict[str, float]:
     tokens = np.random.default_rng(0).integers(0, checkpoint.architecture.vocab, 9)
     expected = reference_logits(checkpoint, [tokens])[0][GEN_OUTPUTS[0]]
-    found = optimum_logits(folder, checkpoint.architecture, tokens)
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    logits = optimum_logits(folder, checkpoint.architecture, tokens)
+    difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
     if not difference <= FP32_BOUND:
         raise ParityError(
             f"Optimum's graph differs from the checkpoint by {difference:.2e} of the logits' scale;"
@@ -101,7 +101,7 @@ def _prove(folder: Path, checkpoint: Checkpoint) -> dict[str, float]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings and log lines below ERROR are about torch's tracing of transformers, not about this export."""
+    """Hides warnings and log lines below ERROR, which are about torch's tracing of transformers, not this export."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,10 @@
-"""The proof of an export: the ONNX graph in ONNX Runtime against its own arithmetic in numpy, half a layer at a time.
+"""Proves an export: compares the graph in ONNX Runtime with its own arithmetic in numpy, half a layer at a time.
 
-The rows of `texts` go through the graph in every way the server will use it: in one pass, in chunks over the KV cache,
-token by token, and as a ragged batch in slots that hold another sequence's leftovers. Each half of each layer is then
-given what the graph itself had before it, and must add what `arithmetic` adds: rounding does not pile up over the
-layers, so the bounds are tight, whatever the weights. What the format costs against float32 is measured beside it.
+The rows of `texts` go through the graph in every way in which the server uses it: in one pass, in pieces over the KV
+cache, token by token, and as a ragged batch in slots with another sequence's leftovers. For each half of each layer,
+`arithmetic` then starts from what the graph itself had before it, and both must add the same. So rounding does not
+accumulate over the layers, and the bounds are tight for any weights. The error of the format against float32 is
+measured too.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ from qwen3guard_export.proof.texts import around_text
 from qwen3guard_export.proof.traces import Trace, traced_runs
 
 FP32_BOUND = 1e-4
-"""Of the logits' scale, max |reference|: what float32 rounding leaves of a whole model, with room."""
+"""The bound on the error of a whole model in float32, as a part of the logits' scale, max |reference|; with room."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """On how far what half a layer adds is from what it should add, as a part of its length: for any token, and on
-    average over the tokens. Likewise for each vector of keys and values in the cells; for logits as a part of the
-    token's largest."""
+    """Bounds on the relative error of a token, `worst`, and on its mean over the tokens, `mean`.
+
+    The error of half a layer is |added - expected| / |expected| of what it adds to the residual stream, and likewise of
+    each vector of keys and values in the cells. That of logits is a part of the token's largest.
+    """
 
     worst: float
     mean: float
@@ -53,21 +56,26 @@ BOUNDS = {
 }
 """docs/performance.md has the measurements that set them."""
 _RESIDUAL_ROUNDING = 2.0**-22
-"""Of the residual stream: what is lost where an update is added to it, and taken off again here."""
+"""The share of the residual stream that is lost when an update is added to it and subtracted again here."""
 _BALANCE_TOKENS = 32
 _TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
-"""Of a cosine: an angle in float32 is off by some 6e-8 of itself, and there are tens of thousands of positions."""
+"""The bound on the error of a cosine or sine. An angle in float32 is off by some 6e-8 of itself, and there are tens of
+thousands of positions."""
 _MOST_LOGITS = 1 << 25
-"""Of a large vocabulary only the last tokens' logits are compared, to bound the memory."""
+"""The most logits that are compared, which bounds the memory: with a large vocabulary, those of the last tokens."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """`figures` by name: `layer_worst` and `layer_mean`, the largest of what BOUNDS bound; `fp32_max` and `fp32_mean`,
-    how far the logits are from the checkpoint in float32, as a part of their scale (reported, not bounded: it is what
-    the format costs); `batch_bit_identical` is 1.0 if rows alone equal rows in the batch; `half_largest`, where there
-    are numbers of two bytes, the largest absolute one."""
+    """The canary, and the figures of the proof by name:
+
+    layer_worst, layer_mean   the largest of the errors that BOUNDS bound
+    fp32_max, fp32_mean       the error of the logits against the checkpoint in float32, as a part of their scale; it is
+                              the cost of the format, reported and not bounded
+    batch_bit_identical       1.0 if rows alone give the same bits as in a batch, else 0.0
+    half_largest              the largest absolute number of two bytes, where there are such numbers
+    """
 
     figures: dict[str, float]
     canary: Canary
@@ -81,11 +89,11 @@ def prove(
     *,
     original: Checkpoint | None = None,
 ) -> Proof:
-    """Runs the graph in `folder` on `rows` and holds it against `checkpoint`, whose numbers it was written from.
+    """Runs the graph in `folder` on `rows`, and compares it with `checkpoint`, from which it was written.
 
-    `original` is the checkpoint in the numbers that it came in, if they were balanced. Raises ParityError where half a
-    layer is beyond BOUNDS, where rows of a dq8r graph depend on their neighbours (only the forms made for CPUs promise
-    that they do not), or where float32 does not suffice for the balance.
+    `original` is the checkpoint before it was balanced, if it was. Raises ParityError where half a layer is beyond
+    BOUNDS, where a row depends on the rows beside it in a form that promises equal bits, where a longer slot changes
+    the outputs, where an embedding or a rotation is wrong, or where the balanced checkpoint computes something else.
     """
     architecture = checkpoint.architecture
     asked = [max(0, len(row) - _MOST_LOGITS // architecture.vocab // len(rows)) for row in rows]
@@ -95,10 +103,10 @@ def prove(
     ends = end_ids(checkpoint.folder)
     try:
         traces, identical = traced_runs(partial(bind, capacity=capacity), architecture.layers, rows, asked)
-        served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # a slot's length must change nothing
+        served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # the length of a slot must change nothing
         unwatched = served.run([RowChunk(0, 0, rows[0], asked[0])])[0]
         recorded = canary(served, architecture, form.coarsest, around, ends)
-    except Exception as error:  # ONNX Runtime's errors have no common base but this
+    except Exception as error:  # ONNX Runtime's errors have no other common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
     for name, values in unwatched.items():
@@ -121,13 +129,13 @@ def prove(
 def _check_layers(
     arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], bounds: Bounds
 ) -> dict[str, float]:
-    """Every half of every layer, and the heads. Raises ParityError at the first that is beyond `bounds`."""
+    """Checks each half of each layer, and the heads. Raises ParityError at the first that is beyond `bounds`."""
     worst = mean = 0.0
-    for what, distances in _distances(arithmetic, architecture, traces):
+    for part, distances in _distances(arithmetic, architecture, traces):
         largest, average = float(distances.max(initial=0)), float(distances.mean())
         if not (largest <= bounds.worst and average <= bounds.mean):
             raise ParityError(
-                f"the graph computes another {what} than the checkpoint: off by {largest:.1e} at a token and"
+                f"the graph computes another {part} than the checkpoint: off by {largest:.1e} at a token and"
                 f" {average:.1e} on average, where {bounds.worst:.0e} and {bounds.mean:.0e} are allowed."
             )
         worst, mean = max(worst, largest), max(mean, average)
@@ -137,23 +145,23 @@ def _check_layers(
 def _distances(
     arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace]
 ) -> Iterator[tuple[str, FloatArray]]:
-    """What was looked at, and how far it was off, of all traces together."""
+    """Yields each part of the graph, by name, with its relative errors in all traces together."""
     before = [trace.outputs[EMBEDDED] for trace in traces]
     expected = [arithmetic.embedded(trace.tokens) for trace in traces]
     yield "embedding", np.concatenate([_relative(*pair) for pair in zip(before, expected, strict=True)])
     for layer in range(architecture.layers):
         attended = arithmetic.attention(layer, before)
         for number, name in enumerate(("keys", "values")):
-            looked_at = [
-                _relative(trace.cells[layer][number], (found.keys, found.values)[number])
-                for trace, found in zip(traces, attended, strict=True)
+            errors = [
+                _relative(trace.cells[layer][number], (result.keys, result.values)[number])
+                for trace, result in zip(traces, attended, strict=True)
                 if trace.cells
             ]
-            yield f"{name} of layer {layer}", np.concatenate([each.ravel() for each in looked_at])
+            yield f"{name} of layer {layer}", np.concatenate([error.ravel() for error in errors])
         last = layer == architecture.layers - 1
         first = [trace.asked if last else 0 for trace in traces]
         before = [state[begin:] for state, begin in zip(before, first, strict=True)]
-        updates = [found.update[begin:] for found, begin in zip(attended, first, strict=True)]
+        updates = [result.update[begin:] for result, begin in zip(attended, first, strict=True)]
         between = [trace.outputs[after_attention(layer)] for trace in traces]
         yield f"attention of layer {layer}", _off(before, updates, between)
         lengths = np.cumsum([len(state) for state in between])[:-1]
@@ -162,14 +170,14 @@ def _distances(
         yield f"feed-forward of layer {layer}", _off(between, fed, before)
     lengths = np.cumsum([len(state) for state in before])[:-1]
     for name, values in arithmetic.logits(np.concatenate(before)).items():
-        found = np.concatenate([trace.outputs[name] for trace in traces])
-        yield name.replace("_", " "), np.abs(found - values).max(axis=1) / np.abs(values).max(axis=1)
+        outputs = np.concatenate([trace.outputs[name] for trace in traces])
+        yield name.replace("_", " "), np.abs(outputs - values).max(axis=1) / np.abs(values).max(axis=1)
 
 
 def _off(before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray]) -> FloatArray:
-    """For each token |after - before - update| / |update|, less what rounding to float32 may take."""
-    state, update, found = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
-    error = np.linalg.norm(found - state - update, axis=1) - _RESIDUAL_ROUNDING * np.linalg.norm(state, axis=1)
+    """|after - before - update| / |update| of each token, less what rounding to float32 may lose."""
+    state, update, following = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
+    error = np.linalg.norm(following - state - update, axis=1) - _RESIDUAL_ROUNDING * np.linalg.norm(state, axis=1)
     off: FloatArray = np.maximum(error, 0) / np.maximum(np.linalg.norm(update, axis=1), 1e-30)
     return np.where(np.isfinite(off), off, np.inf)
 
@@ -182,7 +190,7 @@ def _relative(found: FloatArray, expected: FloatArray) -> FloatArray:
 
 
 def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, float]:
-    """Of the logits from the checkpoint in float32, as a part of their scale."""
+    """The error of the logits against the checkpoint in float32, as a part of their scale."""
     expected = reference_logits(checkpoint, [trace.tokens for trace in traces], [trace.asked for trace in traces])
     off = [
         np.abs(trace.outputs[name] - values) / np.abs(values).max()
@@ -193,12 +201,12 @@ def _distance(checkpoint: Checkpoint, traces: Sequence[Trace]) -> dict[str, floa
 
 
 def _check_tables(folder: Path, checkpoint: Checkpoint, arithmetic: Arithmetic) -> None:
-    """The embeddings of all tokens and the rotations of all positions, those included that no row of the proof reaches.
+    """Checks the embeddings of all tokens and the rotations of all positions; the proof's rows reach only some of them.
 
     Raises ParityError.
     """
     graph = onnx.load(folder / GRAPH, load_external_data=False).graph
-    stored = {each.name: each for each in graph.initializer if each.name in (EMBEDDING, *ROTATIONS)}
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.name in (EMBEDDING, *ROTATIONS)}
     architecture = checkpoint.architecture
     table = onnx.numpy_helper.to_array(stored[EMBEDDING], base_dir=str(folder))
     for start in range(0, architecture.vocab, _TABLE_ROWS):
@@ -208,16 +216,16 @@ def _check_tables(folder: Path, checkpoint: Checkpoint, arithmetic: Arithmetic) 
     del table
     positions = np.arange(architecture.context, dtype=np.float32)
     for name, expected in zip(ROTATIONS, rotations(architecture, positions), strict=True):
-        found = onnx.numpy_helper.to_array(stored[name], base_dir=str(folder))
-        off = np.abs(found - expected).max(axis=1) if found.shape == expected.shape else np.array([np.inf])
+        table = onnx.numpy_helper.to_array(stored[name], base_dir=str(folder))
+        off = np.abs(table - expected).max(axis=1) if table.shape == expected.shape else np.array([np.inf])
         if not off.max() <= _ROTATION_BOUND:
             raise ParityError(f"the rotation of position {int(off.argmax())} is off by {off.max():.1e}.")
 
 
 def _check_balance(original: Checkpoint, balanced: Checkpoint, row: Tokens) -> None:
     """Raises ParityError unless both compute the same in float32."""
-    (expected,), (found,) = reference_logits(original, [row]), reference_logits(balanced, [row])
-    off = max(float(np.abs(found[name] - values).max() / np.abs(values).max()) for name, values in expected.items())
+    (expected,), (logits,) = reference_logits(original, [row]), reference_logits(balanced, [row])
+    off = max(float(np.abs(logits[name] - values).max() / np.abs(values).max()) for name, values in expected.items())
     if not off <= FP32_BOUND:
         raise ParityError(
             f"the balanced checkpoint differs from the one it came from by {off:.1e} of the logits' scale."

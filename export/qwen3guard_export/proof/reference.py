@@ -1,7 +1,8 @@
-"""Qwen3Guard in plain numpy, the judge of every exported graph: no cache, no ONNX, float32 throughout.
+"""Qwen3Guard in plain numpy, in float32: the reference for every exported graph.
 
-A code path of its own: full causal attention over whole sequences, one layer's weights in memory at a time. After
-transformers' modeling_qwen3.py and the model cards of Qwen3Guard-Stream.
+It shares no code with the graph: it has no cache and no ONNX, and computes full causal attention over whole sequences,
+with one layer's weights in memory at a time. The formulas are those of transformers' modeling_qwen3.py and of the model
+cards of Qwen3Guard-Stream.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Tokens = npt.NDArray[np.int64]
 def reference_logits(
     checkpoint: Checkpoint, rows: Sequence[Tokens], asked: Sequence[int] | None = None
 ) -> list[dict[str, FloatArray]]:
-    """For each row of token ids [tokens], its outputs by name, float32 [tokens, n], from its token `asked` on."""
+    """The outputs by name of each row of token ids [tokens], float32 [tokens, n], from the row's token `asked` on."""
     architecture, read = checkpoint.architecture, checkpoint.weights.float32
     states = final_states(checkpoint, rows)
     states = [state[first:] for state, first in zip(states, asked or [0] * len(rows), strict=True)]
@@ -38,7 +39,7 @@ def reference_logits(
         outputs = {GEN_OUTPUTS[0]: hidden @ read(EMBEDDING if architecture.tied else LM_HEAD).T}
     else:
         outputs = {}
-        for head in architecture.heads:
+        for head in architecture.stream_heads:
             inner = _rms_norm(hidden @ read(head.pre).T, read(head.layernorm), architecture.rms_eps)
             outputs[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
     split = {name: np.split(values, lengths) for name, values in outputs.items()}
@@ -46,7 +47,8 @@ def reference_logits(
 
 
 def final_states(checkpoint: Checkpoint, rows: Sequence[Tokens]) -> list[FloatArray]:
-    """For each row of token ids [tokens], what the heads read: float32 [tokens, hidden] after the final norm."""
+    """The states of each row of token ids [tokens] after the final norm, which the heads read: float32 [tokens,
+    hidden]."""
     architecture, read = checkpoint.architecture, checkpoint.weights.float32
     table = checkpoint.weights.stored(EMBEDDING)
     states = [table[row].astype(np.float32) for row in rows]
@@ -93,7 +95,7 @@ def _rms_norm(x: FloatArray, weight: FloatArray, eps: float) -> FloatArray:
 
 
 def _rotate(x: FloatArray, theta: float) -> FloatArray:
-    """x [tokens, heads, head_dim]: the halves of each head are the two coordinates that turn together."""
+    """Rotates x [tokens, heads, head_dim] by position; a pair is a channel of each half of a head."""
     tokens, _, head_dim = x.shape
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     angles = np.tile(np.outer(np.arange(tokens), frequencies), 2)[:, None, :]

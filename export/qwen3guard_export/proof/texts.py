@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001
-"""What an export is proved on: a few texts of the project's own, in several languages, through the guard's template.
+"""The texts that an export is proved on: a few of the project's own, in several languages, in the guard's template.
 
-Nothing in them is worth a guard's attention but that it is ordinary: a proof that runs on random ids never meets the
-tokens that a served guard meets, nor the outliers that they raise.
+They are ordinary on purpose. A proof on random ids would not meet the tokens of a served guard, nor the outliers that
+these tokens cause.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qwen3guard_export.checkpoint.tokenizer_files import CHAT_TEMPLATE, TOKENIZE
 from qwen3guard_export.proof.reference import Tokens
 
 LONGEST_ROW = 448
-"""Tokens of a row; a longer one is cut."""
+"""The most tokens of a row; a longer one is cut."""
 
 _TURNS = (
     "My neighbour's dog barks all night, and I have to get up at 5:30. What can I say to him without a quarrel?",
@@ -35,27 +35,27 @@ _TURNS = (
 
 
 def proof_rows(folder: Path, context: int) -> list[Tokens]:
-    """Token ids of conversations that end with a user's turn and with an assistant's, at most `context` each.
+    """The token ids of two conversations, one that ends with a user's turn and one with an assistant's.
 
-    Raises TokenizerMismatch where the folder's template or tokenizer does not take them.
+    Each has at most `context` tokens. Raises TokenizerMismatch where the template or the tokenizer in `folder` fails.
     """
     rows = [_tokens(folder, _TURNS[first:last]) for first, last in ((0, 5), (2, 6))]
     return [row[: min(LONGEST_ROW, context)] for row in rows]
 
 
 def around_text(folder: Path) -> tuple[Tokens, Tokens]:
-    """What the template writes before and behind the text of a single user's turn, as token ids.
+    """The token ids that the template writes before and after the text of a single user's turn.
 
     Raises TokenizerMismatch as `proof_rows` does.
     """
     one, other = (_tokens(folder, [text]) for text in ("a", "1"))
     before = _shared(one, other)
-    behind = min(_shared(one[::-1], other[::-1]), len(one) - before)
-    return one[:before], one[len(one) - behind :]
+    after = min(_shared(one[::-1], other[::-1]), len(one) - before)
+    return one[:before], one[len(one) - after :]
 
 
 def _shared(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length
@@ -79,7 +79,7 @@ def _tokens(folder: Path, turns: Sequence[str]) -> Tokens:
     except (jinja2.TemplateError, ValueError, TypeError, AttributeError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TokenizerMismatch(f"The chat template in {folder} cannot be rendered: {reason}.") from None
-    except Exception as error:  # the tokenizers package raises Exception itself
+    except Exception as error:  # tokenizers raises plain Exceptions
         raise TokenizerMismatch(f"The tokenizer in {folder} cannot be read: {str(error)[:200]}.") from None
     if not ids:
         raise TokenizerMismatch(f"The chat template in {folder} renders a conversation to nothing.")
@@ -96,5 +96,5 @@ def _template(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def _special(settings: dict[str, Any]) -> dict[str, str]:
-    found = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    tokens = {name: settings.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return {name: value for name, value in tokens.items() if isinstance(value, str)}

@@ -28,7 +28,7 @@ def test_heads_in_another_order_come_out_in_ours(tmp_path: Path) -> None:
         edit(checkpoint, "config.json", turn)
     export(str(checkpoint), tmp_path / "models", say=lambda _: None)
     opened = open_checkpoint(str(checkpoint))
-    assert opened.architecture.heads[0].rows == (1, 2, 0)
+    assert opened.architecture.stream_heads[0].rows == (1, 2, 0)
     folder = tmp_path / "models/stream_guard/1"
     graph = BoundGraph(folder, opened.architecture, Form("fp32", "decomposed"), slots=1, capacity=64)
     tokens = np.arange(9)

@@ -107,10 +107,10 @@ def test_the_function_is_the_same_to_the_bit(tmp_path: Path, shape: str, weights
         for name in before:
             np.testing.assert_array_equal(before[name], after[name])
     assert isinstance(other.weights, BalancedWeights)
-    changed = {*other.weights.made, *other.weights.read}
+    changed = {*other.weights.row_factors, *other.weights.column_factors}
     assert (block_tensor(0, "self_attn.k_norm") in changed) == kv
     assert (block_tensor(0, "mlp.down_proj") in changed) == weights
-    for each in (*other.weights.made.values(), *other.weights.read.values()):
+    for each in (*other.weights.row_factors.values(), *other.weights.column_factors.values()):
         assert (np.frexp(each)[0] == 0.5).all()  # a power of two
 
 
@@ -202,7 +202,7 @@ def test_the_embedding_is_left_as_it_is_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(other.weights.stored(EMBEDDING), checkpoint.weights.stored(EMBEDDING))
     assert isinstance(other.weights, BalancedWeights)
     np.testing.assert_array_equal(
-        other.weights.float32(LM_HEAD), checkpoint.weights.float32(EMBEDDING) * other.weights.read[LM_HEAD]
+        other.weights.float32(LM_HEAD), checkpoint.weights.float32(EMBEDDING) * other.weights.column_factors[LM_HEAD]
     )
     assert other.weights.stored(LM_HEAD).dtype == np.float32
     assert other.weights.shape(LM_HEAD) == checkpoint.weights.shape(EMBEDDING)
@@ -245,7 +245,7 @@ def test_a_channel_that_a_few_texts_hardly_excite_is_not_made_large(
 
     other = balanced(derive(plain["stream"], tmp_path, [silenced]))
     assert isinstance(other.weights, BalancedWeights)
-    assert other.weights.made[block_tensor(0, "mlp.up_proj")][:4].max() <= 4
+    assert other.weights.row_factors[block_tensor(0, "mlp.up_proj")][:4].max() <= 4
 
 
 def test_nothing_to_do_and_nothing_to_go_by(plain: dict[str, Checkpoint]) -> None:

@@ -41,7 +41,7 @@ def test_an_engine_is_built_and_described(variant: Literal["gen", "stream"], wei
 
 def test_every_cache_is_written_in_place_or_nothing_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that returns a new cache instead of updating its own would copy it at every step."""
-    monkeypatch.setattr(tensorrt, "_in_place", lambda *_: 3)
+    monkeypatch.setattr(tensorrt, "_caches_in_place", lambda *_: 3)
     checkpoint = make(tmp_path / "checkpoint", "stream")
     with pytest.raises(EngineError, match="updates 3 of 4 caches in place"):
         export(str(checkpoint), tmp_path / "models", weights="fp16", tensorrt=True, say=lambda _: None)
