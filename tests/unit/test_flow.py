@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_client import AsyncModeration, Flagged, Moderation, Segment, Stream
+from qwen3guard_client import AsyncModeration, AsyncStream, Flagged, Moderation, Segment, Stream
+from qwen3guard_client.moderation.aio import READ_AHEAD
 from qwen3guard_client.moderation.cascade import Cascade
 from qwen3guard_client.moderation.flow import Finish, Flow, Request, Step
 from qwen3guard_client.moderation.gate import OnFlag, Release
+from qwen3guard_client.stream.state import StreamState
+from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors
-from support.fake_guard import MESSAGES, FakeGuard, Script, outcome, pieces_of
+from support.fake_guard import MESSAGES, TIMEOUT_S, FakeGuard, Script, outcome, pieces_of
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 UNREACHABLE = errors.Unreachable("The server cannot be reached: no.")
@@ -293,6 +296,42 @@ def test_sync_async_and_proxy_show_the_same(script: Script, cuts: list[int], opt
     else:
         assert script.text.startswith(released)
         assert len(released) >= (sync.offset or 0)
+
+
+def test_an_llm_is_read_ahead_of_its_check_by_so_many_pieces_and_no_more() -> None:
+    script = Script((("a", False),) * 3 * READ_AHEAD)
+    read = 0
+
+    async def source() -> AsyncIterator[str]:
+        nonlocal read
+        for piece in script.text:
+            read += 1
+            yield piece
+
+    async def moderate() -> list[Segment]:
+        guard, may_open = FakeGuard(script), asyncio.Event()
+
+        async def send(call: Call[Any], timeout_s: float) -> Any:
+            await may_open.wait()
+            return await guard.asend(call, timeout_s)
+
+        stream = AsyncStream(send, StreamState(None, MESSAGES, None), TIMEOUT_S)
+        moderation = AsyncModeration(
+            stream, source(), Options("after_check", "stop", confirm=False).flow(), guard.asend
+        )
+
+        async def shown() -> list[Segment]:
+            return [segment async for segment in moderation]
+
+        reading = asyncio.create_task(shown())
+        for _ in range(10 * READ_AHEAD):
+            await asyncio.sleep(0)
+        assert read == READ_AHEAD + 1  # the last waits for its place
+        may_open.set()
+        return await reading
+
+    assert "".join(map(str, asyncio.run(moderate()))) == script.text
+    assert read == len(script.text)
 
 
 RISKY = Script((("a", False), ("b", True), ("c", True), ("d", False)), answers=(False,))

@@ -97,7 +97,7 @@ class AsyncFlowDriver:
 class AsyncModeration:
     """Iterate over it, once, for the segments that may be shown; afterwards it tells what was found.
 
-    The LLM is read beside, and closed when nothing more is wanted of it.
+    The LLM is read meanwhile, and closed when no more of it is wanted.
     """
 
     def __init__(

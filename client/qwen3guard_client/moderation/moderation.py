@@ -98,7 +98,7 @@ class FlowDriver:
 class Moderation:
     """Iterate over it, once, for the segments that may be shown; afterwards it tells what was found.
 
-    The LLM is read beside, and closed when nothing more is wanted of it.
+    The LLM is read meanwhile, and closed when no more of it is wanted.
     """
 
     def __init__(
