@@ -1,4 +1,4 @@
-"""What the README names is there."""
+"""What the README and the pages beside it name is there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ import pytest
 from support.places import ROOT
 from support.readme import README
 
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "deploy/README.md", "demo/README.md")
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_files_that_contributing_names_in_full_exist() -> None:
+    named = re.findall(r"`([\w.]+/[\w./]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    places = (ROOT, ROOT / "client" / "qwen3guard_client", ROOT / "runtime" / "qwen3guard_runtime")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"\b(\w+\.py)\b", README))))
