@@ -46,7 +46,7 @@ class AsyncGuardClient:
         self._wait_for_server = wait_for_server
         self._answered = False
         self._token = token
-        self._connection = tasks.connect(url, tls, token)
+        self._connection = tasks.open_client(url, tls, token)
         self._in_flight = tasks.InFlight(self._connection)
 
     async def __aenter__(self) -> AsyncGuardClient:

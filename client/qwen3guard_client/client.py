@@ -47,7 +47,7 @@ class GuardClient:
         self._wait_for_server = wait_for_server
         self._answered = False
         self._token = token
-        self._connection = threads.connect(url, tls, token)
+        self._connection = threads.open_client(url, tls, token)
         self._in_flight = threads.InFlight(self._connection)
 
     def __enter__(self) -> GuardClient:

@@ -17,7 +17,7 @@ from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_client import AsyncModeration, AsyncStream, Flagged, Moderation, Segment, Stream
 from qwen3guard_client.moderation.aio import READ_AHEAD
 from qwen3guard_client.moderation.cascade import Cascade
-from qwen3guard_client.moderation.flow import Finish, Flow, Request, Step
+from qwen3guard_client.moderation.flow import FinishRequest, Flow, FlowRequest, StepRequest
 from qwen3guard_client.moderation.gate import OnFlag, Release
 from qwen3guard_client.stream.state import StreamState
 from qwen3guard_client.transport.calls import Call
@@ -145,12 +145,12 @@ class Driven:
             raised = error
         return Seen(self.segments, flow.flag.offset if flow.flag else None, flow.asked, raised)
 
-    def _make(self, request: Request, stream: Stream) -> None:
-        if isinstance(request, Step):
+    def _make(self, request: FlowRequest, stream: Stream) -> None:
+        if isinstance(request, StepRequest):
             stream.step(request.piece)
             self._write_some()
             self.segments += self.flow.judged(stream.final_verdicts)
-        elif isinstance(request, Finish):
+        elif isinstance(request, FinishRequest):
             stream.finish()
             self.segments += self.flow.judged(stream.verdicts, finished=True)
         else:

@@ -23,7 +23,7 @@ from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import ServeError
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.proxy.settings import OnFlag, OnGuardError, PromptCheck, Settings
+from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
 
 PORT = 8010
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
     parser.add_argument(
         "--on-flag",
-        choices=get_args(OnFlag),
+        choices=get_args(OnFlaggedAnswer),
         default=own.on_flag,
         help=f"end the answer there, show all and mark it, or fail (default: {own.on_flag})",
     )

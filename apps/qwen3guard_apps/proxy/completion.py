@@ -21,7 +21,7 @@ from qwen3guard_apps.openai import conversation, texts
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_apps.proxy.upstream import Answer, Upstream, choices_of, ended, headers_back, parsed, unreadable
+from qwen3guard_apps.proxy.upstream import Upstream, WholeAnswer, choices_of, ended, headers_back, parsed, unreadable
 
 ID_HEADER = "x-guard-request-id"
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
@@ -62,7 +62,7 @@ class Completion:
         self._changed = asyncio.Event()
         turns = conversation.read(asked)
         self._choices = [Judged(place.guard, settings, turns, self._changed) for _ in range(count)]
-        self._refusal: Answer | None = None
+        self._refusal: WholeAnswer | None = None
         """What the LLM answered where it did not take the request."""
         self._failure: ApiError | None = None
         self._headers: dict[str, str] = {}

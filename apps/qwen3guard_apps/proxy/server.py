@@ -43,7 +43,7 @@ class Listening:
     notice: str
 
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Proxy:
@@ -107,7 +107,7 @@ class Proxy:
         ready = await self._guard.is_ready(wire.STREAM_STEP.name if self._place else self._moderations.served)
         return web.json_response({"guard": "ready" if ready else "not ready"}, status=200 if ready else 503)
 
-    def _limited(self, handle: Handler) -> Handler:
+    def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:
             if self._in_flight >= self._settings.max_in_flight:
                 raise ApiError(429, "rate_limit_error", "too_many_requests", "Too many requests at once.", retry=True)
@@ -120,7 +120,7 @@ class Proxy:
         return handle_limited
 
     @web.middleware
-    async def _logged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _logged(self, request: web.Request, handler: RouteHandler) -> web.StreamResponse:
         began = time.monotonic()
         name = uuid.uuid4().hex
         record = request[RECORD] = {"id": name}
@@ -142,7 +142,7 @@ class Proxy:
             }
             LOG.info(json.dumps({key: value for key, value in record.items() if value is not None}))
 
-    async def _answered(self, request: web.Request, handle: Handler) -> web.StreamResponse:
+    async def _answered(self, request: web.Request, handle: RouteHandler) -> web.StreamResponse:
         try:
             return await handle(request)
         except ApiError as error:

@@ -11,7 +11,7 @@ from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_contract.errors import InvalidParameter
 
-OnFlag = Literal["stop", "mark", "error"]
+OnFlaggedAnswer = Literal["stop", "mark", "error"]
 OnGuardError = Literal["block", "pass"]
 PromptCheck = Literal["before", "while", "off"]
 
@@ -26,7 +26,7 @@ class Settings:
 
     upstream: str | None = None
     policy: Policy = field(default_factory=Policy)
-    on_flag: OnFlag = "stop"
+    on_flag: OnFlaggedAnswer = "stop"
     release: Release = "after_check"
     prompt_check: PromptCheck = "while"
     on_guard_error: OnGuardError = "block"
@@ -41,7 +41,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         words: list[tuple[str, Any]] = [
-            (self.on_flag, OnFlag),
+            (self.on_flag, OnFlaggedAnswer),
             (self.release, Release),
             (self.prompt_check, PromptCheck),
             (self.on_guard_error, OnGuardError),

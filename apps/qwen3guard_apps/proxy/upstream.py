@@ -31,7 +31,7 @@ _NOT_SENT_BACK = _HOP_BY_HOP | {"content-type", "content-length", "content-encod
 
 
 @dataclass(frozen=True)
-class Answer:
+class WholeAnswer:
     """A whole answer."""
 
     status: int
@@ -85,10 +85,10 @@ class Upstream:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise upstream_failed(f"The LLM cannot be reached, or broke off ({type(error).__name__}).") from None
 
-    async def whole(self, answer: aiohttp.ClientResponse) -> Answer:
+    async def whole(self, answer: aiohttp.ClientResponse) -> WholeAnswer:
         body = b"".join([piece async for piece in self.pieces(answer)])
         content_type = answer.headers.get("Content-Type", "application/octet-stream")
-        return Answer(answer.status, content_type, headers_back(answer), body)
+        return WholeAnswer(answer.status, content_type, headers_back(answer), body)
 
     async def pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Raises ApiError for more bytes than an answer may have."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
-from qwen3guard_client.moderation.flow import Finish, Flow, Request, Step
+from qwen3guard_client.moderation.flow import FinishRequest, Flow, FlowRequest, StepRequest
 from qwen3guard_client.moderation.gate import Flag, Segment
 from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_client.stream.state import Piece
@@ -20,7 +20,7 @@ from qwen3guard_client.transport.calls import Call
 
 READ_AHEAD = 64
 """Pieces that are read from the LLM before they are checked."""
-CLOSE_S = 1.0
+LEAVE_S = 1.0
 """How long the end waits for a check that nobody needs any more. The session ends later then."""
 
 
@@ -57,10 +57,10 @@ class AsyncFlowDriver:
             async with self._stream as stream:
                 self._handle(lambda: flow.opened(stream.prompt_verdict))
                 while (request := await self._next_request()) is not None:
-                    if isinstance(request, Step):
+                    if isinstance(request, StepRequest):
                         await stream.step(request.piece)
                         self._handle(lambda: flow.judged(stream.final_verdicts))
-                    elif isinstance(request, Finish):
+                    elif isinstance(request, FinishRequest):
                         await stream.finish()
                         self._handle(lambda: flow.judged(stream.verdicts, finished=True))
                     else:
@@ -77,7 +77,7 @@ class AsyncFlowDriver:
             answer = error
         self._handle(lambda: self._flow.answered(answer))
 
-    async def _next_request(self) -> Request | None:
+    async def _next_request(self) -> FlowRequest | None:
         """Waits for one; None when the flow is over."""
         while True:
             self._changed.clear()
@@ -154,12 +154,12 @@ class AsyncModeration:
             self._flow.raise_error()
         finally:
             self._driver.abandon()
-            await tasks.end(checker, reader, CLOSE_S)
+            await tasks.end(checker, reader, LEAVE_S)
 
     async def _read(self) -> None:
         failure: BaseException | None = None
         try:
-            await tasks.read(self._source, self._write, lambda: not self._flow.over)
+            await tasks.read_source(self._source, self._write, lambda: not self._flow.over)
         except tasks.FAILURE as error:
             failure = error
         self._driver.source_ended(failure)

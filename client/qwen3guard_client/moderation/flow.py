@@ -19,18 +19,18 @@ from qwen3guard_client.transport.calls import Call
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRequest:
     """Stream is to judge the next piece of the response: all that was written since the last step."""
 
     piece: Piece
 
 
 @dataclass(frozen=True)
-class Finish:
+class FinishRequest:
     """Stream's session is to be ended: all was written and judged."""
 
 
-Request = Step | Finish | Call[Classification]
+FlowRequest = StepRequest | FinishRequest | Call[Classification]
 """What a driver is to do next. A Call goes to Gen."""
 
 
@@ -132,7 +132,7 @@ class Flow:
         return self._decide_prompt(verdict)
 
     def judged(self, final: Sequence[TokenVerdict], *, finished: bool = False) -> list[Segment]:
-        """Stream has taken a Step, or with `finished` the Finish. `final` has all final tokens of the response."""
+        """Stream has taken a step, or with `finished` the end. `final` has all final tokens of the response."""
         self._requested = False
         if self.over:
             return []
@@ -166,17 +166,17 @@ class Flow:
         self._unchecked.clear()
         return []
 
-    def next_request(self) -> Request | None:
+    def next_request(self) -> FlowRequest | None:
         """None while the last one is not reported, while there is nothing to check, and when the flow is over."""
         if self.over or self._requested:
             return None
-        request: Request | None = None
+        request: FlowRequest | None = None
         if self._question:
             request = self._question
         elif self._unchecked:
             request = self._step()
         elif self._source_ended:
-            request = Finish()
+            request = FinishRequest()
         self._requested = request is not None
         return request
 
@@ -189,7 +189,7 @@ class Flow:
         if self._source_error and not self.stopped:
             raise self._source_error
 
-    def _step(self) -> Step | None:
+    def _step(self) -> StepRequest | None:
         try:
             piece = _joined(self._unchecked)
             if self._cascade:
@@ -198,7 +198,7 @@ class Flow:
             self.failed(error)
             return None
         self._unchecked.clear()
-        return Step(piece)
+        return StepRequest(piece)
 
     def _ask(self, advance: Callable[[], Call[Classification]]) -> list[Segment]:
         """Goes on to the cascade's next question to Gen, or to its decision."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
-from qwen3guard_client.moderation.flow import Finish, Flow, Request, Step
+from qwen3guard_client.moderation.flow import FinishRequest, Flow, FlowRequest, StepRequest
 from qwen3guard_client.moderation.gate import Flag, Segment
 from qwen3guard_client.stream.state import Piece
 from qwen3guard_client.stream.stream import Stream
@@ -21,7 +21,7 @@ from qwen3guard_client.transport.calls import Call
 
 READ_AHEAD = 64
 """Pieces that are read from the LLM before they are checked."""
-CLOSE_S = 1.0
+LEAVE_S = 1.0
 """How long the end waits for a check that nobody needs any more. The session ends later then."""
 
 
@@ -58,10 +58,10 @@ class FlowDriver:
             with self._stream as stream:
                 self._handle(lambda: flow.opened(stream.prompt_verdict))
                 while (request := self._next_request()) is not None:
-                    if isinstance(request, Step):
+                    if isinstance(request, StepRequest):
                         stream.step(request.piece)
                         self._handle(lambda: flow.judged(stream.final_verdicts))
-                    elif isinstance(request, Finish):
+                    elif isinstance(request, FinishRequest):
                         stream.finish()
                         self._handle(lambda: flow.judged(stream.verdicts, finished=True))
                     else:
@@ -78,7 +78,7 @@ class FlowDriver:
             answer = error
         self._handle(lambda: self._flow.answered(answer))
 
-    def _next_request(self) -> Request | None:
+    def _next_request(self) -> FlowRequest | None:
         """Waits for one; None when the flow is over."""
         while True:
             self._changed.clear()
@@ -155,12 +155,12 @@ class Moderation:
             self._flow.raise_error()
         finally:
             self._driver.abandon()
-            threads.end(checker, reader, CLOSE_S)
+            threads.end(checker, reader, LEAVE_S)
 
     def _read(self) -> None:
         failure: BaseException | None = None
         try:
-            threads.read(self._source, self._write, lambda: not self._flow.over)
+            threads.read_source(self._source, self._write, lambda: not self._flow.over)
         except threads.FAILURE as error:
             failure = error
         self._driver.source_ended(failure)

@@ -30,7 +30,7 @@ FAILURE = Exception
 sleep = asyncio.sleep
 
 
-def connect(url: str, tls: Tls | None, token: str | None) -> Any:
+def open_client(url: str, tls: Tls | None, token: str | None) -> Any:
     """tritonclient's client. Raises InvalidCredentials."""
     return connection.connect(triton.InferenceServerClient, url, tls, token)
 
@@ -79,7 +79,7 @@ async def end(checker: Worker | None, reader: Worker | None, within_s: float) ->
         await asyncio.wait(workers, timeout=within_s)
 
 
-async def read(
+async def read_source(
     source: AsyncIterable[T] | Iterable[T], take: Callable[[T], Awaitable[None]], wanted: Callable[[], bool]
 ) -> None:
     """Gives each item of `source` to `take` while `wanted` is true, and closes the source. Raises what it raises.

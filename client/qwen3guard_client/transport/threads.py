@@ -32,7 +32,7 @@ FAILURE = BaseException
 sleep = time.sleep
 
 
-def connect(url: str, tls: Tls | None, token: str | None) -> Any:
+def open_client(url: str, tls: Tls | None, token: str | None) -> Any:
     """tritonclient's client. Raises InvalidCredentials."""
     return connection.connect(triton.InferenceServerClient, url, tls, token)
 
@@ -88,7 +88,7 @@ def end(checker: Worker | None, reader: Worker | None, within_s: float) -> None:
         checker.join(within_s)
 
 
-def read(source: Iterable[T], take: Callable[[T], None], wanted: Callable[[], bool]) -> None:
+def read_source(source: Iterable[T], take: Callable[[T], None], wanted: Callable[[], bool]) -> None:
     """Gives each item of `source` to `take` while `wanted` is true, and closes a source of which no more is wanted.
 
     Raises what `source` raises.
