@@ -16,7 +16,8 @@ from qwen3guard_contract import errors, wire
 from qwen3guard_contract.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, AnswerStatus, RiskLevel
 from qwen3guard_export import export
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
-from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question, end_ids
+from qwen3guard_runtime.gen.answer import end_ids
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from support.agreement import agrees
 from support.export_oracle import Oracle
