@@ -88,7 +88,7 @@ def spelled(tokenizer: GuardTokenizer, ids: Sequence[int]) -> Iterator[int]:
 
 def check_ends(tokenizer: GuardTokenizer, text: str) -> None:
     """Each end is the first place after the token's last byte where the text can be parted."""
-    pieces = tokenizer.pieces(text)
+    pieces = tokenizer.encode_with_offsets(text)
     assert list(pieces.ids) == tokenizer.encode(text)
     assert pieces.ends[-1:] == ((len(text),) if text else ())
     places = [at for at in range(1, len(text)) if starts_segment(text[at])] + [len(text)]
@@ -147,7 +147,7 @@ def test_ends_of_real_texts_count_what_was_sent(tokenizer: GuardTokenizer) -> No
 )
 def test_ends_do_not_fall_inside_what_nfc_composes(tokenizer: GuardTokenizer, text: str, places: set[int]) -> None:
     check_ends(tokenizer, text)
-    assert set(tokenizer.pieces(text).ends) <= places
+    assert set(tokenizer.encode_with_offsets(text).ends) <= places
 
 
 @settings(max_examples=1000, deadline=None)
@@ -181,7 +181,7 @@ def streamed(tokenizer: GuardTokenizer, pieces: list[str]) -> list[tuple[int, in
 @settings(max_examples=300, deadline=None)
 @given(text=WRITTEN, seed=st.integers(0, 99))
 def test_ends_of_text_in_pieces_are_those_of_the_whole(demo_tokenizer: GuardTokenizer, text: str, seed: int) -> None:
-    whole = demo_tokenizer.pieces(text)
+    whole = demo_tokenizer.encode_with_offsets(text)
     expected = list(zip(whole.ids, whole.ends, strict=True))
     assert streamed(demo_tokenizer, cut(text, random.Random(seed), 4) or [""]) == expected
 
@@ -191,7 +191,7 @@ def test_ends_of_real_text_in_pieces_are_those_of_the_whole(tokenizer: GuardToke
     for text in [*TEXTS, *source.sample(all_texts(), 20)]:
         for form in ("NFC", "NFD"):
             written = normalize(form, text)[:900]
-            whole = tokenizer.pieces(written)
+            whole = tokenizer.encode_with_offsets(written)
             expected = list(zip(whole.ids, whole.ends, strict=True))
             assert streamed(tokenizer, cut(written, source)) == expected
 
@@ -608,7 +608,7 @@ def test_what_whoever_saved_a_tokenizer_cut_or_padded_to_is_not_done(
     text = "A long and harmless beginning. " * 9 + "And then the end."
     found = GuardTokenizer(saved_with(**setting))
     assert found.encode(text) == demo_tokenizer.encode(text)
-    assert found.pieces(text) == demo_tokenizer.pieces(text)
+    assert found.encode_with_offsets(text) == demo_tokenizer.encode_with_offsets(text)
 
 
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip"])

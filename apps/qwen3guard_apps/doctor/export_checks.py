@@ -15,7 +15,7 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_runtime.engine.integrity import is_exported
 from qwen3guard_runtime.engine.kv_cache import KVCache
 from qwen3guard_runtime.parameters import memory_bytes
-from qwen3guard_runtime.text.tokenizer_model import strays
+from qwen3guard_runtime.text.tokenizer_model import foreign_files
 
 from qwen3guard_apps.doctor.findings import Check, Finding
 
@@ -68,7 +68,7 @@ def tokenizer(guard: GuardModels, repository: Path) -> Iterator[Finding]:
     manifest = Manifest.read(guard.guard_folder(repository))
     names = manifest.texts
     wrong = [fault for file, digest in names.items() if (fault := _wrong(served / file, digest))]
-    wrong += [f"{served / stray} is of no export" for stray in strays(served, manifest)]
+    wrong += [f"{served / name} is of no export" for name in foreign_files(served, manifest)]
     for fault in wrong:
         yield Finding(check, "failed", f"{fault}: {AGAIN}.")
     if not wrong:

@@ -1,4 +1,4 @@
-"""gen_guard: token ids to a verdict."""
+"""gen_guard: from the token ids of a conversation to a verdict."""
 
 from qwen3guard_contract.wire import GEN_GUARD
 from qwen3guard_runtime.gen.models import GenGuardModel
@@ -9,7 +9,7 @@ from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folde
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
-        self.refusals = RefusalLog(GEN_GUARD)  # first: it opens the log
+        self.refusals = RefusalLog(GEN_GUARD)  # before the model is loaded, because it sets up logging
         self.model = GenGuardModel(model_folder(args), parameters(args))
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
         self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)

@@ -1,4 +1,4 @@
-"""guard_tokenizer: a conversation, through the checkpoint's chat template, to token ids."""
+"""guard_tokenizer: from a conversation to token ids, by the checkpoint's chat template."""
 
 from qwen3guard_contract.wire import GUARD_TOKENIZER
 from qwen3guard_runtime.gen.models import GuardTokenizerModel

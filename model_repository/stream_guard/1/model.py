@@ -1,4 +1,4 @@
-"""stream_guard: a step's token ids at a position to the verdict of each token. Holds the sessions."""
+"""stream_guard: from a step's token ids at a position to the verdict of each token. It holds the sessions."""
 
 from qwen3guard_contract.wire import STREAM_GUARD
 from qwen3guard_runtime.stream.models import StreamGuardModel
@@ -8,7 +8,7 @@ from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folde
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
-        self.refusals = RefusalLog(STREAM_GUARD)  # first: it opens the log
+        self.refusals = RefusalLog(STREAM_GUARD)  # before the model is loaded, because it sets up logging
         self.model = StreamGuardModel(model_folder(args), parameters(args))
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
 

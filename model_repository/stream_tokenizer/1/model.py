@@ -1,4 +1,4 @@
-"""stream_tokenizer: a step's conversation and text to token ids. Stateless."""
+"""stream_tokenizer: from a step's conversation and text to token ids. It holds no state."""
 
 from qwen3guard_contract.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream.models import StreamTokenizerModel

@@ -1,7 +1,7 @@
-"""NVIDIA's CUDA runtime as the runners use it: memory, copies, one stream, and recorded graphs of launches.
+"""The part of NVIDIA's CUDA runtime that the runners use: memory, copies, one stream, and recorded graphs of launches.
 
-Each call is NVIDIA's own by the same name (docs.nvidia.com/cuda/cuda-runtime-api); a failure is a DeviceError with the
-code's name. `bindings` is the module cuda.bindings.runtime, or a double of it.
+Each method calls the function of NVIDIA's runtime that it names (docs.nvidia.com/cuda/cuda-runtime-api). A failure is a
+DeviceError with the name of CUDA's error. `bindings` is the module cuda.bindings.runtime, or a double of it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Address = int
 
 
 def bindings() -> Any:
-    """cuda.bindings.runtime. Raises DeviceError where it is not installed or finds no device."""
+    """Imports cuda.bindings.runtime. Raises DeviceError if it is not installed or finds no device."""
     try:
-        found = importlib.import_module("cuda.bindings.runtime")
+        runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError:
         raise DeviceError("There is no CUDA here: pip install cuda-bindings.") from None
-    error, count = found.cudaGetDeviceCount()
+    error, count = runtime.cudaGetDeviceCount()
     if int(error) or not count:
         raise DeviceError(f"CUDA finds no device ({error.name}).")
-    return found
+    return runtime
 
 
 class Cuda:
-    """One device with one stream. Addresses are the device's, sizes bytes."""
+    """One device with one stream. Addresses are addresses of the device; sizes are in bytes."""
 
     def __init__(self, bindings: Any, device: int = 0) -> None:
         self._cuda = bindings
@@ -55,30 +55,32 @@ class Cuda:
         return int(self._call("cudaMemGetInfo"))
 
     def zeros(self, size: int) -> Address:
-        """Memory that is kept until the process ends; its zeros are there for every stream."""
+        """Allocates zeroed memory, which is kept until the process ends. Every stream sees the zeros when this
+        returns."""
         address = int(self._call("cudaMalloc", size))
         self.clear(address, size)
         self.synchronize()
         return address
 
     def clear(self, address: Address, size: int) -> None:
-        """Zeros, queued on the stream."""
+        """Queues on the stream to set `size` bytes to 0."""
         self._call("cudaMemsetAsync", address, 0, size, self.stream)
 
     def upload(self, target: Address, array: npt.NDArray[Any]) -> None:
-        """Queued on the stream; `array`, contiguous, must live until `synchronize`."""
+        """Queues a copy of `array` to the device on the stream. It must be contiguous, and live until `synchronize`."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", target, array.ctypes.data, array.nbytes, kind, self.stream)
 
     def download(self, array: npt.NDArray[Any], source: Address) -> None:
-        """Queued on the stream; `array` is filled once `synchronize` returns."""
+        """Queues a copy from the device on the stream. `array` is filled when `synchronize` returns."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, kind, self.stream)
 
     def copy_rows(
         self, target: Address, target_pitch: int, source: Address, source_pitch: int, *, rows: int, width: int
     ) -> None:
-        """`rows` stretches of `width` bytes, `pitch` bytes apart, on the device; queued on the stream."""
+        """Queues a copy of `rows` pieces of `width` bytes each on the stream, within the device. The pieces begin
+        `source_pitch` and `target_pitch` bytes apart."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)
 
@@ -86,20 +88,21 @@ class Cuda:
         self._call("cudaStreamSynchronize", self.stream)
 
     def record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """What `launches` queues on the stream, recorded as one CUDA graph without being run; a call queues it."""
+        """Records what `launches` queues on the stream as one CUDA graph, without running it. Returns a function that
+        queues the graph."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         try:
             launches()
         finally:
             graph = self._call("cudaStreamEndCapture", self.stream)
-        ready = self._call("cudaGraphInstantiate", graph, 0)
+        executable = self._call("cudaGraphInstantiate", graph, 0)
         self._call("cudaGraphDestroy", graph)
-        return lambda: self._call("cudaGraphLaunch", ready, self.stream)
+        return lambda: self._call("cudaGraphLaunch", executable, self.stream)
 
 
 class DeviceArena(Arena):
-    """Slots in a device's memory, taken as a whole and zeroed."""
+    """Slots in a device's memory, which is allocated at once and zeroed."""
 
     def __init__(self, cuda: Cuda, manifest: Manifest, rows: int, capacity: int) -> None:
         super().__init__(manifest, rows, capacity)
@@ -110,28 +113,28 @@ class DeviceArena(Arena):
         return self._starts[number] + row * self.caches[number].row_bytes(self.capacity)
 
     def _clear(self, row: int) -> None:
-        """Waits for its zeros: ONNX Runtime's passes are on streams of its own."""
+        """Waits until the cells are 0, because ONNX Runtime runs its passes on other streams."""
         for number, cache in enumerate(self.caches):
             self._cuda.clear(self.address(number, row), cache.row_bytes(self.capacity))
         self._cuda.synchronize()
 
     def copy(self, row: int, target: Slot, tokens: int) -> None:
         for number, cache in enumerate(self.caches):
-            before = math.prod(cache.shape(1)[: cache.cell_axis - 1])
-            after = cache.row_bytes(1) // before
+            pieces = math.prod(cache.shape(1)[: cache.cell_axis - 1])  # each of all cells
+            cell_bytes = cache.row_bytes(1) // pieces
             self._cuda.copy_rows(
                 target.arena.address(number, target.row),
-                target.arena.capacity * after,
+                target.arena.capacity * cell_bytes,
                 self.address(number, row),
-                self.capacity * after,
-                rows=before,
-                width=tokens * after,
+                self.capacity * cell_bytes,
+                rows=pieces,
+                width=tokens * cell_bytes,
             )
         self._cuda.synchronize()
 
 
 class DeviceMemory:
-    """A device's memory, where all of a cache is taken at once: slots of one capacity."""
+    """A device's memory. It is allocated at once for all slots, so all slots have the same capacity."""
 
     def __init__(self, cuda: Cuda, capacity: int) -> None:
         self._cuda = cuda

@@ -1,4 +1,5 @@
-"""Where a guard runs: the CPU, ONNX Runtime on a GPU, or a TensorRT engine; and the slots in that place's memory."""
+"""Opens a guard on a device: with ONNX Runtime on the CPU or on a GPU, or as a TensorRT engine. Its KV slots are in the
+device's memory."""
 
 from __future__ import annotations
 
@@ -27,38 +28,38 @@ DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 
 @dataclass(frozen=True)
 class OpenedGuard:
-    """`manifest` is the guard's, its context cut to what slots hold there."""
+    """A loaded guard. `manifest` is the guard's, but its context is at most what a slot of the device can hold."""
 
     manifest: Manifest
     runner: Runner
     memory: Memory
     products: Products | None = None
-    """How products of integers come out exact; None where there are none."""
+    """Whether integer products are exact without help or by a repair; None if the graph has none."""
 
 
-def open_guard(folder: Path, manifest: Manifest, options: Parameters) -> OpenedGuard:
-    """Loads the guard where the parameter `device` says; `auto` is where it was exported for.
+def open_guard(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
+    """Loads the guard on the device that the parameter `device` names. `auto` is the device that it was exported for.
 
-    `auto` falls back to the CPU with a warning where there is no such device; the others never do. Raises
+    If that device is missing, `auto` falls back to the CPU with a warning; the other values never do. Raises
     InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
     """
-    wanted = options.one_of("device", DEVICES)
-    device = _made_for(manifest) if wanted == "auto" else wanted
+    wanted = parameters.one_of("device", DEVICES)
+    device = _exported_for(manifest) if wanted == "auto" else wanted
     try:
         if device == "tensorrt":
-            return _tensorrt(folder, manifest)
+            return _open_tensorrt(folder, manifest)
         if device == "cuda":
-            return _cuda(folder, manifest, options)
+            return _open_cuda(folder, manifest, parameters)
     except DeviceError as error:
         if wanted != "auto":
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
-    runner = OnnxRunner(folder, manifest, threads=options.whole("threads"))
-    _tell(runner.products)
+    runner = OnnxRunner(folder, manifest, threads=parameters.whole("threads"))
+    _log_products(runner.products)
     return OpenedGuard(manifest, runner, HOST, runner.products)
 
 
-def _tell(products: Products | None) -> None:
+def _log_products(products: Products | None) -> None:
     log = logging.getLogger(__name__)
     if products == "repaired":
         log.warning(
@@ -70,13 +71,11 @@ def _tell(products: Products | None) -> None:
         log.info("The 8-bit products of this CPU are exact.")
 
 
-def _made_for(manifest: Manifest) -> str:
-    if manifest.engine:
-        return "tensorrt"
-    return manifest.form.device
+def _exported_for(manifest: Manifest) -> str:
+    return "tensorrt" if manifest.engine else manifest.form.device
 
 
-def _tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
+def _open_tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
     name = manifest.engine.package if manifest.engine else "tensorrt"
     try:
         package = importlib.import_module(name)
@@ -84,31 +83,32 @@ def _tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
         raise DeviceError(f"{name} is not installed: pip install 'qwen3guard-triton[tensorrt]'.") from None
     device = cuda.Cuda(cuda.bindings())
     runner = TensorRTRunner(folder, manifest, device, package)
-    return _on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
+    return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
-def _cuda(folder: Path, manifest: Manifest, options: Parameters) -> OpenedGuard:
+def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
         raise DeviceError("This ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]'.")
-    provider = _provider_options(options)
+    provider = _provider_options(parameters)
     device = cuda.Cuda(cuda.bindings(), int(provider.get("device_id", 0)))
     runner = OnnxRunner(folder, manifest, cuda=provider)
-    tokens = min(manifest.context, options.whole("slot_tokens", at_least=1))
-    return _on(device, manifest, runner, capacity_for(tokens))
+    tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))
+    return _opened_on(device, manifest, runner, capacity_for(tokens))
 
 
-def _on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> OpenedGuard:
-    cut = replace(manifest, context=min(manifest.context, capacity - PADDING_CELLS))
-    return OpenedGuard(cut, runner, cuda.DeviceMemory(device, capacity))
+def _opened_on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> OpenedGuard:
+    """The opened guard with slots of `capacity` cells in the device's memory."""
+    shortened = replace(manifest, context=min(manifest.context, capacity - PADDING_CELLS))
+    return OpenedGuard(shortened, runner, cuda.DeviceMemory(device, capacity))
 
 
-def _provider_options(options: Parameters) -> Mapping[str, str]:
-    """The parameter `cuda_options`: a JSON object of ONNX Runtime's CUDA provider options."""
-    text = options.text("cuda_options")
+def _provider_options(parameters: Parameters) -> Mapping[str, str]:
+    """The parameter `cuda_options`: a JSON object of ONNX Runtime's CUDA provider options. Raises InvalidParameter."""
+    text = parameters.text("cuda_options")
     try:
-        found = json.loads(text or "{}")
+        options = json.loads(text or "{}")
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        options = None
+    if not isinstance(options, dict):
         raise InvalidParameter(f"The parameter cuda_options is {text!r}; it must be a JSON object.")
-    return {str(name): str(value) for name, value in found.items()}
+    return {str(name): str(value) for name, value in options.items()}

@@ -1,4 +1,4 @@
-"""Are the files beside a manifest the ones that were exported? A canary need not touch a weight that has changed."""
+"""Checks that the files beside a manifest are the exported ones. A canary does not find every changed weight."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from qwen3guard_contract.manifest import Manifest
 
 
 class ExportedFiles:
-    """Those in `folder` that the manifest names, and are there; read once now, and watched from then on.
+    """The files in `folder` that the manifest names. They are read once, now, and then watched for changes.
 
-    ONNX Runtime maps its weights: who writes to the file writes into the running guard. Another file under the same
-    name, which is how an export puts it there, does no harm. Raises CorruptFile for a file that was not exported so.
+    ONNX Runtime maps its weights, so a write to the file changes the running guard. A new file under the same name, as
+    an export puts it there, does no harm. Raises CorruptFile for a file that is not the exported one.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         paths = {folder / name: digest for name, digest in manifest.sha256.items() if (folder / name).is_file()}
         self._opened = [os.open(path, os.O_RDONLY) for path in paths]
         weakref.finalize(self, _close, self._opened)
-        self._as_read = self._written()
+        self._states = self._read_states()
         for path, digest in paths.items():
             if not is_exported(path, digest):
                 raise CorruptFile(f"{path} is not the file that was exported: export the checkpoint again.")
 
     def check(self) -> None:
-        """Raises InternalError where one was written to since: what the guard has just found may be wrong."""
-        if self._written() != self._as_read:
+        """Raises InternalError if a file has been written to since: the guard's latest results may be wrong."""
+        if self._read_states() != self._states:
             raise InternalError("The guard's files were overwritten while it ran; it has to be started anew.")
 
-    def _written(self) -> list[tuple[int, int]]:
-        found = map(os.fstat, self._opened)
-        return [(each.st_mtime_ns, each.st_size) for each in found]
+    def _read_states(self) -> list[tuple[int, int]]:
+        """The time of the last write (ns) and the bytes of each file."""
+        return [(status.st_mtime_ns, status.st_size) for status in map(os.fstat, self._opened)]
 
 
 def is_exported(path: Path, digest: str) -> bool:
+    """Whether the file has this SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
 
-def _close(opened: Iterable[int]) -> None:
-    for each in opened:
-        os.close(each)
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""KV slots: where the keys and values of each sequence stand, and how many of them count.
+"""KV slots: each holds the keys and values of one sequence, and the number of its tokens.
 
-A slot is never copied to be read and never zeroed to be rewound: rewinding sets its length. Slots live in
-arenas, one for each capacity: of this process's memory (`HostArena`), or of a GPU's (`cuda.DeviceArena`).
+Passes read a slot where it is, without a copy. To rewind a slot is to set its length, without zeroing it. Slots are in
+arenas, one for each capacity, in this process's memory (`HostArena`) or in a GPU's (`cuda.DeviceArena`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qwen3guard_runtime.parameters import memory_bytes
 
 
 class Arena(ABC):
-    """`rows` slots of one `capacity`: for each of the manifest's caches an array [rows, ...], all in one memory."""
+    """`rows` slots of the same `capacity` in cells. Each of the manifest's caches is one array [rows, ...]."""
 
     def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
         self.rows = rows
@@ -33,37 +33,39 @@ class Arena(ABC):
 
     @property
     def live(self) -> int:
+        """The number of slots in use."""
         return self.rows - self.slots.count(None)
 
     @property
     def room(self) -> int:
-        """Tokens that a slot of this arena can hold."""
+        """The number of tokens that a slot of this arena can hold."""
         return self.capacity - PADDING_CELLS
 
     @abstractmethod
     def address(self, number: int, row: int) -> int:
-        """Where the part of the slot `row` begins that is of cache `number`."""
+        """The address of the first byte of the slot `row` in the array of cache `number`."""
 
     @abstractmethod
     def copy(self, row: int, target: Slot, tokens: int) -> None:
-        """Writes the first `tokens` of the slot `row` into `target`, of the same memory but perhaps another arena."""
+        """Copies the first `tokens` of the slot `row` to `target`, which may be in another arena of the same memory."""
 
-    def forget(self, row: int) -> None:
-        """Clears the slot and frees it: what stood there would still be multiplied by the 0 of a mask, and NaN stay."""
+    def free(self, row: int) -> None:
+        """Clears and frees the slot `row`. A NaN that stayed in it would spoil the next sequence: attention multiplies
+        masked cells by 0, and 0 x NaN is NaN."""
         self._clear(row)
         self.slots[row] = None
 
     @abstractmethod
     def _clear(self, row: int) -> None:
-        """Makes every cell of the slot `row` 0, before the next pass."""
+        """Sets every cell of the slot `row` to 0, before the next pass."""
 
 
 class HostArena(Arena):
-    """Slots in this process's memory: address space until a token is written."""
+    """Slots in this process's memory. They are only address space until tokens are written."""
 
     def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
         super().__init__(manifest, rows, capacity)
-        # Private pages, since the kernel takes shared ones back only with the whole mapping.
+        # Private pages, because the kernel takes back shared pages only with the whole mapping.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._maps = [mmap.mmap(-1, rows * cache.row_bytes(capacity), flags=private) for cache in self.caches]
         self._bytes = [np.frombuffer(memory, np.uint8) for memory in self._maps]
@@ -78,12 +80,13 @@ class HostArena(Arena):
 
     def copy(self, row: int, target: Slot, tokens: int) -> None:
         assert isinstance(target.arena, HostArena)
-        for cache, one, other in zip(self.caches, self.arrays, target.arena.arrays, strict=True):
+        for cache, source_array, target_array in zip(self.caches, self.arrays, target.arena.arrays, strict=True):
             cells = (slice(None),) * (cache.cell_axis - 1) + (slice(tokens),)
-            other[target.row][cells] = one[row][cells]
+            target_array[target.row][cells] = source_array[row][cells]
 
     def _clear(self, row: int) -> None:
-        """Gives the pages back that are the row's alone, which zeroes them; those that it shares are written."""
+        """Returns the pages that only this row uses to the kernel, which zeroes them. Writes zeros to the row's part of
+        the pages that it shares with its neighbours."""
         for memory, view, cache in zip(self._maps, self._bytes, self.caches, strict=True):
             stride = cache.row_bytes(self.capacity)
             begin, end = row * stride, (row + 1) * stride
@@ -96,7 +99,7 @@ class HostArena(Arena):
 
 
 class Memory(Protocol):
-    """Where slots are: what sizes they have there, and how much there is."""
+    """A kind of memory for slots: the capacities that they have there, the arenas, and the bytes that are free."""
 
     def capacities(self, context: int) -> Sequence[int]: ...
 
@@ -106,7 +109,8 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """This process's own, where a slot that is not written costs nothing: many sizes, each for all the slots."""
+    """This process's memory. Slots that are not written take none of it, so each of many capacities has an arena with
+    rows for all slots."""
 
     def capacities(self, context: int) -> Sequence[int]:
         return list(capacities(context))
@@ -123,7 +127,7 @@ HOST = HostMemory()
 
 @dataclass(eq=False)
 class Slot:
-    """One sequence's place: `length` tokens count, whatever stands behind them."""
+    """The place of one sequence. Only its first `length` tokens count, whatever the cells after them hold."""
 
     arena: Arena
     row: int
@@ -131,9 +135,10 @@ class Slot:
 
 
 class KVCache:
-    """Up to `slots` slots of one guard, each growing up to `context` tokens, in at most `budget_bytes` together.
+    """Up to `slots` slots of one guard, which together take at most `budget_bytes`. Each can grow up to the manifest's
+    `context` tokens.
 
-    Raises OverBudget for a budget that one slot of the whole context exceeds.
+    Raises OverBudget if the budget is less than one slot of the whole context takes.
     """
 
     def __init__(
@@ -154,11 +159,11 @@ class KVCache:
 
     @staticmethod
     def least_bytes(manifest: Manifest, memory: Memory = HOST) -> int:
-        """The smallest budget: one slot of the whole context."""
+        """The smallest budget: the bytes of one slot of the whole context."""
         return max(slot_bytes(manifest.caches, capacity) for capacity in memory.capacities(manifest.context))
 
     def has_room(self, tokens: int, slot: Slot | None = None) -> bool:
-        """Whether `slot`, or a new one, can have `tokens` in all."""
+        """Whether `slot`, or a new slot, can hold `tokens` in all."""
         if slot and tokens <= slot.arena.room:
             return True
         needed = self._arena_for(tokens).slot_bytes
@@ -167,7 +172,7 @@ class KVCache:
         return self.used_bytes + needed - slot.arena.slot_bytes <= self.budget_bytes
 
     def acquire(self, tokens: int) -> Slot:
-        """A free slot with room for `tokens`. Raises Overloaded where there is none."""
+        """Takes a free slot with room for `tokens`. Raises Overloaded if there is none."""
         if not self.has_room(tokens):
             raise Overloaded("All KV memory is taken; try again later.")
         arena = self._arena_for(tokens)
@@ -177,24 +182,25 @@ class KVCache:
         return slot
 
     def grow(self, slot: Slot, tokens: int) -> None:
-        """Makes room for `tokens` in all, moving the slot to a larger arena where it must. Raises Overloaded."""
+        """Makes room for `tokens` in all. Moves the slot to an arena of larger slots if needed. Raises Overloaded."""
         if tokens <= slot.arena.room:
             return
         if not self.has_room(tokens, slot):
             raise Overloaded("All KV memory is taken; try again later.")
-        old, old_row = slot.arena, slot.row
+        old_arena, old_row = slot.arena, slot.row
         slot.arena = self._arena_for(tokens)
         slot.row = slot.arena.slots.index(None)
         slot.arena.slots[slot.row] = slot
-        copy(Slot(old, old_row, slot.length), slot, slot.length)
-        old.forget(old_row)
+        copy(Slot(old_arena, old_row, slot.length), slot, slot.length)
+        old_arena.free(old_row)
 
     def release(self, slot: Slot) -> None:
-        slot.arena.forget(slot.row)
+        slot.arena.free(slot.row)
         slot.length = 0
 
     @property
     def live(self) -> int:
+        """The number of slots in use."""
         return sum(arena.live for arena in self._arenas)
 
     @property
@@ -206,6 +212,9 @@ class KVCache:
 
 
 def copy(source: Slot, target: Slot, tokens: int) -> None:
-    """Makes the first `tokens` of `source` all that `target` holds. Both are in one memory, perhaps of two caches."""
+    """Copies the first `tokens` of `source` to `target`, which then holds nothing else.
+
+    Both must be in the same memory; they may be of two KVCaches.
+    """
     source.arena.copy(source.row, target, tokens)
     target.length = tokens

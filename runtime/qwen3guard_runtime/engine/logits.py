@@ -1,4 +1,4 @@
-"""What goes into a pass and comes out of it, as both guards treat it: ids that the model knows, and finite numbers."""
+"""The checks of both guards around a pass, that ids are in the vocabulary and logits are finite; and softmax."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ Floats = npt.NDArray[np.float32]
 
 
 def check_ids(ids: Ids, vocab_size: int) -> None:
-    """Raises TokenOutOfRange for ids that the model has no embedding for."""
+    """Raises TokenOutOfRange if the model has no embedding for one of the ids."""
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise TokenOutOfRange(f"A token id is outside the vocabulary of {vocab_size}.")
 
 
 def not_finite(logits: Iterable[Floats]) -> InternalError | None:
-    """What to answer where a number of any of the arrays is NaN or infinite: the largest of them would still be found,
-    and stand for a level that the model has not given."""
-    if all(np.isfinite(each).all() for each in logits):
+    """Returns an error if any number in the arrays is NaN or infinite, otherwise None.
+
+    Without this check `argmax` would still choose one of the numbers, for a level that the model has not given.
+    """
+    if all(np.isfinite(array).all() for array in logits):
         return None
     return InternalError("The model's numbers are not finite for this conversation; it cannot be judged.")
 
 
 def softmax(logits: Floats) -> Floats:
-    """Over the last axis; float32, computed in float64."""
+    """The softmax over the last axis, float32. It is computed in float64."""
     weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float32)

@@ -1,4 +1,4 @@
-"""Running an exported graph in ONNX Runtime, on the CPU or a CUDA device, over KV slots in the same memory."""
+"""Runs an exported graph in ONNX Runtime, on the CPU or on a CUDA device, over KV slots in the same memory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from qwen3guard_runtime.parameters import cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BINDINGS = 64
-"""Stretches of slots whose bindings are kept; binding the 56 caches of a 0.6B anew costs less than a millisecond."""
+"""The number of ranges of slots whose bindings are kept. To bind the 56 caches of a 0.6B takes less than a
+millisecond."""
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, for which numpy has no name
 
 
 class OnnxRunner(Passes):
-    """One ONNX Runtime session; keys and values are read and written where the slots are.
+    """One ONNX Runtime session, which reads and writes keys and values in the slots themselves.
 
-    With `cuda`, the options of ONNX Runtime's CUDA provider, the slots are in that device's memory.
-    Raises ExportMissing, CorruptFile or DeviceError.
+    `cuda` has the options of ONNX Runtime's CUDA provider; with it, the slots are in that device's memory. Raises
+    ExportMissing, CorruptFile or DeviceError.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, *, threads: int = 0, cuda: Mapping[str, str] | None = None
     ) -> None:
-        # Its operator takes one token of many rows, or many of one.
+        # The operator of gqa takes one token of many rows, or many tokens of one row.
         super().__init__(PassLimits() if manifest.form.takes_ragged_rows else PassLimits(shared_tokens=1))
         graph = folder / GRAPH
         if not graph.is_file():
@@ -40,11 +41,12 @@ class OnnxRunner(Passes):
         if manifest.weights == "bf16" and cuda is None:
             raise DeviceError("A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16.")
         options = onnxruntime.SessionOptions()
-        # With more threads than KV heads the products of a small batch are split otherwise than a large one's.
+        # With more threads than KV heads, the products of a small batch would be split in another way than those of a
+        # large one, and a row's result would depend on its batch.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
         options.log_severity_level = 3
         self.products: Products | None = ensure_exact(options) if manifest.form.has_integers else None
-        """How products of integers come out exact here; None where the graph has none."""
+        """Whether integer products are exact here without help or by a repair; None if the graph has none."""
         providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
@@ -66,7 +68,7 @@ class OnnxRunner(Passes):
         return tuple(value.numpy() for value in binding.get_outputs()[-len(self._outputs) :])
 
     def _bind(self, arena: Arena, first: int, count: int) -> onnxruntime.IOBinding:
-        """Past and present bound to the same memory, for a stretch of slots."""
+        """Binds past and present of `count` slots, from the slot `first` on, to the same memory."""
         binding = self._session.io_binding()
         for number, cache in enumerate(arena.caches):
             kind = _BFLOAT16 if cache.dtype == "bfloat16" else np.dtype(cache.dtype)

@@ -1,7 +1,7 @@
-"""Running an exported guard over KV slots: any rows, ragged, in place.
+"""Runs an exported guard over KV slots, which it reads and writes in place. Rows may have different lengths.
 
-Knows tokens, positions and slots; nothing of text, verdicts or sessions. `Runner` is the seam that tests put a double
-in; `Passes` is what ONNX Runtime (onnx_runner) and TensorRT (tensorrt_runner) have in common.
+This module knows tokens, positions and slots, and nothing of text, verdicts or sessions. Tests replace a `Runner` by a
+double. `Passes` is the part that the runners of ONNX Runtime (onnx_runner) and TensorRT (tensorrt_runner) share.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ Ids = npt.NDArray[np.int64]
 Logits = tuple[npt.NDArray[np.float32], ...]
 
 STEP_TOKENS = PADDING_CELLS
-"""Rows of up to this many tokens share a pass; longer ones run alone, since padding to them would cost more."""
+"""Rows of up to this many tokens share a pass. A longer row runs alone, because to pad the others to its length would
+take more time."""
 CHUNK_TOKENS = 512
-"""A longer row is run in chunks of this many tokens."""
+"""A longer row runs in chunks of this many tokens."""
 GAP_ROWS = 3
-"""Idle slots between two rows that are still cheaper to run along than a pass of their own."""
+"""Up to this many idle slots between two rows run along in their pass, which takes less time than a second pass."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`ids` to append to `slot`, and the indices in `ids` whose logits are wanted, ascending."""
+    """Tokens to append to `slot`: `ids` is int64 [tokens], and `asked` are the indices in it whose logits are wanted,
+    ascending."""
 
     slot: Slot
     ids: Ids
@@ -40,17 +42,17 @@ class Row:
 
 class Runner(Protocol):
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
-        """Appends each row's tokens to its slot; for each row the graph's outputs at its asked tokens.
+        """Appends each row's tokens to its slot. Returns for each row the graph's outputs at its asked tokens.
 
-        Each output is float32 [len(asked), width]. Rows name different slots, each with room for its ids.
+        Each output is float32 [len(asked), width]. The rows must have different slots, with room for their ids.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PassLimits:
-    """What one pass may be. Rows of up to `shared_tokens` share a pass, at most `rows` slots and `asked` tokens with
-    logits together; a longer row runs alone, in chunks of `chunk_tokens`, since padding to it would cost more."""
+    """The limits of one pass. Rows of up to `shared_tokens` share a pass of at most `rows` slots and `asked` tokens
+    with logits. A longer row runs alone, in chunks of `chunk_tokens`."""
 
     shared_tokens: int = STEP_TOKENS
     chunk_tokens: int = CHUNK_TOKENS
@@ -59,14 +61,18 @@ class PassLimits:
 
 
 class Passes(ABC):
-    """A Runner that turns rows into passes over neighbouring slots; what runs a pass is the subclass's."""
+    """A Runner that divides rows into passes over neighbouring slots. Its subclass runs a pass."""
 
     def __init__(self, limits: PassLimits) -> None:
         self._limits = limits
 
     @abstractmethod
     def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
-        """One run of the graph over the slots from `first` on: its outputs, a row for each of `index` [asked, 2]."""
+        """Runs the graph once, over the len(ids) slots from the slot `first` on.
+
+        `ids` is int64 [slots, tokens], `positions` int64 [slots], `index` int64 [asked, 2], as the graph's inputs.
+        Returns its outputs, each float32 [asked, width].
+        """
 
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
         logits: dict[int, Logits] = {}
@@ -79,18 +85,20 @@ class Passes(ABC):
         return [logits[id(row)] for row in rows]
 
     def _prefill(self, row: Row) -> Logits:
-        found = []
+        """Runs one row alone, in chunks."""
+        chunks = []
         size = min(self._limits.chunk_tokens, self._limits.asked)
         for start in range(0, len(row.ids), size):
             ids = row.ids[start : start + size]
             asked = [index - start for index in row.asked if start <= index < start + len(ids)]
-            found += self._run([Row(row.slot, ids, asked)])
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+            chunks += self._run([Row(row.slot, ids, asked)])
+        return tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))
 
     def _run(self, rows: Sequence[Row]) -> list[Logits]:
-        """One pass over the slots from the first row's to the last row's, all of one arena and in order.
+        """Runs one pass over all slots from the first row's to the last row's. The rows are of one arena and in the
+        order of their slots.
 
-        Idle slots between them, and the padding of shorter rows, write behind their slot's length.
+        Idle slots between them, and the padding of shorter rows, only write cells after their slot's length.
         """
         arena, first = rows[0].slot.arena, rows[0].slot.row
         count = rows[-1].slot.row - first + 1
@@ -100,10 +108,10 @@ class Passes(ABC):
         positions = np.array([slot.length if slot else 0 for slot in slots], np.int64)
         index = []
         for row in rows:
-            at = row.slot.row - first
-            ids[at, : len(row.ids)] = row.ids
-            index += [(at, column) for column in row.asked]
-        # A pass that only fills the cache still asks for one token: no kernel need know an empty batch.
+            offset = row.slot.row - first
+            ids[offset, : len(row.ids)] = row.ids
+            index += [(offset, column) for column in row.asked]
+        # A pass that only fills the cache asks for one token too, so that no kernel has to support an empty batch.
         outputs = self._pass(arena, first, ids, positions, np.array(index or [(0, 0)], np.int64))
 
         results = []
@@ -117,14 +125,14 @@ class Passes(ABC):
 
 
 def windows(rows: Sequence[Row], limits: PassLimits) -> Iterator[list[Row]]:
-    """Groups rows whose slots stand near enough to share a pass, each group in slot order."""
+    """Groups rows whose slots are near enough to share a pass. Each group is in the order of its slots."""
     window: list[Row] = []
     asked = 0
     for row in sorted(rows, key=lambda row: (row.slot.arena.capacity, row.slot.row)):
         if window:
             first, last = window[0].slot, window[-1].slot
-            apart = row.slot.arena is not last.arena or row.slot.row - last.row - 1 > GAP_ROWS
-            if apart or row.slot.row - first.row >= limits.rows or asked + len(row.asked) > limits.asked:
+            is_far = row.slot.arena is not last.arena or row.slot.row - last.row - 1 > GAP_ROWS
+            if is_far or row.slot.row - first.row >= limits.rows or asked + len(row.asked) > limits.asked:
                 yield window
                 window, asked = [], 0
         window.append(row)

@@ -1,8 +1,8 @@
-"""Running a TensorRT engine over KV slots in device memory.
+"""Runs a TensorRT engine over KV slots in device memory.
 
-The engine writes each cache in place: past and present are one address. Passes are queued on one stream, so all
-contexts share their scratch memory. The pass of one token a row, the decode step, is recorded as a CUDA graph when the
-same slots come again. `package` is the module tensorrt or tensorrt_rtx, which have one API.
+The engine writes each cache in place: past and present have the same address. Passes are queued on one stream, so all
+contexts can share one scratch memory. A decode step, a pass with one token for each row, is recorded as a CUDA graph
+when it runs over the same slots again. `package` is the module tensorrt or tensorrt_rtx, which have the same API.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from qwen3guard_runtime.engine.kv_cache import Arena
 from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
 
 GRAPHS = 32
-"""Recorded decode steps that are kept; each is of neighbouring slots, and has a context of its own."""
+"""The number of recorded decode steps that are kept. Each is for one range of slots, and has its own context."""
 
 
 class TensorRTRunner(Passes):
-    """One engine with a context for each of its profiles. Raises ExportMissing, EngineMismatch or CorruptFile."""
+    """One engine, with a context for each of its profiles. Raises ExportMissing, EngineMismatch or CorruptFile."""
 
     def __init__(self, folder: Path, manifest: Manifest, cuda: Cuda, package: ModuleType) -> None:
         engine = manifest.engine
@@ -59,7 +59,7 @@ class TensorRTRunner(Passes):
         )
 
     def _context(self, number: int) -> Any:
-        """A context for the profile `number`."""
+        """Makes a context for the profile `number`."""
         context = self._engine.create_execution_context(self._strategy)
         context.set_device_memory(self._scratch, self._scratch_bytes)
         context.set_optimization_profile_async(number, self._cuda.stream)
@@ -100,9 +100,10 @@ class TensorRTRunner(Passes):
 
 
 class _Decode:
-    """One token each for some neighbouring slots: run as it is the first time, recorded the second, then replayed.
+    """A decode step for one range of slots. It is queued normally the first time, recorded the second time, and then
+    replayed.
 
-    What is recorded depends on its context, so nothing else may use that one.
+    A recording depends on its context, so nothing else may use that context.
     """
 
     def __init__(self, context: Any) -> None:
@@ -113,7 +114,7 @@ class _Decode:
     def launch(self, cuda: Cuda, enqueue: Callable[[], None]) -> None:
         self._runs += 1
         if self._runs == 1:
-            enqueue()  # TensorRT prepares itself for a shape when it first meets it, which cannot be recorded
+            enqueue()  # when TensorRT first meets a shape, it does work that cannot be recorded
             return
         if self._graph is None:
             self._graph = cuda.record(enqueue)
@@ -121,7 +122,7 @@ class _Decode:
 
 
 def check_engine(engine: Engine, package: ModuleType, capability: str) -> None:
-    """Raises EngineMismatch where `engine` was built by another package or version, or for other GPUs."""
+    """Raises EngineMismatch if another package or version built `engine`, or if it is for other GPUs."""
     if (engine.package, engine.version) != (package.__name__, package.__version__):
         raise EngineMismatch(
             f"The engine was built by {engine.package} {engine.version}, and here is {package.__name__} "

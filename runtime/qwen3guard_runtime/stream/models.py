@@ -24,7 +24,7 @@ from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.step_tensors import outputs_of, step_of
 from qwen3guard_runtime.stream.steps import Step
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
-from qwen3guard_runtime.text.chat import conversation, text_of
+from qwen3guard_runtime.text.chat import conversation, valid_text
 from qwen3guard_runtime.text.incremental import Increment, tokenize
 from qwen3guard_runtime.text.tokenizer import IM_END
 from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest
@@ -76,7 +76,7 @@ class StreamTokenizerModel(TokenizerModel):
             if not request.start and not request.end:
                 raise EmptyText("The step has neither text nor token ids.")
             return Increment((), (), 0, 0)
-        return tokenize(self._template.tokenizer, text_of(text, "The text"), self._context, end=request.end)
+        return tokenize(self._template.tokenizer, valid_text(text, "The text"), self._context, end=request.end)
 
 
 def check_sequence(request: Request) -> None:

@@ -1,8 +1,9 @@
-"""Conversations: from JSON to checked messages, and through the checkpoint's own chat template to token ids.
+"""Reads conversations from JSON into checked messages, and renders them to token ids with the checkpoint's chat
+template.
 
-The template is the checkpoint's and is never re-implemented; it runs in a sandbox. Text inside a message cannot
-become a special token, nor end its turn, nor pass for reasoning that a template would cut. Text that cannot fit
-the context is refused before anything is done with it.
+The template runs in a sandbox; nothing of it is implemented here. Text in a message cannot become a special token, end
+its turn, or look like reasoning that a template would remove. Text that is too long for the context is refused before
+anything else is done with it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from qwen3guard_runtime.text.tokenizer import BYTES_PER_TOKEN, GuardTokenizer
 
 ROLES = ("system", "user", "assistant")
 CONTEXT = 32_768
-"""Tokens in the context of the published guards."""
+"""The number of tokens in the context of the published guards."""
 JSON_BYTES = 6
-"""Of JSON for a byte of text, at most: an escape such as \\u0041."""
+"""The most bytes of JSON for one byte of text: an escape such as \\u0041."""
 TEXT_TYPES = ("text", "input_text", "output_text")
-"""The types of a part of a message that is text."""
+"""The types of message parts that are text."""
 SHOWN_CHARACTERS = 40
-"""Of a name that the caller chose, in an error's sentence."""
+"""An error's sentence shows at most this many characters of a name that the caller chose."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class Message:
     content: str
 
 
-def text_of(data: bytes | str, what: str) -> str:
-    """Valid Unicode text. Raises InvalidEncoding for bytes that are not UTF-8 and for lone surrogates."""
+def valid_text(data: bytes | str, what: str) -> str:
+    """Returns `data` as valid Unicode text. `what` names it in the error's sentence.
+
+    Raises InvalidEncoding for bytes that are not UTF-8, and for lone surrogates.
+    """
     try:
         if isinstance(data, bytes):
             return data.decode("utf-8")
@@ -59,19 +63,20 @@ def text_of(data: bytes | str, what: str) -> str:
 
 
 def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
-    """Messages in OpenAI's form: a JSON list of {"role", "content"}; content a string or a list of text parts.
+    """Reads messages in OpenAI's form: a JSON list of {"role", "content"}. A content is a string or a list of text
+    parts.
 
-    What cannot be read is refused by its name, since a guard that leaves a field out judges another conversation:
-    InvalidMessages for a further field of a message or of a part, unless its value is null or empty, and for a part
-    that is not text. Raises UnknownRole, EmptyText and InvalidEncoding too; TextTooLong, before it parses, for more
-    JSON than a context of `limit` tokens can have text.
+    A field that is not read is refused, because a guard that ignores it would judge another conversation. So it raises
+    InvalidMessages for another field of a message or of a part, unless its value is null or empty, and for a part that
+    is not text. It also raises UnknownRole, EmptyText and InvalidEncoding, and TextTooLong, before parsing, if the JSON
+    is longer than any text for a context of `limit` tokens.
     """
     longest = JSON_BYTES * BYTES_PER_TOKEN * limit
     if len(data) > longest:
         raise TextTooLong(f"The messages have {len(data)} bytes of JSON; a context of {limit} tokens takes {longest}.")
     try:
-        raw = json.loads(text_of(data, "The list of messages"), object_pairs_hook=_object)
-    except (ValueError, RecursionError):  # a number of thousands of digits is no JSONDecodeError
+        raw = json.loads(valid_text(data, "The list of messages"), object_pairs_hook=_object)
+    except (ValueError, RecursionError):  # a number of thousands of digits raises a plain ValueError
         raise InvalidMessages("The messages are not valid JSON.") from None
     if not isinstance(raw, list):
         raise InvalidMessages("The messages must be a JSON list.")
@@ -81,13 +86,14 @@ def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Of two fields with one name, Python's parser drops the first in silence."""
-    found: dict[str, Any] = {}
+    """A JSON object as a dict. Raises InvalidMessages if two fields have the same name: Python's parser would silently
+    drop the first."""
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in fields:
             raise InvalidMessages(f"The messages have an object with two fields {_shown(name)}.")
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def _message(number: int, raw: Any) -> Message:
@@ -123,21 +129,23 @@ def _part(raw: Any, where: str) -> str:
 
 
 def _check_fields(raw: dict[str, Any], read: set[str], where: str) -> None:
-    """Raises InvalidMessages for a field that is not `read` and holds something."""
+    """Raises InvalidMessages for a field that is not in `read` and is not empty."""
     for name, value in raw.items():
         if name not in read and value is not None and value not in ("", [], {}):
             raise InvalidMessages(f"{where} has a field {_shown(name)}, which the guard does not read.")
 
 
 def _shown(name: str) -> str:
-    """A name that the caller chose, as a sentence may carry it: short, in one line, without control characters."""
+    """A name that the caller chose, made fit for an error's sentence: short, on one line, without control
+    characters."""
     shown = "".join(each if each.isprintable() else "?" for each in name[:SHOWN_CHARACTERS])
     return f"'{shown}...'" if len(name) > SHOWN_CHARACTERS else f"'{shown}'"
 
 
 def message(role: str, content: bytes | str, what: str) -> Message:
-    """A checked message; raises EmptyText where there is nothing but white space."""
-    text = text_of(content, what)
+    """Returns a checked message. Raises InvalidEncoding, or EmptyText if there is only white space. `what` names the
+    content in the error's sentence."""
+    text = valid_text(content, what)
     if not text.strip():
         raise EmptyText(f"{what} is empty.")
     return Message(role, text)
@@ -146,30 +154,33 @@ def message(role: str, content: bytes | str, what: str) -> Message:
 def conversation(
     messages: bytes | None, prompt: bytes | None, response: bytes | None, limit: int = CONTEXT
 ) -> list[Message]:
-    """The one conversation that a request names, as messages or as a prompt with or without its response."""
+    """The conversation of a request, which has either messages, or a prompt with or without its response.
+
+    Raises InvalidRequest for both, and what `parse_messages` raises.
+    """
     if messages is not None:
         if prompt is not None or response is not None:
             raise InvalidRequest("Send either messages or a prompt, not both.")
         return parse_messages(messages, limit)
     if prompt is None:
         raise EmptyText("There is neither a prompt nor a list of messages.")
-    found = [message("user", prompt, "The prompt")]
+    turns = [message("user", prompt, "The prompt")]
     if response is not None:
-        found.append(message("assistant", response, "The response"))
-    return found
+        turns.append(message("assistant", response, "The response"))
+    return turns
 
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The tokenizer's own tokens that transformers gives to a template under these names."""
+"""The names under which transformers gives the tokenizer's special tokens to a template."""
 TRIALS = (("user",), ("user", "assistant"), ("system", "user"), ("user", "assistant", "user"))
-"""The roles of the conversations that a template is tried with when it is loaded."""
+"""The roles of the conversations with which a template is tried when it is loaded."""
 
 
 class ChatTemplate:
-    """Renders a conversation to token ids as the checkpoint was trained to see it.
+    """Renders a conversation to token ids in the form that the checkpoint was trained with.
 
-    `names` are the special tokens that the template may write, by SPECIAL_NAMES. Raises TokenizerMismatch for a
-    template that cannot be parsed, or that uses a name which is not given.
+    `names` has the special tokens that the template may write, by names of SPECIAL_NAMES. Raises TokenizerMismatch for
+    a template that cannot be parsed, or that uses a name that it is not given.
     """
 
     def __init__(self, tokenizer: GuardTokenizer, template: str, names: Mapping[str, str] | None = None) -> None:
@@ -180,12 +191,12 @@ class ChatTemplate:
         except TemplateError as error:
             raise TokenizerMismatch(f"The chat template cannot be parsed: {_one_line(error)}.") from None
         for roles in TRIALS:
-            with suppress(InvalidMessages):  # it may refuse a conversation of this form
-                self._text([{"role": role, "content": "a"} for role in roles])
+            with suppress(InvalidMessages):  # the template may refuse conversations with these roles
+                self._write([{"role": role, "content": "a"} for role in roles])
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
-        """From chat_template.jinja, or the entry of tokenizer_config.json. Raises TokenizerMismatch."""
+        """Loads chat_template.jinja, or else the template in tokenizer_config.json. Raises TokenizerMismatch."""
         tokenizer = GuardTokenizer.load(folder)
         try:
             config = _json_object(folder / "tokenizer_config.json")
@@ -198,10 +209,10 @@ class ChatTemplate:
         return cls(tokenizer, template, names)
 
     def render(self, messages: Sequence[Message], limit: int) -> list[int]:
-        """Token ids, at most `limit`; raises LastRole, TextTooLong, InvalidMessages, TokenizerMismatch.
+        """Returns the token ids, at most `limit`. Raises LastRole, TextTooLong, InvalidMessages or TokenizerMismatch.
 
-        The text between two special tokens is tokenized jointly, template and user text together, since
-        the last characters of a message can merge with what the template writes after it.
+        The text between two special tokens is tokenized as a whole, the template's text together with the message's,
+        because the last characters of a message can merge with those that the template writes after it.
         """
         if messages[-1].role == "system":
             raise LastRole("The last message is the system's; only a user's or an assistant's can be judged.")
@@ -210,9 +221,9 @@ class ChatTemplate:
             raise TextTooLong(f"There are {len(messages)} messages; a context of {limit} tokens has no room for them.")
         mark = self._unused_character(messages)
         shielded = [{"role": each.role, "content": self._shield(each.content, mark)} for each in messages]
-        text = self._text(shielded)
+        text = self._write(shielded)
         ids: list[int] = []
-        for part in self.tokenizer.split_special(text_of(text, "The rendered conversation")):
+        for part in self.tokenizer.split_special(valid_text(text, "The rendered conversation")):
             if isinstance(part, int):
                 ids.append(part)
             else:
@@ -223,12 +234,15 @@ class ChatTemplate:
                 raise TextTooLong(f"The conversation has more than the {limit} tokens that the context has room for.")
         return ids
 
-    def _text(self, messages: list[dict[str, str]]) -> str:
-        """What the template writes, given what transformers gives it. Raises InvalidMessages or TokenizerMismatch."""
-        given = self._names | {"messages": messages, "tools": None, "documents": None}
+    def _write(self, messages: list[dict[str, str]]) -> str:
+        """The text that the template writes for these messages. It is given the same names as by transformers.
+
+        Raises InvalidMessages or TokenizerMismatch.
+        """
+        names = self._names | {"messages": messages, "tools": None, "documents": None}
         try:
             return sandbox.run_sandboxed(
-                lambda: self._template.render(given, add_generation_prompt=True, enable_thinking=False)
+                lambda: self._template.render(names, add_generation_prompt=True, enable_thinking=False)
             )
         except UndefinedError as error:
             raise TokenizerMismatch(f"The chat template uses what it is not given: {_one_line(error)}.") from None
@@ -236,14 +250,16 @@ class ChatTemplate:
             raise InvalidMessages(f"The chat template refuses the conversation: {_one_line(error)}") from None
 
     def _shield(self, content: str, mark: str) -> str:
-        """`content` with a mark inside each special string, so that it reads as plain text until encoded."""
+        """Puts `mark` inside each special token's text in `content`, so that it is not taken for the special token. The
+        mark is removed before the text is encoded."""
         for name in self.tokenizer.special:
             content = content.replace(name, name[0] + mark + name[1:])
         return content
 
     @staticmethod
     def _unused_character(messages: Sequence[Message]) -> str:
-        """A private-use character while there is one; text that has all the characters after them is too long."""
+        """A character that is in none of the messages: a private-use one if possible, or a later one. A text with all
+        of these characters would be too long."""
         used = set().union(*(each.content for each in messages))
         return next(mark for mark in map(chr, range(0xE000, sys.maxunicode + 1)) if mark not in used)
 
@@ -253,6 +269,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _stored_template(folder: Path, config: Mapping[str, Any]) -> object:
+    """The template of the checkpoint. It is a string unless the checkpoint is malformed or has none."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
@@ -263,9 +280,10 @@ def _stored_template(folder: Path, config: Mapping[str, Any]) -> object:
 
 
 def _special_names(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that exist. As in transformers, the map counts where the config lists no added tokens."""
-    stated = config if "added_tokens_decoder" in config else {**config, **special_map}
-    tokens = {name: stated.get(name) for name in SPECIAL_NAMES}
+    """The special tokens that exist, by SPECIAL_NAMES. As in transformers, special_tokens_map.json counts only if the
+    config lists no added tokens."""
+    sources = config if "added_tokens_decoder" in config else {**config, **special_map}
+    tokens = {name: sources.get(name) for name in SPECIAL_NAMES}
     contents = {name: each["content"] if isinstance(each, dict) else each for name, each in tokens.items()}
     return {name: str(content) for name, content in contents.items() if content}
 

@@ -1,8 +1,9 @@
-"""Where a checkpoint's chat template runs: it reaches no files and no Python, and can neither run nor grow without end.
+"""The sandbox in which a checkpoint's chat template runs. It reaches no files and no Python, and its time and memory
+are limited.
 
-jinja's sandbox closes the first way. It bounds nothing else: a template may loop over loops, double a string, or
-raise a number to a number. So each run has seconds of its own thread and bytes of memory, and no operation is left
-that takes long inside one call into C.
+jinja's sandbox keeps it from files and Python, but limits nothing: a template may nest loops, double a string, or raise
+a number to a large power. So each run has a limit of CPU seconds of its thread and of bytes of memory, and the sandbox
+has no operation that takes long in a single call into C.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 CPU_S = 3.0
-"""A run over a conversation that fills 32,768 tokens takes milliseconds."""
+"""The limit of one run. A run over a conversation that fills 32,768 tokens takes milliseconds."""
 MEMORY_BYTES = 256 << 20
 LONGEST_ARGUMENT = 1000
-"""Characters of a string that a template gives to a method: `strip` and `rfind` take the product of both lengths."""
+"""The most characters of a string that a template may give to a method. `strip` and `rfind` take time in proportion to
+the product of both lengths."""
 LARGEST_INTEGER = 2**63
 
 FILTERS = (
@@ -38,39 +40,44 @@ FILTERS = (
 T = TypeVar("T")
 
 
-class Absent(StrictUndefined):
-    """What a template names and was not given: an error wherever it is used, where transformers writes nothing.
+class Missing(StrictUndefined):
+    """The value of a name that the template is not given, or of a field that a message lacks.
 
-    A field that a message lacks may be asked for (`if message.tool_calls`), and compared, but not written.
+    To use a missing name is an error, where transformers would write nothing. A missing field may be tested
+    (`if message.tool_calls`) and compared, but not written.
     """
 
     __slots__ = ()
 
-    def __bool__(self) -> bool:  # type: ignore[override]  # jinja's answers never
-        self._check_is_no_name()
+    def __bool__(self) -> bool:  # type: ignore[override]  # jinja's own always raises
+        self._check_is_field()
         return False
 
     def __eq__(self, other: object) -> bool:  # type: ignore[override]
-        self._check_is_no_name()
-        return isinstance(other, Absent)
+        self._check_is_field()
+        return isinstance(other, Missing)
 
     def __ne__(self, other: object) -> bool:  # type: ignore[override]
         return not self == other
 
     __hash__ = StrictUndefined.__hash__  # type: ignore[assignment]
 
-    def _check_is_no_name(self) -> None:
+    def _check_is_field(self) -> None:
+        """Raises UndefinedError if this is a missing name."""
         if self._undefined_obj is missing and self._undefined_name is not None:
             self._fail_with_undefined_error()
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """What transformers gives to chat templates, less what none of them needs."""
+    """jinja's sandbox with the filters and functions that transformers gives to chat templates, except those that no
+    template needs."""
 
     intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], undefined=Absent)
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], undefined=Missing
+        )
         self.filters = {name: each for name, each in self.filters.items() if name in FILTERS.split()}
         self.filters["tojson"] = _tojson
         self.filters["trim"] = _trim
@@ -89,24 +96,24 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def run_sandboxed(work: Callable[[], T]) -> T:
-    """What `work` returns, in bounded time and memory. Whatever it raises instead becomes a TemplateError."""
+    """Returns what `work` returns, in limited time and memory. Every exception of it becomes a TemplateError."""
     try:
         with _LOCK, _limited_memory(), _limited_time():
             return work()
     except TemplateError:
         raise
-    except _TooSlow:
+    except _TimeUp:
         raise TemplateError(f"it ran for more than {CPU_S:.0f} s") from None
     except Exception as error:
         raise TemplateError(f"it failed with {type(error).__name__}") from None
 
 
-class _TooSlow(BaseException):
-    """No Exception, since jinja's compiler goes on after those."""
+class _TimeUp(BaseException):
+    """Not an Exception, because jinja's compiler catches those and goes on."""
 
 
 _LOCK = threading.Lock()
-"""The limit on memory is the whole process's."""
+"""Only one run at a time, because the limit on memory is the whole process's."""
 
 
 @contextmanager
@@ -114,9 +121,10 @@ def _limited_time() -> Iterator[None]:
     end = time.thread_time() + CPU_S
 
     def watch(frame: FrameType, _event: str, _value: Any) -> Any:
-        """Sees each call, and each line of the template's own code: no loop of any length has neither."""
+        """Python calls this for each call and for each line of the template's own code, so at least once in each round
+        of any loop."""
         if time.thread_time() > end:
-            raise _TooSlow
+            raise _TimeUp
         return watch if frame.f_code.co_filename == "<template>" else None
 
     before = sys.gettrace()
@@ -131,8 +139,9 @@ def _limited_time() -> Iterator[None]:
 def _limited_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     data_pages = int(Path("/proc/self/statm").read_text().split()[5])
-    bounds = [data_pages * resource.getpagesize() + MEMORY_BYTES, soft, hard]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(each for each in bounds if each != resource.RLIM_INFINITY), hard))
+    limits = [data_pages * resource.getpagesize() + MEMORY_BYTES, soft, hard]
+    lowest = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
     try:
         yield
     finally:
@@ -154,8 +163,8 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
 
 
 def _trim(value: Any, chars: str | None = None) -> str:

@@ -1,6 +1,6 @@
-"""The checkpoint's tokenizer, split in two: text never becomes a special token, special tokens are asked for by name.
+"""The checkpoint's tokenizer, with its special tokens kept apart: text never becomes a special token.
 
-Knows nothing of conversations or streams.
+This module knows nothing of conversations or streams.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from qwen3guard_runtime.text import segments
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 BYTES_PER_TOKEN = 16
-"""No text is longer than this times the context: prose has 3 to 5, and only endless runs of one character have more."""
+"""A text of more bytes than this times the context is refused. Prose has 3 to 5 bytes for each token; only very long
+runs of one character have more than 16."""
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """Tokens of one text. Token k came from text[starts[k]:ends[k]] and belongs to pre-token words[k].
+    """The tokens of one text. Token k comes from text[starts[k]:ends[k]] and belongs to the pre-token words[k].
 
-    Starts and ends count the text as it was sent, and stand between two segments of it (`segments`): a token of a
-    part of one, a byte of a character or one of several marks on a letter, has the whole of it.
+    Starts and ends are in characters of the text as it was sent, and are always boundaries of its segments
+    (`segments`). A token for only a part of a segment, such as one byte of a character or one of several marks on a
+    letter, has the start and the end of the whole segment.
     """
 
     ids: tuple[int, ...]
@@ -37,22 +39,25 @@ class TokenizedText:
 
 
 class GuardTokenizer:
-    """Encodes user text without its special tokens, which are kept apart in `special`."""
+    """Encodes text as plain text. The ids of the special tokens are in `special`, by their text.
+
+    Raises TokenizerMismatch for a tokenizer that cannot be read or has a feature that is not implemented.
+    """
 
     def __init__(self, tokenizer_json: str) -> None:
         try:
-            # What a tokenizer cuts or pads to is a setting of whoever saved it: transformers ignores it too.
+            # The saved truncation and padding are accidental settings; transformers ignores them too.
             description = json.loads(tokenizer_json) | {"truncation": None, "padding": None}
             self.special: dict[str, int] = {
                 token["content"]: token["id"] for token in description.get("added_tokens", [])
             }
-            # Without added tokens every string is plain text, `<think>` too; without the post-processor
-            # offsets cover the whole of the text.
+            # Without added tokens every string is plain text, also `<think>`. Without the post-processor, offsets cover
+            # the whole text.
             self._whole = Tokenizer.from_str(json.dumps(description))
             self._plain = Tokenizer.from_str(json.dumps(description | {"added_tokens": [], "post_processor": None}))
         except Exception as error:
             raise TokenizerMismatch(f"The tokenizer cannot be read: {str(error)[:200]}.") from error
-        if description.get("normalizer") not in (None, {"type": "NFC"}):  # what `segments` is right for
+        if description.get("normalizer") not in (None, {"type": "NFC"}):  # `segments` is correct only for these
             raise TokenizerMismatch("The tokenizer has a normalizer that is not NFC, which is not implemented.")
         if description["model"].get("dropout"):
             raise TokenizerMismatch("The tokenizer has dropout: it gives a text other tokens each time.")
@@ -65,7 +70,7 @@ class GuardTokenizer:
         for name in (IM_START, IM_END):
             if name not in self.special:
                 raise TokenizerMismatch(f"The tokenizer has no {name} token.")
-        if min(map(len, self.special)) < 2:  # no mark could be put inside one
+        if min(map(len, self.special)) < 2:  # ChatTemplate could not put a mark inside it
             raise TokenizerMismatch("The tokenizer has an added token of less than two characters.")
         names = sorted(self.special, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)))
@@ -85,18 +90,19 @@ class GuardTokenizer:
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def check_length(self, text: str, limit: int) -> None:
-        """Raises TextTooLong for a text that is not worth tokenizing against a context of `limit` tokens."""
+        """Raises TextTooLong for a text that is far too long for a context of `limit` tokens, before it is
+        tokenized."""
         self.check_size(len(text.encode()), limit)
 
     def check_size(self, size: int, limit: int) -> None:
-        """`check_length` of a text of `size` bytes."""
+        """Does what `check_length` does, for a text of `size` bytes."""
         if size > BYTES_PER_TOKEN * limit:
             raise TextTooLong(
                 f"The text has {size} bytes; a context of {limit} tokens takes at most {BYTES_PER_TOKEN * limit}."
             )
 
-    def pieces(self, text: str) -> TokenizedText:
-        normal, starts, ends = self._normal(text)
+    def encode_with_offsets(self, text: str) -> TokenizedText:
+        normal, starts, ends = self._normalize(text)
         encoding = self._plain.encode(normal, add_special_tokens=False)
         return TokenizedText(
             tuple(encoding.ids),
@@ -105,10 +111,10 @@ class GuardTokenizer:
             tuple(encoding.word_ids),
         )
 
-    def _normal(self, text: str) -> tuple[str, Sequence[int], Sequence[int]]:
-        """The normalized text, and where in `text` the segment of each of its characters starts and ends.
+    def _normalize(self, text: str) -> tuple[str, Sequence[int], Sequence[int]]:
+        """Returns the normalized text, and for each of its characters where its segment starts and ends in `text`.
 
-        The tokenizer's own offsets into a text that it composes point at the first of the characters composed.
+        The tokenizer's own offsets cannot be used: where it composes characters, they point at the first of them only.
         """
         if text.isascii():
             return text, range(len(text)), range(1, len(text) + 1)
@@ -126,12 +132,12 @@ class GuardTokenizer:
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
 
     def split_special(self, text: str) -> Iterator[str | int]:
-        """The plain stretches of `text` as strings, and between them the special tokens as ids."""
+        """Splits `text` at its special tokens. Yields the plain parts as strings, and the special tokens as ids."""
         start = 0
-        for found in self._special.finditer(text):
-            if found.start() > start:
-                yield text[start : found.start()]
-            yield self.special[found[0]]
-            start = found.end()
+        for match in self._special.finditer(text):
+            if match.start() > start:
+                yield text[start : match.start()]
+            yield self.special[match[0]]
+            start = match.end()
         if start < len(text):
             yield text[start:]
