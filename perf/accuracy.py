@@ -1,10 +1,10 @@
-"""What eight bits cost: a checkpoint's formats against its own fp32 graph, on labelled or plain texts.
+"""How much accuracy eight bits cost: a checkpoint's formats against its own fp32 graph, on labelled or plain texts.
 
     .venv/bin/python perf/accuracy.py CHECKPOINT TEXTS.jsonl [--rows 300]
 
-TEXTS has a JSON object a line with `prompt` or `text`. Of Stream, every token of every text is judged in one pass; of
-Gen, every text as a prompt, by the probabilities of the levels behind "Safety:". A label counts as flipped where the
-likeliest level is another than in fp32, and as firmly flipped where fp32 was sure of it by 0.2.
+TEXTS has one JSON object on each line, with `prompt` or `text`. Stream judges every token of a text in one pass. Gen
+judges a text as a prompt, by the probabilities of the levels after "Safety:". A label is flipped where the likeliest
+level is not that of fp32. A judgement is firm where fp32 preferred its level to the next one by more than 0.2.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def main() -> None:
     lines = [json.loads(line) for line in arguments.texts.read_text().splitlines()]
     lines = lines[:: max(1, len(lines) // arguments.rows)]
     texts = [line.get("prompt") or line["text"] for line in lines]
-    found = {}
+    probabilities = {}
     with tempfile.TemporaryDirectory() as folder:
         for weights, attention in FORMATS:
             output = Path(folder) / f"{weights}-{attention}"
             exported = export(arguments.checkpoint, output, weights=weights, attention=attention, say=lambda _: None)
-            found[weights, attention] = probabilities(output / f"{exported.variant}_guard" / "1", texts)
-    exact = found[FORMATS[0]]
+            probabilities[weights, attention] = level_probabilities(output / f"{exported.variant}_guard" / "1", texts)
+    exact = probabilities[FORMATS[0]]
     first, second = np.sort(exact, axis=1)[:, :-3:-1].T
     firm = first - second > FIRM
     print(
@@ -52,8 +52,8 @@ def main() -> None:
         f" 8-bit products {products()}"
     )
     for name in FORMATS[1:]:
-        off = np.abs(found[name] - exact).max(axis=1)
-        flipped = found[name].argmax(axis=1) != exact.argmax(axis=1)
+        off = np.abs(probabilities[name] - exact).max(axis=1)
+        flipped = probabilities[name].argmax(axis=1) != exact.argmax(axis=1)
         print(
             f"{' '.join(name):<18} probability off by {off.mean():.5f} on average, {np.quantile(off, 0.99):.4f} at p99,"
             f" {off.max():.4f} at most; {100 * flipped.mean():.2f} % of labels flipped, "
@@ -61,8 +61,8 @@ def main() -> None:
         )
 
 
-def probabilities(folder: Path, texts: list[str]) -> np.ndarray:
-    """Of the levels, in wire order, for each judgement: [tokens of all texts, 3] of Stream, [texts, 3] of Gen."""
+def level_probabilities(folder: Path, texts: list[str]) -> np.ndarray:
+    """The probabilities of the levels, in wire order, for each judgement: Stream's [tokens, 3], or Gen's [texts, 3]."""
     manifest = Manifest.read(folder)
     runner, cache = OnnxRunner(folder, manifest), KVCache(manifest, slots=1)
     template = ChatTemplate.load(folder)

@@ -1,9 +1,9 @@
-"""Does `qwen3guard annotate` keep a server busy? Its rate beside the rate at which the server answers bare requests.
+"""Does `qwen3guard annotate` keep a server busy? Compares its rate with the rate at which bare requests are answered.
 
     .venv/bin/python perf/annotate.py MODEL_REPOSITORY [--input demo/everyday.jsonl] [--rows 400] [--rounds 5]
 
-Bare: prepared requests over raw gRPC, as many under way as annotate has; the texts are the same. Both in turns, each in
-a process of its own. Prints one JSON object; `ratio` is the median of annotate over the median of bare.
+The bare requests are prepared, go over raw gRPC, have the same texts, and as many are in flight as annotate has. Both
+run in turns, each in a process of its own. Prints one JSON object; `ratio` is annotate's median over the bare median.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ COMMAND = Path(sys.executable).parent / "qwen3guard"
 
 
 async def bare(url: str, rows: list[Row]) -> float:
-    """Answers a second."""
+    """Answers a second to bare requests with the texts of `rows`."""
     turns = [tuple(row[name] for name in ("prompt", "response") if name in row) for row in rows]
     caller = Caller(url, turns, connections=1, timeout_s=600)
     return answered_rate(await caller.each_once(IN_FLIGHT))
 
 
 def annotated(url: str, rows: list[Row], folder: Path) -> float:
-    """Rows a second, by annotate's own account."""
+    """Rows a second, as annotate itself reports."""
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output.unlink(missing_ok=True)
@@ -59,9 +59,9 @@ def main() -> None:
             rates["bare"].append(in_a_process(bare, server.url, rows))
             rates["annotate"].append(annotated(server.url, rows, Path(folder)))
         guards = [described(each) for each in server.manifests.values() if each.variant == "gen"]
-    found: dict[str, Any] = {name: [round(rate, 2) for rate in each] for name, each in rates.items()}
-    found |= {"guard": guards, "input": arguments.input.name, "rows": arguments.rows, "in_flight": IN_FLIGHT}
-    print(json.dumps(found | {"ratio": round(median(rates["annotate"]) / median(rates["bare"]), 3)}))
+    results: dict[str, Any] = {name: [round(rate, 2) for rate in measured] for name, measured in rates.items()}
+    results |= {"guard": guards, "input": arguments.input.name, "rows": arguments.rows, "in_flight": IN_FLIGHT}
+    print(json.dumps(results | {"ratio": round(median(rates["annotate"]) / median(rates["bare"]), 3)}))
 
 
 if __name__ == "__main__":

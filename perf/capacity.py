@@ -1,8 +1,9 @@
-"""docs/capacity.md: what a machine can hold and answer, from its memory, its bandwidth and its multiplications.
+"""Writes docs/capacity.md: the streams and requests that a machine can serve, by its memory, bandwidth and speed.
 
     .venv/bin/python perf/capacity.py
 
-Checked against the curves in perf/results/latest.json; everything about a GPU is arithmetic on its data sheet.
+The CPU's figures come from perf/results/latest.json, and are compared with its curves. A GPU's figures are arithmetic
+on its data sheet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CONTEXTS = (512, 2048, 8192)
 STREAM_RATE = 30.0
 """Tokens a second that one LLM writes to one reader."""
 NEW_TOKENS, HELD_TOKENS = 141, 201
-"""Of a short conversation: what a request computes, draft and all, and what the kept head saves."""
+"""Tokens of a short conversation: those that a request computes, with its draft, and those of the kept prefix."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,23 @@ class Size:
         return self.layer_weights * weight_bytes
 
     def cell(self, kv_bytes: float) -> float:
-        """Of one token in one stream; int8 has a scale of four bytes for each head's key and value."""
+        """The bytes of one token in one stream; int8 has a scale of four bytes for each head's key and value."""
         scale = 4 if kv_bytes == 1 else 0
         return 2 * self.layers * self.kv_heads * (self.head_dim * kv_bytes + scale)
 
 
 SIZES = (Size("0.6B", 0.440e9, 28), Size("4B", 3.63e9, 36), Size("8B", 6.95e9, 36))
-"""Weights of the layers alone: what a step reads. From the Qwen3 configurations."""
+"""`layer_weights` are the weights of the layers, which a step reads; they follow from the Qwen3 configurations."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`beside_floor`: how many times the floor a step takes; measured on the CPU, assumed for the cards."""
+    """A machine with a number format.
+
+    `memory` is in bytes, `read_bytes` and `operations` are a second, and `weight_bytes` and `kv_bytes` are those of one
+    number. `over_floor` is how many times the least possible time a step takes, measured for the CPU and assumed for
+    the GPUs.
+    """
 
     name: str
     memory: float
@@ -53,26 +59,26 @@ class Machine:
     operations: float
     weight_bytes: float
     kv_bytes: float
-    beside_floor: float
+    over_floor: float
 
     def step_s(self, size: Size, context: int, sessions: int = 1) -> float:
-        """One token for each of `sessions` streams in one pass."""
+        """Seconds for one token of each of `sessions` streams in one pass."""
         read = size.weights(self.weight_bytes) + sessions * context * size.cell(self.kv_bytes)
-        return self.beside_floor * read / self.read_bytes
+        return self.over_floor * read / self.read_bytes
 
     def sessions_in_memory(self, size: Size, context: int) -> int:
         free = 0.85 * self.memory - 1.2 * size.weights(self.weight_bytes)
         return max(0, int(free / (context * size.cell(self.kv_bytes))))
 
     def sessions_in_time(self, size: Size, context: int) -> int:
-        """As many as get STREAM_RATE tokens a second each, a token a step."""
-        read = self.read_bytes / self.beside_floor / STREAM_RATE - size.weights(self.weight_bytes)
+        """The number of streams that can have STREAM_RATE tokens a second each, with one token a step."""
+        read = self.read_bytes / self.over_floor / STREAM_RATE - size.weights(self.weight_bytes)
         return max(0, int(read / (context * size.cell(self.kv_bytes))))
 
     def requests_a_second(self, size: Size) -> float:
         attention = 4 * NEW_TOKENS * (HELD_TOKENS + NEW_TOKENS / 2) * size.layers * size.kv_heads * 2 * size.head_dim
         work = 2 * NEW_TOKENS * size.layer_weights + attention
-        return self.operations / (self.beside_floor * work)
+        return self.operations / (self.over_floor * work)
 
 
 def machines(result: dict[str, Any]) -> list[Machine]:
@@ -84,7 +90,7 @@ def machines(result: dict[str, Any]) -> list[Machine]:
         operations=1e9 * floor["u8s8_gops"],
         weight_bytes=1,
         kv_bytes=1,
-        beside_floor=rows["11a"]["value"],
+        over_floor=rows["11a"]["value"],
     )
     return [
         cpu,
@@ -94,14 +100,14 @@ def machines(result: dict[str, Any]) -> list[Machine]:
 
 
 def page(result: dict[str, Any]) -> str:
-    every = machines(result)
+    all_machines = machines(result)
     lines = [
         f"Streams of {STREAM_RATE:g} tokens a second, one token a step: as many as time allows / as memory holds.",
         "",
         "| machine | size | " + " | ".join(f"{context} tokens" for context in CONTEXTS) + " | classify, requests/s |",
         "|---|---|" + "---|" * (len(CONTEXTS) + 1),
     ]
-    for machine in every:
+    for machine in all_machines:
         for size in SIZES:
             cells = [
                 f"{machine.sessions_in_time(size, context):,} / {machine.sessions_in_memory(size, context):,}"
@@ -109,7 +115,7 @@ def page(result: dict[str, Any]) -> str:
             ]
             rate = machine.requests_a_second(size)
             lines.append(f"| {machine.name} | {size.name} | " + " | ".join(cells) + f" | {rate:,.1f} |")
-    cpu, size = every[0], SIZES[0]
+    cpu, size = all_machines[0], SIZES[0]
     lines += [
         "",
         "The same arithmetic against what was measured here (0.6B, dq8r, int8 KV, one stream, one token):",

@@ -1,9 +1,9 @@
-"""TensorRT engines of the true shapes: whether they build, in how long, how large, with how much memory.
+"""TensorRT engines of the true shapes: whether they build, how long that takes, their size, and the memory it needs.
 
     python perf/engines.py [--shape 0.6B] [--layers N] [--weights fp16 bf16] [--slot-tokens 2048]
 
-Random weights; nothing is run, so no GPU is needed. With fewer layers than a shape has, 4B and 8B fit a small machine.
-Prints a line an engine, and all of it as JSON last.
+The weights are random. No engine is run, so no GPU is needed. With fewer layers, 4B and 8B fit a small machine. Prints
+a line for each engine, and all results as JSON last.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from support.random_checkpoint import SHAPES, make  # noqa: E402
 
 
 def build(variant: str, shape: dict[str, Any], weights: str, slot_tokens: int) -> dict[str, Any]:
-    """In a process of its own, whose peak of memory is that of the export."""
+    """Exports one guard; call it in a process of its own, whose peak of memory is then that of the export."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make(Path(folder) / "checkpoint", variant, **shape)
         began = time.monotonic()
-        said: list[tuple[float, str]] = []
+        stages: list[tuple[float, str]] = []
 
         def say(text: str) -> None:
-            said.append((time.monotonic() - began, text))
+            stages.append((time.monotonic() - began, text))
 
         output = Path(folder) / "models"
         manifest = export(str(checkpoint), output, weights=weights, tensorrt=True, slot_tokens=slot_tokens, say=say)
@@ -42,8 +42,8 @@ def build(variant: str, shape: dict[str, Any], weights: str, slot_tokens: int) -
         engine = manifest.engine
         assert engine is not None
         size = (output / f"{variant}_guard" / "1" / engine.file).stat().st_size
-        starts = [at for at, text in said if text.startswith("building")]
-        ends = [at for at, text in said if text.startswith("built")]
+        starts = [at for at, text in stages if text.startswith("building")]
+        ends = [at for at, text in stages if text.startswith("built")]
         shutil.rmtree(output)
     return {
         "variant": variant,
@@ -62,21 +62,22 @@ def build(variant: str, shape: dict[str, Any], weights: str, slot_tokens: int) -
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--shape", choices=list(SHAPES), default="0.6B")
-    arguments.add_argument("--weights", nargs="+", choices=("fp16", "bf16"), default=["fp16", "bf16"])
-    arguments.add_argument("--slot-tokens", type=int, default=2048)
-    arguments.add_argument("--layers", type=int)
-    asked = arguments.parse_args()
-    shape = SHAPES[asked.shape] | ({"layers": asked.layers} if asked.layers else {})
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="0.6B")
+    parser.add_argument("--weights", nargs="+", choices=("fp16", "bf16"), default=["fp16", "bf16"])
+    parser.add_argument("--slot-tokens", type=int, default=2048)
+    parser.add_argument("--layers", type=int)
+    arguments = parser.parse_args()
+    shape = SHAPES[arguments.shape] | ({"layers": arguments.layers} if arguments.layers else {})
     rows = []
     for variant in ("gen", "stream"):
-        for weights in asked.weights:
+        for weights in arguments.weights:
             with get_context("spawn").Pool(1) as pool:
-                row = pool.apply(build, (variant, shape, weights, asked.slot_tokens))
+                row = pool.apply(build, (variant, shape, weights, arguments.slot_tokens))
             rows.append(row)
             print(
-                f"{variant} {asked.shape}, {row['layers']} layers, {weights}: {row['engine_bytes'] / 2**30:.2f} GiB, "
+                f"{variant} {arguments.shape}, {row['layers']} layers, {weights}: "
+                f"{row['engine_bytes'] / 2**30:.2f} GiB, "
                 f"built in {row['build_s']} s (the whole export {row['export_s']} s, "
                 f"{row['peak_bytes'] / 2**30:.1f} GiB of memory)",
                 flush=True,

@@ -1,6 +1,8 @@
-"""What this machine can do at best: bytes read and multiplications done a second, by the kernels that serve.
+"""The best that this machine can do: bytes read and operations done in a second, by the kernels that serve.
 
-.venv/bin/python perf/floor.py
+    .venv/bin/python perf/floor.py [VERSION_FOLDER ...]
+
+The floor of a work is the least time that it can take at these rates.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ ROWS, INNER, COLUMNS = 330, 1024, 3072
 
 
 def probe() -> dict[str, float]:
-    """`read_gb_s` by a matrix too large for any cache times a vector; `u8s8_gops` and `fp32_gflops` of products of 330
-    rows by the FFN's matrix. The best of several, since what disturbs only slows."""
+    """`read_gb_s`, from a vector times a matrix too large for any cache; `u8s8_gops` and `fp32_gflops`, from products
+    of 330 rows and the FFN's matrix. Each is the best of several runs, since a disturbance can only slow a run down."""
     rows = READ_BYTES // 4 // INNER
     return {
         "read_gb_s": READ_BYTES / 1e9 / _best(_product("fp32", rows), np.ones((1, INNER), np.float32)),
@@ -33,14 +35,16 @@ def probe() -> dict[str, float]:
 
 
 def step_seconds(manifest: Manifest, floor: dict[str, float], context: int) -> float:
-    """A token of one stream: every weight of the layers and every cell of its slot, read once."""
+    """The floor of one token of one stream: every weight of the layers and every cell of its slot is read once."""
     cells = sum(int(np.prod(cache.shape(context))) * np.dtype(cache.dtype).itemsize for cache in manifest.caches)
     return (layer_weights(manifest) + cells) / (1e9 * floor["read_gb_s"])
 
 
 def classify_seconds(manifest: Manifest, floor: dict[str, float], *, begin: int, tokens: int, answer: int) -> float:
-    """`tokens` more over `begin` that are held: the layers' products in u8 x s8, attention's in fp32, and the output
-    head for `answer` + 1 of them."""
+    """The floor of `tokens` new tokens after `begin` that are held.
+
+    It counts the layers' products in u8 x s8, those of attention in fp32, and the lm_head for `answer` + 1 tokens.
+    """
     products = 2 * tokens * layer_weights(manifest) + 2 * (answer + 1) * manifest.vocab_size * manifest.hidden_size
     seen = tokens * begin + tokens * (tokens + 1) // 2
     attention = 4 * seen * manifest.layers * _query_width(manifest)
@@ -48,7 +52,7 @@ def classify_seconds(manifest: Manifest, floor: dict[str, float], *, begin: int,
 
 
 def layer_weights(manifest: Manifest) -> int:
-    """Of the 0.6B shape: q, k, v, o, gate, up and down, of one byte each."""
+    """The weights of q, k, v, o, gate, up and down in all layers, one byte each; the FFN's width is that of 0.6B."""
     hidden, kv = manifest.hidden_size, manifest.kv_heads * manifest.head_dim
     query = _query_width(manifest)
     return manifest.layers * (2 * hidden * query + 2 * hidden * kv + 3 * hidden * 3 * hidden)
@@ -103,8 +107,8 @@ def _best(session: onnxruntime.InferenceSession, rows: np.ndarray, times: int = 
 
 
 if __name__ == "__main__":
-    found = probe()
-    print(json.dumps({name: round(value, 1) for name, value in found.items()}))
+    rates = probe()
+    print(json.dumps({name: round(value, 1) for name, value in rates.items()}))
     for folder in sys.argv[1:]:
-        each = Manifest.read(Path(folder))
-        print(f"{folder}: a step at 512 tokens {1e3 * step_seconds(each, found, 512):.1f} ms")
+        milliseconds = 1e3 * step_seconds(Manifest.read(Path(folder)), rates, 512)
+        print(f"{folder}: a step at 512 tokens {milliseconds:.1f} ms")

@@ -1,10 +1,10 @@
-"""The guards that are measured: the true 0.6B shape, random weights, the real tokenizer.
+"""Makes the guards that are measured: the true 0.6B shape, random weights, the real tokenizer.
 
     .venv/bin/python perf/guards.py [FOLDER]
 
-Speed does not depend on what the weights are, with one exception: Gen answers in one pass only where its answer is
-one that the server drafts. So Gen's output head is arranged, by least squares over the states of one conversation,
-to write a well-formed answer there: `gen` the likeliest one, `gen_rejected` one whose draft is refused twice.
+The speed does not depend on the weights, with one exception: Gen answers in one pass only if its answer is the one that
+the server drafts. So Gen's lm_head is changed, by least squares over the states of one conversation, to write a
+well-formed answer there: `gen` writes the likeliest answer, and `gen_rejected` one whose draft is rejected twice.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ sys.path.insert(0, str(TESTS))
 from support import random_checkpoint, real_tokenizer  # noqa: E402
 from support.random_checkpoint import SHAPE_06B  # noqa: E402
 
-HEAD, TEXT, TAIL = 201, 33, 96
-"""Tokens of the real template before a conversation, of a short conversation, and of the template behind it."""
+PREFIX_TOKENS, TEXT_TOKENS, SUFFIX_TOKENS = 201, 33, 96
+"""Tokens of the real template before a conversation, of a short conversation, and of the template after it."""
 PROMPT = "How do I bake bread?"
 RESPONSE = "Mix flour, water, salt and yeast, wait, and bake it."
 ANSWERS = {
     "gen": "Safety: Safe\nCategories: None\nRefusal: No",
     "gen_rejected": "Safety: Unsafe\nCategories: Jailbreak\nRefusal: Yes",
 }
-CERTAIN = 30.0
-"""The logit of the arranged answer's tokens; the others' are about normal."""
+ANSWER_LOGIT = 30.0
+"""The logit of the answer's tokens; the others are about normally distributed."""
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Checkpoints by name, and the repositories exported from them."""
+    """The checkpoints in `folder` by name, and the repositories exported from them."""
 
     folder: Path
 
@@ -54,13 +54,13 @@ class Guards:
         return self.folder / "repositories" / name
 
     def version(self, name: str) -> Path:
-        """The folder with the graph."""
+        """The version folder, which has the graph."""
         model = wire.STREAM_GUARD if name == "stream" else wire.GEN_GUARD
         return self.repository(name) / model.name / "1"
 
 
 def prepare(folder: Path) -> Guards:
-    """Makes what is missing: checkpoints of 1.2 GB, and their dq8r exports."""
+    """Makes the checkpoints (1.2 GB each) that are missing, and the dq8r exports that are missing or outdated."""
     guards = Guards(folder)
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
@@ -73,7 +73,7 @@ def prepare(folder: Path) -> Guards:
             random_checkpoint.make(checkpoint, variant, **SHAPE_06B, tied=False, tokenizer_from=tokenizer)
             if variant == "gen":
                 _lengthen_template(checkpoint)
-                _arrange(checkpoint, ANSWERS[name])
+                _write_answer(checkpoint, ANSWERS[name])
             made.touch()
         manifest_file = guards.version(name) / "manifest.json"
         if manifest_file.is_file() and manifest_file.stat().st_mtime > _newest_source():
@@ -84,13 +84,13 @@ def prepare(folder: Path) -> Guards:
 
 
 def _newest_source() -> float:
-    """When the code that an export contains, or that made it, was last changed."""
+    """When the code in export/ or model_repository/ was last changed."""
     folders = ("export", "model_repository")
     return max(path.stat().st_mtime for name in folders for path in (TESTS.parent / name).rglob("*.py"))
 
 
 def conversation(checkpoint: Path) -> list[int]:
-    """The measured conversation's ids, template and all."""
+    """The token ids of the measured conversation in its template."""
     messages = [Message("user", PROMPT), Message("assistant", RESPONSE)]
     return [int(token) for token in ChatTemplate.load(checkpoint).render(messages, SHAPE_06B["context"])]
 
@@ -101,7 +101,7 @@ def answer_ids(checkpoint: Path, answer: str) -> list[int]:
 
 
 def _lengthen_template(checkpoint: Path) -> None:
-    """A template with as many tokens before and after the conversation as the real one has."""
+    """Writes a template with as many tokens before and after the conversation as the real one has."""
     path = checkpoint / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     before = after = 0
@@ -112,29 +112,29 @@ def _lengthen_template(checkpoint: Path) -> None:
             "\nEND" + " rule" * after + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         )
         path.write_text(json.dumps(settings))
-        head = len(template_prefixes(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
-        short = HEAD + TEXT + TAIL - len(conversation(checkpoint))
-        if head == HEAD and short == 0:
+        prefix = len(template_prefixes(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
+        missing = PREFIX_TOKENS + TEXT_TOKENS + SUFFIX_TOKENS - len(conversation(checkpoint))
+        if prefix == PREFIX_TOKENS and missing == 0:
             return
-        before += HEAD - head
-        after += short - (HEAD - head)
+        before += PREFIX_TOKENS - prefix
+        after += missing - (PREFIX_TOKENS - prefix)
 
 
-def _arrange(checkpoint: Path, answer: str) -> None:
-    """Rewrites the output head so that greedy decoding of the measured conversation gives `answer`."""
+def _write_answer(checkpoint: Path, answer: str) -> None:
+    """Changes the lm_head so that greedy decoding of the measured conversation gives `answer`."""
     question, wanted = conversation(checkpoint), answer_ids(checkpoint, answer)
     opened = open_checkpoint(str(checkpoint))
     (states,) = final_states(opened, [np.array([*question, *wanted[:-1]])])
     states = states[-len(wanted) :]
     tokens = sorted(set(wanted))
-    logits = np.array([[CERTAIN if token == right else 0.0 for right in wanted] for token in tokens], np.float32)
+    logits = np.array([[ANSWER_LOGIT if token == right else 0.0 for right in wanted] for token in tokens], np.float32)
     head = opened.weights.float32("lm_head.weight")
     head[tokens] = logits @ np.linalg.pinv(states).T
     _overwrite(checkpoint / "model.safetensors", "lm_head.weight", head)
 
 
 def _overwrite(path: Path, name: str, values: np.ndarray) -> None:
-    """Puts bfloat16 `values` where the safetensors file has the tensor `name`."""
+    """Writes `values`, as bfloat16, over the tensor `name` of the safetensors file."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         begin, end = json.loads(file.read(size))[name]["data_offsets"]

@@ -1,17 +1,18 @@
-"""What outliers, as trained models have them, cost in eight bits: before `balance` and after it.
+"""How much outliers, as trained models have them, cost in eight bits, before `balance` and after it.
 
     .venv/bin/python perf/outliers.py CHECKPOINT TEXTS.jsonl [--contexts 100 2000] [--conversations 100] [--kinds ...]
 
-From the checkpoint others are made that compute the same function with outliers in it: pairs of key channels, values,
-inputs of down_proj and norms, each made up for where it is read. Two more have a first token whose residual is a
-thousand times the size, all of it or one channel; that is another function, and its own reference. For each: the labels
-of the 8-bit graph (dq8r with int8 KV; Gen's with fp32 KV) that differ from those of its own fp32 graph, the flags that
-differ (debounce 2, strict and loose, last message and prompt), and the largest error of a probability, and the mean.
+Other checkpoints are derived from the given one. They compute the same function with outliers in it: in pairs of key
+channels, values, inputs of down_proj, or norms, each compensated where it is read. Two more checkpoints have a first
+token whose residual, or one channel of it, is a thousand times as large; they compute another function, and each has
+its own reference. For each checkpoint, the 8-bit graph (dq8r with int8 KV; Gen's with fp32 KV) is compared with the
+checkpoint's own fp32 graph: the labels that differ, the flags that differ (debounce 2, strict and loose, last message
+and prompt), and the largest and the mean error of a probability.
 
-TEXTS has a JSON object a line with `prompt`, and `response` where there is one. A conversation is one of them, in a
-long context behind as many others as fill it; Stream judges each token of its last message, and its prompt. Balanced by
-the texts that an export is balanced by. Prints a table and, last, the same as JSON; there `margin` is how sure fp32 was
-of the surest label that changed.
+TEXTS has one JSON object on each line, with `prompt`, and `response` where there is one. A conversation is one of them;
+in a long context, others before it fill the context. Stream judges each token of the last message, and the prompt.
+`balance` uses the same texts as in an export. Prints a table and then the same as JSON, where `margin` is by how much
+fp32 preferred its label, the most among the labels that changed.
 """
 
 from __future__ import annotations
@@ -46,12 +47,11 @@ Tensors = dict[str, np.ndarray]
 Change = Callable[[Tensors, Architecture, np.random.Generator], None]
 
 LONG = 500
-"""Tokens of a context that is filled up with other conversations; in a shorter one half is the response."""
+"""A context of at least this many tokens is filled with other conversations; in a shorter one, half is the response."""
 LAST_MESSAGE = 100
-"""Tokens of it at most."""
+"""The most tokens of the last message in a long context, and the most of its tokens that are judged."""
 LONGEST = 1 << 20
-REPLACEMENT = "\ufffd"  # what a character becomes that was cut in two
-
+REPLACEMENT = "\ufffd"  # stands for a character that was cut in two
 
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -60,7 +60,7 @@ READERS = {
 
 
 def key_pairs(count: int, factor: float) -> Change:
-    """`count` channel pairs of every layer's keys times `factor`, and the queries' divided by it."""
+    """Multiplies `count` channel pairs of every layer's keys by `factor`, and divides those of the queries by it."""
 
     def change(tensors: Tensors, architecture: Architecture, random: np.random.Generator) -> None:
         half = architecture.head_dim // 2
@@ -74,7 +74,7 @@ def key_pairs(count: int, factor: float) -> Change:
 
 
 def values(factor: float) -> Change:
-    """One channel of every KV head's values times `factor`, and o_proj's columns divided by it."""
+    """Multiplies one channel of every KV head's values by `factor`, and divides the columns of o_proj by it."""
 
     def change(tensors: Tensors, architecture: Architecture, random: np.random.Generator) -> None:
         size, group = architecture.head_dim, architecture.query_heads // architecture.kv_heads
@@ -89,7 +89,7 @@ def values(factor: float) -> Change:
 
 
 def down_inputs(factor: float) -> Change:
-    """One in a hundred of the inputs of every layer's down_proj times `factor`, its columns divided by it."""
+    """Multiplies one in a hundred inputs of every layer's down_proj by `factor`, and divides its columns by it."""
 
     def change(tensors: Tensors, architecture: Architecture, random: np.random.Generator) -> None:
         for layer in range(architecture.layers):
@@ -101,7 +101,8 @@ def down_inputs(factor: float) -> Change:
 
 
 def norms(factor: float) -> Change:
-    """Two channels of both norms of every layer times `factor`, and the columns that read them divided by it."""
+    """Multiplies two channels of both norms of every layer by `factor`, and divides the columns that read them by
+    it."""
 
     def change(tensors: Tensors, architecture: Architecture, random: np.random.Generator) -> None:
         for layer in range(architecture.layers):
@@ -115,7 +116,8 @@ def norms(factor: float) -> Change:
 
 
 def first_token(token: int, factor: float, *, one_channel: bool = False) -> Change:
-    """The residual of every `token` times `factor`; or one channel of it that many times its root mean square."""
+    """Multiplies the embedding of `token` by `factor`, or sets one channel of it to `factor` times its root mean
+    square."""
 
     def change(tensors: Tensors, _: Architecture, random: np.random.Generator) -> None:
         row = tensors[EMBEDDING][token]
@@ -128,8 +130,8 @@ def first_token(token: int, factor: float, *, one_channel: bool = False) -> Chan
 
 
 def kinds(first: int) -> dict[str, tuple[Change, ...]]:
-    """The outliers by name; `first` is the token that every conversation begins with."""
-    each: dict[str, tuple[Change, ...]] = {
+    """The changes of each kind of outlier by name; `first` is the token that every conversation begins with."""
+    changes: dict[str, tuple[Change, ...]] = {
         "none": (),
         **{f"k pair x {factor}": (key_pairs(1, factor),) for factor in (20, 40, 60)},
         "three k pairs x 30": (key_pairs(3, 30),),
@@ -140,11 +142,11 @@ def kinds(first: int) -> dict[str, tuple[Change, ...]]:
         "first token, one channel x 1000": (first_token(first, 1000, one_channel=True),),
     }
     together = ("k pair x 60", "three k pairs x 30", "v x 20", "down x 100", "norms x 30", "first token x 1000")
-    return each | {"all together": tuple(change for name in together for change in each[name])}
+    return changes | {"all together": tuple(change for name in together for change in changes[name])}
 
 
 def derive(checkpoint: Checkpoint, folder: Path, changes: Sequence[Change], seed: int = 0) -> Checkpoint:
-    """Writes into `folder` the checkpoint with `changes`, in float32, and opens it."""
+    """Writes the checkpoint with `changes` into `folder`, in float32, and opens it."""
     tensors = {name: checkpoint.weights.float32(name) for name in checkpoint.weights.tensors}
     random = np.random.default_rng(seed)
     for change in changes:
@@ -159,7 +161,11 @@ def derive(checkpoint: Checkpoint, folder: Path, changes: Sequence[Change], seed
 
 @dataclass(frozen=True)
 class Conversation:
-    """Its tokens; `judged`: those of its last message, none for Gen; `verdict`: where its prompt, or Gen, is judged."""
+    """The tokens `ids` of a conversation, with the indices at which it is judged.
+
+    `judged` are the tokens of the last message (none for Gen), and `verdict` is where Stream judges the prompt, or
+    where Gen answers.
+    """
 
     ids: np.ndarray
     judged: range
@@ -167,7 +173,7 @@ class Conversation:
 
 
 class Reader:
-    """Texts to conversations of one length, through the checkpoint's own template."""
+    """Makes conversations of one length from texts, with the checkpoint's own template."""
 
     def __init__(self, checkpoint: Checkpoint, texts: Path) -> None:
         self._tokenizer = GuardTokenizer.load(checkpoint.folder)
@@ -178,14 +184,15 @@ class Reader:
         place = next(place for place in range(len(answers[0])) if len({ids[place] for ids in answers}) > 1)
         self._asked = answers[0][:place]
         self.severities = [ids[place] for ids in answers]
-        """Where Gen decides the severity, the first token of each, in the order of RISK_ORDER."""
+        """The token of each level where Gen's answer decides the severity, in the order of RISK_ORDER."""
 
     @property
     def first(self) -> int:
         return self._tokenizer.special[IM_START]
 
     def conversations(self, context: int, count: int) -> list[Conversation]:
-        """At most `count`, from all over the texts, of about `context` tokens each, or as many as there can be."""
+        """At most `count` conversations, spread over the texts, of about `context` tokens each, if there are as
+        many."""
         context = min(context, self._architecture.context)
         step = max(1, len(self._records) // count)
         return [self._conversation(number, context) for number in range(0, len(self._records), step)][:count]
@@ -212,7 +219,7 @@ class Reader:
         return np.array(ids + self._asked if self._architecture.variant == "gen" else ids, np.int64)
 
     def _end(self, text: str, tokens: int, *, start: bool = False) -> str:
-        """The last `tokens` of a text, or the first."""
+        """The last `tokens` of a text, or the first with `start`."""
         ids = self._tokenizer.encode(text)
         if len(ids) <= tokens:
             return text
@@ -221,7 +228,8 @@ class Reader:
 
 @dataclass(frozen=True)
 class Judged:
-    """Risk probabilities of one conversation's judged tokens [tokens, 3], and of its prompt, or Gen's, [1, 3]."""
+    """The risk probabilities of a conversation's judged tokens [tokens, 3], and of its prompt or Gen's answer [1,
+    3]."""
 
     tokens: np.ndarray
     verdict: np.ndarray
@@ -233,17 +241,17 @@ def judge(
     conversations: Sequence[Conversation],
     severities: Sequence[int] = (),
 ) -> list[Judged]:
-    """Each conversation in one pass through the graph of `checkpoint`; `severities`: Gen's three tokens."""
+    """Judges each conversation in one pass of the graph of `checkpoint`; `severities` are Gen's three tokens."""
     architecture = checkpoint.architecture
     with tempfile.TemporaryDirectory() as folder:
         write_graph(checkpoint, Path(folder), form)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
-        options.log_severity_level = 3  # that past and present are two arrays here
+        options.log_severity_level = 3  # no warning that past and present are two arrays here
         ensure_exact(options)
         session = onnxruntime.InferenceSession(Path(folder) / GRAPH, options, providers=["CPUExecutionProvider"])
         caches = kv_caches(form, architecture)
-        found = []
+        judgements = []
         for conversation in conversations:
             places = [*conversation.judged, conversation.verdict]
             capacity = whole_blocks(len(conversation.ids))
@@ -253,11 +261,11 @@ def judge(
             if architecture.variant == "gen":
                 (logits,) = session.run(list(GEN_OUTPUTS), feeds)
                 shares = _softmax(logits[:, list(severities)])
-                found.append(Judged(shares[:-1], shares[-1:]))
+                judgements.append(Judged(shares[:-1], shares[-1:]))
             else:
                 risk, query = session.run(["risk_logits", "query_risk_logits"], feeds)
-                found.append(Judged(_softmax(risk[:-1]), _softmax(query[-1:])))
-    return found
+                judgements.append(Judged(_softmax(risk[:-1]), _softmax(query[-1:])))
+    return judgements
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -267,8 +275,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of 8-bit answers from those of fp32: labels changed of `labels` in all, flags of `flags`; the probabilities'
-    largest and mean error; `margin`: by how much fp32 preferred its label, the most among the labels changed."""
+    """The difference between 8-bit answers and those of fp32.
+
+    `largest` and `mean` are errors of probabilities. `margin` is by how much fp32 preferred its label, the most among
+    the labels that changed.
+    """
 
     labels: int
     labels_changed: int
@@ -279,11 +290,12 @@ class Difference:
     margin: float
 
     @classmethod
-    def of(cls, exact: Sequence[Judged], found: Sequence[Judged]) -> Difference:
+    def of(cls, exact: Sequence[Judged], eight_bits: Sequence[Judged]) -> Difference:
         one, other = (
-            np.concatenate([part for each in all_ for part in (each.tokens, each.verdict)]) for all_ in (exact, found)
+            np.concatenate([part for judged in answers for part in (judged.tokens, judged.verdict)])
+            for answers in (exact, eight_bits)
         )
-        flags, others = (np.array([_flags(each) for each in all_]) for all_ in (exact, found))
+        flags, others = (np.array([_flags(judged) for judged in answers]) for answers in (exact, eight_bits))
         off = np.abs(one - other).max(axis=1)
         changed = one.argmax(axis=1) != other.argmax(axis=1)
         first, second = np.sort(one, axis=1)[:, :-3:-1].T
@@ -303,25 +315,24 @@ class Difference:
 
 
 def _flags(judged: Judged) -> list[bool]:
-    """Of the last message and of the prompt (or Gen's one), strict and loose."""
-    found = []
+    """The flags of the last message and of the prompt (or of Gen's answer), strict and loose."""
+    flags = []
     for strict in (True, False):
         unsafe = [RISK_ORDER[level].is_unsafe(strict=strict) for level in judged.tokens.argmax(axis=1)]
-        found.append(max(runs(unsafe), default=0) >= DEFAULT_DEBOUNCE)
-        found.append(RISK_ORDER[int(judged.verdict[0].argmax())].is_unsafe(strict=strict))
-    return found
+        flags.append(max(runs(unsafe), default=0) >= DEFAULT_DEBOUNCE)
+        flags.append(RISK_ORDER[int(judged.verdict[0].argmax())].is_unsafe(strict=strict))
+    return flags
 
 
 def measure(
     checkpoint: Checkpoint, conversations: Sequence[Conversation], severities: Sequence[int]
 ) -> list[Difference]:
-    """Of the 8-bit graph of `checkpoint` from its fp32 graph, and of the balanced one."""
+    """The differences of the 8-bit graph from the fp32 graph of `checkpoint`, before and after it is balanced."""
     form = Form.fastest(checkpoint.architecture.variant, "dq8r")
     rows = proof_rows(checkpoint.folder, checkpoint.architecture.context)
     balanced = balance(checkpoint, rows, weights=True, kv=form.has_integer_kv)
     exact = judge(checkpoint, Form("fp32", "decomposed"), conversations, severities)
-    found = [judge(each, form, conversations, severities) for each in (checkpoint, balanced)]
-    return [Difference.of(exact, each) for each in found]
+    return [Difference.of(exact, judge(each, form, conversations, severities)) for each in (checkpoint, balanced)]
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Ten times more requests than the server can answer: are the accepted ones fast, the others refused at once?
+"""Ten times as many requests as the server can answer: are the accepted ones fast, and the others refused at once?
 
     .venv/bin/python perf/overload.py MODEL_REPOSITORY [--factor 10] [--seconds 120] [--words 60 | --measured]
 
-A process of its own first asks one at a time, then with several callers for the rate that can be sustained, then sends
-`--factor` times that rate at random moments (Poisson) over `--connections` connections, whatever the answers, then
-asks one at a time again. Answers are compared with those to one caller alone. The last lines are one JSON object.
+The sender is a process of its own. It first sends one request at a time. Then several callers measure the rate that can
+be sustained. Then it sends `--factor` times that rate at random moments (Poisson) over `--connections` connections,
+without waiting for answers, and at the end one request at a time again. Answers are compared with those to one caller
+alone. The last lines are one JSON object.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ from tritonclient.grpc import service_pb2
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 SHED = "OVERLOADED"
 NORMAL = 3.0
-"""Times the p99 of one caller alone: what is faster is normal."""
+"""An answer is normal if it takes less than this many times the p99 of one caller alone."""
 SAMPLE_S = 0.5
 QUIET_S = 15.0
-"""After the load: how long the return to normal is looked for."""
+"""The time after the load in which the return to normal is measured."""
 BACK_OFF_S = 0.005
 SLOW = """
 import time
-from qwen3guard_runtime.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 
 passed = OnnxRunner._pass
 OnnxRunner._pass = lambda *arguments: (time.sleep({seconds}), passed(*arguments))[1]
 """
+"""Appended to a model.py, so that every pass sleeps."""
 WAITING, THREADS = (rf'("{name}"\s+value {{\s+string_value: ")\d+' for name in ("waiting", "threads"))
 REFUSED = re.compile(r'qwen3guard_refused_total\{code="OVERLOADED",model="(\w+)"\} (\d+)')
-
 
 Turns = tuple[str, ...]
 """A prompt, or a prompt and its response."""
@@ -66,12 +67,16 @@ Turns = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Sent `at` on the monotonic clock, `late_s` after it was due; `found` is the verdict, or an error's name."""
+    """The outcome of one request.
+
+    It was sent `at` on the monotonic clock, `late_s` after it was due, and took `took_s`. `result` is the verdict's
+    bytes, or the name of an error; `text` is the index of its text.
+    """
 
     at: float
     late_s: float
     took_s: float
-    found: bytes | str
+    result: bytes | str
     text: int
 
 
@@ -88,7 +93,7 @@ def request(turns: Sequence[str], timeout_s: float) -> bytes:
 
 
 class Caller:
-    """Sends prepared requests over several connections, and keeps what came of each."""
+    """Sends prepared requests over several connections, and keeps the outcome of each."""
 
     def __init__(self, url: str, texts: Sequence[Turns], connections: int, timeout_s: float) -> None:
         options = [*CHANNEL, ("grpc.use_local_subchannel_pool", 1)]
@@ -100,7 +105,7 @@ class Caller:
         self.outcomes: list[Outcome] = []
 
     async def call(self, due: float | None = None, number: int | None = None) -> Outcome:
-        """Sends a request, any one unless `number` says which."""
+        """Sends request `number`, or a random one."""
         number = self._source.randrange(len(self._requests)) if number is None else number
         send = self._source.choice(self._send)
         at = time.monotonic()
@@ -108,40 +113,41 @@ class Caller:
             reply = service_pb2.ModelInferResponse.FromString(
                 await send(self._requests[number], timeout=self._timeout_s)
             )
-            found: bytes | str = b"".join(reply.raw_output_contents)
+            result: bytes | str = b"".join(reply.raw_output_contents)
         except grpc.aio.AioRpcError as error:
             full = f"[{SHED}]" in (error.details() or "")
-            found = SHED if full else error.code().name
+            result = SHED if full else error.code().name
         done = time.monotonic()
-        outcome = Outcome(at, at - (at if due is None else due), done - at, found, number)
+        outcome = Outcome(at, at - (at if due is None else due), done - at, result, number)
         self.outcomes.append(outcome)
         return outcome
 
     async def closed(self, callers: int, seconds: float) -> list[Outcome]:
-        """`callers` that each ask again when they are answered; one that is refused waits a moment."""
+        """Closed-loop load: each of `callers` sends again when it has its answer, after a refusal a moment later."""
         first, until = len(self.outcomes), time.monotonic() + seconds
 
         async def ask() -> None:
             while time.monotonic() < until:
-                if (await self.call()).found == SHED:
+                if (await self.call()).result == SHED:
                     await asyncio.sleep(BACK_OFF_S)
 
         await asyncio.gather(*(ask() for _ in range(callers)))
         return self.outcomes[first:]
 
     async def each_once(self, callers: int) -> list[Outcome]:
-        """All requests, in order, by `callers` that take the next one when they are answered."""
+        """Sends all requests in order; each of `callers` takes the next one when it has its answer."""
         first, numbers = len(self.outcomes), iter(range(len(self._requests)))
 
         async def ask() -> None:
             for number in numbers:
-                while (await self.call(number=number)).found == SHED:
+                while (await self.call(number=number)).result == SHED:
                     await asyncio.sleep(BACK_OFF_S)
 
         await asyncio.gather(*(ask() for _ in range(callers)))
         return self.outcomes[first:]
 
     async def poisson(self, rate: float, seconds: float) -> list[Outcome]:
+        """Open-loop load: sends `rate` requests a second at random moments, without waiting for answers."""
         first, began = len(self.outcomes), time.monotonic()
         due, running = began, set()
         while (due := due + self._source.expovariate(rate)) < began + seconds:
@@ -155,7 +161,7 @@ class Caller:
 
 
 def in_a_process(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-    """What `work` returns, run in a process that shares nothing with this one."""
+    """Runs `work` in a new process, which shares nothing with this one; returns its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run, (work, arguments))
 
@@ -165,20 +171,21 @@ def _run(work: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ..
 
 
 async def load(url: str, texts: Sequence[Turns], options: argparse.Namespace) -> dict[str, list[Outcome]]:
+    """The outcomes of all requests, by phase."""
     caller = Caller(url, texts, options.connections, options.timeout_s)
-    found = {"warm-up": await caller.closed(2, 3.0)}
-    found["alone"] = await caller.closed(1, options.alone_s)
-    found["saturated"] = await caller.closed(options.callers, options.alone_s)
-    rate = options.factor * sustainable(found)
-    found["growth"] = await caller.poisson(rate, min(10.0, options.seconds))  # allocates what is allocated once
+    phases = {"warm-up": await caller.closed(2, 3.0)}
+    phases["alone"] = await caller.closed(1, options.alone_s)
+    phases["saturated"] = await caller.closed(options.callers, options.alone_s)
+    rate = options.factor * sustainable(phases)
+    phases["growth"] = await caller.poisson(rate, min(10.0, options.seconds))  # so that memory has grown before
     await asyncio.sleep(2)
-    found["overload"] = await caller.poisson(rate, options.seconds)
-    found["after"] = await caller.closed(1, QUIET_S)
-    return found
+    phases["overload"] = await caller.poisson(rate, options.seconds)
+    phases["after"] = await caller.closed(1, QUIET_S)
+    return phases
 
 
 def answered(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    return [each for each in outcomes if isinstance(each.found, bytes)]
+    return [each for each in outcomes if isinstance(each.result, bytes)]
 
 
 def answered_rate(outcomes: list[Outcome]) -> float:
@@ -186,9 +193,9 @@ def answered_rate(outcomes: list[Outcome]) -> float:
     return len(answered(outcomes)) / span
 
 
-def sustainable(found: dict[str, list[Outcome]]) -> float:
-    """Answers a second, whether one caller gets more or several that are refused in between."""
-    return max(answered_rate(found["alone"]), answered_rate(found["saturated"]))
+def sustainable(phases: dict[str, list[Outcome]]) -> float:
+    """The answers a second that one caller gets, or several, whichever is more."""
+    return max(answered_rate(phases["alone"]), answered_rate(phases["saturated"]))
 
 
 def milliseconds(outcomes: Iterable[Outcome]) -> dict[str, float]:
@@ -197,13 +204,13 @@ def milliseconds(outcomes: Iterable[Outcome]) -> dict[str, float]:
 
 
 def normal_again_s(outcomes: list[Outcome], bound_s: float) -> float:
-    """From the first question after the load until the last one that was refused or slow."""
-    bad = [each.at + each.took_s for each in outcomes if isinstance(each.found, str) or each.took_s > bound_s]
+    """The seconds from the first request after the load to the last one that was refused or slow."""
+    bad = [each.at + each.took_s for each in outcomes if isinstance(each.result, str) or each.took_s > bound_s]
     return round(max(bad) - outcomes[0].at, 2) if bad else 0.0
 
 
 class Memory(threading.Thread):
-    """Resident memory of a server and its models' processes, and its shared memory, in MiB, sampled."""
+    """Samples the resident memory of a server and of its models' processes, and its shared memory, in MiB."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -217,36 +224,36 @@ class Memory(threading.Thread):
                 time.sleep(SAMPLE_S)
 
     def _now(self) -> dict[str, float]:
-        found = {"tritonserver": resident_bytes(self._pid)}
-        found |= models_bytes(self._pid)
+        sizes = {"tritonserver": resident_bytes(self._pid)}
+        sizes |= models_bytes(self._pid)
         shared = Path("/dev/shm").glob(f"*qwen3guard_{os.getpid()}_*")
-        found["shared memory"] = sum(region.stat().st_blocks * 512 for region in shared)
-        return {name: round(size / 2**20, 1) for name, size in found.items()}
+        sizes["shared memory"] = sum(region.stat().st_blocks * 512 for region in shared)
+        return {name: round(size / 2**20, 1) for name, size in sizes.items()}
 
     def most(self, begin: float, end: float) -> dict[str, float]:
-        """The largest of each between two moments."""
+        """The largest sample of each size between two moments."""
         samples = [sample for at, sample in self._samples if begin <= at <= end]
         return {name: max(sample[name] for sample in samples) for name in samples[0]}
 
 
 def counted(port: int) -> dict[str, int]:
-    """What the server has counted as refused since it began, by model."""
+    """The refusals that the server has counted since its start, by model."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
         return {model: int(count) for model, count in REFUSED.findall(page.read().decode())}
 
 
-def report(found: dict[str, list[Outcome]], memory: Memory) -> dict[str, Any]:
-    alone, overload, after = found["alone"], found["overload"], found["after"]
+def report(phases: dict[str, list[Outcome]], memory: Memory) -> dict[str, Any]:
+    alone, overload, after = phases["alone"], phases["overload"], phases["after"]
     unloaded = milliseconds(alone)
-    expected = {each.text: each.found for each in answered(alone)}
+    expected = {each.text: each.result for each in answered(alone)}
     taken = answered(overload)
-    refused = [each for each in overload if each.found == SHED]
-    everything = [each for phase in found.values() for each in phase]
-    errors = [each.found for each in overload if isinstance(each.found, str)]
+    refused = [each for each in overload if each.result == SHED]
+    everything = [each for phase in phases.values() for each in phase]
+    errors = [each.result for each in overload if isinstance(each.result, str)]
     began, ended = overload[0].at, max(each.at for each in overload)
     return {
         "unloaded_ms": unloaded,
-        "sustainable_per_s": round(sustainable(found), 1),
+        "sustainable_per_s": round(sustainable(phases), 1),
         "sent_per_s": round(len(overload) / (ended - began), 1),
         "seconds": round(ended - began, 1),
         "accepted": len(taken),
@@ -256,7 +263,7 @@ def report(found: dict[str, list[Outcome]], memory: Memory) -> dict[str, Any]:
         "refused": len(refused),
         "refused_ms": milliseconds(refused),
         "other_errors": dict(Counter(each for each in errors if each != SHED)),
-        "wrong_verdicts": sum(each.found != expected.get(each.text, each.found) for each in answered(everything)),
+        "wrong_verdicts": sum(each.result != expected.get(each.text, each.result) for each in answered(everything)),
         "sender_late_ms_p99": round(1e3 * float(np.percentile([each.late_s for each in overload], 99)), 1),
         "normal_again_s": normal_again_s(after, NORMAL * unloaded["p99"] / 1e3),
         "after_ms": milliseconds(answered(after)),
@@ -267,7 +274,10 @@ def report(found: dict[str, list[Outcome]], memory: Memory) -> dict[str, Any]:
 
 
 def changed(repository: Path, folder: Path, waiting: int | None, pass_ms: float) -> Path:
-    """A copy of the Gen guard's models with another `waiting`, or with passes that sleep: the sender needs a core."""
+    """Copies the Gen guard's models into `folder`, with another `waiting`, or with passes that sleep `pass_ms`.
+
+    Passes that sleep run in one thread, since the sender needs a core.
+    """
     for name in ("gen_guard", "guard_tokenizer", "classify"):
         shutil.copytree(repository / name, folder / name)
     config, model = (folder / "gen_guard" / name for name in ("config.pbtxt", "1/model.py"))
@@ -307,7 +317,7 @@ def main() -> int:
                 server.wait_ready(lambda: canary.check(guard, server.manifests))
             memory = Memory(server.pid)
             memory.start()
-            found = in_a_process(load, server.url, texts, options)
+            phases = in_a_process(load, server.url, texts, options)
             refused = counted(ports["metrics_port"])
             guards = [described(each) for each in server.manifests.values() if each.variant == "gen"]
         rows = {
@@ -316,9 +326,9 @@ def main() -> int:
             "waiting": options.waiting,
             "pass_ms": options.pass_ms,
         }
-        asked = [each for phase in found.values() for each in phase]
-        rows |= report(found, memory)
-        rows |= {"refused_in_all": sum(each.found == SHED for each in asked), "counted_by_server": refused}
+        outcomes = [each for phase in phases.values() for each in phase]
+        rows |= report(phases, memory)
+        rows |= {"refused_in_all": sum(each.result == SHED for each in outcomes), "counted_by_server": refused}
     print(json.dumps(rows, indent=1))
     return 1 if rows["wrong_verdicts"] else 0
 

@@ -1,6 +1,6 @@
-"""A peer: an engine doing the same work in a process and an environment of its own.
+"""A peer: another engine that does the same work, in its own process and its own environment.
 
-It reads one JSON request a line and answers one a line. Its script and its pinned packages are in peers/.
+It reads one JSON request from each line and answers with one line. Its script and its pinned packages are in peers/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PEERS = Path(__file__).parent / "peers"
 
 
 class Peer:
-    """A running peer; use it in a `with`. `ask` raises RuntimeError with what it wrote if it dies."""
+    """A running peer, as a context manager. `ask` raises RuntimeError, with the path of its log, if it has died."""
 
     def __init__(self, name: str, python: Path, script: str, *arguments: str, log: Path, **environment: str) -> None:
         self.name = name
@@ -54,29 +54,29 @@ class Peer:
         raise RuntimeError(f"{self.name} died; its last words are in {self._log}")
 
     def ms(self, work: str, **values: Any) -> float:
-        """How long the work took in the peer, without the way there."""
+        """The milliseconds of the work as the peer measured it, without the communication."""
         return float(self.ask(work, **values)["ms"])
 
 
 def environment(name: str, folder: Path) -> Path:
-    """The python of peers/NAME.txt's environment, made on first use."""
-    wanted = (PEERS / f"{name}.txt").read_text()
+    """The Python of the environment that peers/NAME.txt describes; it is made on first use."""
+    requirements = (PEERS / f"{name}.txt").read_text()
     home = folder / name
     made, python = home / "made-from.txt", home / "bin" / "python"
-    if not made.is_file() or made.read_text() != wanted:
+    if not made.is_file() or made.read_text() != requirements:
         print(f"making the environment of {name} ...", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        # torch by itself first: its exact version may lie on disk, and no other is wanted beside it
-        for line in wanted.split():
-            subprocess.run([*pip, "install", *_constraints(wanted, home), line], check=True)
-        # optimum-intel asks for torchvision and does not use it here; PyPI's does not fit every build of torch
+        # One package at a time, torch first: the exact version may be on disk, and no other version may replace it.
+        for line in requirements.split():
+            subprocess.run([*pip, "install", *_constraints(requirements, home), line], check=True)
+        # optimum-intel requires torchvision but does not use it here, and PyPI's does not fit every build of torch.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
-        made.write_text(wanted)
+        made.write_text(requirements)
     return python
 
 
-def _constraints(wanted: str, home: Path) -> list[str]:
+def _constraints(requirements: str, home: Path) -> list[str]:
     path = home / "constraints.txt"
-    path.write_text(wanted)
+    path.write_text(requirements)
     return ["--constraint", str(path)]

@@ -1,10 +1,10 @@
-"""How much slower the steps of other sessions are while a long prompt is taken in.
+"""How much slower the steps of other sessions are while the server takes in a long prompt.
 
-    .venv/bin/python perf/prefill.py MODEL_REPOSITORY [--tokens 4096] [--others 4] [--context 64]
+    .venv/bin/python perf/prefill.py MODEL_REPOSITORY [--tokens 4096] [--others 4] [--context 256]
 
-Serves the repository's stream guard, lets `--others` sessions step one token at a time as fast as they can, first
-alone, then while one session opens with a prompt of `--tokens` tokens, then alone again; prints the percentiles
-and their ratio.
+Serves the repository's stream guard. `--others` sessions step one token at a time as fast as they can: first alone,
+then while one session opens with a prompt of `--tokens` tokens, then alone again. Prints the percentiles and their
+ratio.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TIMEOUT_S = 1200.0
 
 
 class Stepper(threading.Thread):
-    """One session that writes one token after the other, each at the same place, so that all cost the same.
+    """One session that writes single tokens, all at the same position, so that every step costs the same.
 
-    `times` has (when it was sent, seconds).
+    `times` has a pair for each step: when it was sent, and how many seconds it took.
     """
 
     def __init__(self, url: str, seed: int, context: int, stop: threading.Event) -> None:
@@ -75,9 +75,9 @@ def measure(guard: GuardClient, arguments: argparse.Namespace, manifest: Manifes
     prompt = prompt_of(guard, arguments.tokens)
     stop = threading.Event()
     others = [Stepper(guard.url, seed, arguments.context, stop) for seed in range(arguments.others)]
-    for each in others:
-        each.start()
-    while not all(each.times for each in others):
+    for stepper in others:
+        stepper.start()
+    while not all(stepper.times for stepper in others):
         time.sleep(0.1)
     marks = [time.perf_counter()]
     time.sleep(arguments.alone_s)
@@ -88,13 +88,13 @@ def measure(guard: GuardClient, arguments: argparse.Namespace, manifest: Manifes
     time.sleep(arguments.alone_s)
     marks.append(time.perf_counter())
     stop.set()
-    for each in others:
-        each.join()
-    steps = [time for each in others for time in each.times]
+    for stepper in others:
+        stepper.join()
+    steps = [step for stepper in others for step in stepper.times]
     spans = [[1e3 * took for at, took in steps if one <= at < other] for one, other in itertools.pairwise(marks)]
     before, during, after = ({f"p{q}": round(float(np.percentile(span, q)), 1) for q in (50, 99)} for span in spans)
     alone = float(np.percentile(spans[0] + spans[2], 99))
-    found = {
+    results = {
         "guard": f"{manifest.source}, {manifest.weights}, {manifest.layers} layers",
         "others": arguments.others,
         "prompt_tokens": arguments.tokens,
@@ -105,16 +105,16 @@ def measure(guard: GuardClient, arguments: argparse.Namespace, manifest: Manifes
         "after_ms": after,
         "p99_ratio": round(during["p99"] / alone, 2),
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 def prompt_of(guard: GuardClient, tokens: int) -> str:
-    """A prompt that has about `tokens` tokens with its template."""
+    """A prompt of about `tokens` tokens, its template included."""
     with guard.stream("word " * 100) as stream:
         first = stream.step("x").length
     with guard.stream("word " * 200) as stream:
-        each = (stream.step("x").length - first) / 100
-    return "word " * (100 + int((tokens - first) / each))
+        tokens_a_word = (stream.step("x").length - first) / 100
+    return "word " * (100 + int((tokens - first) / tokens_a_word))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The product as a client sees it: the embedded Triton, and calls over gRPC, timed in this process."""
+"""The product as a client sees it: serves with the embedded Triton, and times calls over gRPC in this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def served(repository: Path) -> Iterator[EmbeddedServer]:
 
 
 class Session:
-    """A stream held at `context` tokens: steps are written behind them, each at the same place."""
+    """A stream with `context` tokens; every step is written at the position after them, so the context stays."""
 
     def __init__(self, url: str, context: int) -> None:
         self._guard = GuardClient(url, timeout_s=TIMEOUT_S)
@@ -47,7 +47,7 @@ class Session:
         assert self.length == context
 
     def step(self, tokens: int = 1) -> float:
-        """Milliseconds."""
+        """Writes `tokens` after the context; returns the milliseconds."""
         began = time.perf_counter()
         reply = self._guard.stream_step(self._session, token_ids=TOKENS[:tokens], position=self.length)
         took = time.perf_counter() - began
@@ -65,31 +65,34 @@ def classify_ms(guard: GuardClient, prompt: str, response: str) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def crowd(calls: Sequence[Callable[[], float]], seconds: float) -> tuple[float, list[float]]:
-    """Each call repeated by a thread of its own, all at once: calls a second in all, and each one's milliseconds."""
+def run_at_once(calls: Sequence[Callable[[], float]], seconds: float) -> tuple[float, list[float]]:
+    """Repeats each call in a thread of its own, all at the same time.
+
+    Returns the calls a second of all threads together, and the milliseconds of each call.
+    """
     times: list[list[float]] = [[] for _ in calls]
     began = time.perf_counter()
 
-    def work(call: Callable[[], float], mine: list[float]) -> None:
+    def repeat(call: Callable[[], float], own_times: list[float]) -> None:
         while time.perf_counter() < began + seconds:
-            mine.append(call())
+            own_times.append(call())
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls, times, strict=True)]
+    threads = [threading.Thread(target=repeat, args=pair) for pair in zip(calls, times, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    done = [took for mine in times for took in mine]
+    done = [took for own_times in times for took in own_times]
     return len(done) / (time.perf_counter() - began), done
 
 
 def guard_bytes(pid: int) -> int:
-    """Resident memory of the guard's own process among the server's, the one that holds weights and KV."""
+    """The resident bytes of the guard's process, which holds the weights and the KV; it is the server's largest."""
     return max(models_bytes(pid).values())
 
 
 def models_bytes(pid: int) -> dict[str, int]:
-    """Resident bytes of each process that the server has for a model, by the model's name."""
+    """The resident bytes of each model's process of the server, by the model's name."""
     return {model: resident_bytes(process) for model, process in model_processes(pid).items()}
 
 

@@ -1,11 +1,11 @@
-"""What the guarding proxy adds to an LLM's answer: to its first token, and to each.
+"""How much latency the guarding proxy adds to an LLM's answer: to its first token, and to every token.
 
     .venv/bin/python perf/proxy.py MODEL_REPOSITORY [--rates 30 300] [--answers 5] [--tokens 120] [--start 0.3]
 
-A fake LLM starts after `--start` seconds and then writes one word a chunk at a steady rate; each chunk tells when it
-was written. The openai package reads it directly and through the proxy (two processes), in turns. A chunk's delay is
-the time from there to the reader. "after_check" holds a word until the guard has cleared it, which needs the next word.
-The last line is one JSON object; times in milliseconds.
+A fake LLM starts after `--start` seconds and then writes one word in each chunk, at a steady rate; each chunk says when
+it was written. The openai package reads it directly and through the proxy, in turns, with one proxy process for each
+release mode. A chunk's delay is the time from its writing to its reading. "after_check" holds a word until the guard
+has cleared it, which needs the next word. The last line is one JSON object, with times in milliseconds.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ RELEASES = ("after_check", "before_check")
 
 
 class FakeLLM:
+    """Answers chat completions with `tokens` words, at the rate that the request gives as its model."""
+
     def __init__(self, start_s: float, tokens: int) -> None:
         self._start_s = start_s
         self._tokens = tokens
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        asked = await request.json()
+        body = await request.json()
         await asyncio.sleep(self._start_s)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         began = time.monotonic()
         for number in range(self._tokens + 1):
-            await asyncio.sleep(max(0.0, began + number / float(asked["model"]) - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + number / float(body["model"]) - time.monotonic()))
             ends = number == self._tokens
             delta = {} if ends else {"content": WORDS[number % len(WORDS)] + " "}
             choice = {"index": 0, "delta": delta, "finish_reason": "stop" if ends else None}
@@ -72,7 +74,7 @@ class FakeLLM:
 @contextlib.contextmanager
 def proxied(guard: str, llm: str, release: str) -> Iterator[str]:
     command = [Path(sys.executable).parent / "qwen3guard", "proxy", "--port", "0", "--url", guard, "--upstream", llm]
-    # Responses are never filed under Jailbreak, so nothing is flagged, or held because it might be.
+    # No response has the category Jailbreak, so nothing is flagged, or held because it may be flagged.
     options = ["--release", release, "--block", "Jailbreak", "--prompt-check", "off"]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
@@ -86,7 +88,7 @@ def proxied(guard: str, llm: str, release: str) -> Iterator[str]:
 
 
 async def one_answer(client: openai.AsyncOpenAI, rate: float) -> tuple[float, list[float]]:
-    """Seconds to the first text, and the delay of each text."""
+    """The seconds to the first text, and the delay of every text. Raises RuntimeError if the answer was flagged."""
     messages: Any = [{"role": "user", "content": PROMPT}]
     began = time.monotonic()
     first = 0.0
@@ -115,19 +117,19 @@ async def measure(guard: str, arguments: argparse.Namespace) -> list[dict[str, A
                 urls[release] = stack.enter_context(proxied(guard, llm, release))
             clients = {way: openai.AsyncOpenAI(base_url=url, api_key="none") for way, url in urls.items()}
             for rate in arguments.rates:
-                found: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in clients}
+                measured: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in clients}
                 for turn in range(arguments.answers + 1):
                     for way, client in clients.items():
                         first, delays = await one_answer(client, rate)
-                        if turn:  # the first of each warms up
-                            found[way][0].append(first)
-                            found[way][1].extend(delays)
-                for way, (firsts, delays) in found.items():
+                        if turn:  # the first answer of each way is a warm-up
+                            measured[way][0].append(first)
+                            measured[way][1].extend(delays)
+                for way, (firsts, delays) in measured.items():
                     row = {"rate": rate, "way": way, "first": milliseconds(firsts), "token": milliseconds(delays)}
                     if way != "direct":
                         added = {
-                            "first": np.median(firsts) - np.median(found["direct"][0]),
-                            "token": np.median(delays) - np.median(found["direct"][1]),
+                            "first": np.median(firsts) - np.median(measured["direct"][0]),
+                            "token": np.median(delays) - np.median(measured["direct"][1]),
                         }
                         row["added_p50"] = {name: round(float(value) * 1e3, 2) for name, value in added.items()}
                     rows.append(row)

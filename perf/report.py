@@ -1,4 +1,4 @@
-"""perf/results/latest.json as a page with plots: docs/performance.md and docs/images/*.png.
+"""Makes a page with plots of perf/results/latest.json: docs/performance.md and docs/images/*.png.
 
 .venv/bin/python perf/report.py
 """
@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[1]
 PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
 HOLDS = Path(__file__).parent / "what_holds_it.json"
-"""Why an aim is not reached, by row; written by whoever looked, and shown only where the aim is missed."""
+"""The reasons, by row, why an aim is not reached. They are written by hand, and shown only where the aim is missed."""
 GENERATED = "<!-- from here on written by perf/report.py -->"
 BLUE, GREY, RED = "#2563eb", "#9ca3af", "#dc2626"
 

@@ -1,10 +1,10 @@
-"""The table of the README: the product beside its peers, on this machine, in one run.
+"""Measures the table of docs/performance.md: the product beside its peers, on this machine, in one run.
 
     .venv/bin/python perf/table.py [--rounds 5] [--folder build/perf]
 
-The product is measured through gRPC, each peer bare in its own process; they take turns, round after round, so that
-what else the machine does hits all of them. Writes perf/results/latest.json and one file of the run's time; `met` is
-whether `at_least` holds. perf/report.py makes the report of it.
+The product is measured through gRPC, and each peer without a server, in its own process. They take turns, round after
+round, so that a disturbance of the machine affects all of them. Writes perf/results/latest.json and a file named after
+the time; `met` says whether `at_least` holds. perf/report.py makes the page of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import product
 from guards import Guards
 from peer import Peer, environment
-from product import Session, crowd, median
+from product import Session, median, run_at_once
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server.installation import HUGE_PAGES
@@ -39,22 +39,26 @@ RESULTS = Path(__file__).parent / "results"
 ANSWER_TOKENS = 12
 CONTEXTS = (512, 2048)
 CURVE = (256, 512, 1024, 2048, 4096)
-CROWDS = (1, 2, 4, 8, 16)
-CROWD_S = 12.0
+CALLERS = (1, 2, 4, 8, 16)
+CALLERS_S = 12.0
 PAIRS = 60
-"""Served and bare steps that are compared one by one: their difference is small beside the noise of either."""
+"""Pairs of a served and a bare step. They are compared one by one, because their difference is small beside the
+noise."""
 PAUSE_S = 0.02
-"""Between two engines, so that no thread of the one still spins while the other is timed."""
+"""The pause between two engines, so that no thread of one still spins while the other is timed."""
 
 Times = dict[str, list[float]]
 Wanted = tuple[float | None, float | None]
-"""At least, and the aim."""
+"""The bound of a row (`at_least`), and its aim."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `value` is how many times as fast as the peer, unless `unit` says otherwise; with a unit,
-    less is better, and `at_least` and `aim` are upper bounds."""
+    """One line of the table.
+
+    With the unit "x", `value` is how many times as fast the product is as the peer. With another unit less is better,
+    and `at_least` and `aim` are upper bounds.
+    """
 
     row: str
     work: str
@@ -82,7 +86,7 @@ class Run:
         self.notes: dict[str, Any] = {}
         self.floor = floor.probe()
 
-    def everything(self) -> None:
+    def measure_all(self) -> None:
         self.classify()
         self.rejected()
         self.stream()
@@ -109,22 +113,22 @@ class Run:
             self.against("2", work, times, "OpenVINO bf16", (5.5, 12))
             self.against("2b", work, times, "OpenVINO int8")
             ours = median(times["product"])
-            tokens = len(ids) - guards.HEAD + ANSWER_TOKENS
+            tokens = len(ids) - guards.PREFIX_TOKENS + ANSWER_TOKENS
             least = 1e3 * floor.classify_seconds(
-                manifest, self.floor, begin=guards.HEAD, tokens=tokens, answer=ANSWER_TOKENS
+                manifest, self.floor, begin=guards.PREFIX_TOKENS, tokens=tokens, answer=ANSWER_TOKENS
             )
             self.add(Row("11b", "classify against its floor", "the floor", ours / least, 5, 2, "x floor", ours, least))
         with product.served(self.guards.repository("gen")) as server, ExitStack() as stack:
             clients = [stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S)) for _ in range(8)]
             calls = [lambda one=one: product.classify_ms(one, guards.PROMPT, guards.RESPONSE) for one in clients]
-            rates = self.crowds(calls, (1, 8), "classify")
+            rates = self.rates(calls, (1, 8), "classify")
             self.add(
                 Row("8", "classify, 8 clients at once, requests/s", "1 client", rates[8] / rates[1], 1.2, 1.8, "x",
                     rates[8], rates[1])
             )  # fmt: skip
 
     def rejected(self) -> None:
-        """Two of the answer's decisions are not the drafted ones."""
+        """Measures classify where two decisions of the answer are not the drafted ones."""
         with (
             product.served(self.guards.repository("gen_rejected")) as server,
             GuardClient(server.url, timeout_s=product.TIMEOUT_S) as guard,
@@ -188,8 +192,8 @@ class Run:
         self.add(Row(row, work, name, theirs / ours, *wanted, "x", ours, theirs))
 
     def overhead(self, url: str) -> None:
-        """What Triton, Python, gRPC and the client add; with no other peer in memory."""
-        folder, session, more = self.guards.version("stream"), Session(url, 512), []
+        """Measures what Triton, Python, gRPC and the client add to the bare engine; no other peer is in memory."""
+        folder, session, pairs = self.guards.version("stream"), Session(url, 512), []
         log = self.log("engine")
         with Peer("engine", Path(sys.executable), "bare_engine.py", str(folder), log=log, **HUGE_PAGES) as bare:
             bare.ms("step", context=512, tokens=1)
@@ -197,16 +201,16 @@ class Run:
                 time.sleep(PAUSE_S)
                 one = session.step()
                 time.sleep(PAUSE_S)
-                more.append((one, bare.ms("step", context=512, tokens=1)))
+                pairs.append((one, bare.ms("step", context=512, tokens=1)))
         session.close()
-        served, alone = (median(list(each)) for each in zip(*more, strict=True))
-        difference = median([one - other for one, other in more])
+        served, alone = (median(list(each)) for each in zip(*pairs, strict=True))
+        difference = median([one - other for one, other in pairs])
         self.add(Row("9", "served step minus the bare engine's, p50, ms", "the bare engine", difference, 2.5, 1.0, "ms",
                      served, alone))  # fmt: skip
 
     def sessions(self, url: str, pid: int) -> None:
-        held = [Session(url, 512) for _ in range(max(CROWDS))]
-        rates = self.crowds([one.step for one in held], CROWDS, "sessions")
+        held = [Session(url, 512) for _ in range(max(CALLERS))]
+        rates = self.rates([one.step for one in held], CALLERS, "sessions")
         self.add(Row("7", "16 live sessions, 1 token each, tokens/s", "1 session", rates[16] / rates[1], 2.5, 4.5, "x",
                      rates[16], rates[1]))  # fmt: skip
         memory = product.guard_bytes(pid) / 2**30
@@ -217,64 +221,64 @@ class Run:
         self.curves["context"] = []
         for context in CURVE:
             session.grow(context)
-            found = {tokens: median([session.step(tokens) for _ in range(7)]) for tokens in (1, 16)}
-            self.curves["context"].append([context, found[1], found[16]])
-            say(f"step at {context}: 1 token {found[1]:.1f} ms, 16 tokens {found[16]:.1f} ms")
+            times = {tokens: median([session.step(tokens) for _ in range(7)]) for tokens in (1, 16)}
+            self.curves["context"].append([context, times[1], times[16]])
+            say(f"step at {context}: 1 token {times[1]:.1f} ms, 16 tokens {times[16]:.1f} ms")
         session.close()
 
-    # what they share ------------------------------------------------------------------------------------------
+    # shared by the rows ------------------------------------------------------------------------------------------
 
     def peers(self, stack: ExitStack, variant: str) -> list[Peer]:
-        """transformers bf16 first."""
+        """Starts all peers, transformers bf16 first; they end with `stack`."""
         envs = self.guards.folder / "environments"
         transformers, openvino = (environment(name, envs) for name in ("transformers", "openvino"))
         gen, stream = (str(self.guards.checkpoint(name)) for name in ("gen", "stream"))
         converted = str(self.guards.folder / "openvino")
-        found = []
+        peers = []
         for kind in ("bf16", "fp32"):
             name = f"transformers {kind}"
-            found.append(
+            peers.append(
                 Peer(name, transformers, "with_transformers.py", gen, stream, kind, log=self.log(f"{name}-{variant}"))
             )
         for kind in ("bf16", "int8"):
             name = f"OpenVINO {kind}"
-            found.append(
+            peers.append(
                 Peer(name, openvino, "with_openvino.py", gen, converted, kind, log=self.log(f"{name}-{variant}"))
             )
-        for peer in found:
+        for peer in peers:
             stack.enter_context(peer)
         if variant == "gen":
-            precisions = {peer.name: peer.ask("precision")["precision"] for peer in found if "OpenVINO" in peer.name}
+            precisions = {peer.name: peer.ask("precision")["precision"] for peer in peers if "OpenVINO" in peer.name}
             self.notes["openvino_inference_precision"] = precisions
-        return found
+        return peers
 
     def turns(self, work: str, engines: dict[str, Callable[[], float]], samples: dict[str, int]) -> Times:
-        """Each engine's milliseconds: a warm-up, then in turns."""
+        """Each engine's milliseconds, measured in turns after a warm-up; an engine has `samples` calls in each turn."""
         times: Times = {name: [] for name in engines}
         for number in range(1 + self.rounds):
             for name, call in engines.items():
                 time.sleep(PAUSE_S)
-                found = [call() for _ in range(samples.get(name, 1))]
+                measured = [call() for _ in range(samples.get(name, 1))]
                 if number:
-                    times[name] += found
-        say(f"{work}: " + ", ".join(f"{name} {median(found):.1f} ms" for name, found in times.items()))
+                    times[name] += measured
+        say(f"{work}: " + ", ".join(f"{name} {median(measured):.1f} ms" for name, measured in times.items()))
         return times
 
-    def crowds(self, calls: list[Callable[[], float]], sizes: tuple[int, ...], name: str) -> dict[int, float]:
-        """Calls a second by how many call at once; each size twice, in turns."""
+    def rates(self, calls: list[Callable[[], float]], sizes: tuple[int, ...], name: str) -> dict[int, float]:
+        """Calls a second by the number of callers at once; each number is measured twice, in turns."""
         for call in calls:
             call()
         rates: dict[int, list[float]] = {size: [] for size in sizes}
         p50: dict[int, list[float]] = {size: [] for size in sizes}
         for _ in range(2):
             for size in sizes:
-                rate, times = crowd(calls[:size], CROWD_S / 2)
+                rate, times = run_at_once(calls[:size], CALLERS_S / 2)
                 rates[size].append(rate)
                 p50[size] += times
-        found = {size: float(np.mean(each)) for size, each in rates.items()}
-        self.curves[name] = [[size, found[size], median(p50[size])] for size in sizes]
-        say(f"{name}: " + ", ".join(f"{size}: {rate:.2f}/s" for size, rate in found.items()))
-        return found
+        means = {size: float(np.mean(each)) for size, each in rates.items()}
+        self.curves[name] = [[size, means[size], median(p50[size])] for size in sizes]
+        say(f"{name}: " + ", ".join(f"{size}: {rate:.2f}/s" for size, rate in means.items()))
+        return means
 
     def against(self, row: str, work: str, times: Times, peer: str, wanted: Wanted = (None, None)) -> None:
         ours, theirs = median(times["product"]), median(times[peer])
@@ -292,14 +296,14 @@ class Run:
         rows = [asdict(row) | {"met": row.met} for row in self.rows]
         return {
             "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
-            "machine": machine() | {"floor": {name: _rounded(value) for name, value in self.floor.items()}},
-            "versions": versions(self.guards),
+            "machine": describe_machine() | {"floor": {name: _rounded(value) for name, value in self.floor.items()}},
+            "versions": installed_versions(self.guards),
             "curves": self.curves,
             "notes": self.notes,
         }
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     flags = [name for name in facts.get("flags", "").split() if name.startswith(("avx512_", "amx", "avx_vnni"))]
@@ -314,14 +318,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions(guards: Guards) -> dict[str, Any]:
-    ours = ("qwen3guard-triton", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy", "tokenizers")
-    found: dict[str, Any] = {name: metadata.version(name) for name in ours} | {"python": platform.python_version()}
+def installed_versions(guards: Guards) -> dict[str, Any]:
+    packages = ("qwen3guard-triton", "onnxruntime", "tritonclient", "nvidia-pytriton", "numpy", "tokenizers")
+    versions: dict[str, Any] = {name: metadata.version(name) for name in packages} | {
+        "python": platform.python_version()
+    }
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    found["commit"] = done.stdout.strip()
+    versions["commit"] = done.stdout.strip()
     for name in ("transformers", "openvino"):
-        found[name] = (guards.folder / "environments" / name / "made-from.txt").read_text().split()
-    return found
+        versions[name] = (guards.folder / "environments" / name / "made-from.txt").read_text().split()
+    return versions
 
 
 def _rounded(value: Any) -> Any:
@@ -338,7 +344,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/perf"))
     arguments = parser.parse_args()
     run = Run(guards.prepare(arguments.folder), arguments.rounds)
-    run.everything()
+    run.measure_all()
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(run.result(), indent=1) + "\n"
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%MZ")

@@ -2,7 +2,7 @@
 
     python bare_engine.py STREAM_VERSION_FOLDER
 
-`step` adds tokens to a slot of `context` tokens.
+Reads one request from each line and answers {"ms": ...} on a line. `step` adds tokens to a slot of `context` tokens.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python with_openvino.py GEN CACHE bf16|int8
 
-GEN is converted once by optimum-intel into CACHE, a stateful model that keeps its KV inside: bf16 as it is, int8 with
-weights compressed by nncf. bf16 is asked for as inference precision where the CPU has it: where it has not, OpenVINO
-would emulate it (minutes a request), and its own default, fp32, is taken; the answer to `precision` says which.
+optimum-intel converts GEN once into CACHE, to a stateful model that keeps its KV inside: bf16 unchanged, int8 with
+weights compressed by nncf. bf16 is requested as inference precision if the CPU has it. Without it OpenVINO would
+emulate bf16 (minutes for a request), so its default, fp32, is used; the answer to `precision` says which.
 
-Reads one request a line, answers {"ms": ...} a line. `step` runs the same graph without the output head, since Stream
-has none.
+Reads one request from each line and answers {"ms": ...} on a line. `step` runs the same graph without the lm_head,
+which Stream does not have.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python with_transformers.py GEN STREAM bf16|fp32
 
-Reads one request a line, answers {"ms": ...} a line. `classify` is greedy `generate`; `step` adds tokens to a KV cache
-of `context` tokens; `reforward` is what the published streaming code does: the whole text again for every step.
+Reads one request from each line and answers {"ms": ...} on a line. `classify` is greedy `generate`. `step` adds tokens
+to a KV cache of `context` tokens. `reforward` computes the whole text again at every step, as the published streaming
+code does.
 """
 
 from __future__ import annotations

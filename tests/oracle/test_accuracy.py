@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accuracy import FIRM, probabilities
+from accuracy import FIRM, level_probabilities
 from qwen3guard_export import export
 from support.places import DEMO, ROOT
 
@@ -28,7 +28,7 @@ def texts() -> list[str]:
 
 def judged(variant: str, weights: str, folder: Path) -> np.ndarray:
     export(str(DEMO / variant), folder / weights, weights=weights, say=lambda _: None)
-    return probabilities(folder / weights / f"{variant}_guard" / "1", texts())
+    return level_probabilities(folder / weights / f"{variant}_guard" / "1", texts())
 
 
 @pytest.mark.parametrize(("variant", "mean", "largest"), [("gen", 0.002, 0.03), ("stream", 0.003, 0.1)])
