@@ -1,5 +1,5 @@
-"""The errors that a server, a client and an export share, in one tree. Errors of one package stand there: the client's
-Flagged is the only further GuardError.
+"""The errors of the client, the export, the runtime, the server and the apps, in one tree. All are defined here, except
+the client's Flagged.
 
 GuardError
 ├── InputError                  the request is wrong; sending it again cannot help

@@ -59,10 +59,10 @@ class Policy:
 
 
 def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:
-    """For each token, the number of unsafe tokens in a row up to it. A token whose run reaches a policy's `debounce` is
-    flagged.
+    """Returns the run of each token: the number of unsafe tokens in a row up to it. A token is flagged if its run is at
+    least a policy's `debounce`.
 
-    `before` is the run at the token before the first of these.
+    `before` is the run of the token before the first of these.
     """
     counted = []
     run = before

@@ -3,7 +3,8 @@
 from qwen3guard_contract.wire import GEN_GUARD
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.triton.admission import Admission
-from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
 
 
 class TritonPythonModel:

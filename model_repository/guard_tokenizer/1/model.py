@@ -4,7 +4,8 @@ from qwen3guard_contract.wire import GUARD_TOKENIZER
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.triton.admission import Admission
-from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, send, serve
+from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
 
 
 class TritonPythonModel:

@@ -2,7 +2,8 @@
 
 from qwen3guard_contract.wire import STREAM_GUARD
 from qwen3guard_runtime.stream.models import StreamGuardModel
-from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, parameters, publish, serve
+from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, serve
 
 
 class TritonPythonModel:

@@ -2,7 +2,8 @@
 
 from qwen3guard_contract.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream.models import StreamTokenizerModel
-from qwen3guard_runtime.triton.triton_io import RefusalLog, loading, model_folder, publish, serve
+from qwen3guard_runtime.triton.loading import loading, model_folder
+from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, serve
 
 
 class TritonPythonModel:

@@ -41,8 +41,8 @@ class Session:
     used_s: float
     response_start: int
     runs: list[tuple[int, ...]] = field(default_factory=list)
-    """For each token held, its run of unsafe tokens (`policy.runs`) in strict mode, in loose mode and by the session's
-    own policy. They are 0 for tokens that are not of the response."""
+    """The runs (`policy.runs`) of each token held, in strict mode, in loose mode and by the session's own policy. They
+    are 0 for tokens that are not of the response."""
     pending: ActiveStep | None = None
     """The step that was answered before all its tokens were run."""
     flagged: bool = False

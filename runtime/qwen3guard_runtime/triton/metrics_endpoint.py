@@ -22,7 +22,7 @@ class MetricsEndpoint:
         self._metrics = metrics
         self._new_family = new_family
         self._families: dict[str, Any] = {}
-        """By name. They are kept because a family that is dropped takes its series with it."""
+        """Triton's families by name. They are kept because a family that is dropped takes its series with it."""
         self._series: dict[tuple[object, ...], Any] = {}
         self._sent: dict[tuple[object, ...], float] = {}
         self.flush()

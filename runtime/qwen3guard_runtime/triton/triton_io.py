@@ -6,14 +6,10 @@ Every request is answered on its own: a bad request gets its error, and the othe
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,21 +24,6 @@ from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
 
 SEQUENCE_START, SEQUENCE_END = 1, 2
 """Triton's flags of a request."""
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """Use this around the code that loads a model. If a GuardError stops the loading, its wire text goes to the
-    server's log as one line, where `qwen3guard_server` finds it.
-
-    Triton logs the exception too, but escaped and with its traceback, and then logs errors of its own.
-    """
-    try:
-        yield
-    except GuardError as error:
-        sys.stderr.write(f"{error.wire_text()}\n")
-        sys.stderr.flush()
-        raise
 
 
 def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: RefusalLog) -> list[Any]:
@@ -145,17 +126,6 @@ def _error(error: GuardError) -> Any:
     # until the garbage collector runs.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return pb_utils.InferenceResponse(error=kind(error.wire_text(), code))
-
-
-def model_folder(args: Mapping[str, str]) -> Path:
-    """The version folder that holds model.py and the exported files."""
-    return Path(args["model_repository"]) / args["model_version"]
-
-
-def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The `parameters` of config.pbtxt."""
-    stated = json.loads(args["model_config"])["parameters"]
-    return {name: str(value["string_value"]) for name, value in stated.items()}
 
 
 class RefusalLog:

@@ -1,0 +1,40 @@
+"""What a model.py needs to load its model: its folder and its parameters, and a log line for an error.
+
+This module reads the arguments of Triton, but imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3guard_contract.errors import GuardError
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Use this around the code that loads a model. If a GuardError stops the loading, its wire text goes to the
+    server's log as one line, where `qwen3guard_server` finds it.
+
+    Triton logs the exception too, but escaped and with its traceback, and then logs other errors after it.
+    """
+    try:
+        yield
+    except GuardError as error:
+        sys.stderr.write(f"{error.wire_text()}\n")
+        sys.stderr.flush()
+        raise
+
+
+def model_folder(args: Mapping[str, str]) -> Path:
+    """The version folder that holds model.py and the exported files."""
+    return Path(args["model_repository"]) / args["model_version"]
+
+
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The `parameters` of config.pbtxt."""
+    stated = json.loads(args["model_config"])["parameters"]
+    return {name: str(value["string_value"]) for name, value in stated.items()}
