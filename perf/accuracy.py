@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from qwen3guard_contract.integer_products import products
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.messages import Message
 from qwen3guard_export import export
 from qwen3guard_runtime.engine.kv_cache import KVCache
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.runner import Row
 from qwen3guard_runtime.gen.answer import SAFETY, AnswerReader
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 
 FORMATS = (("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))
 FIRM = 0.2

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from qwen3guard_contract import wire
+from qwen3guard_contract.messages import Message
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.proof.reference import final_states
 from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.gen.prefixes import template_prefixes
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
 TESTS = Path(__file__).parents[1] / "tests"

@@ -32,6 +32,7 @@ from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_contract.labels import RISK_ORDER
 from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
+from qwen3guard_contract.messages import Message
 from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, runs
 from qwen3guard_contract.slots import whole_blocks
 from qwen3guard_export.balance.balance import balance
@@ -39,7 +40,7 @@ from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Che
 from qwen3guard_export.graph.attention import kv_caches
 from qwen3guard_export.graph.graph import write_graph
 from qwen3guard_export.proof.texts import proof_rows
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer
 from safetensors.numpy import save_file
 

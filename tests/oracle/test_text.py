@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_contract.messages import Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from support.all_texts import all_texts
 from support.places import DEMO

@@ -24,12 +24,12 @@ import numpy as np
 from qwen3guard_client import Thresholds
 from qwen3guard_contract import errors, wire
 from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_contract.messages import ROLES, Message, parse_messages
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_runtime.gen.answer import AnswerReader, Probabilities
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamTokenizerModel
-from qwen3guard_runtime.text import chat
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.incremental import STRETCH, tokenize
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from tokenizers import Tokenizer
@@ -45,9 +45,9 @@ SPLIT = b"\xff\x00"
 def messages(data: bytes) -> None:
     """JSON to messages; what was read is read again the same."""
     with suppress(errors.InputError):
-        found = chat.parse_messages(data, LIMIT)
+        found = parse_messages(data, LIMIT)
         again = json.dumps([{"role": each.role, "content": each.content} for each in found])
-        assert chat.parse_messages(again.encode(), LIMIT) == found
+        assert parse_messages(again.encode(), LIMIT) == found
 
 
 def requests(data: bytes) -> None:
@@ -260,7 +260,7 @@ def _conversation(data: bytes) -> list[Message]:
     for part in data.split(SPLIT)[:6]:
         text = part[1:].decode("utf-8", "ignore")
         if text.strip():
-            found.append(Message(chat.ROLES[part[0] % 3], text))
+            found.append(Message(ROLES[part[0] % 3], text))
     return found
 
 

@@ -18,12 +18,14 @@ import grpc
 import numpy as np
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors, wire
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_contract.messages import Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
+from support.lengths import times
 from support.places import DEMO
 
 SECRET = "kumquat-7731"
@@ -358,7 +360,7 @@ def well(server: EmbeddedServer, guard: GuardClient) -> None:
             time.sleep(0.05)
 
 
-MUTANTS = 2000
+MUTANTS = times(700, 2000)
 
 
 def mutants(count: int, seed: int) -> Iterator[ModelInferRequest]:

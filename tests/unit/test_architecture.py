@@ -137,3 +137,35 @@ def test_one_module_knows_tritons_back_end() -> None:
 def test_a_model_is_thin_and_made_of_the_runtime(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 40
     assert {package(name) for name in imported(path)} <= {"contract", "runtime"}
+
+
+SYNC = {
+    "qwen3guard_client.client": "qwen3guard_client.aio",
+    "qwen3guard_client.stream.stream": "qwen3guard_client.stream.aio",
+    "qwen3guard_client.moderation.moderation": "qwen3guard_client.moderation.aio",
+    "qwen3guard_client.transport.threads": "qwen3guard_client.transport.tasks",
+}
+"""Sync modules and their async twins: what both have is one name."""
+CONVENTIONS = {"main", "add_arguments", "run", "T"}
+"""What several modules have under one name by convention: entry points, and a type variable."""
+
+
+def public_names(path: Path) -> Iterator[str]:
+    """What a module defines without an underscore before it."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_public_name_has_one_owner() -> None:
+    owners: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for name in public_names(path):
+            owners.setdefault(name, set()).add(SYNC.get(module, module))
+    assert {name: modules for name, modules in owners.items() if len(modules) > 1 and name not in CONVENTIONS} == {}

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen3guard_contract import errors
+from qwen3guard_contract.messages import Message, conversation, parse_messages
 from qwen3guard_runtime.text import sandbox
-from qwen3guard_runtime.text.chat import ChatTemplate, Message, conversation, parse_messages
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.incremental import LOOKAHEAD, STRETCH, tokenize
 from qwen3guard_runtime.text.segments import starts_segment
 from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer

@@ -9,7 +9,7 @@ from typing import Any
 from qwen3guard_apps.openai import texts
 from qwen3guard_apps.openai.api_error import ApiError, invalid
 
-ROLES = {
+TURNS = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -49,8 +49,8 @@ def read(request: Mapping[str, Any]) -> Conversation:
 
 
 def _message(number: int, raw: Any) -> dict[str, str]:
-    if not isinstance(raw, dict) or raw.get("role") not in ROLES:
-        raise invalid(f"Message {number} is not an object with one of the roles {', '.join(ROLES)}.")
+    if not isinstance(raw, dict) or raw.get("role") not in TURNS:
+        raise invalid(f"Message {number} is not an object with one of the roles {', '.join(TURNS)}.")
     content = raw.get("content")
     if isinstance(content, list):
         content = "".join(text_of_part(part, f"Message {number}") for part in content)
@@ -58,7 +58,7 @@ def _message(number: int, raw: Any) -> dict[str, str]:
         text = texts.written(raw | {"content": content})
     except ApiError:
         raise invalid(f"The content of message {number} is not text.") from None
-    return {"role": ROLES[raw["role"]], "content": text}
+    return {"role": TURNS[raw["role"]], "content": text}
 
 
 def text_of_part(part: Any, where: str) -> str:

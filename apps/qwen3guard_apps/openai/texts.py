@@ -11,13 +11,13 @@ from typing import Any
 
 from qwen3guard_apps.openai.api_error import upstream_failed
 
-Message = dict[str, Any]
+JsonMessage = dict[str, Any]
 _TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
 _CALLS = ("function_call", "tool_calls")
 _KNOWN = {"role", "name", "tool_call_id", *_TEXT_FIELDS, *_CALLS}
 
 
-def _places(message: Message) -> Iterator[tuple[Message, str]]:
+def _places(message: JsonMessage) -> Iterator[tuple[JsonMessage, str]]:
     """The holder and the key of each text, in the order in which they are read. Raises ApiError."""
     for key in _TEXT_FIELDS:
         yield message, key
@@ -34,7 +34,7 @@ def _places(message: Message) -> Iterator[tuple[Message, str]]:
             yield part, key
 
 
-def _filled(message: Message) -> Iterator[tuple[Message, str, str]]:
+def _filled(message: JsonMessage) -> Iterator[tuple[JsonMessage, str, str]]:
     """The holder, the key and the text of each text that is there. Raises ApiError."""
     for holder, key in _places(message):
         text = holder.get(key)
@@ -45,25 +45,25 @@ def _filled(message: Message) -> Iterator[tuple[Message, str, str]]:
         yield holder, key, text
 
 
-def written(message: Message) -> str:
+def written(message: JsonMessage) -> str:
     """All the text of `message`. Raises ApiError where a field that should be text is not."""
     return "".join(text for _, _, text in _filled(message))
 
 
-def cut(message: Message, characters: int) -> None:
+def cut(message: JsonMessage, characters: int) -> None:
     """Shortens the text of `message` in place to its first `characters`. Raises ApiError as `written` does."""
     for holder, key, text in list(_filled(message)):
         holder[key] = text[: max(characters, 0)]
         characters -= len(text)
 
 
-def drop_unread(message: Message) -> None:
+def drop_unread(message: JsonMessage) -> None:
     """Removes in place the fields that the guard does not read, unless they are empty."""
     for key in [key for key, value in message.items() if value and key not in _KNOWN]:
         del message[key]
 
 
-def drop_calls(message: Message) -> None:
+def drop_calls(message: JsonMessage) -> None:
     """Removes in place the calls of functions and tools."""
     for key in _CALLS:
         message.pop(key, None)

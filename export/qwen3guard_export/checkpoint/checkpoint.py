@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwen3guard_contract import labels
 from qwen3guard_contract.errors import CheckpointNotFound, MissingTensor, WrongArchitecture, WrongShape
+from qwen3guard_contract.layout import Variant
 from qwen3guard_contract.manifest import STREAM_OUTPUTS
 
 from qwen3guard_export.checkpoint import config_fields as fields
 from qwen3guard_export.checkpoint.tokenizer_files import carried_files
 from qwen3guard_export.checkpoint.weight_files import WeightFiles, read_json_object
 
-Variant = Literal["gen", "stream"]
 _VARIANTS: dict[str, Variant] = {"Qwen3ForCausalLM": "gen", "Qwen3ForGuardModel": "stream"}
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -47,13 +47,9 @@ def carried_files(folder: Path, vocab_size: int) -> tuple[Path, ...]:
     return present
 
 
-def end_ids(folder: Path) -> frozenset[int]:
-    """The ids that end an answer: `<|im_end|>`, and the eos ids of config.json and generation_config.json."""
-    ids = {_token_ids(folder / TOKENIZER)[REQUIRED_TOKENS[1]]}
-    for name in ("config.json", "generation_config.json"):
-        eos = read_json_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
-        ids.update(each for each in (eos if isinstance(eos, list) else [eos]) if type(each) is int)
-    return frozenset(ids)
+def im_end_id(folder: Path) -> int:
+    """The id of `<|im_end|>`. Raises TokenizerMismatch."""
+    return _token_ids(folder / TOKENIZER)[REQUIRED_TOKENS[1]]
 
 
 def _token_ids(path: Path) -> dict[str, int]:

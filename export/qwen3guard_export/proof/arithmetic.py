@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GEN_OUTPUTS
@@ -27,8 +26,8 @@ from qwen3guard_export.checkpoint.checkpoint import (
     block_tensor,
 )
 from qwen3guard_export.checkpoint.weight_files import Array, FloatArray
+from qwen3guard_export.proof.reference import Tokens
 
-Ids = npt.NDArray[np.int64]
 _HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _EXACT_DEPTH = 1024
 """The number of products of s8 by s8 whose sum float32 holds exactly: 1024 * 128 * 127 < 2^24."""
@@ -66,7 +65,7 @@ class Arithmetic:
         self.largest_half = 0.0
         """The largest absolute number that was rounded to two bytes."""
 
-    def embedded(self, ids: Ids) -> FloatArray:
+    def embedded(self, ids: Tokens) -> FloatArray:
         """The embeddings of `ids`, float32 [tokens, hidden]."""
         if self._table is None:
             self._table = self._tensors.stored(EMBEDDING)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GRAPH, Canary
 from qwen3guard_contract.slots import CELL_STEP, whole_blocks
 
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint
-from qwen3guard_export.checkpoint.tokenizer_files import end_ids
+from qwen3guard_export.checkpoint.tokenizer_files import im_end_id
 from qwen3guard_export.checkpoint.weight_files import FloatArray
 from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
 from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
@@ -100,7 +101,7 @@ def prove(
     around = around_text(checkpoint.folder)
     capacity = whole_blocks(max(longest(around), *map(len, rows)))
     bind = partial(BoundGraph, folder, architecture, form)
-    ends = end_ids(checkpoint.folder)
+    ends = end_ids(checkpoint.folder, im_end_id(checkpoint.folder))
     try:
         traces, identical = traced_runs(partial(bind, capacity=capacity), architecture.layers, rows, asked)
         served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # the length of a slot must change nothing

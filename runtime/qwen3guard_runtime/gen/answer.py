@@ -6,12 +6,10 @@ field's label decides the field, because the first tokens of its possible values
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +25,7 @@ from qwen3guard_contract.labels import (
     RiskLevel,
 )
 
-from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
+from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -142,16 +140,6 @@ class AnswerReader:
         if level == RiskLevel.SAFE.value and (status is not AnswerStatus.COMPLETE or categories):
             raise UnreadableAnswer("The model's answer begins with Safe and does not keep to it.")
         return AnswerVerdict(RiskLevel(level), categories or (), refusal, probabilities, status)
-
-
-def end_ids(folder: Path, tokenizer: GuardTokenizer) -> frozenset[int]:
-    """The token ids that end an answer: the eos ids of generation_config.json and config.json, and `<|im_end|>`."""
-    ids = {tokenizer.special[IM_END]}
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        ids.update(value for value in (eos if isinstance(eos, list) else [eos]) if type(value) is int)
-    return frozenset(ids)
 
 
 _LEVEL = re.compile(r"Safety: (?P<level>Safe|Unsafe|Controversial)(?!\w)")

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import numpy as np
 from qwen3guard_contract import wire
+from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.errors import GuardError, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
+from qwen3guard_contract.messages import conversation
 from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
-from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict, end_ids
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.gen.prefixes import template_prefixes
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
-from qwen3guard_runtime.text.chat import ChatTemplate, conversation
-from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.chat import ChatTemplate
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest
 
 
@@ -62,7 +64,7 @@ class GenGuardModel:
             opened.manifest,
             opened.runner,
             tokenizer,
-            end_ids(folder, tokenizer),
+            end_ids(folder, tokenizer.special[IM_END]),
             slots=self.slots,
             prefixes=template_prefixes(ChatTemplate.load(folder), opened.manifest.context),
             drafts=Drafts(tokenizer),

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.messages import Message
 
 from qwen3guard_runtime.engine.kv_cache import HOST, KVCache, Memory, Slot, copy
 from qwen3guard_runtime.engine.runner import Ids, Row, Runner
-from qwen3guard_runtime.text.chat import ChatTemplate, Message
+from qwen3guard_runtime.text.chat import ChatTemplate
 
 
 class Prefixes:
-    """Holds the keys and values of some sequences of tokens, each in a slot of its own."""
+    """Holds the keys and values of some sequences of tokens, one in each slot."""
 
     def __init__(self, manifest: Manifest, runner: Runner, prefixes: Sequence[Ids], memory: Memory = HOST) -> None:
         cache = KVCache(manifest, slots=max(1, len(prefixes)), memory=memory)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
+from qwen3guard_contract.messages import conversation, valid_text
 from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
@@ -24,7 +25,6 @@ from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.step_tensors import outputs_of, step_of
 from qwen3guard_runtime.stream.steps import Step
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
-from qwen3guard_runtime.text.chat import conversation, valid_text
 from qwen3guard_runtime.text.incremental import Increment, tokenize
 from qwen3guard_runtime.text.tokenizer import IM_END
 from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest

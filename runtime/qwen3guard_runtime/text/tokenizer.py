@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3guard_contract.errors import TextTooLong, TokenizerMismatch
+from qwen3guard_contract.messages import BYTES_PER_TOKEN
 from tokenizers import Tokenizer
 
 from qwen3guard_runtime.text import segments
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
-BYTES_PER_TOKEN = 16
-"""A text of more bytes than this times the context is refused. Prose has 3 to 5 bytes for each token; only very long
-runs of one character have more than 16."""
 
 
 @dataclass(frozen=True)
