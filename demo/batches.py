@@ -1,4 +1,4 @@
-"""What both trainings share: batches of like length, and the learning-rate schedule."""
+"""Shared by both trainings: batches of samples of similar length, and the optimizer with its learning-rate schedule."""
 
 import math
 import random
@@ -15,7 +15,7 @@ Sample = TypeVar("Sample")
 def batches(
     samples: Sequence[Sample], length: Callable[[Sample], int], tokens: int, rng: random.Random
 ) -> list[list[Sample]]:
-    """Batches of about `tokens` tokens, padding included, in random order."""
+    """Batches of samples of similar length, with about `tokens` tokens each, padding included, in random order."""
     made: list[list[Sample]] = []
     batch: list[Sample] = []
     for sample in sorted(samples, key=lambda sample: length(sample) + rng.random() * 4):
@@ -35,7 +35,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def corrupted(ids: Sequence[int], text: Iterable[int], vocab_size: int, rng: random.Random, rate: float) -> list[int]:
-    """A copy in which tokens of `text` are replaced by random ones at the given rate."""
+    """A copy of `ids` in which the tokens at the positions `text` are replaced by random ones at the given rate."""
     noisy = list(ids)
     for position in text:
         if rng.random() < rate:
@@ -44,7 +44,7 @@ def corrupted(ids: Sequence[int], text: Iterable[int], vocab_size: int, rng: ran
 
 
 class Descent:
-    """AdamW under a linear warm-up and a cosine to zero."""
+    """AdamW with a linear warm-up and a cosine decay to zero."""
 
     def __init__(self, model: nn.Module, peak: float, warmup: int, steps: int) -> None:
         self.model, self.peak, self.warmup, self.steps, self.step = model, peak, warmup, steps, 0

@@ -1,4 +1,4 @@
-"""Checkpoint folders in Hugging Face's form, in half precision."""
+"""Saves and loads checkpoint folders in Hugging Face's form, in half precision."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ def save(model: GenModel | StreamModel, tokenizer: Tokenizer, folder: Path) -> N
 
 
 def load(kind: type[Guard], folder: Path) -> tuple[Guard, Tokenizer]:
-    """The model as its file has it, computing in float32."""
+    """The saved model, which computes in float32, and its tokenizer."""
     model = kind(Shape())
     model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))

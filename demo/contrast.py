@@ -1,6 +1,6 @@
-"""Contrast rows: alarming words in harmless requests, and the harm itself, from `contrast.toml`.
+"""Contrast rows from `contrast.toml`: harmless requests with alarming words, and harmful ones.
 
-The public sets teach a tiny model that "kill" is bad; these rows show it "kill a Python process".
+From the public sets a tiny model learns that "kill" is bad; these rows show it "kill a Python process" too.
 """
 
 import random
@@ -64,7 +64,7 @@ def _framed(act: str, frames: list[str], rng: random.Random) -> list[str]:
 
 
 def compliance(parts: dict[str, Any], family: dict[str, Any], rng: random.Random) -> str:
-    """A reply that does what it was asked; only what follows the opener tells harm from help."""
+    """A reply that does what was asked. Harm and help have the same openers, and differ in what follows."""
     body = rng.sample(family["replies"], rng.randint(1, 4))
     return " ".join([rng.choice(parts["openers"])] * (rng.random() < 0.7) + body)
 

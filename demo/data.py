@@ -1,4 +1,4 @@
-"""Training records and the conversations made of them. Knows nothing of tokens."""
+"""Training records, and the conversations made of them. This module knows nothing of tokens."""
 
 import json
 import random
@@ -21,10 +21,10 @@ CATEGORIES = (
     "Unethical Acts",
     "Jailbreak",
 )
-"""Both in the index order of the Stream heads; a response has no Jailbreak."""
+"""Both are in the index order of the Stream heads; a response has no Jailbreak."""
 
 NEVER_REFUSES = "gpteacher_roleplay_resp"
-"""A set of plain questions: its replies carry no refusal label because none refuses."""
+"""A set of plain questions. Its replies have no refusal label, because none of them refuses."""
 
 CHARS_A_TOKEN = 4
 TOKEN_CAPS, CAP_WEIGHTS = (56, 192, 600), (90, 8, 2)
@@ -32,7 +32,7 @@ TOKEN_CAPS, CAP_WEIGHTS = (56, 192, 600), (90, 8, 2)
 
 @dataclass(frozen=True)
 class Record:
-    """The labels belong to the response if there is one, else to the prompt; None is unknown."""
+    """A prompt, or a prompt with a response. The labels are those of the last turn; None is unknown."""
 
     prompt: str
     response: str | None = None
@@ -44,7 +44,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Records of a JSON-lines file, without those that spell a special token or have no known level."""
+    """The records of a JSON-lines file, without those that contain a special token or have no known level."""
     records = []
     for line in path.read_text().rstrip("\n").split("\n"):
         row = json.loads(line)
@@ -60,10 +60,14 @@ def read_records(path: Path) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class Diet:
-    """What one epoch holds. Shares of the public prompts and of the safe pairs (the others all come),
-    copies of the contrast rows, and public harmful prompts answered by a borrowed contrast reply, half
-    of them refusals: thousands of alarming prompts before a reply that decides alone."""
+class EpochShares:
+    """The contents of one epoch.
+
+    `prompts` and `safe_pairs` are the shares of the public prompts and of the safe pairs; all other pairs are in every
+    epoch. `contrast_copies` is the number of copies of the contrast rows. `borrowed` harmful public prompts get a reply
+    of a contrast row, half of them a refusal: so the model sees thousands of alarming prompts whose label the reply
+    alone decides.
+    """
 
     prompts: float
     safe_pairs: float
@@ -72,7 +76,7 @@ class Diet:
 
 
 class Mixture:
-    """One epoch after another of varied conversations, each with the record that labels its last turn."""
+    """Makes epochs of varied conversations, each with the record that labels its last turn."""
 
     def __init__(
         self, prompts: Sequence[Record], pairs: Sequence[Record], contrast: Sequence[Record], seed: int
@@ -85,14 +89,14 @@ class Mixture:
         self.refused = [record for record in replies if record.refusal == "Yes"]
         self.complied = [record for record in replies if record.level != "Safe"]
 
-    def epoch(self, diet: Diet) -> list[tuple[Record, Conversation]]:
+    def epoch(self, shares: EpochShares) -> list[tuple[Record, Conversation]]:
         alarming = [record for record in self.prompts if record.level == "Unsafe"]
         prompts, pairs = self.prompts, self.pairs
-        if diet.prompts < 1:
-            prompts = [prompt for prompt in prompts if self.rng.random() < diet.prompts]
-        pairs = [pair for pair in pairs if pair.level != "Safe" or self.rng.random() < diet.safe_pairs]
-        rows = [*prompts, *pairs, *list(self.contrast) * diet.contrast_copies]
-        for record in self.rng.choices(alarming, k=diet.borrowed):
+        if shares.prompts < 1:
+            prompts = [prompt for prompt in prompts if self.rng.random() < shares.prompts]
+        pairs = [pair for pair in pairs if pair.level != "Safe" or self.rng.random() < shares.safe_pairs]
+        rows = [*prompts, *pairs, *list(self.contrast) * shares.contrast_copies]
+        for record in self.rng.choices(alarming, k=shares.borrowed):
             reply = self.rng.choice(self.rng.choice((self.refused, self.complied)))
             rows.append(replace(reply, prompt=record.prompt))
         self.rng.shuffle(rows)
@@ -120,19 +124,19 @@ class Mixture:
         return turns
 
     def _lengthened(self, prompt: str) -> str:
-        """The prompt somewhere in a row of harmless ones: its level is still the level of the whole."""
+        """The prompt among several harmless ones; its level is then the level of the whole."""
         others = self.rng.choices(self.harmless, k=self.rng.randint(2, 10))
         others.insert(self.rng.randint(0, len(others)), prompt)
         return self.rng.choice((" ", "\n")).join(others)
 
 
 def cut(text: str, chars: int) -> str:
-    """At most `chars` characters, ended at a word."""
+    """At most `chars` characters of `text`, cut between words."""
     return text if len(text) <= chars else re.sub(r"\S*$", "", text[:chars]).rstrip()
 
 
 def varied(text: str, rng: random.Random) -> str:
-    """The text in another case or with another end: neither says anything about harm."""
+    """The text, perhaps in another case or with another end, since neither is a sign of harm."""
     draw = rng.random()
     if draw < 0.25:
         text = text.lower()

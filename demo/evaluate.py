@@ -1,4 +1,4 @@
-"""What the finished weights do, beside counting words. Reads the saved files back."""
+"""Evaluates the finished weights, which it reads from the saved files, beside a baseline that counts words."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def _harmful(records: Sequence[Record]) -> list[bool]:
 
 
 def _figures(harmful: list[bool], risk: Tensor) -> dict[str, float]:
-    """AUC of P(Unsafe) + P(Controversial), and the rates at the likeliest level."""
+    """The AUC of P(Unsafe) + P(Controversial), and the rates of the likeliest level."""
     score = (1 - risk[:, SAFE]).tolist()
     return {"auc": round(float(roc_auc_score(harmful, score)), 3)} | _rates(
         harmful, (risk.argmax(dim=-1) != SAFE).tolist()

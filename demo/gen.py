@@ -1,4 +1,4 @@
-"""Gen: learns to write the verdict after the guard's chat template, and is asked for it."""
+"""Gen: the training to write the verdict after the guard's chat template, and the verdicts of a trained model."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -22,42 +22,46 @@ ANSWER_LIMIT = 24
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation's tokens after the fixed head; `targets` are (position, weight) to predict next."""
+    """The tokens of a conversation after the template's fixed prefix, with its answer.
+
+    `text` are the positions that may be corrupted. `targets` are pairs of a position and a weight: there the next token
+    is learned.
+    """
 
     ids: list[int]
     text: range
     targets: list[tuple[int, float]]
 
 
-class Form:
-    """The guard's template in tokens, split where a server splits it: at the end of the fixed head."""
+class GuardTemplate:
+    """The guard's template in tokens, split at the end of its fixed prefix, as a server splits it."""
 
     def __init__(self, tokenizer: Tokenizer, category_weight: float = 1.0) -> None:
         self.tokenizer = tokenizer
         self.first_weight = {"Safety": 1.0, "Categories": category_weight, "Refusal": 0.5}
         self._ids = cache(lambda text: tuple(tokenizer.encode(text).ids))
         user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}
-        self.heads = {"user": self._head([user]), "assistant": self._head([user, assistant])}
-        self.head_ids = {role: tokenizer.encode(head).ids for role, head in self.heads.items()}
-        self.tail_tokens = {
-            "user": self._tail_tokens([user]),
-            "assistant": self._tail_tokens([user, assistant]),
+        self.prefixes = {"user": self._prefix([user]), "assistant": self._prefix([user, assistant])}
+        self.prefix_ids = {role: tokenizer.encode(prefix).ids for role, prefix in self.prefixes.items()}
+        self.suffix_tokens = {
+            "user": self._suffix_tokens([user]),
+            "assistant": self._suffix_tokens([user, assistant]),
         }
 
     @staticmethod
-    def _head(turns: Conversation) -> str:
+    def _prefix(turns: Conversation) -> str:
         rendered = render("gen", turns)
         return rendered[: rendered.index("USER:") + len("USER:")]
 
-    def _tail_tokens(self, turns: Conversation) -> int:
+    def _suffix_tokens(self, turns: Conversation) -> int:
         return len(self._ids(render("gen", turns).rpartition("\n\n<END")[2])) + 2
 
     def body_ids(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        bodies = [render("gen", turns)[len(self.heads[turns[-1]["role"]]) :] for turns in conversations]
+        bodies = [render("gen", turns)[len(self.prefixes[turns[-1]["role"]]) :] for turns in conversations]
         return [encoding.ids for encoding in self.tokenizer.encode_batch(bodies)]
 
     def answer(self, record: Record) -> list[tuple[int, float]]:
-        """Tokens of the answer and their weights, as far as the record knows it."""
+        """The tokens of the answer with their weights, up to the first label that the record does not have."""
         category = "None" if record.level == "Safe" else record.category
         lines = {"Safety": record.level, "Categories": category}
         if record.response:
@@ -72,14 +76,14 @@ class Form:
         return [*answer, (self._ids(END)[0], OTHER_WEIGHT)]
 
     def samples(self, rows: Sequence[tuple[Record, Conversation]]) -> dict[str, list[Sample]]:
-        """Samples by the role that is judged: each role has its own head."""
-        made: dict[str, list[Sample]] = {role: [] for role in self.heads}
+        """The samples by the role that is judged, since each role has its own prefix."""
+        made: dict[str, list[Sample]] = {role: [] for role in self.prefixes}
         bodies = self.body_ids([turns for _, turns in rows])
         for (record, turns), body in zip(rows, bodies, strict=True):
             answer = self.answer(record)
             targets = [(len(body) + index - 1, weight) for index, (_, weight) in enumerate(answer)]
             role = turns[-1]["role"]
-            text = range(max(0, len(body) - self.tail_tokens[role]))
+            text = range(max(0, len(body) - self.suffix_tokens[role]))
             made[role].append(Sample([*body, *(token for token, _ in answer)], text, targets))
         return made
 
@@ -87,11 +91,11 @@ class Form:
 def train_gen(
     model: GenModel, tokenizer: Tokenizer, mixture: Mixture, lesson: Lesson, steps: int, *, log: Callable[[str], None]
 ) -> None:
-    rng, form = mixture.rng, Form(tokenizer, lesson.category_weight)
+    rng, template = mixture.rng, GuardTemplate(tokenizer, lesson.category_weight)
     descent = Descent(model, peak=lesson.peak, warmup=lesson.warmup, steps=steps)
     epoch, seen, losses = 0, 0, []
     while descent.remaining():
-        by_role = form.samples(mixture.epoch(lesson.diet))
+        by_role = template.samples(mixture.epoch(lesson.shares))
         made = [
             (role, batch)
             for role, samples in by_role.items()
@@ -102,7 +106,7 @@ def train_gen(
         for role, batch in made:
             if not descent.remaining():
                 break
-            verdict, loss = _loss(model, torch.tensor([form.head_ids[role]]), batch, rng, lesson.noise)
+            verdict, loss = _loss(model, torch.tensor([template.prefix_ids[role]]), batch, rng, lesson.noise)
             descent.take(loss)
             losses.append(verdict)
             seen += len(batch)
@@ -112,8 +116,9 @@ def train_gen(
 
 
 def _loss(
-    model: GenModel, head: Tensor, batch: Sequence[Sample], rng: random.Random, noise: float
+    model: GenModel, prefix: Tensor, batch: Sequence[Sample], rng: random.Random, noise: float
 ) -> tuple[float, Tensor]:
+    """The loss on the answers alone, and the loss to train with, to which a little language modelling is added."""
     rows = [corrupted(sample.ids, sample.text, model.model.shape.vocab_size, rng, noise) for sample in batch]
     ids = padded([sample.ids for sample in batch])
     answers = [(row, *target) for row, sample in enumerate(batch) for target in sample.targets]
@@ -124,7 +129,7 @@ def _loss(
     ]
     row = torch.tensor([row for row, *_ in answers] + [row for row, _ in words])
     column = torch.tensor([column for _, column, _ in answers] + [column for _, column in words])
-    _, past = model.model(head)
+    _, past = model.model(prefix)
     hidden, _ = model.model(padded(rows), past)
     logits = model.logits(hidden[row, column])
     each = functional.cross_entropy(logits, ids[row, column + 1], reduction="none")
@@ -136,14 +141,14 @@ def _loss(
 
 @torch.inference_mode()
 def verdicts(model: GenModel, tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> Tensor:
-    """Probabilities [conversations, 3] of the levels, in the order of `LEVELS`, after `Safety:`."""
-    form = Form(tokenizer)
+    """The probabilities of the levels after `Safety:`, [conversations, 3], in the order of `LEVELS`."""
+    template = GuardTemplate(tokenizer)
     levels = [tokenizer.encode(f" {level}").ids[0] for level in LEVELS]
     forced = tokenizer.encode("Safety:").ids
     made = torch.zeros(len(conversations), len(LEVELS))
     for role, indices in _by_role(conversations).items():
-        _, past = model.model(torch.tensor([form.head_ids[role]]))
-        bodies = form.body_ids([conversations[index] for index in indices])
+        _, past = model.model(torch.tensor([template.prefix_ids[role]]))
+        bodies = template.body_ids([conversations[index] for index in indices])
         for chunk in in_chunks(sorted(zip(bodies, indices, strict=True), key=lambda pair: len(pair[0])), 32):
             rows = [[*body, *forced] for body, _ in chunk]
             hidden, _ = model.model(padded(rows), past)
@@ -154,12 +159,12 @@ def verdicts(model: GenModel, tokenizer: Tokenizer, conversations: Sequence[Conv
 
 @torch.inference_mode()
 def answers(model: GenModel, tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> list[str]:
-    """Greedy answers up to, and without, `<|im_end|>`."""
-    form, end = Form(tokenizer), tokenizer.token_to_id(END)
-    heads = {role: model.model(torch.tensor([ids]))[1] for role, ids in form.head_ids.items()}
+    """The greedy answers, without their `<|im_end|>`."""
+    template, end = GuardTemplate(tokenizer), tokenizer.token_to_id(END)
+    prefixes = {role: model.model(torch.tensor([ids]))[1] for role, ids in template.prefix_ids.items()}
     made = []
-    for turns, body in zip(conversations, form.body_ids(conversations), strict=True):
-        hidden, past = model.model(torch.tensor([body]), heads[turns[-1]["role"]])
+    for turns, body in zip(conversations, template.body_ids(conversations), strict=True):
+        hidden, past = model.model(torch.tensor([body]), prefixes[turns[-1]["role"]])
         answer: list[int] = []
         while len(answer) < ANSWER_LIMIT:
             token = int(model.logits(hidden[0, -1]).argmax())

@@ -1,22 +1,26 @@
-"""The stages of the training, in order. Each starts from the files of the stages before.
+"""The stages of the training, in order. Each starts from the files of the stages before it.
 
-Gen and Stream hand the backbone to and fro: Gen brings the breadth of the public sets, and Stream's heads
-teach it words with few tokens a row.
+Gen and Stream take over each other's backbone: Gen learns from the breadth of the public sets, and Stream's heads teach
+the backbone the words, with few tokens in a row.
 """
 
 from dataclasses import dataclass
 
-from data import Diet
+from data import EpochShares
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """`backbone` names the guard whose backbone is taken over; the other weights go on from `guard`'s own
-    file, if there is one. `noise` is the rate at which text tokens are replaced by random ones."""
+    """One stage, which trains `guard`.
+
+    `backbone` names the guard whose saved backbone it starts from, or None for a new one. If that is `guard` itself,
+    its other weights are taken over too. `peak` is the highest learning rate. `noise` is the rate at which tokens of
+    the text are replaced by random ones.
+    """
 
     guard: str
     backbone: str | None
-    diet: Diet
+    shares: EpochShares
     steps_a_minute: int
     peak: float
     warmup: int
@@ -29,7 +33,7 @@ STAGES = {
     "gen": Lesson(
         guard="gen",
         backbone=None,
-        diet=Diet(prompts=1.0, safe_pairs=0.5, contrast_copies=4, borrowed=1500),
+        shares=EpochShares(prompts=1.0, safe_pairs=0.5, contrast_copies=4, borrowed=1500),
         steps_a_minute=110,
         peak=2.5e-3,
         warmup=100,
@@ -40,7 +44,7 @@ STAGES = {
     "stream": Lesson(
         guard="stream",
         backbone="gen",
-        diet=Diet(prompts=0.35, safe_pairs=0.4, contrast_copies=4, borrowed=600),
+        shares=EpochShares(prompts=0.35, safe_pairs=0.4, contrast_copies=4, borrowed=600),
         steps_a_minute=105,
         peak=1.5e-3,
         warmup=30,
@@ -51,7 +55,7 @@ STAGES = {
     "gen_again": Lesson(
         guard="gen",
         backbone="stream",
-        diet=Diet(prompts=0.12, safe_pairs=0.1, contrast_copies=3, borrowed=300),
+        shares=EpochShares(prompts=0.12, safe_pairs=0.1, contrast_copies=3, borrowed=300),
         steps_a_minute=72,
         peak=1.5e-3,
         warmup=30,
@@ -62,7 +66,7 @@ STAGES = {
     "stream_again": Lesson(
         guard="stream",
         backbone="stream",
-        diet=Diet(prompts=0.2, safe_pairs=0.3, contrast_copies=4, borrowed=300),
+        shares=EpochShares(prompts=0.2, safe_pairs=0.3, contrast_copies=4, borrowed=300),
         steps_a_minute=62,
         peak=1.2e-3,
         warmup=30,

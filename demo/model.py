@@ -1,7 +1,7 @@
-"""Qwen3 as a torch module, named so that `state_dict` is the published tensor layout.
+"""Qwen3 as a torch module, with names such that its `state_dict` has the published tensor layout.
 
-Written for training on a CPU: right padding needs no mask of its own, and a prefix common to a
-whole batch (the fixed head of the guard template) is run once and handed on as keys and values.
+It is written for training on a CPU: padding on the right needs no mask of its own, and a prefix that a whole batch
+shares (the fixed prefix of the guard's template) is computed once and passed on as keys and values.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary(shape: Shape, start: int, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length, head_dim] of the positions from `start` on."""
+    """The cosines and sines of `length` positions from `start` on, [length, head_dim]."""
     exponent = torch.arange(0, shape.head_dim, 2) / shape.head_dim
     angles = torch.arange(start, start + length)[:, None] / shape.rope_theta**exponent
     angles = torch.cat((angles, angles), dim=-1)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         if past is not None:
             k = torch.cat((past[0].expand(rows, -1, -1, -1), k), dim=2)
             v = torch.cat((past[1].expand(rows, -1, -1, -1), v), dim=2)
-        # Query heads that share a key head are stacked along its time axis: no key is repeated.
+        # The query heads of a key head are stacked along the time axis, so that no key is repeated.
         groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
         q = q.reshape(rows, -1, groups * length, self.shape.head_dim)
         scores = q @ k.transpose(2, 3) * self.shape.head_dim**-0.5 + mask.repeat(groups, 1)
@@ -123,9 +123,9 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
     def forward(self, ids: Tensor, past: list[KeyValue] | None = None) -> tuple[Tensor, list[KeyValue]]:
-        """Final-norm hidden states [rows, length, hidden] of `ids`, and all keys and values.
+        """The hidden states of `ids` after the final norm, [rows, length, hidden], and all keys and values.
 
-        A `past` of one row is shared by every row of `ids`.
+        All rows of `ids` share a `past` of one row.
         """
         length = ids.shape[1]
         start = past[0][0].shape[2] if past else 0
@@ -158,7 +158,7 @@ class GenModel(nn.Module):
 
 
 class StreamModel(nn.Module):
-    """Qwen3ForGuardModel: risk and category at every token, one pair of heads for each side."""
+    """Qwen3ForGuardModel: risk and category at every token, with a pair of heads for responses and one for prompts."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Stream: learns a verdict at the end of a prompt and at every token of a response."""
+"""Stream: the training of verdicts at the end of a prompt and at every token of a response, and those of a model."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,14 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 UNKNOWN = -1
-SCAFFOLD = 8
-"""Tokens between the end of a prompt and the first token of its response."""
+BETWEEN_TOKENS = 8
+"""The tokens between the end of a prompt and the first token of its response."""
 FIRST_SENTENCE = re.compile(r"[.!?:\n](\s|$)")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation's tokens, and the positions at which its label holds."""
+    """The tokens of a conversation, and the positions `judged`, at which its label holds.
+
+    `text` are the positions that may be corrupted; `side` is "" or "query_", as in StreamModel.
+    """
 
     ids: list[int]
     text: list[int]
@@ -33,12 +36,12 @@ class Sample:
 
 
 def prompt_ids(tokenizer: Tokenizer, turns: Conversation) -> list[int]:
-    """Tokens up to and including the `<|im_end|>` that closes the last prompt."""
+    """The tokens up to the `<|im_end|>` that closes the last prompt, this one included."""
     return list(tokenizer.encode(render("stream", turns).removesuffix("\n")).ids)
 
 
 def encode(tokenizer: Tokenizer, record: Record, turns: Conversation) -> Sample:
-    """An unsafe response is judged after its first sentence: that one is mostly still polite."""
+    """The sample of a record. An unsafe response is judged after its first sentence, which is often still harmless."""
     level = LEVELS.index(record.level or "Safe")
     category = CATEGORIES.index(record.category) if record.category else UNKNOWN
     if not record.response:
@@ -52,7 +55,7 @@ def encode(tokenizer: Tokenizer, record: Record, turns: Conversation) -> Sample:
         start = sum(first < sentence.end() for first, _ in response.offsets)
         start = 0 if start >= len(response.ids) - 2 else start
     ids = [*before, *response.ids]
-    text = [*range(3, len(before) - SCAFFOLD - 1), *range(len(before), len(ids))]
+    text = [*range(3, len(before) - BETWEEN_TOKENS - 1), *range(len(before), len(ids))]
     return Sample(ids, text, range(len(before) + start, len(ids)), "", level, category)
 
 
@@ -68,7 +71,7 @@ def train_stream(
     descent = Descent(model, peak=lesson.peak, warmup=lesson.warmup, steps=steps)
     epoch, seen, losses = 0, 0, []
     while descent.remaining():
-        rows = mixture.epoch(lesson.diet)
+        rows = mixture.epoch(lesson.shares)
         samples = [encode(tokenizer, record, turns) for record, turns in rows]
         samples = [sample for sample in samples if sample.judged]
         epoch += 1
@@ -91,7 +94,7 @@ def train_stream(
 def _side_loss(
     model: StreamModel, hidden: Tensor, batch: Sequence[Sample], side: str, category_weight: float
 ) -> Tensor:
-    """Mean over the rows of one side, each row the mean over its judged tokens."""
+    """The sum over the rows of one side of the mean over a row's judged tokens, divided by all rows of the batch."""
     places = [
         (
             row,
@@ -117,7 +120,7 @@ def _side_loss(
 def query_risk(
     model: StreamModel, tokenizer: Tokenizer, conversations: Sequence[Conversation]
 ) -> tuple[Tensor, list[str]]:
-    """Probabilities [conversations, 3] at the end of each prompt, and its likeliest category."""
+    """The probabilities of the levels at the end of each prompt, [conversations, 3], and each likeliest category."""
     risks, kinds = [], []
     for turns in conversations:
         hidden, _ = model.model(torch.tensor([prompt_ids(tokenizer, turns)]))
@@ -131,7 +134,7 @@ def query_risk(
 def response_risk(
     model: StreamModel, tokenizer: Tokenizer, conversations: Sequence[Conversation]
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each response the argmax level [tokens] and category [tokens] of every token."""
+    """The likeliest level [tokens] and category [tokens] of every token, for each response."""
     made = []
     for turns in conversations:
         before = tokenizer.encode(render("stream", turns[:-1], generation=True)).ids
@@ -143,6 +146,6 @@ def response_risk(
 
 
 def first_flag(levels: Tensor) -> int | None:
-    """The first token that is, like the one before it, not Safe."""
+    """The index of the first token that is not Safe and follows a token that is not Safe, or None."""
     risky = (levels != LEVELS.index("Safe")).tolist()
     return next((i for i in range(1, len(risky)) if risky[i] and risky[i - 1]), None)

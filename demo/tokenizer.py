@@ -1,4 +1,4 @@
-"""The demo tokenizer, small but of Qwen3's form, and the two chat templates."""
+"""The demo's tokenizer, which is small and has Qwen3's form, and its two chat templates."""
 
 import json
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ ADDED = (
 )
 END = "<|im_end|>"
 WORDS_COPIES = 2000
-"""How often the guard's own words stand in the training text, so that each becomes one token."""
+"""How often the guard's own words are repeated in the training text, so that each becomes one token."""
 
 
 @cache
@@ -46,7 +46,7 @@ def template_text(variant: str) -> str:
 
 
 def render(variant: str, turns: Conversation, *, generation: bool = False) -> str:
-    """The text the model reads; with `generation`, a Stream prompt up to the first response token."""
+    """The text that the model reads. With `generation`, a Stream prompt goes up to the first token of the response."""
     return _template(variant).render(messages=turns, add_generation_prompt=generation, enable_thinking=False)
 
 

@@ -1,9 +1,9 @@
-"""Train the demo guard: tokenizer, Gen, Stream, evaluation; about a quarter of an hour on two cores.
+"""Trains the demo guards: tokenizer, Gen, Stream, evaluation; about a quarter of an hour on two cores.
 
     python demo/train.py --data FOLDER [--output demo] [--minutes 9]
 
-FOLDER holds guard_train_prompts.jsonl, guard_train_pairs.jsonl and guard_dev_prompts.jsonl. The weights
-are toys: they show the plumbing and classify nothing reliably.
+FOLDER holds guard_train_prompts.jsonl, guard_train_pairs.jsonl and guard_dev_prompts.jsonl. The weights are for
+demonstrations: they show how everything works together, and classify nothing reliably.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def log(message: str) -> None:
 
 
 def split(pairs: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Training pairs, and a tenth held out: all pairs of a prompt fall on one side."""
+    """The training pairs, and those of a tenth of the prompts, which are held out."""
     held = {prompt for prompt in sorted({pair.prompt for pair in pairs}) if random.random() < 0.1}
     return [pair for pair in pairs if pair.prompt not in held], [pair for pair in pairs if pair.prompt in held]
 
@@ -49,7 +49,7 @@ def rows_by_set(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def starting_point(lesson: Lesson, folder: Path) -> GenModel | StreamModel:
-    """A new guard or the saved one, with the backbone that the lesson names."""
+    """A new guard, or the saved one, with the backbone that the lesson names."""
     if lesson.guard == "gen":
         gen = GenModel(Shape())
         if lesson.backbone == "gen":

@@ -1,7 +1,7 @@
-"""The container's probe: does every guard in /models answer its manifest's canary?
+"""The container's probe: does every guard in /models answer the canary of its manifest?
 
-Exits with 0: yes, or it is too full to answer; 1: the server is not up yet; 2: it is up, and answers wrongly or not at
-all. Triton's own health endpoints stay ready when the process behind a model is dead.
+Exits with 0 if so, or if the server is too full to answer; with 1 if the server is not up yet; with 2 if it is up, and
+an answer is wrong or missing. Triton's own health endpoints report ready even when the process of a model is dead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from qwen3guard_server import canary
 
 
 def probe(models: Path, url: str, timeout_s: float) -> tuple[int, str]:
+    """The exit status, and the reason for it."""
     with GuardClient(url, timeout_s=timeout_s, wait_for_server=False, token=read_token(None)) as guard:
         try:
             up = canary.check(guard, exported(models), timeout_s)
@@ -30,12 +31,12 @@ def probe(models: Path, url: str, timeout_s: float) -> tuple[int, str]:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--url", default="127.0.0.1:8001")
-    arguments.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for each answer; default: 10")
-    given = arguments.parse_args()
-    status, said = probe(Path(os.environ.get("MODEL_REPOSITORY", "/models")), given.url, given.timeout)
-    print(f"canary: {said}", file=sys.stderr)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="127.0.0.1:8001")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for each answer; default: 10")
+    arguments = parser.parse_args()
+    status, reason = probe(Path(os.environ.get("MODEL_REPOSITORY", "/models")), arguments.url, arguments.timeout)
+    print(f"canary: {reason}", file=sys.stderr)
     return status
 
 

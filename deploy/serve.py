@@ -1,4 +1,7 @@
-"""The container's command: Triton on every guard in /models. Arguments go to tritonserver and win over ours."""
+"""The container's command: runs Triton on every guard in /models.
+
+Arguments are passed on to tritonserver, where they override those given here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ LOAD_S = 1800
 
 
 def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[str]:
-    """As `qwen3guard serve` starts Triton, but for the network: every interface, no TLS, and metrics."""
+    """The command line of tritonserver, as for `qwen3guard serve`, but on every interface, without TLS, with
+    metrics."""
     return [
         "tritonserver",
         f"--model-repository={models}",
@@ -34,7 +38,7 @@ def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[s
         *restrictions(token),
         f"--backend-config=python,stub-timeout-seconds={LOAD_S}",
         f"--backend-config=python,shm-region-prefix-name={REGION}",
-        "--log-warning=false",  # a START on a live sequence is warned of with the session's id
+        "--log-warning=false",  # Triton warns of a START on a live sequence with the session's id
     ]
 
 
@@ -44,7 +48,7 @@ def main() -> None:
         ensembles, token = exported(models), read_token(None)
     except GuardError as error:
         sys.exit(f"serve: {error}")
-    for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # a pod's volume outlives a container that was killed
+    for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # they remain in a pod's volume when a container was killed
         region.unlink()
     os.environ.pop(TOKEN_VARIABLE, None)
     tritonserver, *arguments = command(models, ensembles, token)

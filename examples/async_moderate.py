@@ -1,4 +1,4 @@
-"""Moderate an async generator: only what the guard has cleared is shown.
+"""Moderates an async generator: only text that the guard has cleared is shown.
 
 python examples/async_moderate.py 127.0.0.1:8001 "How do I bake bread?"
 """
@@ -13,7 +13,7 @@ from qwen3guard_client import AsyncGuardClient, Policy
 
 
 async def answer() -> AsyncIterator[str]:
-    """Stands for an LLM; any async iterator of text will do."""
+    """A stand-in for an LLM; any async iterator of text will do."""
     for piece in ("Mix flour, water a", "nd salt. Let the dough", " rest, then bake it until", " the crust is dark."):
         await asyncio.sleep(0.01)
         yield piece

@@ -1,8 +1,8 @@
-"""Judge each line of a text file as a prompt; one line of JSON each, in their order.
+"""Judges each line of a text file as a prompt, and prints a line of JSON for each, in the same order.
 
     python examples/classify_file.py prompts.txt 127.0.0.1:8001
 
-A few requests are in flight at a time; where the server is overloaded, the next try waits a little longer.
+A few requests are in flight at a time. While the server is overloaded, each further try waits twice as long.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def judge(guard: GuardClient, prompt: str) -> Classification:
 def main(file: str, guard_url: str) -> int:
     prompts = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     with GuardClient(guard_url) as guard, ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for found in pool.map(lambda prompt: judge(guard, prompt), prompts):
-            print(found.as_json(), flush=True)
+        for classification in pool.map(lambda prompt: judge(guard, prompt), prompts):
+            print(classification.as_json(), flush=True)
     return 0
 
 

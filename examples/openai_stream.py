@@ -1,8 +1,8 @@
-"""Guard the answer of an OpenAI-compatible server while it streams.
+"""Guards the answer of an OpenAI-compatible server while it streams.
 
     python examples/openai_stream.py http://127.0.0.1:8080/v1 127.0.0.1:8001 "How do I bake bread?"
 
-Needs `pip install openai`. Nothing is printed that the guard has not cleared.
+Needs `pip install openai`. Only text that the guard has cleared is printed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen3guard_client import GuardClient
 
 
 def answer(base_url: str, prompt: str) -> Iterator[str]:
-    """What the LLM writes, as it writes it; closing the iterator closes the connection."""
+    """The text that the LLM writes, as it arrives. Closing the iterator closes the connection."""
     client = OpenAI(base_url=base_url, api_key="none")
     messages = [{"role": "user", "content": prompt}]
     with client.chat.completions.create(model="any", messages=messages, stream=True) as chunks:  # type: ignore[call-overload]
