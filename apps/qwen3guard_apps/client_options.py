@@ -1,4 +1,4 @@
-"""How a verb of the command line reaches its server: the options of a connection, and the client they ask for."""
+"""The command-line options of a connection to a guard's server, and the client that they describe."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token
 
 
-def add_client_arguments(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
-    add.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
-    add_access_arguments(add)
+def add_client_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `open_client`: --url and --timeout, and those of `add_access_arguments`."""
+    parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
+    add_access_arguments(parser)
 
 
-def add_access_arguments(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--json", action="store_true", help="one JSON object a line")
-    add.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
-    add.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")
-    add.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate")
-    add.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
-    add.add_argument("--tls-server-name", metavar="NAME", help="the server's name, where it is not the host of --url")
-    token(add)
+def add_access_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --json, and the options for TLS and the token."""
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    parser.add_argument(
+        "--tls-server-name", metavar="NAME", help="the server's name, where it is not the host of --url"
+    )
+    add_token_argument(parser)
 
 
-def token(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
+def add_token_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
 
 
-def client(arguments: argparse.Namespace) -> GuardClient:
+def open_client(arguments: argparse.Namespace) -> GuardClient:
+    """The client for the options of `add_client_arguments`. Raises InvalidCredentials."""
     token = read_token(arguments.token_file)
     return GuardClient(arguments.url, timeout_s=arguments.timeout, tls=tls(arguments), token=token)
 
 
 def tls(arguments: argparse.Namespace) -> Tls | None:
+    """The TLS files that the options name, or None where they ask for no TLS."""
     files = arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name
     return Tls(*files) if arguments.tls or any(files) else None

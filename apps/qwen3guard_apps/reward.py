@@ -24,7 +24,7 @@ from qwen3guard_contract.errors import GuardError, InvalidRequest, LastRole, Unr
 from qwen3guard_contract.labels import AnswerStatus, Refusal, RiskLevel
 from qwen3guard_contract.verdict import Classification
 
-from qwen3guard_apps.annotation.annotate import ROW_TIMEOUT_S, is_of_the_row
+from qwen3guard_apps.annotation.annotate import ROW_TIMEOUT_S, is_row_error
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
 RewardedConversation = tuple[str, str] | Messages | str
@@ -93,7 +93,7 @@ async def reward_async(
                 classification = await flight.call(lambda: guard.send(_call(conversation)))
                 return score(classification, controversial=controversial, refusal=refusal)
             except GuardError as error:
-                if not is_of_the_row(error):
+                if not is_row_error(error):
                     raise
                 if bad is None:
                     raise type(error)(f"Conversation {number}: {error}") from None

@@ -31,31 +31,33 @@ Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Asks the guard about a record and returns what to write beside it. Raises a GuardError."""
 
 
-def add_arguments(add: argparse.ArgumentParser) -> None:
-    add_input(add)
-    add.add_argument("output", type=Path, metavar="OUT.jsonl", help="the same command again goes on where it ended")
-    client_options.add_client_arguments(add)
-    add_flight(add)
-    add.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_input_arguments(parser)
+    parser.add_argument("output", type=Path, metavar="OUT.jsonl", help="the same command again goes on where it ended")
+    client_options.add_client_arguments(parser)
+    add_flight_arguments(parser)
+    parser.add_argument(
         "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: guard)"
     )
-    add.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
 
 
-def add_input(add: argparse.ArgumentParser) -> None:
-    add.add_argument("input", metavar="IN", help="JSON lines, a .parquet file, or a data set that `datasets` can load")
-    add.add_argument("--split", default="train", metavar="NAME", help="of a data set (default: train)")
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", metavar="IN", help="JSON lines, a .parquet file, or a data set that `datasets` can load"
+    )
+    parser.add_argument("--split", default="train", metavar="NAME", help="of a data set (default: train)")
     for name in ("prompt", "response", "messages"):
-        add.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"default: {name}")
-    add.add_argument("--prompts-only", action="store_true", help="judge the prompts of pairs, not their responses")
+        parser.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"default: {name}")
+    parser.add_argument("--prompts-only", action="store_true", help="judge the prompts of pairs, not their responses")
 
 
-def add_flight(add: argparse.ArgumentParser) -> None:
-    add.set_defaults(timeout=ROW_TIMEOUT_S)
-    add.add_argument(
+def add_flight_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(timeout=ROW_TIMEOUT_S)
+    parser.add_argument(
         "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help=f"calls at once at most (default: {IN_FLIGHT})"
     )
-    add.add_argument(
+    parser.add_argument(
         "--patience",
         type=float,
         default=PATIENCE_S,
@@ -64,7 +66,7 @@ def add_flight(add: argparse.ArgumentParser) -> None:
     )
 
 
-def fields(arguments: argparse.Namespace) -> Fields:
+def conversation_fields(arguments: argparse.Namespace) -> Fields:
     names = arguments.prompt_field, arguments.response_field, arguments.messages_field
     return Fields(*names, prompts_only=arguments.prompts_only)
 
@@ -72,7 +74,7 @@ def fields(arguments: argparse.Namespace) -> Fields:
 def run(arguments: argparse.Namespace) -> None:
     """Exits with BAD_ROWS where some rows could not be judged. Raises a GuardError."""
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
-    rows, conversation = open_rows(arguments.input, arguments.split), fields(arguments)
+    rows, conversation = open_rows(arguments.input, arguments.split), conversation_fields(arguments)
 
     async def annotate() -> int:
         async with connected_guard(arguments) as guard:
@@ -84,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
                 return as_dict(classification, thresholds)
 
             bad = await write_all(
-                rows, arguments.output, arguments.guard_field, ask, flight(arguments), as_json=arguments.json
+                rows, arguments.output, arguments.guard_field, ask, flight_of(arguments), as_json=arguments.json
             )
             for notice in notices - {""}:
                 print(f"note: {notice}", file=sys.stderr)
@@ -99,7 +101,7 @@ def connected_guard(arguments: argparse.Namespace) -> AsyncGuardClient:
     return AsyncGuardClient(arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token)
 
 
-def flight(arguments: argparse.Namespace) -> Flight:
+def flight_of(arguments: argparse.Namespace) -> Flight:
     return Flight(arguments.in_flight, arguments.patience)
 
 
@@ -128,7 +130,7 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
         try:
             return await flight.call(lambda: ask(record))
         except GuardError as error:
-            if not is_of_the_row(error):
+            if not is_row_error(error):
                 raise
             return error
 
@@ -151,7 +153,7 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
     return output.bad
 
 
-def is_of_the_row(error: GuardError) -> bool:
+def is_row_error(error: GuardError) -> bool:
     """Whether the row caused the error; if not, the run must stop: the server is gone, or refuses access."""
     return isinstance(error, InputError | UnreadableAnswer | InternalError | DeadlineExceeded)
 

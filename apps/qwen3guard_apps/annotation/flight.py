@@ -38,8 +38,8 @@ ROW_ATTEMPTS = 4
 FIRST_LIMIT = 8.0
 """The limit on calls in flight at the start."""
 GROWTH = 0.25
-"""How much the limit grows by with as many answers as the limit is: after 8 answers from 8 to 8.25. This holds once the
-server has refused a call; before the first refusal each answer raises the limit by 1."""
+"""Each answer raises the limit by GROWTH / limit: 8 answers raise a limit of 8 to about 8.25. This holds once the
+server has refused a call; before the first refusal, each answer raises the limit by 1."""
 SHRINK = 0.75
 """A refusal multiplies the limit by this, to no less than 1."""
 SHRINK_S = 0.1

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
     parser.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
     parser.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
-    client_options.token(parser)
+    client_options.add_token_argument(parser)
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: failed requests too")
 
 

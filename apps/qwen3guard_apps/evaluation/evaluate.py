@@ -14,7 +14,14 @@ from typing import Any
 from qwen3guard_contract.errors import GuardError, InvalidRequest, ServeError
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.annotation.annotate import add_flight, add_input, connected_guard, fields, flight, write_all
+from qwen3guard_apps.annotation.annotate import (
+    add_flight_arguments,
+    add_input_arguments,
+    connected_guard,
+    conversation_fields,
+    flight_of,
+    write_all,
+)
 from qwen3guard_apps.annotation.rows import DataRow, Rows, open_rows
 from qwen3guard_apps.evaluation.curves import Curve, curve
 from qwen3guard_apps.evaluation.figures import figures, propose
@@ -28,18 +35,22 @@ FIELD = "qwen3guard"
 """The field with the guard's answer in DIR/gen.jsonl and DIR/stream.jsonl."""
 
 
-def add_arguments(add: argparse.ArgumentParser) -> None:
-    add_input(add)
-    add.add_argument("--output", type=Path, required=True, metavar="DIR", help="answers, report.md, report.json, plots")
-    client_options.add_client_arguments(add)
-    add_flight(add)
-    add.add_argument("--guard", choices=("gen", "stream", "both"), default="both", help="default: both")
-    add.add_argument("--label-field", default="label", metavar="NAME", help="a level, or true where unsafe")
-    add.add_argument("--category-field", default="category", metavar="NAME", help="a name, or a list of names")
-    add.add_argument("--by", action="append", metavar="FIELD", help="a table for each value of it (default: language)")
-    add.add_argument("--controversial", choices=("safe", "unsafe"), default="safe", help="labels, not judgements")
-    add.add_argument("--choose", type=_share, metavar="RATE", help="propose thresholds for this false-positive rate")
-    add.add_argument("--per-category", action="store_true", help="with --choose: one for each of Gen's categories")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_input_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="answers, report.md, report.json, plots"
+    )
+    client_options.add_client_arguments(parser)
+    add_flight_arguments(parser)
+    parser.add_argument("--guard", choices=("gen", "stream", "both"), default="both", help="default: both")
+    parser.add_argument("--label-field", default="label", metavar="NAME", help="a level, or true where unsafe")
+    parser.add_argument("--category-field", default="category", metavar="NAME", help="a name, or a list of names")
+    parser.add_argument(
+        "--by", action="append", metavar="FIELD", help="a table for each value of it (default: language)"
+    )
+    parser.add_argument("--controversial", choices=("safe", "unsafe"), default="safe", help="labels, not judgements")
+    parser.add_argument("--choose", type=_share, metavar="RATE", help="propose thresholds for this false-positive rate")
+    parser.add_argument("--per-category", action="store_true", help="with --choose: one for each of Gen's categories")
 
 
 def _share(text: str) -> float:
@@ -95,12 +106,12 @@ def _evaluate(
     """Asks the guard `name` about the rows that its answers file does not have yet, and measures all of them."""
     path = arguments.output / f"{name}.jsonl"
     rows = Rows(source, len(labelled), lambda: iter(labelled))
-    ask, conversation = ask_stream if name == "stream" else ask_gen, fields(arguments)
+    ask, conversation = ask_stream if name == "stream" else ask_gen, conversation_fields(arguments)
 
     async def judge() -> int:
         async with connected_guard(arguments) as guard:
             return await write_all(
-                rows, path, FIELD, lambda record: ask(guard, conversation, record), flight(arguments)
+                rows, path, FIELD, lambda record: ask(guard, conversation, record), flight_of(arguments)
             )
 
     bad = asyncio.run(judge())
