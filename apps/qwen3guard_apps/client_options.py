@@ -10,7 +10,7 @@ from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, 
 
 
 def add_client_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `open_client`: --url and --timeout, and those of `add_access_arguments`."""
+    """Adds the options of `connected_client`: --url and --timeout, and those of `add_access_arguments`."""
     parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
     add_access_arguments(parser)
@@ -33,7 +33,7 @@ def add_token_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
 
 
-def open_client(arguments: argparse.Namespace) -> GuardClient:
+def connected_client(arguments: argparse.Namespace) -> GuardClient:
     """The client for the options of `add_client_arguments`. Raises InvalidCredentials."""
     token = read_token(arguments.token_file)
     return GuardClient(arguments.url, timeout_s=arguments.timeout, tls=tls(arguments), token=token)

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.response is not None and arguments.messages is not None:
         raise InvalidRequest("Give either messages or a prompt with its response, not both.")
     messages = None if arguments.messages is None else _text_or_file(arguments.messages)
-    with client_options.open_client(arguments) as guard:
+    with client_options.connected_client(arguments) as guard:
         classification = guard.classify(arguments.prompt, arguments.response, messages=messages)
     if arguments.json:
         print(classification.as_json())

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Raises a GuardError."""
     with (
-        client_options.open_client(arguments) as guard,
+        client_options.connected_client(arguments) as guard,
         guard.stream(arguments.prompt, policy=_policy(arguments)) as stream,
     ):
         if arguments.json:
