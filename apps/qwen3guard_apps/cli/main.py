@@ -2,8 +2,8 @@
 
 Each verb is a module with `add_arguments` and `run`: export, serve, classify, stream, perf and doctor stand beside this
 one; playground, annotate, evaluate and proxy are apps. Results go to standard output. A failure is one sentence on
-standard error. The exit status is 0, 1 after a failure, 2 for wrong arguments, 130 after Ctrl-C (`serve` then exits
-with 0), and 3 where `annotate` could not judge some rows.
+standard error. The exit status is 0, 1 after a failure, 2 for wrong arguments, 130 after Ctrl-C (`serve` and `proxy`
+run until it, and then exit with 0), and 3 where `annotate` could not judge some rows.
 """
 
 from __future__ import annotations
