@@ -189,7 +189,7 @@ class GenMetrics(GuardMetrics):
             "qwen3guard_draft_tokens_total", "Drafted tokens of answers", outcome=("accepted", "rejected")
         )
         self._broken = Counter(
-            "qwen3guard_broken_answers_total", "Answers that have not the form of one", status=INCOMPLETE_STATUSES
+            "qwen3guard_broken_answers_total", "Answers that are not well-formed", status=INCOMPLETE_STATUSES
         )
         self._verdicts = Counter(
             "qwen3guard_verdicts_total", "Verdicts of Gen", severity=SEVERITIES, judged=("prompt", "response")
