@@ -13,7 +13,8 @@ from qwen3guard_apps.cli.terminal import Terminal
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
+from qwen3guard_server.processes import stopping_on_signals
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"

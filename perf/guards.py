@@ -9,6 +9,7 @@ well-formed answer there: `gen` writes the likeliest answer, and `gen_rejected` 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ def prepare(folder: Path) -> Guards:
 
 
 def _newest_source() -> float:
-    """When the code in export/ or model_repository/ was last changed."""
-    folders = ("export", "model_repository")
+    """When the code in contract/, export/ or model_repository/ was last changed."""
+    folders = ("contract", "export", "model_repository")
     return max(path.stat().st_mtime for name in folders for path in (TESTS.parent / name).rglob("*.py"))
 
 
@@ -146,4 +147,6 @@ def _overwrite(path: Path, name: str, values: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("build/perf"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("build/perf"), help="default: build/perf")
+    prepare(parser.parse_args().folder)

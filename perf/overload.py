@@ -38,7 +38,8 @@ from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import CHANNEL
 from qwen3guard_contract import wire
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, resident_bytes
+from qwen3guard_server.processes import resident_bytes
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 from tritonclient.grpc import service_pb2
 

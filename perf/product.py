@@ -13,7 +13,8 @@ import numpy as np
 from qwen3guard_client import GuardClient
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
+from qwen3guard_server.processes import model_processes, resident_bytes
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 
 TIMEOUT_S = 1200.0

@@ -1,6 +1,6 @@
 """Many streams for a long time over connections that break: is every verdict right, and does memory stay flat?
 
-    .venv/bin/python perf/soak.py MODEL_REPOSITORY [--minutes 10] [--sessions 32]
+    .venv/bin/python trials/soak.py MODEL_REPOSITORY [--minutes 10] [--sessions 32]
 
 Each session moderates the demo's everyday texts in random pieces, one after the other. It may leave in mid-stream
 without a word, or find its session gone. The sessions talk through forwarders that cut a connection every second.
@@ -22,7 +22,8 @@ from pathlib import Path
 from qwen3guard_client import GuardClient, TokenVerdict
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_server import canary
-from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
+from qwen3guard_server.processes import model_processes, resident_bytes
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 
 EVERYDAY = Path(__file__).parents[1] / "demo" / "everyday.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -13,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
@@ -21,6 +20,7 @@ from qwen3guard_contract.errors import CanaryFailed, PortBusy, ServeError, from_
 from qwen3guard_contract.layout import exported
 
 from qwen3guard_server import installation
+from qwen3guard_server.processes import die_with_parent, model_processes
 from qwen3guard_server.settings import ServerSettings
 
 EXIT_S = 5
@@ -88,7 +88,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server properly
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (calls prctl, takes no lock)
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (calls prctl, takes no lock)
             )
 
     def _command(self, triton: Path) -> list[str]:
@@ -220,24 +220,6 @@ def reason(log: str) -> str:
     return str(triton_errors[-1]).strip(' "') if triton_errors else "its log says nothing"
 
 
-@contextlib.contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that each of them runs the same clean-up.
-
-    SIGINT is included because a shell starts its background commands with that signal ignored.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _check_free(address: str, port: int) -> None:
     """Raises PortBusy if a server cannot listen there."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
@@ -246,28 +228,3 @@ def _check_free(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             raise PortBusy(f"Port {port} on {address} cannot be used: {error.strerror}.") from None
-
-
-def _die_with_parent() -> None:
-    """Asks Linux, in the server's process, to send it a SIGTERM when its parent dies in whatever way."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def model_processes(pid: int) -> dict[str, int]:
-    """The process id of each model of the server `pid`, by the model's name.
-
-    A dead process has no command line any more and is left out.
-    """
-    processes = {}
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # threads and processes come and go
-            for child in children.read_text().split():
-                program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-                if program.endswith("_stub"):
-                    processes[Path(arguments[0]).parents[1].name] = int(child)
-    return processes
-
-
-def resident_bytes(pid: int) -> int:
-    """The resident memory of the process `pid`, in bytes."""
-    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient
 from qwen3guard_contract import errors
-from qwen3guard_server.server import EmbeddedServer, model_processes, resident_bytes
+from qwen3guard_server.processes import model_processes, resident_bytes
+from qwen3guard_server.server import EmbeddedServer
+from support.lengths import times
 from support.processes import traces
 from support.serving import serve, stream_repository, wait_ready
 
@@ -36,7 +38,8 @@ def memory(server: EmbeddedServer) -> dict[str, int]:
     return {name: resident_bytes(pid) for name, pid in processes.items()}
 
 
-def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
+@pytest.mark.trial
+def test_thousands_of_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
     async def abandon(guard: AsyncGuardClient, count: int) -> None:
         for _ in range(count):
             session = str(uuid.uuid4())
@@ -47,19 +50,19 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) ->
                 except errors.Overloaded:
                     await asyncio.sleep(0.01)
 
-    async def ten_thousand(count: int) -> None:
+    async def all_of(count: int) -> None:
         async with AsyncGuardClient(small.url) as guard:
             await asyncio.gather(*(abandon(guard, count // 16) for _ in range(16)))
 
     with GuardClient(small.url) as guard:
         kept = str(uuid.uuid4())
         length = guard.stream_step(kept, prompt=PROMPT, start=True).length
-    asyncio.run(ten_thousand(2000))
+    asyncio.run(all_of(times(400, 2000)))
     before, files = memory(small), set(traces(os.getpid()))
-    asyncio.run(ten_thousand(8000))
+    asyncio.run(all_of(times(1600, 8000)))
     after = memory(small)
     for name, size in after.items():
-        assert size - before[name] < 20 << 20, (name, before, after)
+        assert size - before[name] < times(8 << 20, 20 << 20), (name, before, after)
     assert set(traces(os.getpid())) == files
     with GuardClient(small.url) as guard, pytest.raises(errors.SessionLost):
         guard.stream_step(kept, text="more", position=length)
@@ -67,18 +70,20 @@ def test_ten_thousand_abandoned_sessions_leave_nothing(small: EmbeddedServer) ->
     assert memory(small)["stream_guard"] < after["stream_guard"]
 
 
-def test_one_id_used_a_thousand_times_grows_nothing(small: EmbeddedServer) -> None:
+@pytest.mark.trial
+def test_one_id_used_hundreds_of_times_grows_nothing(small: EmbeddedServer) -> None:
     with GuardClient(small.url) as guard:
         first = guard.stream_step(11, prompt=PROMPT, start=True)
         sizes = []
-        for number in range(1000):
+        last = times(400, 1000) - 1
+        for number in range(last + 1):
             opened = guard.stream_step(11, prompt=PROMPT, start=True)
             assert opened == first
             step = guard.stream_step(11, text="Mix flour and water.", position=first.length)
             if number == 0:
                 once = step
             assert step == once
-            if number in (100, 999):
+            if number in (100, last):
                 sizes.append(memory(small))
         guard.stream_step(11, position=once.length, end=True)
     for name in sizes[0]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen3guard_server.server import EmbeddedServer, model_processes
+from qwen3guard_server.processes import model_processes
+from qwen3guard_server.server import EmbeddedServer
 
 
 def test_no_model_process_maps_grpc(server: EmbeddedServer) -> None:

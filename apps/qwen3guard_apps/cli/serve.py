@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from qwen3guard_runtime.telemetry import logs
         from qwen3guard_server import supervisor
-        from qwen3guard_server.server import EmbeddedServer, stopping_on_signals
+        from qwen3guard_server.processes import stopping_on_signals
+        from qwen3guard_server.server import EmbeddedServer
         from qwen3guard_server.server_tls import ServerTls
         from qwen3guard_server.settings import ServerSettings
     except ImportError as missing:

@@ -1,0 +1,52 @@
+"""The processes of a served guard, as Linux shows them, and how this one ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def model_processes(pid: int) -> dict[str, int]:
+    """The process id of each model of the server `pid`, by the model's name.
+
+    A dead process has no command line any more and is left out.
+    """
+    processes = {}
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # threads and processes come and go
+            for child in children.read_text().split():
+                program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                if program.endswith("_stub"):
+                    processes[Path(arguments[0]).parents[1].name] = int(child)
+    return processes
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident memory of the process `pid`, in bytes."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10
+
+
+def die_with_parent() -> None:
+    """Asks Linux, in the server's process, to send it a SIGTERM when its parent dies in whatever way."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that each of them runs the same clean-up.
+
+    SIGINT is included because a shell starts its background commands with that signal ignored.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
