@@ -11,7 +11,7 @@ GUARDS := $(REPOSITORY)/gen_guard/1/manifest.json $(REPOSITORY)/stream_guard/1/m
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo serve test test-large check release perf clean say-dev
+.PHONY: demo serve test test-unit test-large trials check release perf clean say-dev
 
 demo: $(GUARDS)  # export the demo guard, serve it, judge three conversations and a stream, stop
 	@$(BIN)/python demo/run.py
@@ -20,10 +20,17 @@ serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 	@$(BIN)/qwen3guard serve --model-repository $(REPOSITORY) --grpc-port $(PORT)
 
 test: say-dev .venv/dev.done
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+
+test-unit: say-dev .venv/dev.done  # one module or two at a time: no server, no torch, a minute
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 test-large: say-dev .venv/dev.done  # the true 0.6B shape, random weights: minutes and gigabytes
 	@$(BIN)/python -m pytest -m large -s
+
+trials: say-dev .venv/dev.done $(GUARDS)  # what `make test` does in short, at full length: the better part of an hour
+	@TRIALS=full $(BIN)/python -m pytest -m trial -s
+	@$(BIN)/python trials/faults.py $(REPOSITORY) --times 20
 
 check: say-dev .venv/dev.done
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Faults, injected for real and many times into live processes: right verdicts or errors, and never a wrong one?
 
-    .venv/bin/python perf/faults.py MODEL_REPOSITORY [NAME ...] [--times 20]
+    .venv/bin/python trials/faults.py MODEL_REPOSITORY [NAME ...] [--times 20]
 
 Each fault has a server of its own under its supervisor, a caller of `classify` and a stream, both over and over, whose
 verdicts are compared with those from before the first fault. Prints a row for each fault, and one JSON object at last.
@@ -206,10 +206,20 @@ class Callers:
 Inject = Callable[[Target, int], None]
 
 
-def over_and_over(repository: Path, times: int, inject: Inject) -> dict[str, Any]:
+@contextlib.contextmanager
+def under(place: Path | Target) -> Iterator[Target]:
+    """A server of its own for a repository, or the one that there is."""
+    if isinstance(place, Target):
+        yield place
+    else:
+        with Target(place) as target:
+            yield target
+
+
+def over_and_over(place: Path | Target, times: int, inject: Inject) -> dict[str, Any]:
     """A fault, and the way back to right answers, `times` times."""
     recoveries: list[float] = []
-    with Target(repository) as target, Callers(target) as callers:
+    with under(place) as target, Callers(target) as callers:
         for number in range(times):
             wait_for(partial(callers.settled, time.monotonic()))
             began = time.monotonic()
@@ -235,7 +245,7 @@ def row(counts: Counter[str], injected: int, recoveries: list[float], **more: An
     return found | more
 
 
-def model_killed(repository: Path, times: int) -> dict[str, Any]:
+def model_killed(place: Path | Target, times: int) -> dict[str, Any]:
     """Each model's process in turn; under load, so between and within steps."""
     models = ("gen_guard", "stream_guard", "guard_tokenizer", "stream_tokenizer")
 
@@ -243,22 +253,22 @@ def model_killed(repository: Path, times: int) -> dict[str, Any]:
         time.sleep(random.random() * 0.05)
         os.kill(target.process(models[number % 4]), signal.SIGKILL)
 
-    return over_and_over(repository, times, kill)
+    return over_and_over(place, times, kill)
 
 
-def server_killed(repository: Path, times: int) -> dict[str, Any]:
-    return over_and_over(repository, times, lambda target, _: os.kill(target.process("tritonserver"), signal.SIGKILL))
+def server_killed(place: Path | Target, times: int) -> dict[str, Any]:
+    return over_and_over(place, times, lambda target, _: os.kill(target.process("tritonserver"), signal.SIGKILL))
 
 
-def model_hung(repository: Path, times: int) -> dict[str, Any]:
+def model_hung(place: Path | Target, times: int) -> dict[str, Any]:
     """SIGSTOP: alive, and silent. Only the canary tells."""
     models = ("gen_guard", "stream_guard", "guard_tokenizer", "stream_tokenizer")
     return over_and_over(
-        repository, times, lambda target, number: os.kill(target.process(models[number % 4]), signal.SIGSTOP)
+        place, times, lambda target, number: os.kill(target.process(models[number % 4]), signal.SIGSTOP)
     )
 
 
-def out_of_memory(repository: Path, times: int) -> dict[str, Any]:
+def out_of_memory(place: Path | Target, times: int) -> dict[str, Any]:
     """A guard's process is let have a MiB more and must grow: the kernel kills it. Needs a control group of its own."""
     meanwhile: Counter[str] = Counter()
 
@@ -278,7 +288,7 @@ def out_of_memory(repository: Path, times: int) -> dict[str, Any]:
             pass
     except OSError as error:
         return {"not run": f"no control group can be made: {error.strerror}"}
-    return over_and_over(repository, times, limit) | {"long requests meanwhile": dict(meanwhile)}
+    return over_and_over(place, times, limit) | {"long requests meanwhile": dict(meanwhile)}
 
 
 def alive(pid: int) -> bool:
@@ -306,7 +316,7 @@ def little_memory(pid: int, limit: int = 1 << 20) -> Iterator[None]:
         group.rmdir()
 
 
-def client_gone(repository: Path, times: int) -> dict[str, Any]:
+def client_gone(place: Path | Target, times: int) -> dict[str, Any]:
     """Clients killed with steps in flight; another goes on with their sessions from where they stood."""
     code = (
         "import sys, threading\nfrom qwen3guard_client import GuardClient\n"
@@ -315,7 +325,7 @@ def client_gone(repository: Path, times: int) -> dict[str, Any]:
         "while True: guard.stream_step(sys.argv[2], token_ids=[5, 6, 7], position=position)\n"
     )
     counts: Counter[str] = Counter()
-    with Target(repository) as target, GuardClient(target.url) as guard:
+    with under(place) as target, GuardClient(target.url) as guard:
         state = guard.stream_step("first", prompt=PROMPT, start=True)
         expected = guard.stream_step("first", token_ids=[9, 10, 11], position=state.length, end=True)
         for number in range(times):
@@ -342,10 +352,10 @@ def took_over(guard: GuardClient, name: str, position: int, expected: Any, count
     counts["right" if agree(shown(found.tokens), shown(expected.tokens)) else "wrong"] += 1
 
 
-def cancelled(repository: Path, times: int) -> dict[str, Any]:
+def cancelled(place: Path | Target, times: int) -> dict[str, Any]:
     """Steps cancelled at random moments, ten for each session, which then goes on from the same position."""
     counts: Counter[str] = Counter()
-    with Target(repository) as target, GuardClient(target.url) as guard:
+    with under(place) as target, GuardClient(target.url) as guard:
         connection = triton.InferenceServerClient(target.url)
         state = guard.stream_step("first", prompt=PROMPT, start=True)
         expected = guard.stream_step("first", token_ids=[9, 10, 11], position=state.length, end=True)
@@ -372,7 +382,7 @@ def ignore(**_: object) -> None:
     """A cancelled call's result."""
 
 
-def reload_refused(repository: Path, times: int) -> dict[str, Any]:
+def reload_refused(place: Path | Target, times: int) -> dict[str, Any]:
     """Load and unload through Triton's model repository API, which is closed."""
     refused = 0
 
@@ -386,7 +396,7 @@ def reload_refused(repository: Path, times: int) -> dict[str, Any]:
                 refused += "restricted" in (error.message() or "")
         connection.close()
 
-    return over_and_over(repository, times, reload) | {"refused": refused}
+    return over_and_over(place, times, reload) | {"refused": refused}
 
 
 def graph_truncated(repository: Path, times: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faults of perf/faults.py in short: injected into live processes, and no wrong verdict comes of it.
+"""Faults of trials/faults.py in short: injected into live processes, and no wrong verdict comes of it.
 
 Killed servers and hung processes: test_recovery.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from support.serving import serve, wait_ready
 
-Fault = Callable[[Path, int], dict[str, Any]]
+Fault = Callable[[faults.Target, int], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def target(repository: Path) -> Iterator[faults.Target]:
+    """A server under its supervisor, which outlives what is done to it."""
+    with faults.Target(repository) as running:
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -32,16 +39,16 @@ Fault = Callable[[Path, int], dict[str, Any]]
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_only_right_verdicts_and_errors(repository: Path, fault: Fault, times: int) -> None:
+def test_only_right_verdicts_and_errors(target: faults.Target, fault: Fault, times: int) -> None:
     random.seed(7)
-    found = fault(repository, times)
+    found = fault(target, times)
     assert found["injected"] == times
     assert found["right"] > 0
     assert found["wrong"] == 0
 
 
-def test_a_guard_that_the_kernel_kills_for_its_memory_comes_back(repository: Path) -> None:
-    found = faults.out_of_memory(repository, 2)
+def test_a_guard_that_the_kernel_kills_for_its_memory_comes_back(target: faults.Target) -> None:
+    found = faults.out_of_memory(target, 2)
     if "not run" in found and "CI" not in os.environ:
         pytest.skip(found["not run"])
     assert found["long requests meanwhile"]["killed"] == 2
@@ -59,8 +66,8 @@ def test_an_export_onto_a_full_disk_leaves_the_former_one(repository: Path) -> N
     assert (found["right"], found["wrong"], found["errors"]) == (2, 0, {})
 
 
-def test_nobody_reloads_a_model(repository: Path) -> None:
-    assert faults.reload_refused(repository, 1)["refused"] == 2
+def test_nobody_reloads_a_model(target: faults.Target) -> None:
+    assert faults.reload_refused(target, 1)["refused"] == 2
 
 
 @pytest.mark.parametrize("change", [faults.truncate, faults.overwrite, faults.replace])

@@ -13,6 +13,7 @@ from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors, wire
 from qwen3guard_server.server import EmbeddedServer
 from support.hostile import ATTEMPT_S, CASES, Wire, good, mutants, put, replace, well
+from support.lengths import FULL
 from support.serving import serve, wait_ready
 
 LARGE = 100_000_000
@@ -106,7 +107,8 @@ LARGE_INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE_INPUTS)
+@pytest.mark.trial
+@pytest.mark.parametrize("name", LARGE_INPUTS if FULL else ["messages", "ids"])
 def test_a_hundred_megabytes_are_refused_and_leave_nothing_behind(name: str, spare: EmbeddedServer) -> None:
     """Shared memory keeps the size of the largest request, once for each model; nothing keeps the text."""
     model, tensor, data = LARGE_INPUTS[name]

@@ -78,9 +78,8 @@ def test_messages_that_are_no_protobuf(server: EmbeddedServer, guard: GuardClien
     well(server, guard)
 
 
-def test_streams_beside_thousands_of_mutants_hear_the_same(
-    server: EmbeddedServer, guard: GuardClient, connection: Wire
-) -> None:
+@pytest.mark.trial
+def test_streams_beside_mutants_hear_the_same(server: EmbeddedServer, guard: GuardClient, connection: Wire) -> None:
     words = re.findall(r"\w+ ", "Mix flour with water and salt then bake it for an hour ")
 
     def moderate(client: GuardClient) -> list[Any]:
