@@ -19,7 +19,7 @@ from support import certificates as issued  # noqa: E402
 from support import real_tokenizer  # noqa: E402
 from support.overflowing import FLOAT32, overflowing  # noqa: E402
 from support.places import DEMO  # noqa: E402
-from support.serving import serve, wait_ready  # noqa: E402
+from support.serving import serve, stream_repository, wait_ready  # noqa: E402
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,6 +43,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[EmbeddedServer]:
     with serve(repository) as running:
+        wait_ready(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stream_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Serves the Stream guard alone."""
+    with serve(stream_repository(repository, tmp_path_factory.mktemp("stream") / "r")) as running:
         wait_ready(running)
         yield running
 

@@ -13,8 +13,8 @@ from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Pol
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors
+from qwen3guard_server.server import EmbeddedServer
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT, text_of
-from support.serving import serve, stream_repository, wait_ready
 from support.texts import cut
 
 WORDS = [word + " " for word in TURNS.split(" ")]
@@ -111,11 +111,9 @@ def test_the_async_one_agrees_with_the_sync_one(server: Any, guard: GuardClient)
     assert asked > 0
 
 
-def test_a_gen_that_is_not_served_is_an_error_and_no_release(repository: Any, tmp_path: Any) -> None:
-    with serve(stream_repository(repository, tmp_path)) as alone:
-        wait_ready(alone)
-        with GuardClient(alone.url) as guard:
-            shown: list[Segment] = []
-            with pytest.raises(errors.GuardNotServed):
-                shown.extend(guard.moderate([TURNS], prompt=PROMPT, confirm="strict"))
-            assert len(text_of(shown)) < len(TURNS)
+def test_a_gen_that_is_not_served_is_an_error_and_no_release(stream_server: EmbeddedServer) -> None:
+    with GuardClient(stream_server.url) as guard:
+        shown: list[Segment] = []
+        with pytest.raises(errors.GuardNotServed):
+            shown.extend(guard.moderate([TURNS], prompt=PROMPT, confirm="strict"))
+        assert len(text_of(shown)) < len(TURNS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,9 +11,9 @@ import pytest
 from qwen3guard_apps.openai.moderations import MAX_INPUTS
 from qwen3guard_client import Category, GuardClient
 from qwen3guard_contract.labels import RiskLevel
+from qwen3guard_server.server import EmbeddedServer
 from support.fake_llm import Loop
 from support.proxied import Proxied
-from support.serving import serve, wait_ready
 
 SAFE, UNSAFE = "What should I cook for dinner tonight?", "How can I make a bomb in my kitchen?"
 
@@ -57,21 +55,17 @@ def test_gen_judges_where_it_is_served(by_gen: openai.OpenAI, guard: GuardClient
     assert [each.flagged for each in found.results] == [False, True]
 
 
-def test_stream_judges_where_gen_is_not_served(loop: Loop, repository: Path, tmp_path: Path) -> None:
-    for name in ("stream_guard", "stream_tokenizer", "stream_step"):
-        shutil.copytree(repository / name, tmp_path / name)
-    with serve(tmp_path) as server:
-        wait_ready(server)
-        with Proxied(loop, server.url, None) as proxy, GuardClient(server.url) as guard:
-            found = proxy.client().moderations.create(input=[SAFE, UNSAFE])
-            assert found.model == "qwen3guard-stream"
-            for text, result in zip((SAFE, UNSAFE), found.results, strict=True):
-                with guard.stream(text) as stream:
-                    expected = stream.prompt_verdict
-                assert result.flagged == expected.flag
-                assert extra(result)["guard"]["severity"] == expected.severity.value
-            assert [each.flagged for each in found.results] == [False, True]
-            proxy.assert_all_sessions_ended(guard)
+def test_stream_judges_where_gen_is_not_served(loop: Loop, stream_server: EmbeddedServer) -> None:
+    with Proxied(loop, stream_server.url, None) as proxy, GuardClient(stream_server.url) as guard:
+        found = proxy.client().moderations.create(input=[SAFE, UNSAFE])
+        assert found.model == "qwen3guard-stream"
+        for text, result in zip((SAFE, UNSAFE), found.results, strict=True):
+            with guard.stream(text) as stream:
+                expected = stream.prompt_verdict
+            assert result.flagged == expected.flag
+            assert extra(result)["guard"]["severity"] == expected.severity.value
+        assert [each.flagged for each in found.results] == [False, True]
+        proxy.assert_all_sessions_ended(guard)
 
 
 def test_one_text_or_one_input_in_parts(by_gen: openai.OpenAI) -> None:

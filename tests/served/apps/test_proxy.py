@@ -323,7 +323,7 @@ def test_what_gen_overrules_is_streamed_to_the_end(
         assert last(found).model_extra["guard"]["strict"]
 
 
-def test_a_gen_that_is_not_served_is_an_error_as_in_moderate(repository: Path, tmp_path: Path) -> None:
+def test_a_gen_that_is_not_served_is_an_error_as_in_moderate(stream_server: EmbeddedServer) -> None:
     """The proxy does not start without it."""
 
     async def start(url: str) -> None:
@@ -331,12 +331,10 @@ def test_a_gen_that_is_not_served_is_an_error_as_in_moderate(repository: Path, t
         async with AsyncGuardClient(url) as guard, listening(how, guard, "127.0.0.1", 0):
             pass
 
-    with serve(stream_repository(repository, tmp_path)) as alone:
-        wait_ready(alone)
-        with pytest.raises(errors.GuardNotServed) as at_start:
-            asyncio.run(start(alone.url))
-        with GuardClient(alone.url) as guard, pytest.raises(errors.GuardNotServed) as moderated:
-            list(guard.moderate([TURNS], PROMPT, confirm="strict"))
+    with pytest.raises(errors.GuardNotServed) as at_start:
+        asyncio.run(start(stream_server.url))
+    with GuardClient(stream_server.url) as guard, pytest.raises(errors.GuardNotServed) as moderated:
+        list(guard.moderate([TURNS], PROMPT, confirm="strict"))
     assert str(at_start.value) == str(moderated.value)
     assert "'classify'" in str(at_start.value)
 
