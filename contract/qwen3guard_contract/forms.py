@@ -35,7 +35,7 @@ class Form:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if self.is_two_bytes and self.attention not in ("portable", "gqa"):
+        if self.is_two_bytes and self.uses_cpu_operators:
             raise ValueError(f"the attention form {self.attention} does not go with {self.weights} weights")
 
     def __str__(self) -> str:
@@ -62,6 +62,31 @@ class Form:
     def is_two_bytes(self) -> bool:
         """Whether the weights are floats of two bytes."""
         return self.weights in _TWO_BYTE_KV
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether the weights are kept and multiplied in float32."""
+        return self.weights == "fp32"
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether ONNX Runtime's CPU provider has the products: it multiplies no bf16."""
+        return self.weights != "bf16"
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether attention and its surroundings are standard ONNX operators, which TensorRT reads too."""
+        return self.attention == "portable"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether attention is one operator of ONNX Runtime's CUDA provider, which masks by itself."""
+        return self.attention == "gqa"
+
+    @property
+    def uses_cpu_operators(self) -> bool:
+        """Whether attention is made of the operators that ONNX Runtime's CPU provider runs fastest."""
+        return not self.is_standard and not self.is_fused
 
     @property
     def has_integer_weights(self) -> bool:
@@ -91,14 +116,14 @@ class Form:
     @property
     def promises_equal_bits(self) -> bool:
         """Whether a row's result is the same to the bit with any other rows in its batch, and on every kind of CPU."""
-        return self.has_integer_weights and self.attention in ("decomposed", "int8")
+        return self.has_integer_weights and self.uses_cpu_operators
 
     @property
     def takes_ragged_rows(self) -> bool:
         """Whether rows of several tokens that begin at different positions may share a pass."""
-        return self.attention != "gqa"
+        return not self.is_fused
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """The kind of device that the form is made for."""
-        return "cuda" if self.attention == "gqa" else "cpu"
+        return "cuda" if self.is_fused else "cpu"

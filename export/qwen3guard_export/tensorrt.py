@@ -37,7 +37,7 @@ GEN_ASKED = 32
 
 def check_can_build(form: Form) -> None:
     """Raises EngineError where TensorRT has no kernels for a graph of this form, or no package is installed."""
-    if not form.is_two_bytes or form.attention != "portable":
+    if not form.is_two_bytes or not form.is_standard:
         raise EngineError("An engine is built of a portable graph with fp16 or bf16 weights: add --weights fp16.")
     _package()
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qwen3guard_contract.errors import ServeError
+from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS
 
 from qwen3guard_apps.cli.argument_types import positive
 from qwen3guard_apps.cli.terminal import say
@@ -18,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model repository to fill")
     parser.add_argument(
         "--weights",
-        choices=("fp32", "dq8r", "fp16", "bf16"),
+        choices=WEIGHT_FORMATS,
         help="fp32 is exact, dq8r fast on CPUs, fp16 and bf16 are for GPUs (default: fp32, with --tensorrt fp16)",
     )
     parser.add_argument(
         "--attention",
-        choices=("decomposed", "int8", "portable", "gqa"),
+        choices=ATTENTION_FORMS,
         help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX,"
         " gqa is for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16,"
         " else decomposed)",

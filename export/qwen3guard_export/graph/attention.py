@@ -76,10 +76,10 @@ class Attention:
             if half := next((half for half in HALVES.values() if half.name == caches[0].dtype), None):
                 turned, values = (self.graph.op("Cast", [each], to=half.onnx) for each in (turned, values))
             queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
-            if self.form.attention == "gqa":
+            if self.form.is_fused:
                 return self._gqa(caches, queries, keys, values)
             keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
-            read = self._portable if self.form.attention == "portable" else self._decomposed
+            read = self._portable if self.form.is_standard else self._decomposed
             context = read(queries, keys, values)
         joined = self.graph.op("Transpose", [context], perm=[0, 2, 1, 3])
         return self.graph.op("Reshape", [joined, self.graph.ints(0, 0, self.query_heads * self.head_dim)])
@@ -200,7 +200,7 @@ def attention(
     token, and `capacity` is int64 [1].
     """
     common = (graph, form, query_heads, kv_heads, head_dim, positions)
-    if form.attention == "gqa":
+    if form.is_fused:
         ends = graph.op("ReduceMax", [token_positions, graph.ints(1)], keepdims=0)
         last = graph.op("Cast", [ends], to=TensorProto.INT32)
         longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
@@ -208,11 +208,11 @@ def attention(
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
     seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [token_positions, graph.ints(1, 3)])])
-    if form.attention != "portable":
+    if not form.is_standard:
         shown, hidden = graph.scalar(0.0, np.float32), graph.scalar(_HIDDEN_SCORE, np.float32)
         seen = graph.op("Where", [seen, shown, hidden])
         stacked = query_heads // kv_heads
-        if form.attention == "decomposed":
+        if not form.has_integer_kv:
             stacked = max(2, stacked)
         seen = graph.op("Concat", [seen] * stacked, axis=2)
     return Attention(*common, mask=seen)

@@ -155,7 +155,7 @@ class _Qwen3:
 
     def _embed(self, ids: str) -> str:
         """The table is in the type of the weight format; with integer weights it is as the checkpoint stores it."""
-        if self.weights == "fp32":
+        if self.form.is_float32:
             table = self.graph.weight(EMBEDDING, self.tensors.float32(EMBEDDING))
             return self.graph.op("Gather", [table, ids], name=EMBEDDED)
         if half := HALVES.get(self.weights):
@@ -187,7 +187,7 @@ class _Qwen3:
         graph = self.graph
         if stream.update is None:
             return stream.hidden, self._norm(stream.hidden, norm)
-        if self.form.attention == "portable":
+        if self.form.is_standard:
             hidden = graph.op("Add", [stream.hidden, stream.update], name=stream.total)
             return hidden, self._norm(hidden, norm)
         scale = graph.weight(norm, self.tensors.float32(norm))
@@ -218,7 +218,7 @@ class _Qwen3:
         architecture = self.architecture
         counts = [architecture.query_heads, architecture.kv_heads]
         names = [block_tensor(layer, f"self_attn.{part}_norm") for part in "qk"]
-        if self.form.attention in ("portable", "gqa"):
+        if not self.form.uses_cpu_operators:
             parts = self.graph.split(heads, counts, axis=2)
             normed = [self._norm(part, name) for part, name in zip(parts, names, strict=True)]
             return self.graph.op("Concat", normed, axis=2)
@@ -240,7 +240,7 @@ class _Qwen3:
     def _lm_head(self, hidden: str) -> str:
         """float32 [asked, hidden] -> logits [asked, vocab]."""
         graph, (logits,) = self.graph, GEN_OUTPUTS
-        if self.weights == "fp32" and self.architecture.tied:
+        if self.form.is_float32 and self.architecture.tied:
             return graph.op("Gemm", [hidden, EMBEDDING], name=logits, transB=1)
         if self.weights in HALVES and self.architecture.tied:
             inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked")

@@ -146,12 +146,12 @@ def joined(pieces: Sequence[GraphOutputs]) -> GraphOutputs:
 
 def _session(folder: Path, form: Form, options: ort.SessionOptions, watched: Sequence[str]) -> ort.InferenceSession:
     graph = folder / GRAPH
-    if form.weights != "bf16" and not watched:
+    if form.runs_on_cpu and not watched:
         return ort.InferenceSession(os.fspath(graph), options, providers=["CPUExecutionProvider"])
     changed = folder / f"changed-{GRAPH}"  # in the same folder, since both graphs read one weight file
     try:
         model = onnx.load(graph, load_external_data=False)
-        if form.weights == "bf16":
+        if not form.runs_on_cpu:
             compute_in_float32(model.graph)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
         changed.write_bytes(model.SerializeToString())

@@ -38,7 +38,7 @@ class OnnxRunner(Passes):
         graph = folder / GRAPH
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
-        if manifest.weights == "bf16" and cuda is None:
+        if not manifest.form.runs_on_cpu and cuda is None:
             raise DeviceError("A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16.")
         options = onnxruntime.SessionOptions()
         # With more threads than KV heads, the products of a small batch would be split in another way than those of a
