@@ -21,7 +21,7 @@ from qwen3guard_apps.openai import conversation, texts
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_apps.proxy.upstream import Upstream, WholeAnswer, choices_of, ended, headers_back, parsed, unreadable
+from qwen3guard_apps.proxy.upstream import Upstream, WholeAnswer, choices_of, headers_back, parsed, unreadable
 
 ID_HEADER = "x-guard-request-id"
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
@@ -39,6 +39,11 @@ class Place:
     upstream: Upstream
     running: set[asyncio.Task[None]] = field(default_factory=set)
     """Checks; some outlive their request, until the session is ended."""
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Lets `task` end in its own time; `close` waits for it."""
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
 
     async def close(self) -> None:
         await self.upstream.close()
@@ -76,7 +81,7 @@ class Completion:
         reader = None
         try:
             for choice in self._choices:
-                choice.start(self._place.running)
+                choice.start(self._place.keep)
             if self._settings.prompt_check == "before":
                 await self._until(lambda: all(choice.begins or choice.error for choice in self._choices), checked=True)
             if not self._all_stopped:
@@ -86,7 +91,8 @@ class Completion:
             for choice in self._choices:
                 choice.leave()
             if reader:
-                await ended(reader)
+                reader.cancel()  # not awaited: the client may close now, which cancels this handler
+                self._place.keep(reader)
 
     @property
     def flagged_by(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qwen3guard_client import AsyncGuardClient, Flag, GuardError, InputError, PromptVerdict, Segment, TokenVerdict
@@ -43,10 +43,9 @@ class Judged:
         """Characters of the answer so far, with those that the request began itself."""
         self.write(conversation.begun)
 
-    def start(self, running: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(self._driver.run())
-        running.add(task)
-        task.add_done_callback(running.discard)
+    def start(self, keep: Callable[[asyncio.Task[None]], None]) -> None:
+        """`keep` holds the task of the checks, which may outlive the request."""
+        keep(asyncio.create_task(self._driver.run()))
 
     def write(self, text: str) -> None:
         if text:

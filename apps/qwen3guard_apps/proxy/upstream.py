@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -132,8 +131,3 @@ def choices_of(body: Any, key: str, count: int) -> list[tuple[int, dict[str, Any
             raise unreadable()
         entries.append((index, choice, message))
     return entries
-
-
-async def ended(task: asyncio.Task[None], within_s: float = 1.0) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=within_s)

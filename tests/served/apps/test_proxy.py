@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -555,6 +557,25 @@ def test_limits_are_answered_in_openais_shape(proxied: Open, llm: FakeLLM) -> No
         with pytest.raises(openai.APIError) as caught:
             streamed(proxy.client())
         assert caught.value.code == "upstream_too_long"
+
+
+def test_a_flagged_stream_that_was_read_to_its_end_is_logged_as_answered(
+    proxied: Open, llm: FakeLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client closes at once, while the LLM's connection is still being closed."""
+    llm.text, llm.token_s = TURNS + " And more." * 200, 0.005
+    body = json.dumps(asked(stream=True)).encode()
+    with caplog.at_level(logging.INFO), proxied() as proxy:
+        address = urlsplit(proxy.url)
+        for _ in range(5):
+            with socket.create_connection((address.hostname, address.port)) as client:
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                client.sendall(head.encode() + body)
+                received = b""
+                while b"data: [DONE]" not in received:
+                    received += client.recv(65536)
+        eventually(lambda: len(caplog.records) == 5)
+    assert [json.loads(record.message)["status"] for record in caplog.records] == [200] * 5
 
 
 def test_keys_reach_the_llm_and_neither_they_nor_texts_the_log(

@@ -1,0 +1,184 @@
+"""`qwen3guard proxy`: OpenAI's chat completions, guarded. An application changes its base URL and nothing else.
+
+This module knows the command line; server.py answers HTTP, completion.py and streamed.py guard one answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import get_args
+
+from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
+from qwen3guard_client.moderation.cascade import Confirm
+from qwen3guard_client.moderation.gate import Release
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import ServeError
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
+
+PORT = 8010
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    client_options.add_client_arguments(parser, json="print the address as one line of JSON")
+    own = Settings()
+    policy = Policy()
+    parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL; without it, only /v1/moderations is served")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on, in plain HTTP (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=port,
+        default=PORT,
+        metavar="N",
+        help="the port to listen on; 0 takes a free one (default: %(default)s)",
+    )
+    decision = parser.add_mutually_exclusive_group()
+    decision.add_argument(
+        "--mode",
+        choices=("strict", "loose"),
+        default="strict",
+        help="strict: Controversial counts as unsafe (default: %(default)s)",
+    )
+    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose")
+    parser.add_argument(
+        "--debounce",
+        type=int,
+        default=policy.debounce,
+        metavar="N",
+        help=f"unsafe tokens in a row before a flag (default: {policy.debounce})",
+    )
+    categories = [each.value for each in Category]
+    parser.add_argument(
+        "--block",
+        action="append",
+        choices=categories,
+        metavar="CATEGORY",
+        help="count this category, and no other that is not named so (default: all)",
+    )
+    parser.add_argument(
+        "--on-flag",
+        choices=get_args(OnFlaggedAnswer),
+        default=own.on_flag,
+        help="at a flag: end the answer, show all and mark it, or fail (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--on-guard-error",
+        choices=get_args(OnGuardError),
+        default=own.on_guard_error,
+        help="what becomes of text that the guard cannot judge, because it is down or overloaded (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--release",
+        choices=get_args(Release),
+        default=own.release,
+        help="show text when it is cleared, or at once until a flag (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompt-check",
+        choices=get_args(PromptCheck),
+        default=own.prompt_check,
+        help="judge the prompt before the LLM is asked, while it starts, or not at all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confirm",
+        choices=get_args(Confirm),
+        help="put each flag to Gen; it stands unless Gen finds all safe in this mode (default: Gen is not asked)",
+    )
+    limits = (
+        ("upstream_timeout_s", float, "S", "how many seconds the LLM may take for its next piece"),
+        ("client_timeout_s", float, "S", "how many seconds a client may read nothing"),
+        ("max_body_bytes", int, "N", "how many bytes a request may have"),
+        ("max_response_bytes", int, "N", "how many bytes an answer of the LLM may have, as it is sent"),
+        ("max_in_flight", int, "N", "how many requests are answered at a time; more get 429"),
+        ("max_choices", int, "N", "how large n of a request may be"),
+    )
+    for name, kind, metavar, text in limits:
+        value = getattr(own, name)
+        option = "--" + name.removesuffix("_s").replace("_", "-")
+        parser.add_argument(
+            option, type=kind, default=value, dest=name, metavar=metavar, help=f"{text} (default: {value:g})" if kind is float else f"{text} (default: {value})"
+        )
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """Raises InvalidParameter and InvalidRequest."""
+    blocked = frozenset(map(Category, arguments.block)) if arguments.block else frozenset(Category)
+    thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
+    return Settings(
+        upstream=arguments.upstream,
+        policy=Policy(arguments.mode == "strict", arguments.debounce, blocked, thresholds),
+        on_flag=arguments.on_flag,
+        release=arguments.release,
+        prompt_check=arguments.prompt_check,
+        on_guard_error=arguments.on_guard_error,
+        confirm=arguments.confirm,
+        guard_timeout_s=arguments.timeout,
+        upstream_timeout_s=arguments.upstream_timeout_s,
+        client_timeout_s=arguments.client_timeout_s,
+        max_body_bytes=arguments.max_body_bytes,
+        max_response_bytes=arguments.max_response_bytes,
+        max_in_flight=arguments.max_in_flight,
+        max_choices=arguments.max_choices,
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    settings = settings_of(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("qwen3guard.proxy").setLevel(logging.INFO)
+    asyncio.run(_serve(settings, arguments))
+
+
+async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
+    try:
+        from qwen3guard_apps.proxy.server import listening
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    token = read_token(arguments.token_file)
+    async with (
+        AsyncGuardClient(
+            arguments.url, timeout_s=settings.guard_timeout_s, tls=client_options.tls(arguments), token=token
+        ) as guard,
+        listening(settings, guard, arguments.host, arguments.port) as listens,
+    ):
+        for line in _notices(settings, arguments.host):
+            print(line, file=sys.stderr)
+        if listens.notice:
+            print(f"note: {listens.notice}", file=sys.stderr)
+        url = f"http://{arguments.host}:{listens.port}/v1"
+        print(json.dumps({"url": url}) if arguments.json else f"ready on {url}", flush=True)
+        await stop.wait()
+
+
+def _notices(settings: Settings, host: str) -> list[str]:
+    """What is printed at the start."""
+    notices = []
+    if settings.upstream:
+        does = "is blocked (fail closed)" if settings.on_guard_error == "block" else "PASSES UNJUDGED (fail open)"
+        notices.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
+    if not (host == "localhost" or _is_loopback(host)):
+        notices.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
+    return notices
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
