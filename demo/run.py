@@ -62,7 +62,7 @@ def main() -> int:
             GuardClient(server.url) as guard,
         ):
             print(f"starting tritonserver on {server.url} ", end="", flush=True)
-            server.wait_ready(lambda: canary.check(guard, server.manifests), lambda: print(".", end="", flush=True))
+            server.wait_ready(lambda: canary.check(guard, server.manifests), lambda _: print(".", end="", flush=True))
             terminal.line(terminal.dim(f" ready after {time.monotonic() - began:.1f} s"))
             show(guard, terminal)
             terminal.line("\nstopping the server ...")

@@ -27,6 +27,7 @@ EXIT_S = 5
 """How long Triton waits for requests before it exits. It waits for open sequences too, which nobody ends any more."""
 STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
+STILL_LOADING_S = 5.0
 GAP_S = 5.0
 """How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
 _STUB_DIED = "Failed to preinitialize Python stub"  # Triton logs this, and goes on waiting for the dead process
@@ -113,15 +114,15 @@ class EmbeddedServer:
             raise ServeError("The server has not been started.")
         return self._process
 
-    def wait_ready(self, canary: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
+    def wait_ready(self, canary: Callable[[], bool], still_loading: Callable[[float], None] = lambda _: None) -> None:
         """Returns when `canary` returns True. It returns False while the server is not up yet, and its errors are
-        raised. `tick` is called about once a second meanwhile.
+        raised. `still_loading` is called every STILL_LOADING_S seconds, with the seconds since the call.
 
         Raises ServeError if the server's process or that of a model ends, with the reason in its log, and CanaryFailed
         after `load_s` seconds.
         """
         process = self._started()
-        began = ticked = time.monotonic()
+        began = told = time.monotonic()
         seen: dict[str, float] = {}  # when each model last had a process
         while not canary():
             self._hide_shared_memory()
@@ -132,9 +133,9 @@ class EmbeddedServer:
             for name, last in seen.items():
                 if now - last > GAP_S:
                     raise ServeError(f"The process of {name} died while the server was loading.")
-            if now - ticked >= 1:
-                tick()
-                ticked = now
+            if now - told >= STILL_LOADING_S:
+                still_loading(now - began)
+                told = now
             if now - began > self.settings.load_s:
                 raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {reason(self.log)}")
             time.sleep(POLL_S)

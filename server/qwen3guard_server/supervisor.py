@@ -46,7 +46,9 @@ def supervise(
         try:
             if not first:
                 server.restart()
-            server.wait_ready(lambda: _answers(canary, load_s), lambda: say("..."))
+            server.wait_ready(
+                lambda: _answers(canary, load_s), lambda waited_s: say(f"still loading ({waited_s:.0f} s)")
+            )
         except GuardError as error:
             failures += 1
             if first or failures == START_ATTEMPTS:

@@ -21,7 +21,7 @@ from qwen3guard_contract import integer_products
 from qwen3guard_contract.errors import DeviceError, ExportOutdated
 from qwen3guard_contract.integer_products import REPAIR, ensure_exact, products
 from qwen3guard_contract.manifest import FORMAT
-from qwen3guard_runtime.text.tokenizer_model import read_manifest
+from qwen3guard_runtime.exported import read_manifest
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]> g '
 COMPUTED = (

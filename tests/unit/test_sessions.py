@@ -15,9 +15,10 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_O
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.slots import capacities
 from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
 from qwen3guard_runtime.engine.runner import STEP_TOKENS
-from qwen3guard_runtime.parameters import Parameters, memory_bytes
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.stream.steps import Step, StepReply
 from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 from support.token_sum import MANIFEST, Bench, logits

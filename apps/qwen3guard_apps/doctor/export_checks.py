@@ -14,8 +14,8 @@ from qwen3guard_contract.layout import VERSION, GuardModels, exported_guards
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_runtime.engine.integrity import is_exported
 from qwen3guard_runtime.engine.kv_cache import KVCache
-from qwen3guard_runtime.parameters import memory_bytes
-from qwen3guard_runtime.text.tokenizer_model import foreign_files
+from qwen3guard_runtime.engine.host import memory_bytes
+from qwen3guard_runtime.exported import foreign_files
 
 from qwen3guard_apps.doctor.findings import Check, Finding
 
@@ -40,7 +40,7 @@ def repository_checks(repository: Path) -> Mapping[str, Check]:
 
 
 def _nothing(repository: Path) -> Iterator[Finding]:
-    sentence = f"{repository} holds no exported guard: run qwen3guard export CHECKPOINT --output {repository}."
+    sentence = f"There is no exported guard in {repository}: run qwen3guard export CHECKPOINT --output {repository}."
     yield Finding("repository", "failed", sentence)
 
 

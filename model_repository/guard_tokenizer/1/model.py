@@ -11,8 +11,8 @@ from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
+        self.refusals = RefusalLog(GUARD_TOKENIZER)  # before the model is loaded, because it sets up logging
         self.model = GuardTokenizerModel(model_folder(args))
-        self.refusals = RefusalLog(GUARD_TOKENIZER)
         self.unpublish = publish([self.refusals.metric])
         waiting = Parameters(parameters(args)).whole("waiting")
         self.admission = Admission(self.answer, self.refuse, waiting=waiting)

@@ -9,8 +9,8 @@ from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, serve
 class TritonPythonModel:
     @loading()
     def initialize(self, args):
+        self.refusals = RefusalLog(STREAM_TOKENIZER)  # before the model is loaded, because it sets up logging
         self.model = StreamTokenizerModel(model_folder(args))
-        self.refusals = RefusalLog(STREAM_TOKENIZER)
         self.unpublish = publish([self.refusals.metric])
 
     def execute(self, requests):

@@ -18,7 +18,7 @@ from qwen3guard_contract.errors import OverBudget, Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.slots import PADDING_CELLS, capacities, slot_bytes
 
-from qwen3guard_runtime.parameters import memory_bytes
+from qwen3guard_runtime.engine.host import memory_bytes
 
 
 class Arena(ABC):

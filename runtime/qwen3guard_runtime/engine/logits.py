@@ -1,4 +1,4 @@
-"""The checks of both guards around a pass, that ids are in the vocabulary and logits are finite; and softmax."""
+"""The logits of a pass: whether they are finite, and their softmax."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_contract.errors import InternalError, TokenOutOfRange
-
-from qwen3guard_runtime.engine.runner import Ids
+from qwen3guard_contract.errors import InternalError
 
 Floats = npt.NDArray[np.float32]
-
-
-def check_ids(ids: Ids, vocab_size: int) -> None:
-    """Raises TokenOutOfRange if the model has no embedding for one of the ids."""
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise TokenOutOfRange(f"A token id is outside the vocabulary of {vocab_size}.")
 
 
 def not_finite(logits: Iterable[Floats]) -> InternalError | None:

@@ -12,9 +12,9 @@ from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing
 from qwen3guard_contract.integer_products import Products, ensure_exact
 from qwen3guard_contract.manifest import GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Manifest
 
+from qwen3guard_runtime.engine.host import cores
 from qwen3guard_runtime.engine.kv_cache import Arena
 from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
-from qwen3guard_runtime.parameters import cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BINDINGS = 64

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from qwen3guard_contract.errors import TokenOutOfRange
 from qwen3guard_contract.slots import PADDING_CELLS
 
 from qwen3guard_runtime.engine.kv_cache import Arena, Slot
@@ -139,3 +140,9 @@ def windows(rows: Sequence[Row], limits: PassLimits) -> Iterator[list[Row]]:
         asked += len(row.asked)
     if window:
         yield window
+
+
+def check_ids(ids: Ids, vocab_size: int) -> None:
+    """Raises TokenOutOfRange if the model has no embedding for one of the ids."""
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise TokenOutOfRange(f"A token id is outside the vocabulary of {vocab_size}.")

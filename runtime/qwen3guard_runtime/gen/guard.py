@@ -18,8 +18,8 @@ from qwen3guard_contract.errors import EmptyText, GuardError, InternalError, Tex
 from qwen3guard_contract.manifest import Manifest
 
 from qwen3guard_runtime.engine.kv_cache import HOST, KVCache, Memory, Slot
-from qwen3guard_runtime.engine.logits import check_ids, not_finite
-from qwen3guard_runtime.engine.runner import Ids, Row, Runner
+from qwen3guard_runtime.engine.logits import not_finite
+from qwen3guard_runtime.engine.runner import Ids, Row, Runner, check_ids
 from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.prefixes import Prefixes

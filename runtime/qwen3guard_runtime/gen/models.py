@@ -18,6 +18,7 @@ from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
+from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
@@ -27,7 +28,7 @@ from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
-from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest
+from qwen3guard_runtime.text.tokenizer_model import TokenizerModel
 
 
 class GuardTokenizerModel(TokenizerModel):

@@ -18,6 +18,7 @@ from qwen3guard_contract.policy import Policy
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.stream.session import SessionLimits
@@ -27,7 +28,7 @@ from qwen3guard_runtime.stream.steps import Step
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
 from qwen3guard_runtime.text.incremental import Increment, tokenize
 from qwen3guard_runtime.text.tokenizer import IM_END
-from qwen3guard_runtime.text.tokenizer_model import TokenizerModel, read_manifest
+from qwen3guard_runtime.text.tokenizer_model import TokenizerModel
 
 
 class StreamTokenizerModel(TokenizerModel):

@@ -16,8 +16,7 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy, runs
 
 from qwen3guard_runtime.engine.kv_cache import KVCache, Slot
-from qwen3guard_runtime.engine.logits import check_ids
-from qwen3guard_runtime.engine.runner import Runner
+from qwen3guard_runtime.engine.runner import Runner, check_ids
 from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
