@@ -9,28 +9,40 @@ from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token
 
 
-def add_client_arguments(parser: argparse.ArgumentParser) -> None:
+def add_client_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
     """Adds the options of `connected_client`: --url and --timeout, and those of `add_access_arguments`."""
-    parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help=f"default: {DEFAULT_URL}")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds each call may take")
-    add_access_arguments(parser)
-
-
-def add_access_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --json, and the options for TLS and the token."""
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--tls", action="store_true", help="speak TLS; each of the next four implies it")
-    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="certificates to trust (PEM), not the public ones")
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     parser.add_argument(
-        "--tls-server-name", metavar="NAME", help="the server's name, where it is not the host of --url"
+        "--url", default=DEFAULT_URL, metavar="HOST:PORT", help="the guard's server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT_S,
+        metavar="S",
+        help="how many seconds a call may take (default: %(default)g)",
+    )
+    add_access_arguments(parser, json=json)
+
+
+def add_access_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
+    """Adds --json, whose help is `json`, and the options for TLS and the token."""
+    parser.add_argument("--json", action="store_true", help=json)
+    parser.add_argument("--tls", action="store_true", help="use TLS; each of the next four options implies it")
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="trust these certificates (PEM) instead of the public ones"
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate (PEM)")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of --tls-cert")
+    parser.add_argument(
+        "--tls-server-name", metavar="NAME", help="the name in the server's certificate, if it is not the host of --url"
     )
     add_token_argument(parser)
 
 
 def add_token_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token (default: $QWEN3GUARD_TOKEN)")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="read the token from this file (default: $QWEN3GUARD_TOKEN)"
+    )
 
 
 def connected_client(arguments: argparse.Namespace) -> GuardClient:

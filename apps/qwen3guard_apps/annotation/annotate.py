@@ -33,36 +33,51 @@ Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
-    parser.add_argument("output", type=Path, metavar="OUT.jsonl", help="the same command again goes on where it ended")
-    client_options.add_client_arguments(parser)
+    parser.add_argument(
+        "output",
+        type=Path,
+        metavar="OUT.jsonl",
+        help="the file to write; the same command again goes on where it ended",
+    )
+    client_options.add_client_arguments(parser, json="print a summary as one line of JSON")
     add_flight_arguments(parser)
     parser.add_argument(
-        "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: guard)"
+        "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: %(default)s)"
     )
-    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
+    parser.add_argument(
+        "--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose"
+    )
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", metavar="IN", help="JSON lines, a .parquet file, or a data set that `datasets` can load"
     )
-    parser.add_argument("--split", default="train", metavar="NAME", help="of a data set (default: train)")
+    parser.add_argument(
+        "--split", default="train", metavar="NAME", help="which part of a data set is read (default: %(default)s)"
+    )
     for name in ("prompt", "response", "messages"):
-        parser.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"default: {name}")
+        parser.add_argument(
+            f"--{name}-field", default=name, metavar="NAME", help=f"the field with the {name} (default: %(default)s)"
+        )
     parser.add_argument("--prompts-only", action="store_true", help="judge the prompts of pairs, not their responses")
 
 
 def add_flight_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(timeout=ROW_TIMEOUT_S)
     parser.add_argument(
-        "--in-flight", type=int, default=IN_FLIGHT, metavar="N", help=f"calls at once at most (default: {IN_FLIGHT})"
+        "--in-flight",
+        type=int,
+        default=IN_FLIGHT,
+        metavar="N",
+        help="how many calls are under way at most (default: %(default)s)",
     )
     parser.add_argument(
         "--patience",
         type=float,
         default=PATIENCE_S,
         metavar="S",
-        help=f"seconds to wait for a server that is full or restarting (default: {PATIENCE_S:.0f})",
+        help="how many seconds to wait for a server that is full or restarting (default: %(default)g)",
     )
 
 

@@ -80,7 +80,7 @@ def open_rows(source: str, split: str) -> Rows:
     if path.is_file():
         return _json_lines(path)
     if path.suffix in (".jsonl", ".json", ".parquet"):
-        raise InvalidRequest(f"{source} is no file.")
+        raise InvalidRequest(f"{source} is not a file.")
     return _dataset(source, split)
 
 
@@ -131,7 +131,7 @@ def _dataset(source: str, split: str) -> Rows:
         raise
     except Exception as error:
         raise InvalidRequest(
-            f"{source} is no file, and no data set with a split {split!r} that can be loaded ({type(error).__name__})."
+            f"{source} is neither a file nor a data set with a split {split!r} that loads ({type(error).__name__})."
         ) from None
 
     def read() -> Iterator[DataRow]:

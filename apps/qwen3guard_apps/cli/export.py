@@ -8,7 +8,7 @@ from pathlib import Path
 from qwen3guard_contract.errors import ServeError
 from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS
 
-from qwen3guard_apps.cli.argument_types import positive
+from qwen3guard_apps.argument_types import positive
 from qwen3guard_apps.cli.terminal import say
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive(int),
         default=2048,
         metavar="N",
-        help="tokens that a slot of the engine holds (default: 2048)",
+        help="how many tokens a slot of the engine holds (default: %(default)s)",
     )
     parser.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
 

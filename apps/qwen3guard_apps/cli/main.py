@@ -1,9 +1,10 @@
 """The command `qwen3guard`: its parser, and what it does with an error.
 
-Each verb is a module with `add_arguments` and `run`: export, serve, classify, stream, perf and doctor stand beside this
-one; playground, annotate, evaluate and proxy are apps. Results go to standard output. A failure is one sentence on
-standard error. The exit status is 0, 1 after a failure, 2 for wrong arguments, 130 after Ctrl-C (`serve` and `proxy`
-run until it, and then exit with 0), and 3 where `annotate` could not judge some rows.
+Each verb is a module of its name with `add_arguments` and `run`: export, serve, classify, stream and perf stand beside
+this one; playground, annotate, evaluate, proxy and doctor stand in the folders of their apps. Results go to standard
+output. A failure is one sentence on standard error. The exit status is 0, 1 after a failure, 2 for wrong arguments, 130
+after Ctrl-C (`serve`, `proxy` and `playground` run until it, and then exit with 0), and 3 where `annotate` could not
+judge some rows.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Callable, Sequence
 
 from qwen3guard_contract.errors import GuardError
 
-from qwen3guard_apps import playground, proxy
 from qwen3guard_apps.annotation import annotate
-from qwen3guard_apps.cli import classify, doctor, export, perf, serve, stream
+from qwen3guard_apps.cli import classify, export, perf, serve, stream
 from qwen3guard_apps.cli.terminal import say
+from qwen3guard_apps.doctor import doctor
 from qwen3guard_apps.evaluation import evaluate
+from qwen3guard_apps.playground import playground
+from qwen3guard_apps.proxy import proxy
 
 
 class _Version(argparse.Action):

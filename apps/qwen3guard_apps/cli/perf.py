@@ -11,25 +11,46 @@ from typing import TYPE_CHECKING
 from qwen3guard_client.transport.connection import read_token
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.cli.argument_types import positive
+from qwen3guard_apps.argument_types import positive
 
 if TYPE_CHECKING:
     from qwen3guard_apps.cli.perf_analyzer import LoadFigures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    client_options.add_client_arguments(parser)
-    parser.add_argument("--work", choices=("classify", "stream", "both"), default="both")
+    client_options.add_client_arguments(parser, json="print each measurement as one line of JSON")
+    parser.add_argument(
+        "--work", choices=("classify", "stream", "both"), default="both", help="what to load (default: %(default)s)"
+    )
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--concurrency", type=positive(int), nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
     load.add_argument(
-        "--rate", type=positive(float), nargs="+", metavar="R", help="requests a second at random instead"
+        "--concurrency",
+        type=positive(int),
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="keep so many requests under way, one measurement for each number (default: 1 8)",
+    )
+    load.add_argument(
+        "--rate",
+        type=positive(float),
+        nargs="+",
+        metavar="R",
+        help="send so many requests a second instead, at random moments",
     )
     parser.add_argument(
-        "--seconds", type=positive(float), default=5.0, metavar="S", help="a measurement's length (default: 5)"
+        "--seconds",
+        type=positive(float),
+        default=5.0,
+        metavar="S",
+        help="how long a measurement takes (default: %(default)g)",
     )
     parser.add_argument(
-        "--tokens", type=positive(int), default=64, metavar="N", help="steps in each stream (default: 64)"
+        "--tokens",
+        type=positive(int),
+        default=64,
+        metavar="N",
+        help="how many steps a stream has (default: %(default)s)",
     )
 
 

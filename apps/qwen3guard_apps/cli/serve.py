@@ -14,28 +14,57 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import installation
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.cli.argument_types import port
+from qwen3guard_apps.argument_types import port
 from qwen3guard_apps.cli.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="DIR")
-    parser.add_argument("--grpc-port", type=port, default=8001, metavar="N")
-    parser.add_argument("--http-port", type=port, default=0, metavar="N", help="default: no HTTP")
-    parser.add_argument("--metrics-port", type=port, default=0, metavar="N", help="default: no metrics")
     parser.add_argument(
-        "--address", default="127.0.0.1", help="of gRPC; HTTP and metrics stay there (default: 127.0.0.1)"
+        "--model-repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="DIR",
+        help="the folder with the exported guards (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grpc-port", type=port, default=8001, metavar="N", help="the port of gRPC (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--http-port", type=port, default=0, metavar="N", help="the port of HTTP (default: 0, which is no HTTP)"
+    )
+    parser.add_argument(
+        "--metrics-port", type=port, default=0, metavar="N", help="the port of metrics (default: 0, which is none)"
+    )
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="the address of gRPC; HTTP and metrics stay on 127.0.0.1 (default: %(default)s)",
     )
     parser.add_argument(
         "--allow-remote", action="store_true", help="let --address name another interface; needs TLS too"
     )
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM); gRPC speaks TLS")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
-    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="answer only clients that these have signed")
-    parser.add_argument("--tls-own-cert", type=Path, metavar="FILE", help="the supervisor's own, signed by these too")
-    parser.add_argument("--tls-own-key", type=Path, metavar="FILE", help="its key")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of --tls-cert")
+    parser.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="answer only clients whose certificate was signed by one of these",
+    )
+    parser.add_argument(
+        "--tls-own-cert",
+        type=Path,
+        metavar="FILE",
+        help="the supervisor's own certificate, signed by one of --tls-client-ca",
+    )
+    parser.add_argument("--tls-own-key", type=Path, metavar="FILE", help="the key of --tls-own-cert")
     client_options.add_token_argument(parser)
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: failed requests too")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="how the log is written; json has failed requests too (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

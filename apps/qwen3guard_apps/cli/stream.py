@@ -18,29 +18,38 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.cli.conversation import add_conversation_arguments, messages
 from qwen3guard_apps.cli.terminal import Terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    client_options.add_client_arguments(parser)
-    parser.add_argument("--prompt", metavar="T", required=True)
-    decision = parser.add_mutually_exclusive_group()
-    decision.add_argument(
-        "--mode",
-        choices=("strict", "loose"),
-        help="whether Controversial counts as unsafe; with any of these four, the others are strict, 2 and all",
+    client_options.add_client_arguments(parser, json="print one JSON object a line, for the prompt and for each step")
+    add_conversation_arguments(parser)
+    policy = parser.add_argument_group(
+        "policy",
+        "If you give any of --mode, --thresholds, --debounce and --block, the rest are strict, 2 and all categories;"
+        " else the server's own policy decides.",
     )
-    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by these, from evaluate --choose")
-    parser.add_argument("--debounce", type=int, metavar="N", help="unsafe tokens in a row before a token is flagged")
-    categories = [category.value for category in Category]
-    parser.add_argument("--block", action="append", choices=categories, metavar="CATEGORY", help="count these alone")
+    decision = policy.add_mutually_exclusive_group()
+    decision.add_argument("--mode", choices=("strict", "loose"), help="strict: Controversial counts as unsafe")
+    decision.add_argument(
+        "--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose"
+    )
+    policy.add_argument("--debounce", type=int, metavar="N", help="flag at the last of so many unsafe tokens in a row")
+    policy.add_argument(
+        "--block",
+        action="append",
+        choices=[category.value for category in Category],
+        metavar="CATEGORY",
+        help="count only the categories that are named so; may be given again",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises a GuardError."""
     with (
         client_options.connected_client(arguments) as guard,
-        guard.stream(arguments.prompt, policy=_policy(arguments)) as stream,
+        guard.stream(arguments.prompt, messages=messages(arguments), policy=_policy(arguments)) as stream,
     ):
         if arguments.json:
             prompt = {"prompt": stream.prompt_verdict.as_dict()}

@@ -1,0 +1,1 @@
+"""Checks of an installation, a model repository and a running server."""

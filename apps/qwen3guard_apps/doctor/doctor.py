@@ -1,31 +1,59 @@
-"""Examines an installation, a model repository or a running server: each check gives findings, with advice.
+"""`qwen3guard doctor` examines an installation, a model repository or a running server, and gives findings with advice.
 
 A check that fails itself is a finding too, so an examination does not raise.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.transport.connection import Tls, connect
+from qwen3guard_client.transport.connection import Tls, connect, read_token
 from qwen3guard_client.transport.failures import error_of
-from qwen3guard_contract.errors import Overloaded
+from qwen3guard_contract.errors import Overloaded, ServeError
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP
 from qwen3guard_server import canary, installation
 
+from qwen3guard_apps import client_options
 from qwen3guard_apps.doctor.findings import Finding, State, run_checks
 
 CHECK_TIMEOUT_S = 30.0
 SLOW_S = 5.0
 """A canary that takes longer is a warning."""
 METRIC = "qwen3guard_load_timestamp_seconds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-repository", type=Path, metavar="DIR", help="check what was exported there too")
+    parser.add_argument(
+        "--url", metavar="HOST:PORT", help="check this server; without --model-repository, nothing else"
+    )
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="check the server's metrics there too")
+    client_options.add_access_arguments(parser, json="print each finding as one line of JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints every finding. Raises ServeError where a check failed."""
+    token = read_token(arguments.token_file)
+    examination = Examination(
+        arguments.model_repository, arguments.url, arguments.metrics, client_options.tls(arguments), token
+    )
+    failed = show_findings(
+        examination.findings(),
+        lambda finding: print(json.dumps(finding.as_dict()) if arguments.json else finding.as_line(), flush=True),
+    )
+    if failed:
+        raise ServeError(f"{failed} of the checks failed.")
 
 
 @dataclass(frozen=True)
@@ -136,8 +164,15 @@ def _metrics(url: str) -> Iterator[Finding]:
     try:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S) as reply:
             text = reply.read().decode(errors="replace")
-    except OSError as error:
-        yield Finding("metrics", "failed", f"{url} does not answer ({error}): serve with --metrics-port.")
+    except urllib.error.HTTPError as error:
+        yield Finding(
+            "metrics", "failed", f"{url} answers with HTTP {error.code}: see that it is the metrics' address."
+        )
+        return
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        plain = (isinstance(reason, OSError) and reason.strerror) or str(reason).strip()
+        yield Finding("metrics", "failed", f"{url} does not answer ({plain}): serve with --metrics-port.")
         return
     metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
     if METRIC in metrics:

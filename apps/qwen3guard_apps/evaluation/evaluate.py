@@ -38,19 +38,48 @@ FIELD = "qwen3guard"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="answers, report.md, report.json, plots"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder for answers, report.md, report.json and plots",
     )
-    client_options.add_client_arguments(parser)
+    client_options.add_client_arguments(parser, json="print report.json instead of report.md")
     add_flight_arguments(parser)
-    parser.add_argument("--guard", choices=("gen", "stream", "both"), default="both", help="default: both")
-    parser.add_argument("--label-field", default="label", metavar="NAME", help="a level, or true where unsafe")
-    parser.add_argument("--category-field", default="category", metavar="NAME", help="a name, or a list of names")
     parser.add_argument(
-        "--by", action="append", metavar="FIELD", help="a table for each value of it (default: language)"
+        "--guard",
+        choices=("gen", "stream", "both"),
+        default="both",
+        help="which guard is measured (default: %(default)s)",
     )
-    parser.add_argument("--controversial", choices=("safe", "unsafe"), default="safe", help="labels, not judgements")
+    parser.add_argument(
+        "--label-field",
+        default="label",
+        metavar="NAME",
+        help="the field with a level, or with true where the row is unsafe (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--category-field",
+        default="category",
+        metavar="NAME",
+        help="the field with a category's name, or a list of names (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        action="append",
+        metavar="FIELD",
+        help="make a table for each value of this field; may be given again (default: language)",
+    )
+    parser.add_argument(
+        "--controversial",
+        choices=("safe", "unsafe"),
+        default="safe",
+        help="how a row labelled Controversial counts (default: %(default)s)",
+    )
     parser.add_argument("--choose", type=_share, metavar="RATE", help="propose thresholds for this false-positive rate")
-    parser.add_argument("--per-category", action="store_true", help="with --choose: one for each of Gen's categories")
+    parser.add_argument(
+        "--per-category", action="store_true", help="with --choose, propose one for each of Gen's categories"
+    )
 
 
 def _share(text: str) -> float:

@@ -42,7 +42,7 @@ def _split(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
         if last["role"] != "assistant":
             return turns, None
     except (ValueError, TypeError, LookupError, RecursionError):
-        raise InvalidMessages("The messages are no list of objects with a role.") from None
+        raise InvalidMessages("The messages are not a list of objects with a role.") from None
     content = last.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]

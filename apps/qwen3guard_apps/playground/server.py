@@ -31,8 +31,8 @@ _GUARD: web.AppKey[AsyncGuardClient] = web.AppKey("guard", AsyncGuardClient)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def serve_until_cancelled(guard: AsyncGuardClient, port: int, ready: Callable[[str], None]) -> None:
-    """Serves the page, and calls `ready` once with its address. Raises PortBusy."""
+async def serve_until(stop: asyncio.Event, guard: AsyncGuardClient, port: int, ready: Callable[[str], None]) -> None:
+    """Serves the page until `stop` is set, and calls `ready` once with its address. Raises PortBusy."""
     runner = web.AppRunner(application(guard), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
@@ -41,7 +41,7 @@ async def serve_until_cancelled(guard: AsyncGuardClient, port: int, ready: Calla
         except OSError as error:
             raise PortBusy(f"Port {port} on {_HOST} cannot be used: {error.strerror}.") from None
         ready(f"http://{_HOST}:{runner.addresses[0][1]}")
-        await asyncio.Event().wait()
+        await stop.wait()
     finally:
         await runner.cleanup()
 
@@ -166,7 +166,7 @@ def _fields(text: str | bytes, /, **kinds: Any) -> dict[str, Any]:
         message = None
     has_fields = isinstance(message, dict) and message.keys() == kinds.keys()
     if not has_fields or not all(isinstance(message[name], kind) for name, kind in kinds.items()):
-        raise InvalidRequest(f"The message is no JSON object of {', '.join(kinds)}.")
+        raise InvalidRequest(f"The message is not a JSON object of {', '.join(kinds)}.")
     return dict(message)
 
 

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     client_options.add_client_arguments(parser, json="print the address as one line of JSON")
     own = Settings()
     policy = Policy()
-    parser.add_argument("--upstream", metavar="URL", help="the LLM's base URL; without it, only /v1/moderations is served")
+    parser.add_argument(
+        "--upstream", metavar="URL", help="the LLM's base URL; without it, only /v1/moderations is served"
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on, in plain HTTP (default: %(default)s)"
     )
@@ -51,13 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="strict",
         help="strict: Controversial counts as unsafe (default: %(default)s)",
     )
-    decision.add_argument("--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose")
+    decision.add_argument(
+        "--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose"
+    )
     parser.add_argument(
         "--debounce",
         type=int,
         default=policy.debounce,
         metavar="N",
-        help=f"unsafe tokens in a row before a flag (default: {policy.debounce})",
+        help="flag at the last of so many unsafe tokens in a row (default: %(default)s)",
     )
     categories = [each.value for each in Category]
     parser.add_argument(
@@ -65,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=categories,
         metavar="CATEGORY",
-        help="count this category, and no other that is not named so (default: all)",
+        help="count only the categories that are named so; may be given again (default: all)",
     )
     parser.add_argument(
         "--on-flag",
@@ -77,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-guard-error",
         choices=get_args(OnGuardError),
         default=own.on_guard_error,
-        help="what becomes of text that the guard cannot judge, because it is down or overloaded (default: %(default)s)",
+        help="what becomes of text that the guard cannot judge, as it is down or overloaded (default: %(default)s)",
     )
     parser.add_argument(
         "--release",
@@ -108,7 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(own, name)
         option = "--" + name.removesuffix("_s").replace("_", "-")
         parser.add_argument(
-            option, type=kind, default=value, dest=name, metavar=metavar, help=f"{text} (default: {value:g})" if kind is float else f"{text} (default: {value})"
+            option,
+            type=kind,
+            default=value,
+            dest=name,
+            metavar=metavar,
+            help=f"{text} (default: {value:g})" if kind is float else f"{text} (default: {value})",
         )
 
 

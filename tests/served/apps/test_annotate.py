@@ -129,7 +129,7 @@ def test_parquet_json_and_a_data_set_give_the_same_rows(
 
 
 def test_sources_that_are_none_and_missing_extras_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails(run("annotate", tmp_path / "none.jsonl", tmp_path / "out.jsonl"), "is no file")
+    fails(run("annotate", tmp_path / "none.jsonl", tmp_path / "out.jsonl"), "is not a file")
     broken = tmp_path / "x.parquet"
     broken.write_bytes(b"no")
     fails(run("annotate", broken, tmp_path / "out.jsonl"), "cannot be read as Parquet")

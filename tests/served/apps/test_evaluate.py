@@ -73,7 +73,7 @@ def test_nothing_to_measure_and_no_plots_are_said(tmp_path: Path, monkeypatch: p
     source = tmp_path / "rows.jsonl"
     source.write_text('{"prompt": "Hi."}\n')
     fails(run("evaluate", source, "--output", tmp_path / "out"), "No row of")
-    fails(run("evaluate", tmp_path / "none.jsonl", "--output", tmp_path / "out"), "is no file")
+    fails(run("evaluate", tmp_path / "none.jsonl", "--output", tmp_path / "out"), "is not a file")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(errors.ServeError, match="matplotlib is not installed"):
         plots.plot(tmp_path, {})

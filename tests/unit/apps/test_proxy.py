@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from qwen3guard_apps.proxy import add_arguments, settings_of, sse
+from qwen3guard_apps.proxy import sse
+from qwen3guard_apps.proxy.proxy import add_arguments, settings_of
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_contract import errors
 from support.texts import TEXTS, cut

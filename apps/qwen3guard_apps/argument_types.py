@@ -22,5 +22,5 @@ def port(text: str) -> int:
     """The argument type for a TCP port; 0 stands for none, or for any free one."""
     number = int(text)
     if not 0 <= number < 65536:
-        raise argparse.ArgumentTypeError(f"{number} is no port")
+        raise argparse.ArgumentTypeError(f"{number} is not a port: give 0 to 65535")
     return number

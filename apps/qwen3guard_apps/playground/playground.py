@@ -1,0 +1,56 @@
+"""`qwen3guard playground`: one local page that shows a guard at work. Needs aiohttp (the extra `apps`)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+
+from qwen3guard_client.aio import AsyncGuardClient
+from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract.errors import ServeError
+
+from qwen3guard_apps import client_options
+from qwen3guard_apps.argument_types import port
+
+PLAYGROUND_PORT = 8008
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    client_options.add_client_arguments(parser, json="print the address as one line of JSON")
+    parser.add_argument(
+        "--port",
+        type=port,
+        default=PLAYGROUND_PORT,
+        metavar="N",
+        help="the port of the page, on 127.0.0.1; 0 takes a free one (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C or SIGTERM.
+
+    Raises ServeError where aiohttp is missing, PortBusy, or InvalidCredentials.
+    """
+    try:
+        from qwen3guard_apps.playground import server
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+    token = read_token(arguments.token_file)
+
+    def show_url(url: str) -> None:
+        print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it", flush=True)
+
+    async def serve_page() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with AsyncGuardClient(
+            arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
+        ) as guard:
+            await server.serve_until(stop, guard, arguments.port, show_url)
+
+    asyncio.run(serve_page())
