@@ -63,11 +63,11 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 # What serves is installed by hash; SECURITY.md says how the lock is renewed.
 .venv/locked.done: requirements/serve.lock | .venv/bin/python
 	@echo "installing the server and the export (150 MB, about a minute the first time) ..."
-	@$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement $<
+	@$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes --requirement $<
 	@touch $@
 
 .venv/serve.done: pyproject.toml .venv/locked.done
-	@$(BIN)/pip install --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
 .venv/perf.done: pyproject.toml .venv/locked.done

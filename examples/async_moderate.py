@@ -1,10 +1,11 @@
 """Moderates an async generator: only text that the guard has cleared is shown.
 
-python examples/async_moderate.py 127.0.0.1:8001 "How do I bake bread?"
+python examples/async_moderate.py "How do I bake bread?" --url 127.0.0.1:8001
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator
@@ -19,8 +20,8 @@ async def answer() -> AsyncIterator[str]:
         yield piece
 
 
-async def main(guard_url: str, prompt: str) -> int:
-    async with AsyncGuardClient(guard_url) as guard:
+async def moderate(prompt: str, url: str) -> int:
+    async with AsyncGuardClient(url) as guard:
         moderated = guard.moderate(answer(), prompt=prompt, policy=Policy(strict=True, debounce=2))
         async for segment in moderated:
             print(segment, end="", flush=True)
@@ -30,5 +31,13 @@ async def main(guard_url: str, prompt: str) -> int:
     return 1 if moderated.flag else 0
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Moderate an async generator.")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the user writes")
+    parser.add_argument("--url", default="127.0.0.1:8001", help="the guard's server (default: %(default)s)")
+    arguments = parser.parse_args()
+    return asyncio.run(moderate(arguments.prompt, arguments.url))
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(*sys.argv[1:3])))
+    sys.exit(main())

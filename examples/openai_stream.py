@@ -1,12 +1,13 @@
 """Guards the answer of an OpenAI-compatible server while it streams.
 
-    python examples/openai_stream.py http://127.0.0.1:8080/v1 127.0.0.1:8001 "How do I bake bread?"
+    python examples/openai_stream.py "How do I bake bread?" --url 127.0.0.1:8001 --base-url http://127.0.0.1:8080/v1
 
 Needs `pip install openai`. Only text that the guard has cleared is printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 
@@ -24,8 +25,8 @@ def answer(base_url: str, prompt: str) -> Iterator[str]:
                 yield text
 
 
-def main(base_url: str, guard_url: str, prompt: str) -> int:
-    with GuardClient(guard_url) as guard:
+def moderate(prompt: str, url: str, base_url: str) -> int:
+    with GuardClient(url) as guard:
         moderated = guard.moderate(answer(base_url, prompt), prompt=prompt, release="after_check", on_flag="stop")
         for segment in moderated:
             print(segment, end="", flush=True)
@@ -35,5 +36,16 @@ def main(base_url: str, guard_url: str, prompt: str) -> int:
     return 1 if moderated.flag else 0
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Guard the answer of an OpenAI-compatible server.")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the user writes")
+    parser.add_argument("--url", default="127.0.0.1:8001", help="the guard's server (default: %(default)s)")
+    parser.add_argument(
+        "--base-url", default="http://127.0.0.1:8080/v1", help="the LLM's server, with its /v1 (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    return moderate(arguments.prompt, arguments.url, arguments.base_url)
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main())

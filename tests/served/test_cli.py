@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qwen3guard_contract.manifest import DEMO_NOTICE
@@ -96,6 +97,26 @@ def test_a_streams_policy_is_the_callers(server: EmbeddedServer, tmp_path: Path)
     limits.write_text('{"default": 2}')
     fails(run("stream", "--url", server.url, "--prompt", "Hi.", *thresholds), "t.json: The threshold 'default' must be")
     assert run("stream", "--url", server.url, "--prompt", "Hi.", *thresholds, "--mode", "loose").returncode == 2
+
+
+def test_a_stream_takes_messages(server: EmbeddedServer, tmp_path: Path) -> None:
+    turns = [("user", "Hi."), ("assistant", "Hello, how can I help?"), ("user", "How do I bake bread?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    file = tmp_path / "messages.json"
+    file.write_text(json.dumps(messages))
+
+    def lines(*conversation: str) -> list[dict[str, Any]]:
+        result = run("stream", "--url", server.url, "--json", *conversation, stdin=b"Mix flour and water.")
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    given = lines("--messages", json.dumps(messages))
+    assert given == lines("--messages", f"@{file}")
+    alone = lines("--prompt", "How do I bake bread?")
+    assert lines("--messages", json.dumps(messages[-1:])) == alone
+    assert given[-1]["tokens"][0]["position"] > alone[-1]["tokens"][0]["position"]
+    fails(run("stream", "--url", server.url, "--messages", "@"), "cannot be read")
+    fails(run("stream", "--url", server.url, "--messages", "{"), "JSON")
 
 
 def test_an_empty_response_is_no_error(server: EmbeddedServer) -> None:

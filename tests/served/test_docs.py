@@ -28,18 +28,26 @@ def example(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_the_example_that_classifies_a_file(server: EmbeddedServer, tmp_path: Path) -> None:
     prompts = ["How do I bake bread?", "¿Cómo se hace el pan?", "Explain how to build a bomb.", "Say hello."]
     (tmp_path / "prompts.txt").write_text("\n\n".join(prompts), encoding="utf-8")
-    result = example("classify_file.py", tmp_path / "prompts.txt", server.url)
+    result = example("classify_file.py", tmp_path / "prompts.txt", "--url", server.url)
     assert (result.returncode, result.stderr) == (0, "")
     with qwen3guard_client.GuardClient(server.url) as guard:
         assert result.stdout.splitlines() == [guard.classify(prompt).as_json() for prompt in prompts]
 
 
 def test_the_example_that_moderates_an_async_generator(server: EmbeddedServer) -> None:
-    passed = example("async_moderate.py", server.url, "How do I bake bread?")
+    passed = example("async_moderate.py", "How do I bake bread?", "--url", server.url)
     assert (passed.returncode, passed.stderr) == (0, "")
     assert passed.stdout.startswith("Mix flour")
     assert passed.stdout.strip().endswith("crust is dark.")
-    stopped = example("async_moderate.py", server.url, "Explain step by step how to build a bomb at home.")
+    stopped = example("async_moderate.py", "Explain step by step how to build a bomb at home.", "--url", server.url)
     assert stopped.returncode == 1
     assert stopped.stderr.startswith("stopped: The prompt is ")
     assert stopped.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.name)
+def test_an_example_without_arguments_says_what_it_needs(file: Path) -> None:
+    result = example(file.name)
+    assert result.returncode == 2
+    assert "the following arguments are required" in result.stderr
+    assert "Traceback" not in result.stderr

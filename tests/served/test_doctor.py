@@ -50,7 +50,7 @@ def test_lines_for_people(server: EmbeddedServer) -> None:
     assert result.returncode == 1
     words = [line.split()[:2] for line in result.stdout.decode().splitlines()]
     assert words == [["ok", "server"], ["ok", "classify"], ["ok", "stream_step"], ["failed", "metrics"]]
-    assert b"--metrics-port" in result.stdout
+    assert b"/metrics does not answer (Connection refused): serve with --metrics-port." in result.stdout
 
 
 def test_a_missing_file(copy: Path) -> None:
@@ -105,4 +105,4 @@ def test_a_guard_that_is_exported_and_not_served(copy: Path, server: EmbeddedSer
     assert examine(copy, server.url) == {}
     status, found = doctor("--model-repository", copy / "away" / "1", "--url", server.url)
     assert status == 1
-    assert "holds no exported guard" in failed(found)["repository"]
+    assert "There is no exported guard in" in failed(found)["repository"]

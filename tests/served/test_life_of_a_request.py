@@ -96,10 +96,14 @@ def stream(repository: Path) -> Callable[[], None]:
     return work
 
 
-def named() -> set[str]:
-    """Files that README's life of a request links to."""
-    section = (ROOT / "README.md").read_text().partition("## The life of a request\n")[2].partition("\n## ")[0]
-    return set(re.findall(r"\]\(([^)]+)\)", section))
+def named(readme: str) -> set[str]:
+    """Files that README's life of a request links to, as [text](file), or as [text] with its definition below."""
+    section = readme.partition("## The life of a request\n")[2].partition("\n## ")[0]
+    definition = re.compile(r"^\[([^]]+)\]: (\S+)$", re.MULTILINE)
+    definitions = dict(definition.findall(section))
+    used = set(re.findall(r"\[([^]]+)\](?!\()", definition.sub("", section)))
+    assert used == set(definitions), "a reference without its definition, or a definition that nothing uses"
+    return set(re.findall(r"\]\(([^)]+)\)", section)) | set(definitions.values())
 
 
 def test_the_files_of_a_request_are_named(
@@ -112,8 +116,17 @@ def test_the_files_of_a_request_are_named(
 
     files = files_of(classify) | files_of(stream) | files_of(through_the_client)
     assert len(files) > 20
-    assert files - named() == set()
-    assert all((ROOT / name).exists() for name in named())
+    links = named((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert files - links == set()
+    assert [name for name in links if not (ROOT / name).exists()] == []
+
+
+def test_a_reference_without_its_definition_is_seen() -> None:
+    begin = "## The life of a request\n\n[client.py]: it calls [wire](wire.py)"
+    assert named(f"{begin}.\n\n[client.py]: client/client.py\n\n## Next\n[other]") == {"client/client.py", "wire.py"}
+    for wrong in (f"{begin}.\n", f"{begin}, [b].\n\n[client.py]: c.py\n", "## The life of a request\n\n[a]: a.py\n"):
+        with pytest.raises(AssertionError, match="definition"):
+            named(wrong)
 
 
 @pytest.mark.parametrize("ensemble", LOOPS)

@@ -393,9 +393,11 @@ def test_the_example_guards_an_openai_stream(guard: GuardClient, offset: int) ->
             command: list[str | Path] = [
                 sys.executable,
                 ROOT / "examples" / "openai_stream.py",
-                base,
-                guard.url,
                 prompt,
+                "--url",
+                guard.url,
+                "--base-url",
+                base,
             ]
             return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 

@@ -1,4 +1,4 @@
-"""perf_analyzer, for real, on the served demo guard, and the arithmetic that reports divide by. No time is asserted."""
+"""perf_analyzer, for real, on the served demo guard. No time is asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom: shared/DESIGN's arrows, read from the sources. No arrow runs up, and there is no circle."""
+"""Who may import whom: README's rule, read from the sources. No arrow runs up, and there is no circle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cascade: Gen's word against Stream's flags, on its rule alone and through both served guards."""
+"""A cascade: Gen's word against Stream's flags, on its rule alone."""
 
 from __future__ import annotations
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
-from qwen3guard_apps.doctor import export_checks, machine_checks
+from qwen3guard_apps.doctor import doctor, export_checks, machine_checks
 from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_apps.doctor.findings import Finding, run_checks
 from qwen3guard_contract import errors
@@ -69,6 +71,30 @@ def test_an_engine_of_another_version(copy: Path) -> None:
 def test_a_machine_that_is_too_small(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_checks, "memory_bytes", lambda: 1 << 20)
     assert "do not fit" in examine(repository)["memory"]
+
+
+class _Nothing(BaseHTTPRequestHandler):
+    """A server of other things: it has no metrics."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_metrics_that_do_not_answer_have_a_plain_reason() -> None:
+    def said(url: str) -> str:
+        (finding,) = doctor.metrics(url)
+        assert finding.state == "failed"
+        return finding.said
+
+    with HTTPServer(("127.0.0.1", 0), _Nothing) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        url = f"127.0.0.1:{other.server_address[1]}"
+        assert said(url).startswith(f"http://{url}/metrics answers with HTTP 404")
+        other.shutdown()
+    assert said(url) == f"http://{url}/metrics does not answer (Connection refused): serve with --metrics-port."
 
 
 def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:

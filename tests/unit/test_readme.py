@@ -14,7 +14,8 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "deploy/
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    link = r"(?:\]\(|^\[[^]]+\]: )(?!http|#)([^)#\n]+)"
+    links = re.findall(link, (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 

@@ -75,7 +75,7 @@ class Examination:
         if self.url:
             yield from self._server()
         if self.metrics_url:
-            yield from run_checks({"metrics": lambda: _metrics(str(self.metrics_url))})
+            yield from run_checks({"metrics": lambda: metrics(str(self.metrics_url))})
 
     def _installation(self) -> Iterator[Finding]:
         try:
@@ -159,7 +159,8 @@ def _manifests(model_repository: Path) -> Mapping[str, Manifest]:
         return {}
 
 
-def _metrics(url: str) -> Iterator[Finding]:
+def metrics(url: str) -> Iterator[Finding]:
+    """Looks for the guards' metrics at `url`, an address or host:port."""
     url = url if "//" in url else f"http://{url}/metrics"
     try:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S) as reply:

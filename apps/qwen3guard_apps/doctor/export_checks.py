@@ -12,9 +12,9 @@ from typing import Any
 from qwen3guard_contract import wire
 from qwen3guard_contract.layout import VERSION, GuardModels, exported_guards
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.engine.integrity import is_exported
 from qwen3guard_runtime.engine.kv_cache import KVCache
-from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.exported import foreign_files
 
 from qwen3guard_apps.doctor.findings import Check, Finding

@@ -224,14 +224,22 @@ def _resolve(source: str) -> Path:
         raise CheckpointNotFound(f"{source} is a file; name the checkpoint's folder.")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
         raise CheckpointNotFound(f"{source} is neither a folder nor a hub id of the form org/name.")
-    try:
-        from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+    try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except Exception as error:  # errors of the hub, of requests, of httpx or of the disk
-        reason = type(error).__name__
+    except RepositoryNotFoundError as error:
         raise CheckpointNotFound(
-            f"{source} is not a folder, and the hub did not give a model of that name ({reason})."
+            f"{source} is not a folder, and the hub has no such model, or none that you may read."
+        ) from error
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:  # the first is raised without a network
+        raise CheckpointNotFound(
+            f"{source} is not a folder, and the hub cannot be reached: give a folder, or see to the connection."
+        ) from error
+    except Exception as error:  # errors of the hub, of requests, of httpx or of the disk
+        raise CheckpointNotFound(
+            f"{source} is not a folder, and the hub did not give the model ({type(error).__name__})."
         ) from error
 
 

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.error
@@ -61,6 +62,7 @@ def playground(guard_url: str, *options: str) -> Iterator[str]:
         finally:
             process.terminate()
             assert process.communicate(timeout=10) == ("", "")
+            assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -519,6 +521,23 @@ def test_a_busy_port_is_named() -> None:
         )
     assert result.returncode == 1
     assert f"Port {port} on 127.0.0.1 cannot be used" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_both_signals_end_it_well_also_in_the_background(number: signal.Signals) -> None:
+    """A shell starts its background commands with SIGINT ignored."""
+    command: list[str | Path] = [COMMAND, "playground", "--port", "0", "--json"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"]
+        process.send_signal(number)
+        assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 0
 
 
 def test_the_readmes_pictures(browser: Browser, url: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -319,16 +320,34 @@ def test_a_source_that_is_nothing(source: str, tmp_path: Path) -> None:
         export(source, tmp_path / "models", say=lambda _: None)
 
 
-def test_an_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_and_one_that_has_no_such_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
+    from huggingface_hub import errors as hub
 
-    def refuse(*_: Any, **options: Any) -> str:
-        assert options["allow_patterns"] == ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-        raise OSError("no route\nto host")
+    unreachable, no_model = "the hub cannot be reached", "the hub has no such model"
+    for error, says in (
+        (hub.LocalEntryNotFoundError("not in the cache"), unreachable),
+        (hub.OfflineModeIsEnabled("HF_HUB_OFFLINE"), unreachable),
+        (ConnectionError("no route\nto host"), unreachable),
+        (hub.RepositoryNotFoundError("404", _response(404)), no_model),
+        (hub.GatedRepoError("403", _response(403)), no_model),
+        (OSError("no space\nleft"), r"did not give the model \(OSError\)"),
+    ):
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(CheckpointNotFound, match=r"Qwen/Qwen3Guard-Gen-0\.6B is not a folder, and the hub"):
-        export("Qwen/Qwen3Guard-Gen-0.6B", tmp_path / "models", say=lambda _: None)
+        def refuse(*_: Any, error: Exception = error, **options: Any) -> str:
+            assert options["allow_patterns"] == ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+        with pytest.raises(CheckpointNotFound, match=rf"Qwen/Qwen3Guard-Gen-0\.6B is not a folder, and .*{says}"):
+            export("Qwen/Qwen3Guard-Gen-0.6B", tmp_path / "models", say=lambda _: None)
+
+
+def _response(status: int) -> Any:
+    """What the hub's errors ask of the reply that they were made of."""
+    return SimpleNamespace(status_code=status, headers={}, request=None)
 
 
 def test_a_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
