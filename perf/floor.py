@@ -7,8 +7,8 @@ The floor of a work is the least time that it can take at these rates.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -107,8 +107,11 @@ def _best(session: onnxruntime.InferenceSession, rows: np.ndarray, times: int = 
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="*", help="of exported guards, whose steps are estimated")
+    folders = parser.parse_args().folders
     rates = probe()
     print(json.dumps({name: round(value, 1) for name, value in rates.items()}))
-    for folder in sys.argv[1:]:
-        milliseconds = 1e3 * step_seconds(Manifest.read(Path(folder)), rates, 512)
+    for folder in folders:
+        milliseconds = 1e3 * step_seconds(Manifest.read(folder), rates, 512)
         print(f"{folder}: a step at 512 tokens {milliseconds:.1f} ms")

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from qwen3guard_contract.errors import CorruptFile, ExportOutdated
 from qwen3guard_contract.forms import AttentionForm, Form, WeightFormat
-from qwen3guard_contract.slots import Cache, caches
+from qwen3guard_contract.slots import PADDING_CELLS, Cache, caches
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
+GRAPH_FORM = "form"
+"""The key of the graph's metadata under which `str(Form)` stands."""
 FORMAT = 2
 """The format that this version exports. A manifest without a format has format 1. In format 1 the products of int8
 attention had 8 bits on both sides, which CPUs without VNNI compute wrongly, and the bounds of its proof let many broken
@@ -125,11 +127,13 @@ class Manifest:
         if self.variant not in ("gen", "stream"):
             raise ValueError(f"the variant {self.variant!r} is neither gen nor stream")
         for name in ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number from 1 on")
         if type(self.format) is not int:
             raise ValueError("format must be a whole number")
         Form(self.weights, self.attention)
+        if self.engine and self.engine.profiles[0].tokens > PADDING_CELLS:
+            raise ValueError(f"an engine whose steps have more than {PADDING_CELLS} tokens writes beyond its slots")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -168,7 +172,10 @@ class Manifest:
             canary = values["canary"]
             values["canary"] = Canary(tuple(canary["input_ids"]), tuple(canary["values"]), canary["tolerance"])
             values["engine"] = Engine.of(data["engine"]) if data.get("engine") else None
-            return cls(**values, format=data.get("format", 1))
+            manifest = cls(**values, format=data.get("format", 1))
+            if data.get("kv_dtype", manifest.form.kv_dtype) != manifest.form.kv_dtype:
+                raise ValueError(f"kv_dtype is not {manifest.form.kv_dtype}, that of {manifest.form}")
+            return manifest
         except KeyError as missing:
             raise CorruptFile(f"{path} has no {missing}: export the checkpoint again.") from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from qwen3guard_contract.errors import CorruptFile
+from qwen3guard_contract.errors import CorruptFile, EngineError
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.layout import GUARDS
 from qwen3guard_contract.manifest import MANIFEST, Engine, Manifest
@@ -30,8 +30,9 @@ from qwen3guard_export.balance.balance import balance
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph.attention import kv_caches
 from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.proof.canary import longest
 from qwen3guard_export.proof.parity import Proof, prove
-from qwen3guard_export.proof.texts import proof_rows
+from qwen3guard_export.proof.texts import around_text, proof_rows
 from qwen3guard_export.tensorrt import SLOT_TOKENS, build, check_can_build
 
 _STAGING = ".export-"
@@ -64,6 +65,8 @@ def export(
     form = requested if attention else Form.fastest(architecture.variant, weights)
     models = GUARDS[architecture.variant]
     model, tokenizer = models.guard_folder(output), models.tokenizer_folder(output)
+    if tensorrt:
+        _check_slot(slot_tokens, opened)
     with _staging(model.parent) as staging:
         rows = proof_rows(opened.folder, architecture.context)
         if form.has_integers:
@@ -92,6 +95,13 @@ def export(
         _place(staging, model, list(manifest.sha256), keep=False)
     say(f"exported to {model.parent} and {tokenizer.parent}")
     return manifest
+
+
+def _check_slot(slot_tokens: int, checkpoint: Checkpoint) -> None:
+    """Raises EngineError if the template alone, with an answer, is longer than a slot."""
+    needed = longest(around_text(checkpoint.folder))
+    if slot_tokens < min(needed, checkpoint.architecture.context):
+        raise EngineError(f"A slot of {slot_tokens} tokens cannot hold a conversation: the template needs {needed}.")
 
 
 @contextmanager

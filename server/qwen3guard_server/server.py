@@ -212,11 +212,17 @@ _TRITON_ERROR = re.compile(
 )
 
 
+_ABSENT_MODULE = re.compile(r"No module named '(qwen3guard_[\w.]+)'")
+"""What Python says in a model.py of another version, which imports modules from where they were."""
+
+
 def reason(log: str) -> str:
     """The sentence in a server's log that says why it stopped: the first GuardError, or else Triton's last error."""
     guard_error = from_text(log)
     if guard_error:
         return str(guard_error)
+    if absent := _ABSENT_MODULE.search(log):
+        return f"Its models are of another version ({absent[1]} is not here): export the checkpoint again."
     triton_errors = _TRITON_ERROR.findall(log)
     return str(triton_errors[-1]).strip(' "') if triton_errors else "its log says nothing"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,27 @@ def test_a_stream_of_bytes_that_are_not_utf8_fails(server: EmbeddedServer) -> No
     assert result.returncode == 1
     assert b"UTF-8" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+def test_a_standard_output_that_takes_nothing() -> None:
+    """A full disk is an error, a reader that has gone is none."""
+    full = subprocess.run(f"{COMMAND} --version > /dev/full", shell=True, capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stderr) == (1, "qwen3guard: No space left on device.\n")
+    closed = subprocess.run(f"{COMMAND} --version >&-", shell=True, capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (1, "qwen3guard: standard output is closed.\n")
+    gone = f"({COMMAND} export --help; echo $? >&2) | true"
+    left = subprocess.run(["bash", "-c", gone], capture_output=True, text=True, check=False)
+    assert left.stderr.split() in (["141"], ["0"])  # it may have written all before the reader went
+
+
+def test_ctrl_c_while_modules_are_imported_ends_the_process_at_once() -> None:
+    code = (
+        "import os, signal; from qwen3guard_apps.cli import main\n"
+        "main.parser = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main.main([])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, b"")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,12 +24,23 @@ LIGHT = {"numpy"}
 multiplies, which is asked for by name when a guard is loaded."""
 
 
+OUTSIDE = {
+    "runtime": {
+        "numpy", "jinja2", "tokenizers", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda",
+        "triton_python_backend_utils",
+    },
+}  # fmt: skip
+"""What the processes of the models may load of others."""
+NOT_IMPORTED = {"tests", "support", "perf", "trials", "demo", "examples", "deploy", "docs", "model_repository"}
+"""Folders from which no package imports."""
+
+
 def modules() -> dict[str, Path]:
-    """Every module of the six packages by its dotted name."""
+    """Every module of ours by its dotted name."""
     found = {}
-    for package in ROOT.glob("*/qwen3guard_*"):
-        for path in package.rglob("*.py"):
-            dotted = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+    for folder in BELOW:
+        for path in (ROOT / folder / f"qwen3guard_{folder}").rglob("*.py"):
+            dotted = ".".join(path.relative_to(ROOT / folder).with_suffix("").parts)
             found[dotted.removesuffix(".__init__")] = path
     return found
 
@@ -37,21 +49,45 @@ MODULES = modules()
 
 
 def imported(path: Path) -> Iterator[str]:
-    """What a file imports anywhere in it, in functions too, but for type checkers alone."""
+    """What a file imports anywhere in it, in functions and by name too, but not for type checkers alone."""
+    return names_imported(path.read_text(), str(path))
+
+
+def names_imported(source: str, path: str = "") -> Iterator[str]:
+    tree = ast.parse(source)
+    from_typing = any(
+        isinstance(node, ast.ImportFrom) and node.module == "typing" and "TYPE_CHECKING" in {a.name for a in node.names}
+        for node in tree.body
+    ) and not any(
+        isinstance(node, ast.Name) and node.id == "TYPE_CHECKING" and isinstance(node.ctx, ast.Store)
+        for node in ast.walk(tree)
+    )
     skipped = {
-        inner
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in {child.lineno for child in ast.walk(node) if isinstance(child, ast.stmt)}
+        id(child)
+        for node in ast.walk(tree)
+        if from_typing and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for child in ast.walk(statement)
     }
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.lineno not in skipped:
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in MODULES else str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "import_module",
+            "__import__",
+        ):
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant):
+                yield str(first.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("exec", "eval"), f"{path} runs text as code"
 
 
 def package(module: str) -> str:
@@ -90,7 +126,39 @@ def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def test_the_packages_are_those_that_are_known() -> None:
+    """A package of another name beside ours would be shipped too: pyproject finds all that these folders hold."""
     assert {package(module) for module in MODULES} == set(BELOW)
+    beside = {str(path.parent.relative_to(ROOT)) for folder in BELOW for path in (ROOT / folder).glob("*/__init__.py")}
+    assert beside == {f"{folder}/qwen3guard_{folder}" for folder in BELOW}
+    nested = [path for folder in BELOW for path in (ROOT / folder).glob("*/**/qwen3guard_*") if path.is_dir()]
+    assert not nested
+
+
+def test_an_import_is_seen_however_it_is_written() -> None:
+    written = """
+        import a1 as x; import a2.b
+        from a3 import c
+        def f(): from a4 import d
+        importlib.import_module("a5.e"); __import__("a6")
+        if TYPE_CHECKING: from a7 import g
+        else: from a8 import h
+    """
+    source = "\n".join(line.strip() for line in written.splitlines())
+    seen = {name.partition(".")[0] for name in names_imported(source)}
+    assert seen == {f"a{number}" for number in range(1, 9)}  # its TYPE_CHECKING is not typing's
+    typed = {name.partition(".")[0] for name in names_imported("from typing import TYPE_CHECKING\n" + source)}
+    assert typed == seen - {"a7"} | {"typing"}
+    for hidden in ("from . import a", "exec('import a')"):
+        with pytest.raises(AssertionError):
+            list(names_imported(hidden))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_package_imports_what_only_the_checkout_has(module: str) -> None:
+    names = {name.partition(".")[0] for name in imported(MODULES[module])}
+    assert not names & NOT_IMPORTED
+    if allowed := OUTSIDE.get(package(module)):
+        assert {name for name in names if not name.startswith("qwen3guard_")} <= allowed | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -119,12 +187,11 @@ def test_there_is_no_circle_of_files_and_none_of_folders() -> None:
 
 
 def test_the_contract_needs_numpy_alone() -> None:
-    import sys
-
     for module, path in MODULES.items():
         if package(module) == "contract":
             others = {name.partition(".")[0] for name in imported(path)} - {"qwen3guard_contract"}
-            assert others <= LIGHT | sys.stdlib_module_names, module
+            asked_for = {"onnxruntime"} if module == "qwen3guard_contract.integer_products" else set()
+            assert others <= LIGHT | asked_for | sys.stdlib_module_names, module
     assert not (ROOT / "contract" / "qwen3guard_contract" / "__init__.py").read_text()
 
 

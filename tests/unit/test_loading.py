@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from qwen3guard_contract import errors
+from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export.repository import STREAM_PARAMETERS
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
+from qwen3guard_server.server import reason
 
 
 def load(repository: Path, **parameters: str) -> StreamGuardModel:
@@ -44,3 +48,40 @@ def test_a_foreign_tokenizer(copy: Path) -> None:
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with pytest.raises(errors.TokenizerMismatch, match="tokenizer"):
         GuardTokenizerModel(tokenizer.parent)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("layers", 1.5, "layers must be a whole number"),
+        ("context", "big", "context must be a whole number"),
+        ("kv_heads", True, "kv_heads must be a whole number"),
+        ("kv_dtype", "int8", "kv_dtype is not float32"),
+        ("attention", "flash", "attention must be one of"),
+        ("weights", "int2", "weights must be one of"),
+        ("layers", 3, "not the graph that its manifest describes"),
+        ("attention", "int8", "not the graph that its manifest describes"),
+        ("attention", "gqa", "not the graph that its manifest describes"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(copy: Path, field: str, value: object, sentence: str) -> None:
+    """Neither its own fields nor the graph beside it."""
+    path = copy / "stream_guard" / "1" / "manifest.json"
+    facts = json.loads(path.read_text()) | {field: value}
+    if field == "attention":
+        del facts["kv_dtype"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(errors.CorruptFile, match=sentence):
+        load(copy)
+
+
+def test_an_engine_that_would_write_beyond_its_slots(copy: Path) -> None:
+    manifest = Manifest.read(copy / "stream_guard" / "1")
+    engine = Engine("model.engine", "tensorrt", "10", ("9.0",), 128, (Profile(32, 17, 512),))
+    with pytest.raises(ValueError, match="more than 16 tokens writes beyond its slots"):
+        replace(manifest, engine=engine)
+
+
+def test_models_of_another_version_are_named() -> None:
+    log = "E1126 model.cc:1] failed to load: ModuleNotFoundError: No module named 'qwen3guard_client.wire'\n"
+    assert reason(log).startswith("Its models are of another version (qwen3guard_client.wire is not here): export")

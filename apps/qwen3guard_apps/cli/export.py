@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen3guard_contract.errors import ServeError
-from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS
+from qwen3guard_contract.errors import InvalidRequest, ServeError
+from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
 
 from qwen3guard_apps.argument_types import positive
 from qwen3guard_apps.cli.terminal import say
@@ -51,10 +51,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.via == "optimum":
         export_with_optimum(arguments.checkpoint, arguments.output, say=say)
         return
+    weights = arguments.weights or ("fp16" if arguments.tensorrt else "fp32")
+    try:
+        if arguments.attention:
+            Form.named(weights, arguments.attention)
+    except ValueError as error:
+        raise InvalidRequest(f"There is no such export: {error}.") from None
     manifest = export(
         arguments.checkpoint,
         arguments.output,
-        weights=arguments.weights or ("fp16" if arguments.tensorrt else "fp32"),
+        weights=weights,
         attention=arguments.attention,
         tensorrt=arguments.tensorrt,
         slot_tokens=arguments.slot_tokens,

@@ -10,18 +10,16 @@ judge some rows.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
-from qwen3guard_contract.errors import GuardError
-
-from qwen3guard_apps.annotation import annotate
-from qwen3guard_apps.cli import classify, export, perf, serve, stream
-from qwen3guard_apps.cli.terminal import say
-from qwen3guard_apps.doctor import doctor
-from qwen3guard_apps.evaluation import evaluate
-from qwen3guard_apps.playground import playground
-from qwen3guard_apps.proxy import proxy
+CLOSED_PIPE = 141
+"""The exit status where whoever reads standard output has gone, as after `| head -1`: 128 and SIGPIPE."""
 
 
 class _Version(argparse.Action):
@@ -33,6 +31,14 @@ class _Version(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs. Their modules are imported here, so that `main` can report what stops them."""
+    from qwen3guard_apps.annotation import annotate
+    from qwen3guard_apps.cli import classify, export, perf, serve, stream
+    from qwen3guard_apps.doctor import doctor
+    from qwen3guard_apps.evaluation import evaluate
+    from qwen3guard_apps.playground import playground
+    from qwen3guard_apps.proxy import proxy
+
     command = argparse.ArgumentParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
     command.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     command.add_argument("--debug", action="store_true", help="show tracebacks and the server's log")
@@ -61,15 +67,61 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default the process's own, and returns its exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments.run(arguments)
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        with _interrupts_end_the_process():
+            commands = parser()
+        parsed = commands.parse_args(arguments)
+        parsed.run(parsed)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        _write_no_more()
+        return CLOSED_PIPE
     except Exception as error:
-        if arguments.debug:
+        if "--debug" in arguments:
             raise
-        known = isinstance(error, GuardError)
-        say(f"qwen3guard: {error}" if known else f"qwen3guard: {type(error).__name__}: {error} (--debug shows more)")
+        print(f"qwen3guard: {_sentence(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, OSError):
+            _write_no_more()  # the interpreter would try again to write what standard output did not take
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts_end_the_process() -> Iterator[None]:
+    """Ctrl-C ends the process at once while modules are imported: numpy would write a traceback of its own."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not _in_main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _sentence(error: Exception) -> str:
+    from qwen3guard_contract.errors import GuardError
+
+    if isinstance(error, GuardError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed."
+    return f"{type(error).__name__}: {error} (--debug shows more)"
+
+
+def _write_no_more() -> None:
+    """Makes standard output go nowhere."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

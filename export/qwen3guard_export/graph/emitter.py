@@ -5,7 +5,7 @@ This module knows ONNX and nothing of Qwen3. It never holds more than one large 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -127,8 +127,8 @@ class Emitter:
     def scalar(self, value: float | int, dtype: type[np.generic]) -> str:
         return self.weight(f"{np.dtype(dtype).name}_{value!r}", np.asarray(value, dtype))
 
-    def finish(self, graph_name: str) -> None:
-        """Writes the graph. Deterministic: the same calls give the same bytes."""
+    def finish(self, graph_name: str, metadata: Mapping[str, str]) -> None:
+        """Writes the graph with its `metadata`. Deterministic: the same calls give the same bytes."""
         graph = helper.make_graph(
             self._nodes, graph_name, self._inputs, self._outputs, list(self._initializers.values())
         )
@@ -136,6 +136,7 @@ class Emitter:
         if self._contrib:
             opsets.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="qwen3guard-export")
+        helper.set_model_props(model, dict(metadata))
         self._path.write_bytes(model.SerializeToString(deterministic=True))
 
     def _write(self, tensor: onnx.TensorProto, array: Array) -> None:

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 from qwen3guard_contract.forms import Form
-from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
+from qwen3guard_contract.manifest import (
+    GEN_OUTPUTS,
+    GRAPH,
+    GRAPH_FORM,
+    GRAPH_INPUT_IDS,
+    GRAPH_LOGIT_INDEX,
+    GRAPH_POSITIONS,
+)
 
 from qwen3guard_export.checkpoint.checkpoint import (
     EMBEDDING,
@@ -63,7 +70,7 @@ def write_graph(checkpoint: Checkpoint, folder: Path, form: Form) -> None:
     """Writes model.onnx and model.onnx.data into `folder`. Raises CorruptFile if a weight cannot be read."""
     with Emitter(folder, GRAPH) as graph:
         _Qwen3(graph, checkpoint, form).emit()
-        graph.finish(f"qwen3guard_{checkpoint.architecture.variant}")
+        graph.finish(f"qwen3guard_{checkpoint.architecture.variant}", {GRAPH_FORM: str(form)})
 
 
 def rope_tables(architecture: Architecture) -> tuple[FloatArray, FloatArray]:
