@@ -1,10 +1,10 @@
-"""Writes the sync client from the async one, or with --check tells where they differ.
+"""Writes the sync client from the async one. With --check, writes nothing and fails if they differ.
 
     python client/generate_sync.py [--check]
 
-The async modules are written by hand; the sync ones are committed, and say on their first line that they are generated.
-What differs for real stands in two modules with the same names: transport/tasks.py and transport/threads.py. The words
-are exchanged by `unasync` (python-trio), the rest is ruff's.
+The async modules are written by hand. The sync modules are committed, and their first line names this program. Real
+differences are in two modules with the same names, transport/tasks.py and transport/threads.py. `unasync` (python-trio)
+replaces the words, and ruff formats the result.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ PHRASES = {
     r"qwen3guard_client\.aio\b": "qwen3guard_client.client",
     r"stream\.aio\b": "stream.stream",
     r"moderation\.aio\b": "moderation.moderation",
-    r"AsyncIterable\[(\w+)\] \| ": "",  # an async client takes both kinds of sources
+    r"AsyncIterable\[[^\]]+\] \| ": "",  # an async client takes both kinds of sources
     r"Awaitable\[(\w+)\]": r"\1",
 }
-"""What is no single word. These are exchanged first."""
+"""Replacements of more than one word. These are made first."""
 
 
 def generate(source: str) -> str:
-    """The sync module's text."""
+    """Returns the text of the sync module."""
     text = (PACKAGE / source).read_text(encoding="utf-8")
     for pattern, replacement in PHRASES.items():
         text = re.sub(pattern, replacement, text)
@@ -64,7 +64,7 @@ def _ruff(text: str, path: Path, *arguments: str) -> str:
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--check", action="store_true", help="write nothing, and fail where a sync module differs")
+    arguments.add_argument("--check", action="store_true", help="write nothing, and fail if a sync module differs")
     check = arguments.parse_args().check
     stale = []
     for source, target in GENERATED.items():

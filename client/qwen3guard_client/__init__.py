@@ -1,9 +1,11 @@
-"""The thin gRPC client of a Qwen3Guard server, and the words of its answers.
+"""The gRPC client of a Qwen3Guard server.
 
-Each name is imported when it is first asked for, so that a program that needs a word alone does not load gRPC.
-The sync side (client.py, stream/stream.py, moderation/moderation.py) is generated from the async one, the aio.py beside
-each.
+`GuardClient` and `AsyncGuardClient` classify conversations, and moderate responses while they are written. The other
+names are the labels, verdicts, policies and errors that they take and return. Every error is a `GuardError`.
 """
+
+# Each name is imported when it is first used: a program that needs a label or a verdict alone does not load gRPC.
+# The sync modules (client.py, stream/stream.py, moderation/moderation.py) are generated from the aio.py beside each.
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qwen3guard_contract import errors
     from qwen3guard_contract.errors import AccessError, GuardError, InputError, ServerError, SessionLost
-    from qwen3guard_contract.labels import Category, Refusal, RiskLevel
+    from qwen3guard_contract.labels import AnswerStatus, Category, Refusal, RiskLevel
     from qwen3guard_contract.policy import Policy
     from qwen3guard_contract.thresholds import Thresholds
     from qwen3guard_contract.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessError",
+    "AnswerStatus",
     "AsyncGuardClient",
     "AsyncModeration",
     "AsyncStream",
@@ -57,7 +60,7 @@ __all__ = [
 
 _OWNERS = {
     "qwen3guard_contract.errors": ("AccessError", "GuardError", "InputError", "ServerError", "SessionLost"),
-    "qwen3guard_contract.labels": ("Category", "Refusal", "RiskLevel"),
+    "qwen3guard_contract.labels": ("AnswerStatus", "Category", "Refusal", "RiskLevel"),
     "qwen3guard_contract.policy": ("Policy",),
     "qwen3guard_contract.thresholds": ("Thresholds",),
     "qwen3guard_contract.verdict": ("Classification", "PromptVerdict", "StepResult", "TokenVerdict"),

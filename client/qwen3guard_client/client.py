@@ -1,25 +1,26 @@
 # Generated from aio.py by client/generate_sync.py; do not edit.
-"""The gRPC client: `classify` a conversation, `stream` a response, `moderate` an LLM, or call `stream_step` itself."""
+"""The gRPC client. Its methods judge a conversation, moderate a response or an LLM, or take one step of a stream."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qwen3guard_contract.errors import Unreachable
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
+from qwen3guard_client.arguments import Piece, checked_flag, checked_text, checked_timeout
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.moderation.flow import Flow
 from qwen3guard_client.moderation.gate import OnFlag, Release
 from qwen3guard_client.moderation.moderation import Moderation
-from qwen3guard_client.stream.state import Piece, StreamState
+from qwen3guard_client.stream.state import StreamState
 from qwen3guard_client.stream.stream import Stream
-from qwen3guard_client.transport import calls, failures, threads
+from qwen3guard_client.transport import calls, connection, failures, threads
 from qwen3guard_client.transport.calls import Call, Messages
 from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
 
@@ -27,10 +28,11 @@ T = TypeVar("T")
 
 
 class GuardClient:
-    """A connection to a guard server. Every call ends within `timeout_s` seconds, or its own.
+    """A client of a guard server. Every call ends within `timeout_s` seconds, unless it has a `timeout_s` of its own.
 
-    Unless `wait_for_server` is False, a call waits for a server that has answered before and is gone: it may be
-    restarting. Without `tls` nothing is encrypted, not even the `token`.
+    If a server that has answered before is gone, a call waits for it: it may be restarting. With
+    `wait_for_server=False`, the call fails at once. Without `tls` nothing is encrypted, not even the `token`.
+    Every error is a GuardError. Wrong arguments are InvalidRequest or InvalidCredentials, before anything is sent.
     """
 
     def __init__(
@@ -42,13 +44,13 @@ class GuardClient:
         tls: Tls | None = None,
         token: str | None = None,
     ) -> None:
+        connection.check_arguments(url, tls, token)
         self.url = url
-        self.timeout_s = timeout_s
-        self._wait_for_server = wait_for_server
+        self.timeout_s = checked_timeout(timeout_s)
+        self._wait_for_server = checked_flag(wait_for_server, "wait_for_server")
         self._answered = False
         self._token = token
-        self._connection = threads.open_client(url, tls, token)
-        self._in_flight = threads.InFlight(self._connection)
+        self._in_flight = threads.InFlight(lambda: threads.open_client(url, tls, token))
 
     def __enter__(self) -> GuardClient:
         return self
@@ -59,11 +61,17 @@ class GuardClient:
         self.close()
 
     def close(self) -> None:
+        """Closes the connection. A request on the wire gets one second to end. Later calls raise InvalidRequest."""
         self._in_flight.close()
-        self._connection.close()
+
+    @property
+    def _connection(self) -> Any:
+        """tritonclient's client."""
+        return self._in_flight.client
 
     def is_ready(self, model: str) -> bool:
-        """Whether the server answers and says that `model` is loaded; False where it cannot be reached."""
+        """Whether the server says that `model` is loaded. False if the server cannot be reached."""
+        checked_text(model, "The model")
         try:
             return bool(self._connection.is_model_ready(model, client_timeout=self.timeout_s))
         except InferenceServerException:
@@ -77,7 +85,7 @@ class GuardClient:
         messages: Messages | str | None = None,
         timeout_s: float | None = None,
     ) -> Classification:
-        """Gen's verdict over the last turn of a conversation.
+        """Gen's verdict on the last turn of a conversation.
 
         Give a prompt, a prompt and its response, or `messages` in OpenAI's form (a list, or JSON text).
         Raises a GuardError.
@@ -98,12 +106,12 @@ class GuardClient:
         policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> StepResult:
-        """One step of a stream, as the server takes it; `stream` keeps the positions for you.
+        """One step of a stream, as the server takes it. `stream` does this for you, and keeps the positions.
 
-        `start` opens `session` (a new uuid4) with a conversation, and with all of the response so far in
-        `text` or `token_ids` to replay a lost one. Later steps write text or ids at an absolute
-        `position`; what stood there or after is dropped. `end` makes the server forget the session.
-        Raises a GuardError; SessionLost when the session must be opened again.
+        `start` opens `session` (a new uuid4) with a conversation. To replay a lost session, it also brings the whole
+        response so far in `text` or `token_ids`. Later steps write text or ids at an absolute `position`, counted in
+        tokens; tokens that were there or after it are dropped. `end` makes the server forget the session.
+        Raises a GuardError, which is SessionLost if the session must be opened again.
         """
         call = calls.stream_step(
             session,
@@ -126,17 +134,17 @@ class GuardClient:
         policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> Stream:
-        """A response to moderate while it is written; a context manager that opens and ends the session.
+        """A response to moderate while it is written: a context manager that opens and ends the session.
 
-        Without a `policy` the server's own decides what is flagged. Each step ends within `timeout_s`, also one
-        that waits for a restarting server and replays the stream to it.
+        Without a `policy`, the server's own decides what is flagged. Each step ends within `timeout_s`, even if it
+        must wait for a restarting server and replay the stream to it.
         """
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        return Stream(self.send, StreamState(prompt, messages, policy), timeout_s)
+        within_s = self._within_s(timeout_s)
+        return Stream(self._send_within, StreamState(prompt, messages, policy), within_s)
 
     def moderate(
         self,
-        source: Iterable[Piece],
+        source: Iterable[Piece | None],
         prompt: str | None = None,
         *,
         messages: Messages | str | None = None,
@@ -146,28 +154,41 @@ class GuardClient:
         policy: Policy | None = None,
         timeout_s: float | None = None,
     ) -> Moderation:
-        """What may be shown of a response, while an LLM writes it as `source` (text in any pieces, or token ids).
+        """The segments of a response that may be shown, while an LLM writes it.
+
+        The LLM is `source`, an iterable of text in any pieces, or of lists of token ids. Pieces that are empty or None
+        are skipped.
 
         `release` is "after_check", which holds text back until it is cleared, or "before_check", which shows it at
-        once and stops as soon as the check comes back. `on_flag` is "stop", "raise" (Flagged, when what came before
-        is shown) or "mark" (show everything; segments carry the flag from the flagged place on). With `confirm`,
-        "strict" or "loose", each flag is put to Gen, with the conversation as far as it goes, and stands unless Gen
-        finds it safe in that mode; what was held back meanwhile is shown if not. The prompt is checked while the
-        LLM starts. Iterating raises a GuardError where the guard cannot say, and what `source`
-        raises after all that it wrote before was checked.
+        once and stops when the check finds a flag. `on_flag` is "stop", "raise" or "mark". "raise" raises Flagged
+        after the text before the flag is shown. "mark" shows everything, and the segments from the flagged place on
+        carry the flag. `confirm` is "strict", "loose" or None. If it is set, Gen is asked about each flag, with the
+        conversation so far. If Gen finds it safe in that mode, the flag is dropped, and the text that was held back
+        is shown.
+
+        The prompt is checked while the LLM starts. The loop raises a GuardError if the guard cannot judge. An error
+        of `source` is raised after everything written before it was checked.
         """
+        threads.check_source(source)
         stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
-        flow = Flow(release, on_flag, Cascade(confirm, prompt, messages) if confirm else None)
+        flow = Flow(release, on_flag, None if confirm is None else Cascade(confirm, prompt, messages))
         return Moderation(stream, source, flow, lambda call: self.send(call, timeout_s))
 
     def send(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """The result of `call`; a long step is sent again until the server has taken all of it."""
-        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        """Sends `call` and returns its result. A long step is sent again until the server has taken all of it."""
+        return self._send_within(call, self._within_s(timeout_s))
+
+    def _within_s(self, timeout_s: float | None) -> float:
+        return checked_timeout(self.timeout_s if timeout_s is None else timeout_s)
+
+    def _send_within(self, call: Call[T], within_s: float) -> T:
+        """The same for seconds that may have passed already."""
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 reply = self._in_flight.infer(call, deadline - time.monotonic())
             except InferenceServerException as error:
-                failure = failures.error_of(error, token=self._token)
+                failure = failures.error_of(error, token=self._token, url=self.url)
                 failure.request_id = call.id
                 gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
                 if not gone or time.monotonic() + RETRY_S > deadline:

@@ -12,6 +12,8 @@ from qwen3guard_contract.thresholds import Judgement, Thresholds, categories
 
 DEFAULT_DEBOUNCE = 2
 """A token is flagged when it and the token before it are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
+LARGEST_DEBOUNCE = 2**63 - 1
+"""The largest debounce that a request can carry."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Policy:
     With `strict`, Controversial counts as unsafe. `thresholds`, if there are any, decide by probability instead of by
     level. Only judgements of the categories in `blocked` can be unsafe. `debounce` applies to the tokens of a response;
     a prompt is one judgement. A policy replaces the server's own in every part. Raises InvalidRequest for a debounce
-    that is not a whole number of at least 1, and for values that are not of Category or Thresholds.
+    that is not a whole number from 1 to LARGEST_DEBOUNCE, and for other values of the wrong type.
     """
 
     strict: bool = True
@@ -30,12 +32,16 @@ class Policy:
     thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strict, bool):
+            raise InvalidRequest("The mode of a policy must be True for strict or False for loose.")
         if type(self.debounce) is not int:
             raise InvalidRequest("The debounce must be a whole number of tokens.")
         if not isinstance(self.blocked, Collection) or not all(isinstance(each, Category) for each in self.blocked):
             raise InvalidRequest("What a policy blocks must be of Category.")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise InvalidRequest("The thresholds of a policy must be Thresholds.")
+        if abs(self.debounce) > LARGEST_DEBOUNCE:
+            raise InvalidRequest(f"The debounce must be from 1 to {LARGEST_DEBOUNCE} tokens.")
         if self.debounce < 1:
             raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
 

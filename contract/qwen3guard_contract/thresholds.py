@@ -25,13 +25,15 @@ class Thresholds:
     The categories of a judgement are those that it names. If it names none, as a Safe one does, its category is the
     likeliest one; if Gen's answer broke off before it named any, it has all categories. One category above its
     threshold is enough. No judgement is above t = 1. For a stream, the policy's `debounce` says how many tokens in a
-    row must be unsafe. Raises InvalidRequest for a t that is not from 0 to 1.
+    row must be unsafe. Raises InvalidRequest for a t that is not from 0 to 1, and for a key that is not a Category.
     """
 
     default: float = 0.5
     categories: Mapping[Category, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.categories, Mapping) or not all(isinstance(each, Category) for each in self.categories):
+            raise InvalidRequest("The thresholds of categories must be a mapping whose keys are of Category.")
         object.__setattr__(self, "categories", dict(self.categories))
         for name, value in (("default", self.default), *((each.value, t) for each, t in self.categories.items())):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

@@ -233,11 +233,12 @@ def test_a_step_below_the_response_is_refused(guard: GuardClient) -> None:
 
 @pytest.mark.parametrize("start", [False, True])
 def test_a_step_without_a_sequence_is_told_so(guard: GuardClient, start: bool) -> None:
-    for call in (calls.stream_step("", prompt=PROMPT, start=start), calls.stream_step("", text="Mix.", start=False)):
+    """By the server, if the client is not this library, which sends no such step."""
+    for call in (calls.stream_step("s", prompt=PROMPT, start=start), calls.stream_step("s", text="Mix.")):
         with pytest.raises(errors.InvalidRequest, match=r"no sequence id.*sequence_start"):
-            guard.send(call)
+            guard.send(replace(call, session=""))
     with pytest.raises(errors.InvalidRequest, match="needs a session id"):  # stream_guard itself: in Triton's own words
-        guard.send(calls.stream_step("", token_ids=[5]))
+        guard.send(replace(calls.stream_step("s", token_ids=[5]), session=""))
 
 
 def test_a_full_server_refuses_newcomers_and_keeps_what_it_has(repository: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A moderation while it goes on: the LLM is read, its text is checked, and what is cleared is handed over.
+"""A running moderation: it reads the LLM, has its text checked, and hands over the text that is cleared.
 
-The three go on at once. Pieces that arrive during a check share the next one, so a guard that is slower than the LLM
-falls behind by one check. What is decided is in flow.py.
+The three go on at the same time. Pieces that arrive during a check share the next one, so a guard that is slower than
+the LLM falls behind by one check only. The decisions are in flow.py.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
+from qwen3guard_client.arguments import Piece
 from qwen3guard_client.moderation.flow import FinishRequest, Flow, FlowRequest, StepRequest
 from qwen3guard_client.moderation.gate import Flag, Segment
 from qwen3guard_client.stream.aio import AsyncStream
-from qwen3guard_client.stream.state import Piece
 from qwen3guard_client.transport import tasks
 from qwen3guard_client.transport.calls import Call
 
 READ_AHEAD = 64
-"""Pieces that are read from the LLM before they are checked."""
+"""The most pieces that are read from the LLM and not checked yet."""
 LEAVE_S = 1.0
-"""How long the end waits for a check that nobody needs any more. The session ends later then."""
+"""How long the end waits for a check whose result nobody needs. If it takes longer, the session ends later."""
 
 
 class AsyncFlowDriver:
-    """Makes the requests of a flow. `report` is given the segments of each event, in order; often there are none."""
+    """Makes the requests of a flow. `report` gets the segments of each event in order, which are often none."""
 
     def __init__(
         self,
@@ -41,17 +41,20 @@ class AsyncFlowDriver:
         self._mutex = tasks.Mutex()
         self._changed = tasks.Event()
 
-    def wrote(self, piece: Piece) -> None:
+    def wrote(self, piece: Piece | None) -> None:
+        """The LLM has written a piece."""
         self._handle(lambda: self._flow.wrote(piece))
 
     def source_ended(self, error: BaseException | None = None) -> None:
+        """The LLM has ended, or failed with `error`."""
         self._handle(lambda: self._flow.source_ended(error))
 
     def abandon(self) -> None:
+        """Nobody wants more of the response."""
         self._handle(self._flow.abandoned)
 
     async def run(self) -> None:
-        """Ends when the flow is over and the session is ended."""
+        """Runs until the flow is over and the session is ended."""
         flow = self._flow
         try:
             async with self._stream as stream:
@@ -78,7 +81,7 @@ class AsyncFlowDriver:
         self._handle(lambda: self._flow.answered(answer))
 
     async def _next_request(self) -> FlowRequest | None:
-        """Waits for one; None when the flow is over."""
+        """Waits for the next request. Returns None if the flow is over."""
         while True:
             self._changed.clear()
             with self._mutex:
@@ -95,15 +98,15 @@ class AsyncFlowDriver:
 
 
 class AsyncModeration:
-    """Iterate over it, once, for the segments that may be shown; afterwards it tells what was found.
+    """Iterate over it once, to get the segments that may be shown. Afterwards it tells what was found.
 
-    The LLM is read meanwhile, and closed when no more of it is wanted.
+    Meanwhile the LLM is read. It is closed when no more of it is wanted.
     """
 
     def __init__(
         self,
         stream: AsyncStream,
-        source: AsyncIterable[Piece] | Iterable[Piece],
+        source: AsyncIterable[Piece | None] | Iterable[Piece | None],
         flow: Flow,
         classify: Callable[[Call[Classification]], Awaitable[Classification]],
     ) -> None:
@@ -111,23 +114,23 @@ class AsyncModeration:
         self._source = source
         self._driver = AsyncFlowDriver(flow, stream, classify, self._show)
         self._shown: tasks.Queue[Segment | None] = tasks.Queue()
-        """What may be shown; None when the flow is over."""
+        """The segments that may be shown, and None when the flow is over."""
         self._changed = tasks.Event()
         self._begun = False
 
     @property
     def flag(self) -> Flag | None:
-        """What was found, and where; None as long as all is well."""
+        """What was found, and where. None if nothing is flagged."""
         return self._flow.flag
 
     @property
     def prompt_verdict(self) -> PromptVerdict | None:
-        """None before the prompt is judged."""
+        """The verdict on the prompt. None before the prompt is judged."""
         return self._flow.prompt_verdict
 
     @property
     def verdicts(self) -> list[TokenVerdict]:
-        """The verdict of every response token that later text cannot change."""
+        """The verdicts of the response's tokens, as far as later text cannot change them."""
         return self._flow.verdicts
 
     @property
@@ -141,7 +144,7 @@ class AsyncModeration:
         return self._flow.overruled
 
     async def __aiter__(self) -> AsyncIterator[Segment]:
-        """Leaving the loop early ends the session, and the LLM is read no further."""
+        """If the loop is left early, the session is ended, and the LLM is not read any further."""
         if self._begun:
             raise InvalidRequest("A moderation is iterated once.")
         self._begun = True
@@ -164,10 +167,8 @@ class AsyncModeration:
             failure = error
         self._driver.source_ended(failure)
 
-    async def _write(self, piece: Piece) -> None:
+    async def _write(self, piece: Piece | None) -> None:
         """Waits until fewer than READ_AHEAD pieces are unchecked."""
-        if not len(piece):
-            return
         while True:
             self._changed.clear()
             if self._flow.unchecked < READ_AHEAD or self._flow.over:

@@ -1,7 +1,7 @@
-"""A cascade: where Stream flags, Gen reads the conversation as far as it goes, and its answer counts.
+"""A cascade: if Stream flags, Gen reads the conversation so far, and its answer counts.
 
-Pure state, which a Flow holds. What asks Gen is a generator that yields calls and is sent their results, or is thrown
-UnreadableAnswer.
+This module is pure state, which a Flow holds. A decision that needs Gen is a generator: it yields each call, and its
+driver sends the result back or throws UnreadableAnswer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
-from qwen3guard_client.stream.state import Piece
+from qwen3guard_client.arguments import Piece, checked_choice
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
 
@@ -27,36 +27,36 @@ Asking = Generator[Call[Classification], Classification, T]
 class Cascade:
     """A flag stands unless Gen finds the conversation safe in the mode `confirm`.
 
-    Gen is asked once for the prompt, and once for each unsafe run of the response that becomes a flag; what it
-    overrules is no flag and no run any more. Raises InvalidRequest for other words.
+    Gen is asked once for the prompt, and once for each unsafe run of the response that becomes a flag. The tokens of a
+    run that it overrules lose their flag and their run. Raises InvalidRequest for an unknown mode.
     """
 
     def __init__(self, confirm: Confirm, prompt: str | None, messages: Messages | str | None) -> None:
-        if confirm not in get_args(Confirm):
-            raise InvalidRequest(f"{confirm!r} is not one of {', '.join(get_args(Confirm))}.")
+        checked_choice(confirm, get_args(Confirm))
         self._confirm = confirm
         self._prompt = prompt
         self._messages = messages
         self._response = ""
         self._stands: bool | None = None
-        """Whether the flag of the present run stands; None before Gen has answered."""
+        """Whether the flag of the current run stands. None before Gen has answered."""
         self.asked = 0
         self.overruled = 0
 
     def wrote(self, piece: Piece) -> None:
-        """Raises InvalidRequest for token ids, which Gen cannot read."""
+        """Appends a piece to the response that Gen reads. Raises InvalidRequest for token ids."""
         if not isinstance(piece, str):
             raise InvalidRequest("Gen confirms text alone: moderate token ids without `confirm`.")
         self._response += piece
 
     def prompt(self, verdict: PromptVerdict) -> Asking[PromptVerdict]:
+        """Decides whether a flag of the prompt stands."""
         if not verdict.flag:
             return verdict
         stands = yield from self._ask(calls.classify(self._prompt, None, self._messages))
         return replace(verdict, flag=stands)
 
     def tokens(self, tokens: Sequence[TokenVerdict]) -> Asking[list[TokenVerdict]]:
-        """Final tokens of the response, each given once, in order."""
+        """Decides which flags stand. `tokens` are the next final tokens of the response, each given once, in order."""
         decided = []
         for token in tokens:
             if token.run <= 1:
@@ -76,7 +76,7 @@ class Cascade:
         self.asked += 1
         try:
             classification = yield call
-        except UnreadableAnswer:  # an answer that breaks off does not say that all is well either
+        except UnreadableAnswer:  # it does not say that the conversation is safe
             return True
         unsafe = classification.strict if self._confirm == "strict" else classification.loose
         stands = unsafe or classification.answer_status is not AnswerStatus.COMPLETE

@@ -1,7 +1,8 @@
-"""The flow of a moderation: what the LLM writes and what the guards answer go in; what to show and to request come out.
+"""The flow of a moderation. It is told what the LLM writes and what the guards answer, and tells what to show and to
+request.
 
-Pure state, without IO, threads, tasks or clocks. The sync client, the async client and the proxy drive it: each makes
-the requests of `next_request`, one at a time, and reports what came of them.
+This module is pure state, without IO, threads, tasks or clocks. The sync client, the async client and the proxy drive
+it: each makes the requests of `next_request`, one at a time, and reports the results.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from dataclasses import dataclass
 from qwen3guard_contract.errors import UnreadableAnswer
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
+from qwen3guard_client.arguments import Piece, checked_piece
 from qwen3guard_client.moderation.cascade import Asking, Cascade
 from qwen3guard_client.moderation.gate import Flag, Flagged, Gate, OnFlag, Release, Segment
-from qwen3guard_client.stream.state import Piece
 from qwen3guard_client.transport.calls import Call
 
 
 @dataclass(frozen=True)
 class StepRequest:
-    """Stream is to judge the next piece of the response: all that was written since the last step."""
+    """Asks Stream to judge the next piece of the response: everything written since the last step."""
 
     piece: Piece
 
 
 @dataclass(frozen=True)
 class FinishRequest:
-    """Stream's session is to be ended: all was written and judged."""
+    """Asks to end Stream's session: everything is written and judged."""
 
 
 FlowRequest = StepRequest | FinishRequest | Call[Classification]
-"""What a driver is to do next. A Call goes to Gen."""
+"""What a driver must do next. A Call goes to Gen."""
 
 
 class Flow:
@@ -43,7 +44,7 @@ class Flow:
     def __init__(
         self, release: Release, on_flag: OnFlag, cascade: Cascade | None = None, *, prompt_counts: bool = True
     ) -> None:
-        """Without `prompt_counts`, the prompt is context alone. Raises InvalidRequest for other words."""
+        """Without `prompt_counts`, the prompt is only context. Raises InvalidRequest for unknown options."""
         self._gate = Gate(release, on_flag)
         self._on_flag = on_flag
         self._cascade = cascade
@@ -52,26 +53,27 @@ class Flow:
         self._source_ended = False
         self._source_error: BaseException | None = None
         self._requested = True
-        """Whether a request is made that was not reported yet. The first opens the session."""
+        """Whether a request was made and its result is not reported yet. The first request opens the session."""
         self._asking: Asking[PromptVerdict] | Asking[list[TokenVerdict]] | None = None
-        """What waits for Gen's answer to `_question`."""
+        """The cascade's generator that waits for Gen's answer to `_question`."""
         self._question: Call[Classification] | None = None
         self._judged = 0
-        """Final tokens that Stream has reported."""
+        """The number of final tokens that Stream has reported."""
         self._finishing = False
-        """Whether the tokens that Stream has reported are all there will be."""
+        """Whether Stream has reported all tokens of the response."""
         self._abandoned = False
         self.prompt_verdict: PromptVerdict | None = None
-        """None until the prompt is decided, by Gen too where it must confirm."""
+        """None until the prompt is decided, also by Gen if Gen must confirm."""
         self.verdicts: list[TokenVerdict] = []
         """The final tokens that are decided."""
         self.finished = False
-        """Everything was written and decided."""
+        """Whether everything is written and decided."""
         self.error: BaseException | None = None
-        """Why the check could not go on."""
+        """The error that ended the check."""
 
     @property
     def flag(self) -> Flag | None:
+        """What was found, and where."""
         return self._gate.flag
 
     @property
@@ -81,12 +83,12 @@ class Flow:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is shown, and nothing more requested."""
+        """Whether nothing more is shown or requested."""
         return self.stopped or self.finished or self._abandoned or self.error is not None
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether the check failed while a flag was put to Gen."""
+        """Whether the check failed while Gen was asked to confirm a flag."""
         return self.error is not None and self._question is not None
 
     @property
@@ -104,11 +106,17 @@ class Flow:
         """How often Gen did not confirm a flag."""
         return self._cascade.overruled if self._cascade else 0
 
-    def wrote(self, piece: Piece) -> list[Segment]:
-        """The LLM has written a piece, which is not empty. One of another kind than before fails the flow."""
-        if self.over:
+    def wrote(self, piece: Piece | None) -> list[Segment]:
+        """The LLM has written a piece. Nothing happens if it is empty, or None, as the deltas of OpenAI's API may be.
+
+        The flow fails with InvalidRequest if it is neither text nor token ids, or not of the same kind as before.
+        """
+        if self.over or piece is None:
             return []
         try:
+            piece = checked_piece(piece)
+            if not piece:
+                return []
             segments = list(self._gate.wrote(piece))
         except Exception as error:
             return self.failed(error)
@@ -122,7 +130,7 @@ class Flow:
         return []
 
     def opened(self, verdict: PromptVerdict) -> list[Segment]:
-        """Stream's session is open, and this is its verdict on the prompt."""
+        """Stream's session is open, with this verdict on the prompt."""
         self._requested = False
         if self.over:
             return []
@@ -132,7 +140,7 @@ class Flow:
         return self._decide_prompt(verdict)
 
     def judged(self, final: Sequence[TokenVerdict], *, finished: bool = False) -> list[Segment]:
-        """Stream has taken a step, or with `finished` the end. `final` has all final tokens of the response."""
+        """Stream has taken a step, or with `finished` the last one. `final` has all final tokens of the response."""
         self._requested = False
         if self.over:
             return []
@@ -167,7 +175,7 @@ class Flow:
         return []
 
     def next_request(self) -> FlowRequest | None:
-        """None while the last one is not reported, while there is nothing to check, and when the flow is over."""
+        """Returns None while the last one is not reported, while there is nothing to check, and after the flow."""
         if self.over or self._requested:
             return None
         request: FlowRequest | None = None
@@ -181,7 +189,7 @@ class Flow:
         return request
 
     def raise_error(self) -> None:
-        """Raises what there is to raise when nothing more is shown: the check's error, Flagged, or the LLM's error."""
+        """After the last segment: raises the check's error, Flagged, or the LLM's error, if there is one."""
         if self.error:
             raise self.error
         if self.flag and self._on_flag == "raise":
@@ -201,7 +209,7 @@ class Flow:
         return StepRequest(piece)
 
     def _ask(self, advance: Callable[[], Call[Classification]]) -> list[Segment]:
-        """Goes on to the cascade's next question to Gen, or to its decision."""
+        """Advances to the cascade's next question to Gen, or to its decision."""
         try:
             self._question = advance()
         except StopIteration as decision:

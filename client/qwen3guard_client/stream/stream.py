@@ -1,5 +1,5 @@
 # Generated from aio.py by client/generate_sync.py; do not edit.
-"""One moderated response: what a caller steps through. Where it stands is in state.py."""
+"""One moderated response, as a caller steps through it. Its state is in state.py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import cast
 from qwen3guard_contract.errors import GuardError, InternalError, SessionLost
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
-from qwen3guard_client.stream.state import Exchange, Piece, StreamState
+from qwen3guard_client.arguments import Piece
+from qwen3guard_client.stream.state import Exchange, StreamState
 from qwen3guard_client.transport.calls import Call
 
 
 class Stream:
-    """One moderated response. `step` takes text in any pieces, or token ids of the guard's tokenizer."""
+    """One moderated response: a context manager that opens and ends the session.
+
+    `step` takes text in any pieces, or token ids of the guard's tokenizer. Every error is a GuardError.
+    """
 
     def __init__(
         self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
@@ -28,12 +32,12 @@ class Stream:
 
     @property
     def session(self) -> str:
-        """The id under which the server knows the stream now; a replay makes another."""
+        """The id by which the server knows the stream now. A replay makes another."""
         return self._state.session
 
     @property
     def prompt_verdict(self) -> PromptVerdict:
-        """Raises InternalError before the stream is entered."""
+        """The verdict on the prompt. Raises InternalError before the stream is entered."""
         if self._state.prompt_verdict is None:
             raise InternalError("The stream has no prompt verdict yet.")
         return self._state.prompt_verdict
@@ -45,17 +49,18 @@ class Stream:
 
     @property
     def final_verdicts(self) -> tuple[TokenVerdict, ...]:
-        """The verdicts that later text cannot change: all but those of the last few characters."""
+        """The verdicts that later text cannot change. Only those of the last few characters are missing."""
         return tuple(self._state.final_verdicts())
 
     @property
     def notice(self) -> str:
+        """The server's notice about the guard, which demo weights have, or an empty string."""
         return self._state.notice
 
     def flagged(self, *, strict: bool | None = True) -> TokenVerdict | None:
         """The first token whose debounced decision is unsafe in strict or in loose mode, or None.
 
-        `strict` None is the session's own policy: its mode, or its thresholds.
+        With `strict=None`, the session's own policy decides: its mode, or its thresholds.
         """
         return self._state.flagged(strict=strict)
 
@@ -67,19 +72,19 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._state.is_open:
-            # Behind another error, a failure to end the stream is no news: the server forgets it in time.
+            # If the body has failed, its error is the one to raise: the server forgets the stream in time anyway.
             with contextlib.suppress(*([GuardError] if kind else [])):
                 self.finish()
 
     def step(self, piece: Piece) -> StepResult:
-        """Judges the next piece; tokens of earlier pieces that were not final come with it again.
+        """Judges the next piece. The result has the tokens of earlier pieces again that were not final.
 
-        A session that the server has lost (a restart, a time-out, another replica) is replayed under a new id.
+        If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id.
         """
         return self._run(self._state.step(piece))
 
     def finish(self) -> StepResult:
-        """Ends the stream: judges what was still provisional, and frees the session on the server."""
+        """Ends the stream: the last tokens become final, and the server frees the session."""
         return self._run(self._state.finish())
 
     def _run(self, exchange: Exchange) -> StepResult:

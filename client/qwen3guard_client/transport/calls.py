@@ -1,4 +1,4 @@
-"""Calls as plain values: what both clients send. Knows tensors and errors; opens no connection."""
+"""The calls of both clients, as plain values. This module knows tensors and errors, and opens no connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from qwen3guard_contract import wire
 from qwen3guard_contract.errors import (
     EmptyText,
     InternalError,
-    InvalidEncoding,
     InvalidMessages,
     InvalidRequest,
     TokenOutOfRange,
@@ -25,23 +24,30 @@ from qwen3guard_contract.errors import (
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 
+from qwen3guard_client.arguments import (
+    checked_flag,
+    checked_position,
+    checked_session,
+    checked_text,
+    checked_token_ids,
+)
 from qwen3guard_client.transport import replies
 
 T = TypeVar("T")
 Messages = Sequence[dict[str, Any]]
 SESSION_HEADER = "x-guard-session"
-"""The gRPC metadata that names a step's session: a proxy before several servers sends by it (deploy/)."""
+"""The gRPC metadata that names a step's session. A proxy before several servers chooses the server by it (deploy/)."""
 GRACE_S = 60.0
-"""How long after its time-out a request that is not answered stays on the wire, with nobody to wait for it.
+"""How long a request without an answer stays on the wire after its time-out. Nobody waits for it any more.
 
-One that is cancelled on the wire, as by gRPC's own deadline, may take a stream's sequence along in Triton, and end
+gRPC's own deadline would cancel the request. A cancelled request may end a stream's sequence in Triton, and may end
 Triton 24.10 itself (its issue 7368).
 """
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request to one model, and how to read its reply; `read` gives None where it is to be sent again."""
+    """One request to one model, and how to read its reply. `read` returns None if the call must be sent again."""
 
     model: wire.Model
     values: dict[wire.Tensor, Any]
@@ -51,12 +57,12 @@ class Call(Generic[T]):
     start: bool = False
     end: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Under which the server writes a failure to its log."""
+    """The server's log names a failure by this id."""
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
-        """Arguments of tritonclient's `infer`, sync and async.
+        """Returns the arguments of tritonclient's `infer`, sync and async.
 
-        The server answers DEADLINE_EXCEEDED where it has not begun after `timeout_s`; gRPC cancels GRACE_S later.
+        The server answers DEADLINE_EXCEEDED if it has not begun after `timeout_s`. gRPC cancels GRACE_S later.
         """
         return {
             "model_name": self.model.name,
@@ -72,7 +78,10 @@ class Call(Generic[T]):
         }
 
     def result(self, reply: Any) -> T | None:
-        """Reads tritonclient's InferResult; an incomplete reply is an InternalError. None: send the call again."""
+        """Reads tritonclient's InferResult. Returns None if the call must be sent again.
+
+        Raises InternalError for a reply that is incomplete or cannot be read.
+        """
 
         def tensor(wanted: wire.Tensor) -> npt.NDArray[Any]:
             array = reply.as_numpy(wanted.name)
@@ -80,7 +89,10 @@ class Call(Generic[T]):
                 raise InternalError(f"The server's reply has no {wanted.name}.")
             return np.asarray(array[0])
 
-        return self.read(tensor)
+        try:
+            return self.read(tensor)
+        except (LookupError, TypeError, ValueError):
+            raise InternalError("The server's reply cannot be read.") from None
 
 
 def _input(tensor: wire.Tensor, value: Any) -> triton.InferInput:
@@ -91,13 +103,8 @@ def _input(tensor: wire.Tensor, value: Any) -> triton.InferInput:
 
 
 def _utf8(text: str, what: str) -> list[bytes]:
-    """The value of a BYTES [1] tensor."""
-    if not isinstance(text, str):
-        raise InvalidRequest(f"{what} must be a string.")
-    try:
-        return [text.encode()]
-    except UnicodeEncodeError:
-        raise InvalidEncoding(f"{what} is not valid Unicode text.") from None
+    """Returns the value of a BYTES [1] tensor."""
+    return [checked_text(text, what)]
 
 
 def _conversation(
@@ -112,6 +119,8 @@ def _conversation(
         return values
     if prompt is not None or response is not None:
         raise InvalidRequest("Give either messages or a prompt, not both.")
+    if not isinstance(messages, str | list | tuple):
+        raise InvalidMessages("The messages must be a list, or JSON text.")
     try:
         text = messages if isinstance(messages, str) else json.dumps(messages, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
@@ -123,7 +132,7 @@ _CLASSIFY_OUTPUTS = (*wire.VERDICT, wire.ANSWER, wire.ANSWER_STATUS, wire.NOTICE
 
 
 def classify(prompt: str | None, response: str | None, messages: Messages | str | None) -> Call[Classification]:
-    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent."""
+    """A call of Gen. Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest."""
     values: dict[wire.Tensor, Any] = {**_conversation(prompt, response, messages)}
     return Call(wire.CLASSIFY, values, _CLASSIFY_OUTPUTS, replies.classification)
 
@@ -140,13 +149,17 @@ def stream_step(
     end: bool = False,
     policy: Policy | None = None,
 ) -> Call[StepResult]:
-    """Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest before anything is sent.
+    """A step of a stream. A step with nothing but token ids goes to the guard itself: there is nothing to tokenize.
 
-    A step of token ids alone goes to the guard itself, since there is nothing to tokenize.
+    Raises EmptyText, InvalidEncoding, InvalidMessages, InvalidRequest, PositionOutOfRange or TokenOutOfRange.
     """
+    session = checked_session(session)
+    start, end = checked_flag(start, "start"), checked_flag(end, "end")
     values: dict[wire.Tensor, Any] = {}
     opens = start or prompt is not None or messages is not None
     if policy is not None:
+        if not isinstance(policy, Policy):
+            raise InvalidRequest("The argument policy must be a Policy.")
         values[wire.STRICT] = [policy.strict]
         values[wire.DEBOUNCE] = [policy.debounce]
         values[wire.BLOCKED] = [json.dumps(sorted(category.value for category in policy.blocked)).encode()]
@@ -158,12 +171,10 @@ def stream_step(
         values[wire.TEXT] = _utf8(text, "The text")
     if token_ids is not None:
         try:
-            values[wire.TOKEN_IDS] = np.array(token_ids, np.int64)
+            values[wire.TOKEN_IDS] = np.array(checked_token_ids(token_ids), np.int64)
         except OverflowError:
             raise TokenOutOfRange("A token id is not a 64-bit integer.") from None
-        except (TypeError, ValueError):
-            raise InvalidRequest("The token ids must be integers.") from None
-    values[wire.POSITION] = [position]
+    values[wire.POSITION] = [checked_position(position)]
     model, ids = wire.STREAM_STEP, None
     if text is None and not opens and token_ids is not None and len(token_ids):
         model, ids = wire.STREAM_GUARD, len(token_ids)

@@ -1,7 +1,8 @@
-"""How a client reaches its server: the channel, TLS and the token."""
+"""How a client reaches its server: the address, the channel, TLS and the token."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -10,36 +11,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3guard_contract.errors import InvalidCredentials
+from qwen3guard_contract.errors import InvalidCredentials, InvalidRequest
+
+from qwen3guard_client.arguments import checked_text
 
 File = str | Path
 TOKEN_HEADER = "guard-token"
-"""The HTTP header that carries the token; in gRPC's metadata it has Triton's GRPC_PREFIX before it."""
+"""The HTTP header that carries the token. In gRPC's metadata it has Triton's GRPC_PREFIX before it."""
 GRPC_PREFIX = "triton-grpc-protocol-"
 TOKEN_VARIABLE = "QWEN3GUARD_TOKEN"
 DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
 RETRY_S = 0.1
-"""Between two attempts to reach a server that has gone away."""
+"""The pause between two attempts to reach a server that has gone away."""
 CLOSE_S = 1.0
-"""How long closing a client waits for its requests on the wire."""
+"""How long the closing of a client waits for its requests on the wire."""
 CHANNEL: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
-    # A server that restarts is back in seconds; gRPC's own patience between two attempts grows to minutes.
+    # A server that restarts is back in seconds, but by default gRPC's pause between two attempts grows to minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # how long one attempt may take, whatever its name says
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in spite of its name, this is how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+NO_PROXY = ("grpc.enable_http_proxy", 0)
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The environment variables that gRPC reads, in its order. It takes the first that is set."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Speak TLS. All files are PEM, and are read anew for each client.
+    """Asks the client to speak TLS. All files are PEM, and are read again for each connection.
 
     `ca` holds the certificates to trust (None: gRPC's own list of public ones). `cert` and `key` are the client's own,
-    for a server that asks for one. `server_name` is what the server's certificate must name, where that is not the
-    host of the url. Raises InvalidCredentials.
+    for a server that asks for them. `server_name` is the name that the server's certificate must have, if that is not
+    the host of the url. Raises InvalidCredentials.
     """
 
     ca: File | None = None
@@ -48,6 +54,11 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
+        for file in (self.ca, self.cert, self.key):
+            if file is not None and (not isinstance(file, File) or "\0" in str(file)):
+                raise InvalidCredentials("A file of certificates or keys must be named by a string or a Path.")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise InvalidCredentials("The server_name must be a string.")
         if (self.cert is None) != (self.key is None):
             raise InvalidCredentials("A client's certificate and its key belong together: give both, or neither.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -58,7 +69,7 @@ class Tls:
 
 
 def trust(context: ssl.SSLContext, ca: File) -> None:
-    """Raises InvalidCredentials."""
+    """Loads the certificates to trust. Raises InvalidCredentials."""
     try:
         context.load_verify_locations(ca)
     except ssl.SSLError:
@@ -68,7 +79,7 @@ def trust(context: ssl.SSLContext, ca: File) -> None:
 
 
 def present(context: ssl.SSLContext, cert: File, key: File) -> None:
-    """Raises InvalidCredentials."""
+    """Loads the certificate to present, and its key. Raises InvalidCredentials."""
 
     def locked() -> str:
         raise InvalidCredentials(f"{key} is encrypted; a key must be readable without a password.")
@@ -86,7 +97,7 @@ def present(context: ssl.SSLContext, cert: File, key: File) -> None:
 
 
 def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The token in `file`, or else in QWEN3GUARD_TOKEN; None where there is neither. Raises InvalidCredentials."""
+    """The token in `file`, or else in QWEN3GUARD_TOKEN, or None if there is neither. Raises InvalidCredentials."""
     if file is None:
         token = environment.get(TOKEN_VARIABLE)
         return token if token is None else checked_token(token, TOKEN_VARIABLE)
@@ -99,26 +110,41 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
 
 
 def checked_token(token: str, where: str) -> str:
-    if not re.fullmatch(r"[!-~]{16,}", token):
+    """Returns the token. Raises InvalidCredentials, whose sentence names `where` it was found."""
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]{16,}", token):
         raise InvalidCredentials(f"{where} holds no token: 16 or more printable ASCII characters without spaces.")
     return token
 
 
-def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | None) -> Any:
-    """tritonclient's client of `kind`, sync or async. Raises InvalidCredentials."""
+def check_arguments(url: str, tls: Tls | None, token: str | None) -> None:
+    """Raises InvalidRequest or InvalidCredentials if `connect` cannot be called with these."""
+    checked_text(url, "The url")
+    if not url or "\0" in url:
+        raise InvalidRequest("The url must be a host and a port.")
+    if tls is not None and not isinstance(tls, Tls):
+        raise InvalidRequest("The argument tls must be a Tls.")
     if token is not None:
         checked_token(token, "The argument token")
-    arguments: dict[str, Any] = {"channel_args": CHANNEL}
+
+
+def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | None) -> Any:
+    """Returns tritonclient's client of `kind`, sync or async. Raises InvalidRequest or InvalidCredentials."""
+    check_arguments(url, tls, token)
+    channel = CHANNEL + ((NO_PROXY,) if is_local(url) else ())
+    arguments: dict[str, Any] = {"channel_args": channel}
     if tls is not None:
         names = (("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else ()
         arguments = {
-            "channel_args": CHANNEL + names,
+            "channel_args": channel + names,
             "ssl": True,
             "root_certificates": tls.ca,
             "certificate_chain": tls.cert,
             "private_key": tls.key,
         }
-    connection = kind(url, **arguments)
+    try:
+        connection = kind(url, **arguments)
+    except OSError as error:
+        raise InvalidCredentials(f"{error.filename} cannot be read: {error.strerror}.") from None
     if token is not None:
 
         def add_token(request: Any) -> None:
@@ -126,3 +152,22 @@ def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | No
 
         connection.register_plugin(add_token)
     return connection
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a loopback address, localhost or a Unix socket. A proxy elsewhere could not reach the server."""
+    address = re.sub(r"^(dns:(//[^/]*/)?|ipv[46]:)", "", url)
+    host = re.sub(r":\d*$", "", address) if "]" in address or address.count(":") == 1 else address
+    host = host.strip("[]").lower()
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or url.startswith("unix:")
+    return ip.is_loopback
+
+
+def proxy_variable(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The environment variable whose proxy gRPC may use to reach the server at `url`, or None."""
+    if is_local(url):
+        return None
+    return next((name for name in PROXY_VARIABLES if environment.get(name)), None)

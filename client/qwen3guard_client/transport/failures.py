@@ -1,4 +1,4 @@
-"""What Triton's and gRPC's errors mean: each is one of ours."""
+"""Translates the errors of Triton and gRPC to those of the contract."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from qwen3guard_contract.errors import (
 )
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client.transport.connection import TOKEN_HEADER
+from qwen3guard_client.transport.connection import TOKEN_HEADER, proxy_variable
 
 _OVERLOAD = "queue size"
-_LATE = "timeout expired"  # it never left Triton's queue
+_LATE = "timeout expired"  # the request never left Triton's queue
 _NOT_SERVED = ("unknown model", "is not ready")
 
 
-def error_of(error: InferenceServerException, *, token: str | None = None) -> GuardError:
-    """The one of ours that Triton's or gRPC's error means to a client that sends `token`."""
+def error_of(error: InferenceServerException, *, token: str | None = None, url: str | None = None) -> GuardError:
+    """The error of the contract that corresponds to Triton's or gRPC's.
+
+    `token` is the one that the client sends, and `url` the address that it calls; both make the sentence more exact.
+    """
     text = error.message() or ""
-    return _access_error(text, token) or _server_error(text, error.status() or "")
+    status = (error.status() or "").rpartition(".")[2]
+    failure = _access_error(text, token) or _server_error(text, status)
+    variable = proxy_variable(url) if url and status == "UNAVAILABLE" else None
+    if variable and isinstance(failure, Unreachable):
+        return Unreachable(f"{str(failure).removesuffix('.')}; gRPC uses the proxy of the variable {variable}.")
+    return failure
 
 
-def _server_error(text: str, grpc_status: str) -> GuardError:
+def _server_error(text: str, status: str) -> GuardError:
     sentence = text.partition("\n")[0]
     if ours := from_text(text):
         return ours
@@ -44,10 +52,9 @@ def _server_error(text: str, grpc_status: str) -> GuardError:
         return GuardNotServed(f"The server does not serve this guard: {sentence}.")
     if _OVERLOAD in text:
         return Overloaded("The server is overloaded; try again later.")
-    status = grpc_status.rpartition(".")[2]
     if status == "DEADLINE_EXCEEDED" or _LATE in text:
         return DeadlineExceeded("The server did not answer in time.")
-    if status in ("UNAVAILABLE", "CANCELLED"):  # the latter from a server that stops
+    if status in ("UNAVAILABLE", "CANCELLED"):  # a server that stops sends the latter
         return Unreachable(f"The server cannot be reached: {sentence}.")
     if status == "INVALID_ARGUMENT":
         return InvalidRequest(sentence)
@@ -71,5 +78,15 @@ def _access_error(text: str, token: str | None) -> GuardError | None:
 
 
 def deadline_exceeded() -> InferenceServerException:
-    """What gRPC raises when its own deadline has passed."""
+    """The error that gRPC raises when its own deadline has passed."""
     return InferenceServerException("Deadline Exceeded", status="StatusCode.DEADLINE_EXCEEDED")
+
+
+def cancelled() -> InferenceServerException:
+    """The error of a request that ended because its client was closed."""
+    return InferenceServerException("the client was closed", status="StatusCode.CANCELLED")
+
+
+def client_closed() -> InvalidRequest:
+    """The error of a request that begins after its client was closed."""
+    return InvalidRequest("The client is closed.")

@@ -1,4 +1,4 @@
-"""How a reply is read: from tensors to the verdicts that a caller gets. Knows no connection."""
+"""Reads a reply: makes the verdicts that a caller gets from its tensors. This module knows no connection."""
 
 from __future__ import annotations
 
@@ -24,30 +24,35 @@ from qwen3guard_contract.verdict import Classification, PromptVerdict, StepResul
 
 T = TypeVar("T")
 Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
-"""A reply's tensor without its batch dimension."""
+"""Returns a tensor of the reply without its batch dimension. Raises InternalError if the reply does not have it."""
 
 
 def classification(reply: Reply) -> Classification:
-    refusal = _words(reply(wire.REFUSAL))
+    """Reads Gen's reply. Raises InternalError."""
+    refusal = _strings(reply(wire.REFUSAL))
     categories, refusals = reply(wire.CATEGORIES_PROBABILITIES), reply(wire.REFUSAL_PROBABILITIES)
     return Classification(
-        RiskLevel(_words(reply(wire.SEVERITY))[0]),
-        tuple(Category(name) for name in _words(reply(wire.CATEGORIES))),
-        Refusal(refusal[0]) if refusal else None,
-        _table(RISK_ORDER, reply(wire.SEVERITY_PROBABILITIES)),
-        _table(CATEGORY_ORDER, categories) if len(categories) else {},
-        _table(REFUSAL_ORDER, refusals) if len(refusals) else {},
-        bool(reply(wire.STRICT_UNSAFE)[0]),
-        bool(reply(wire.LOOSE_UNSAFE)[0]),
-        bool(reply(wire.UNSAFE)[0]),
-        _words(reply(wire.ANSWER))[0],
-        _words(reply(wire.NOTICE))[0],
-        AnswerStatus(_words(reply(wire.ANSWER_STATUS))[0]),
+        severity=RiskLevel(_strings(reply(wire.SEVERITY))[0]),
+        categories=tuple(Category(name) for name in _strings(reply(wire.CATEGORIES))),
+        refusal=Refusal(refusal[0]) if refusal else None,
+        severity_probabilities=_table(RISK_ORDER, reply(wire.SEVERITY_PROBABILITIES)),
+        category_probabilities=_table(CATEGORY_ORDER, categories) if len(categories) else {},
+        refusal_probabilities=_table(REFUSAL_ORDER, refusals) if len(refusals) else {},
+        strict=bool(reply(wire.STRICT_UNSAFE)[0]),
+        loose=bool(reply(wire.LOOSE_UNSAFE)[0]),
+        unsafe=bool(reply(wire.UNSAFE)[0]),
+        answer=_strings(reply(wire.ANSWER))[0],
+        notice=_strings(reply(wire.NOTICE))[0],
+        answer_status=AnswerStatus(_strings(reply(wire.ANSWER_STATUS))[0]),
     )
 
 
 def step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | None:
-    """`ids`: as many token ids were sent, which no text stands for; None where the server has tokenized."""
+    """Reads Stream's reply. Returns None if the step is still pending, and must be sent again. Raises InternalError.
+
+    `opens` says whether the step opened the stream. `ids` is the number of token ids that were sent without any text,
+    or None if the server has tokenized a text.
+    """
     if reply(wire.PENDING)[0]:
         return None
     length = int(reply(wire.LENGTH)[0])
@@ -55,55 +60,63 @@ def step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | N
     strict, loose, flag = reply(wire.STRICT_FLAG), reply(wire.LOOSE_FLAG), reply(wire.FLAG)
     run, ends = reply(wire.RUN), reply(wire.TOKEN_ENDS) if ids is None else ()
     first = length - len(risk_rows)
-    tokens = tuple(
-        TokenVerdict(
-            first + number,
-            *_labels(risk_rows[number], category_rows[number], RESPONSE_CATEGORY_ORDER),
-            _table(RISK_ORDER, risk_rows[number]),
-            _table(RESPONSE_CATEGORY_ORDER, category_rows[number]),
-            bool(strict[number]),
-            bool(loose[number]),
-            bool(flag[number]),
-            int(run[number]),
-            int(ends[number]) if len(ends) else None,
+    tokens = []
+    for number, (risk, category) in enumerate(zip(risk_rows, category_rows, strict=True)):
+        severity, likeliest = _labels(risk, category, RESPONSE_CATEGORY_ORDER)
+        verdict = TokenVerdict(
+            position=first + number,
+            severity=severity,
+            category=likeliest,
+            severity_probabilities=_table(RISK_ORDER, risk),
+            category_probabilities=_table(RESPONSE_CATEGORY_ORDER, category),
+            strict=bool(strict[number]),
+            loose=bool(loose[number]),
+            flag=bool(flag[number]),
+            run=int(run[number]),
+            end=int(ends[number]) if len(ends) else None,
         )
-        for number in range(len(risk_rows))
-    )
+        tokens.append(verdict)
     prompt = None
     if opens and len(rows := reply(wire.PROMPT_RISK_PROBABILITIES)):
         categories = reply(wire.PROMPT_CATEGORY_PROBABILITIES)[0]
+        severity, likeliest = _labels(rows[0], categories, QUERY_CATEGORY_ORDER)
         prompt = PromptVerdict(
-            *_labels(rows[0], categories, QUERY_CATEGORY_ORDER),
-            _table(RISK_ORDER, rows[0]),
-            _table(QUERY_CATEGORY_ORDER, categories),
-            bool(reply(wire.PROMPT_STRICT_FLAG)[0]),
-            bool(reply(wire.PROMPT_LOOSE_FLAG)[0]),
-            bool(reply(wire.PROMPT_FLAG)[0]),
+            severity=severity,
+            category=likeliest,
+            severity_probabilities=_table(RISK_ORDER, rows[0]),
+            category_probabilities=_table(QUERY_CATEGORY_ORDER, categories),
+            strict=bool(reply(wire.PROMPT_STRICT_FLAG)[0]),
+            loose=bool(reply(wire.PROMPT_LOOSE_FLAG)[0]),
+            flag=bool(reply(wire.PROMPT_FLAG)[0]),
         )
     return StepResult(
-        tokens,
-        length,
-        int(reply(wire.FINAL_TOKENS)[0]) if ids is None else ids,
-        int(reply(wire.FINAL_CHARACTERS)[0]) if ids is None else 0,
-        prompt,
-        _words(reply(wire.NOTICE))[0] if opens else "",
+        tokens=tuple(tokens),
+        length=length,
+        final_tokens=int(reply(wire.FINAL_TOKENS)[0]) if ids is None else ids,
+        final_characters=int(reply(wire.FINAL_CHARACTERS)[0]) if ids is None else 0,
+        prompt_verdict=prompt,
+        notice=_strings(reply(wire.NOTICE))[0] if opens else "",
     )
 
 
-def _words(array: npt.NDArray[Any]) -> list[str]:
+def _strings(array: npt.NDArray[Any]) -> list[str]:
     return [bytes(value).decode() for value in array.reshape(-1)]
 
 
 def _labels(
     risk: npt.NDArray[Any], category: npt.NDArray[Any], order: Sequence[Category]
 ) -> tuple[RiskLevel, Category | None]:
-    """What the server sends as words to those who ask: the likeliest, and no category of what is safe."""
+    """Returns the likeliest level, and the likeliest category unless that level is Safe.
+
+    The server would send both labels if they were requested.
+    """
     level = RISK_ORDER[int(risk.argmax())]
     return level, None if level is RiskLevel.SAFE else order[int(category.argmax())]
 
 
 def _table(labels: Sequence[T], values: npt.NDArray[Any]) -> dict[T, float]:
-    """Raises InternalError for what is no number: the largest of them would still be found, and called a level."""
+    """Raises InternalError if a probability is not finite. The largest value would still be found, and taken for a
+    level."""
     numbers = values.tolist()
     if not all(map(math.isfinite, numbers)):
         raise InternalError("The server's probabilities are not finite; they are no verdict.")

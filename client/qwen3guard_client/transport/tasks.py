@@ -1,4 +1,4 @@
-"""What the async client does in another way than the sync one: it runs in tasks, over tritonclient's asyncio client.
+"""The part of the async client that differs from the sync one: tasks, and tritonclient's asyncio client.
 
 threads.py has the same names for the sync client, which is generated from the async one.
 """
@@ -12,41 +12,59 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from typing import Any, TypeVar
 
 import tritonclient.grpc.aio as triton
+from qwen3guard_contract.errors import InvalidRequest
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_client.transport.connection import CLOSE_S, Tls
-from qwen3guard_client.transport.failures import deadline_exceeded
+from qwen3guard_client.transport.failures import cancelled, client_closed, deadline_exceeded
 
 T = TypeVar("T")
 Event = asyncio.Event
 Queue = asyncio.Queue
 Mutex = contextlib.nullcontext
-"""Tasks take turns at an await alone, and nobody awaits inside a mutex."""
+"""A task gives way only at an await, and nobody awaits inside a mutex."""
 Worker = asyncio.Task[None]
 FAILURE = Exception
-"""What a worker hands on when it fails. A cancelled task is no failure."""
+"""The errors that a worker passes on. The cancellation of a task is not one of them."""
 
 sleep = asyncio.sleep
 
 
 def open_client(url: str, tls: Tls | None, token: str | None) -> Any:
-    """tritonclient's client. Raises InvalidCredentials."""
+    """Returns tritonclient's client. Raises InvalidRequest or InvalidCredentials."""
     return connection.connect(triton.InferenceServerClient, url, tls, token)
 
 
 class InFlight:
-    """Requests on the wire. A time-out, or a caller that is cancelled, ends the wait and not the request."""
+    """The connection, and the requests on it. A time-out or a cancelled caller ends the wait and not the request.
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    gRPC's asyncio channel belongs to one event loop: each loop gets its own connection when it makes its first request.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._requests: set[asyncio.Future[Any]] = set()
+        self._is_closed = False
+
+    @property
+    def client(self) -> Any:
+        """tritonclient's client of the running loop. Raises InvalidRequest after `close`, or InvalidCredentials."""
+        if self._is_closed:
+            raise client_closed()
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            for ended in [each for each in list(self._clients) if each.is_closed()]:
+                del self._clients[ended]
+            self._clients[loop] = self._connect()
+        return self._clients[loop]
 
     async def infer(self, call: Call[Any], timeout_s: float) -> Any:
-        """tritonclient's InferResult. Raises InferenceServerException."""
+        """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
         if timeout_s <= 0:
             raise deadline_exceeded()
-        request = asyncio.ensure_future(self._client.infer(**call.arguments(timeout_s)))
+        request = asyncio.ensure_future(self.client.infer(**call.arguments(timeout_s)))
         self._requests.add(request)
         request.add_done_callback(self._remove)
         try:
@@ -54,19 +72,35 @@ class InFlight:
                 return await asyncio.shield(request)
         except TimeoutError:
             raise deadline_exceeded() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if request.cancelled() and not (task and task.cancelling()):  # the channel was closed, not the caller
+                raise cancelled() from None
+            raise
 
     def _remove(self, request: asyncio.Future[Any]) -> None:
         self._requests.discard(request)
         if not request.cancelled():
-            request.exception()  # where its caller has gone, nobody else looks at it
+            request.exception()  # if its caller has gone, nobody else looks at it
 
     async def close(self) -> None:
-        """Waits up to CLOSE_S for the requests on the wire."""
-        if self._requests:
-            await asyncio.wait(self._requests, timeout=CLOSE_S)
+        """Waits up to CLOSE_S for the requests of the running loop, and closes its connection.
+
+        Connections of other loops are closed when they are collected.
+        """
+        loop = asyncio.get_running_loop()
+        requests = [each for each in list(self._requests) if each.get_loop() is loop]
+        if requests:
+            await asyncio.wait(requests, timeout=CLOSE_S)
+        self._is_closed = True
+        client = self._clients.pop(loop, None)
+        self._clients.clear()
+        if client is not None:
+            await client.close()
 
 
 def start(work: Callable[[], Coroutine[Any, Any, None]]) -> Worker:
+    """Starts a worker."""
     return asyncio.create_task(work())
 
 
@@ -79,12 +113,18 @@ async def end(checker: Worker | None, reader: Worker | None, within_s: float) ->
         await asyncio.wait(workers, timeout=within_s)
 
 
+def check_source(source: object) -> None:
+    """Raises InvalidRequest for a source that `read_source` cannot read."""
+    if not isinstance(source, AsyncIterable | Iterable):
+        raise InvalidRequest("The source must be an iterable, or an async iterable, of pieces.")
+
+
 async def read_source(
     source: AsyncIterable[T] | Iterable[T], take: Callable[[T], Awaitable[None]], wanted: Callable[[], bool]
 ) -> None:
-    """Gives each item of `source` to `take` while `wanted` is true, and closes the source. Raises what it raises.
+    """Gives each item of `source` to `take` while `wanted` is true, and closes the source. Raises the source's errors.
 
-    An ordinary iterable is read in a thread, so that waiting for it does not stop the event loop.
+    An ordinary iterable is read in a thread, so that the event loop does not wait for it.
     """
     items = source if isinstance(source, AsyncIterable) else _in_thread(source)
     try:

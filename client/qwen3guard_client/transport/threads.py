@@ -1,4 +1,4 @@
-"""What the sync client does in another way than the async one: it runs in threads, over tritonclient's gRPC client.
+"""The part of the sync client that differs from the async one: threads, and tritonclient's gRPC client.
 
 tasks.py has the same names for the async client, from which the sync one is generated.
 """
@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
+from qwen3guard_contract.errors import InvalidRequest
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_client.transport.connection import CLOSE_S, Tls
-from qwen3guard_client.transport.failures import deadline_exceeded
+from qwen3guard_client.transport.failures import client_closed, deadline_exceeded
 
 T = TypeVar("T")
 Event = threading.Event
@@ -27,27 +28,35 @@ Queue = queue.SimpleQueue
 Mutex = threading.Lock
 Worker = threading.Thread
 FAILURE = BaseException
-"""What a worker hands on when it fails: all, since nobody else sees what ends a thread."""
+"""The errors that a worker passes on. These are all, because nobody else sees an error that ends a thread."""
 
 sleep = time.sleep
 
 
 def open_client(url: str, tls: Tls | None, token: str | None) -> Any:
-    """tritonclient's client. Raises InvalidCredentials."""
+    """Returns tritonclient's client. Raises InvalidRequest or InvalidCredentials."""
     return connection.connect(triton.InferenceServerClient, url, tls, token)
 
 
 class InFlight:
-    """Requests on the wire. A time-out ends the wait and not the request."""
+    """The connection, and the requests on it. A time-out ends the wait and not the request."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._client = connect()
+        self._is_closed = False
         self._lock = threading.Lock()
         self._handles: dict[concurrent.futures.Future[Any], object] = {}
-        """gRPC cancels a request whose handle is collected."""
+        """gRPC cancels a request if its handle is collected."""
+
+    @property
+    def client(self) -> Any:
+        """tritonclient's client. Raises InvalidRequest after `close`."""
+        if self._is_closed:
+            raise client_closed()
+        return self._client
 
     def infer(self, call: Call[Any], timeout_s: float) -> Any:
-        """tritonclient's InferResult. Raises InferenceServerException."""
+        """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
         if timeout_s <= 0:
             raise deadline_exceeded()
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -60,7 +69,7 @@ class InFlight:
 
         arguments = call.arguments(timeout_s)
         with self._lock:  # two threads in async_infer may get each other's requests
-            handle = self._client.async_infer(callback=set_answer, **arguments)
+            handle = self.client.async_infer(callback=set_answer, **arguments)
         self._handles[answer] = handle
         answer.add_done_callback(self._handles.pop)
         try:
@@ -69,11 +78,15 @@ class InFlight:
             raise deadline_exceeded() from None
 
     def close(self) -> None:
-        """Waits up to CLOSE_S for the requests on the wire."""
+        """Waits up to CLOSE_S for the requests on the wire, and closes the connection."""
         concurrent.futures.wait(list(self._handles), timeout=CLOSE_S)
+        with self._lock:
+            self._is_closed = True
+        self._client.close()
 
 
 def start(work: Callable[[], None]) -> Worker:
+    """Starts a worker."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
@@ -82,16 +95,22 @@ def start(work: Callable[[], None]) -> Worker:
 def end(checker: Worker | None, reader: Worker | None, within_s: float) -> None:  # noqa: ARG001
     """Waits for the checker up to `within_s` seconds.
 
-    A thread cannot be cancelled: both end when they see that no more is wanted, the reader after its LLM's next piece.
+    A thread cannot be cancelled. Both end when they see that no more is wanted, the reader after its LLM's next piece.
     """
     if checker:
         checker.join(within_s)
 
 
-def read_source(source: Iterable[T], take: Callable[[T], None], wanted: Callable[[], bool]) -> None:
-    """Gives each item of `source` to `take` while `wanted` is true, and closes a source of which no more is wanted.
+def check_source(source: object) -> None:
+    """Raises InvalidRequest for a source that `read_source` cannot read."""
+    if not isinstance(source, Iterable):
+        raise InvalidRequest("The source must be an iterable of pieces.")
 
-    Raises what `source` raises.
+
+def read_source(source: Iterable[T], take: Callable[[T], None], wanted: Callable[[], bool]) -> None:
+    """Gives each item of `source` to `take` while `wanted` is true. If no more is wanted, closes the source.
+
+    Raises the source's errors.
     """
     try:
         for item in source:
