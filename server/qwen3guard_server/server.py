@@ -132,7 +132,8 @@ class EmbeddedServer:
             seen |= dict.fromkeys(model_processes(process.pid), now)
             for name, last in seen.items():
                 if now - last > GAP_S:
-                    raise ServeError(f"The process of {name} died while the server was loading.")
+                    why = from_text(self.log) or f"the process of {name} died."
+                    raise ServeError(f"The server stopped while it was loading: {why}")
             if now - told >= STILL_LOADING_S:
                 still_loading(now - began)
                 told = now

@@ -24,7 +24,7 @@ from support.places import ROOT
 PROMPT = "How do I bake bread?"
 LOOPS = {
     "classify": ("gen_guard", "gen/models.py", "gen/guard.py"),
-    "stream_step": ("stream_guard", "stream/models.py", "stream/sessions.py"),
+    "stream_step": ("stream_guard", "stream/models.py", "stream/sessions.py", "stream/turns.py"),
 }
 LINES = 700
 
