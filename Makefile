@@ -22,7 +22,7 @@ serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 test: say-dev .venv/dev.done
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
-test-unit: say-dev .venv/dev.done  # one module or two at a time: no server, no torch, a minute
+test-unit: say-dev .venv/dev.done  # one module or two at a time: no server, no torch, one to two minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 test-large: say-dev .venv/dev.done  # the true 0.6B shape, random weights: minutes and gigabytes

@@ -65,11 +65,24 @@ def test_every_public_name_says_what_it_is() -> None:
     assert {name for name in silent if f"| `{name}` |" not in reference} == set()
 
 
-def test_every_error_that_a_client_can_meet_is_in_the_reference() -> None:
+def below(branch: type[errors.GuardError]) -> list[type[errors.GuardError]]:
+    return [each for each in branch.__subclasses__() if each.__module__.startswith("qwen3guard_")]
+
+
+def test_every_error_is_in_the_reference() -> None:
     reference = (DOCS / "reference.md").read_text(encoding="utf-8")
-    for branch in (errors.InputError, errors.ServerError, errors.AccessError):
-        leaves = ", ".join(f"`{leaf.__name__}`" for leaf in branch.__subclasses__())
-        assert re.search(rf"\| `{branch.__name__}` \| .* \| {leaves} \|", reference), branch.__name__
+    assert qwen3guard_client.Flagged in below(errors.GuardError)
+    for branch in below(errors.GuardError):
+        leaves = ", ".join(f"`{leaf.__name__}`" for leaf in below(branch))
+        assert re.search(rf"\| `{branch.__name__}` \| .* \| {leaves} ?\|", reference), branch.__name__
+
+
+def test_operations_say_what_to_do_about_every_error() -> None:
+    table = (DOCS / "operations.md").read_text(encoding="utf-8").partition("\n| error |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)`( and below)? \|", table, re.MULTILINE))
+    for branch in below(errors.GuardError):
+        if not rows.get(branch.__name__):
+            assert [each.__name__ for each in below(branch) or [branch] if each.__name__ not in rows] == []
 
 
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:

@@ -84,7 +84,7 @@ class Flight:
     async def call(self, ask: Callable[[], Awaitable[R]]) -> R:
         """Returns what `ask` returns, called again where that may help.
 
-        Raises an InputError or UnreadableAnswer at once, and any other GuardError where another try is no use.
+        Raises an InputError or UnreadableAnswer at once, and any other GuardError if another try cannot help.
         """
         failures = refusals = 0
         while True:
@@ -134,7 +134,7 @@ class Flight:
             self._shrunk_at = now
 
     def _note_answer(self, *, from_server: bool = True) -> None:
-        """Notes the time of an answer. The client rejects some rows itself, which is no sign of a server."""
+        """Notes the time of an answer. The client rejects some rows itself, which says nothing about the server."""
         if from_server or self._answered_at is not None:
             self._answered_at = self._clock()
 

@@ -21,7 +21,7 @@ def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
         matplotlib.use("Agg")
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError:
-        raise ServeError("matplotlib is not installed, so there are no plots: pip install matplotlib.") from None
+        raise ServeError("matplotlib is not installed, so no plots are written: pip install matplotlib.") from None
     paths = []
     for name, x, y in (("roc", "false_positive_rate", "recall"), ("precision_recall", "recall", "precision")):
         figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
