@@ -18,7 +18,8 @@ from pathlib import Path
 
 import unasync
 
-PACKAGE = Path(__file__).parent / "qwen3guard_client"
+CLIENT = Path(__file__).parent
+PACKAGE = CLIENT / "qwen3guard_client"
 GENERATED = {
     "aio.py": "client.py",
     "stream/aio.py": "stream/stream.py",
@@ -66,6 +67,10 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--check", action="store_true", help="write nothing, and fail if a sync module differs")
     check = arguments.parse_args().check
+    if unlisted := sorted(set(CLIENT.rglob("aio.py")) - {PACKAGE / source for source in GENERATED}):
+        names = ", ".join(path.relative_to(CLIENT).as_posix() for path in unlisted)
+        print(f"{names} has no sync module: name one in GENERATED of client/generate_sync.py", file=sys.stderr)
+        return 1
     stale = []
     for source, target in GENERATED.items():
         path, text = PACKAGE / target, generate(source)

@@ -162,8 +162,8 @@ class AsyncGuardClient:
         once and stops when the check finds a flag. `on_flag` is "stop", "raise" or "mark". "raise" raises Flagged
         after the text before the flag is shown. "mark" shows everything, and the segments from the flagged place on
         carry the flag. `confirm` is "strict", "loose" or None. If it is set, Gen is asked about each flag, with the
-        conversation so far. If Gen finds it safe in that mode, the flag is dropped, and the text that was held back
-        is shown.
+        conversation up to the end of the flagged token. If Gen finds it safe in that mode, the flag is dropped, and
+        the text that was held back is shown.
 
         The prompt is checked while the LLM starts. The loop raises a GuardError if the guard cannot judge. An error
         of `source` is raised after everything written before it was checked.

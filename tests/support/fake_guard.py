@@ -35,8 +35,9 @@ TIMEOUT_S = 60.0
 class Script:
     """What an LLM writes, and what the guards say of it.
 
-    `tokens` has the text and the risk of each token. `answers` are Gen's to its questions, in order: whether all is
-    unsafe, or None for an answer that cannot be read. Calls of Stream whose number is in `lost` find no session.
+    `tokens` has the text and the risk of each token. `answers` are Gen's, each to a response of as many
+    characters as its place (0 is the prompt), and then over again: whether all is unsafe, or None for an answer that
+    cannot be read. Calls of Stream whose number is in `lost` find no session.
     """
 
     tokens: tuple[tuple[str, bool], ...]
@@ -52,6 +53,10 @@ class Script:
     @property
     def ends(self) -> list[int]:
         return list(accumulate(len(text) for text, _ in self.tokens))
+
+    def answer(self, characters: int) -> bool | None:
+        """Gen's, to so much of the response."""
+        return self.answers[characters % len(self.answers)]
 
     @property
     def runs(self) -> list[int]:
@@ -96,7 +101,7 @@ class FakeGuard:
         assert messages[:1] == MESSAGES
         response = messages[1]["content"] if messages[1:] else None
         assert response is None or self.script.text.startswith(response)
-        unsafe = self.script.answers[len(self.questions)]
+        unsafe = self.script.answer(len(response or ""))
         self.questions.append(response)
         if unsafe is None:
             raise UnreadableAnswer("The model's answer cannot be read as a verdict.")
@@ -157,24 +162,23 @@ class Outcome:
 
 
 def outcome(script: Script, on_flag: str, *, confirm: bool, prompt_counts: bool = True) -> Outcome:
-    answers = iter(script.answers)
     asked, offset = 0, None
 
-    def stands() -> bool:
+    def stands(end: int) -> bool:
         nonlocal asked
         if not confirm:
             return True
         asked += 1
-        return next(answers) is not False
+        return script.answer(end) is not False
 
-    if script.unsafe_prompt and prompt_counts and stands():
+    if script.unsafe_prompt and prompt_counts and stands(0):
         offset = 0
     decided = None
     for number, run in enumerate(script.runs):
         if run <= 1:
             decided = None
         if run >= script.debounce and decided is None:
-            decided = stands()
+            decided = stands(script.ends[number])
             if decided and offset is None:
                 begin = number - run + 1
                 offset = script.ends[begin - 1] if begin else 0

@@ -82,22 +82,22 @@ def test_an_answer_that_broke_off_overrules_nothing(status: AnswerStatus) -> Non
     assert (cascade.asked, cascade.overruled) == (1, 0)
 
 
-def test_gen_reads_the_conversation_as_far_as_it_goes() -> None:
+def test_gen_reads_the_conversation_up_to_the_flagged_token() -> None:
     asked: list[Any] = []
 
     def answer(call: Call[Any]) -> Classification:
         asked.append({tensor.name: value for tensor, value in call.values.items()})
         return found(True)
 
-    flagged = [token(3, 1, True)]
+    flagged = [token(9, 1, True)]
     cascade = Cascade("loose", None, '[{"role": "user", "content": "Hi."}]')
     cascade.wrote("One, ")
-    cascade.wrote("two.")
+    cascade.wrote("two. Three.")
     ask(cascade.tokens(flagged), answer)
     assert asked == [
         {"MESSAGES": [b'[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "One, two."}]']}
     ]
     cascade = Cascade("loose", "Hi.", None)
-    cascade.wrote("One.")
-    ask(cascade.tokens(flagged), answer)
+    cascade.wrote("One. Two.")
+    ask(cascade.tokens([token(4, 1, True)]), answer)
     assert asked[1] == {"PROMPT": [b"Hi."], "RESPONSE": [b"One."]}

@@ -256,7 +256,7 @@ async def drive_proxy(pieces: list[str], how: Settings, guard: FakeGuard) -> tup
     changed = asyncio.Event()
     judged = Judged(cast(Any, ProxysGuard(guard)), how, Conversation(MESSAGES, ""), changed)
     running: set[asyncio.Task[None]] = set()
-    judged.start(running)
+    judged.start(running.add)
     try:
         for number, piece in enumerate(pieces):
             for _ in range(number % 3):
@@ -350,13 +350,15 @@ def test_what_gen_cannot_confirm_does_not_pass_the_proxy(lets: Any) -> None:
             assert released == ("" if unsure else RISKY.text)
 
 
-def test_gen_is_asked_with_the_conversation_as_far_as_it_goes() -> None:
-    guard = FakeGuard(RISKY)
-    flow = Options("after_check", "stop", confirm=True).flow()
-    seen = Driven(flow, guard, ["ab", "cd"], random.Random(0)).run()
-    assert seen.clear == RISKY.text
-    assert guard.questions == [RISKY.text]
-    assert (flow.asked, flow.overruled) == (1, 1)
+def test_gen_is_asked_with_the_text_up_to_the_flagged_token_whatever_else_is_written() -> None:
+    for cuts in ([1, 1, 1, 1], [3, 1], [4], [2, 2]):
+        for seed in range(5):
+            guard = FakeGuard(RISKY)
+            flow = Options("after_check", "stop", confirm=True).flow()
+            seen = Driven(flow, guard, pieces_of(RISKY.text, cuts), random.Random(seed)).run()
+            assert seen.clear == RISKY.text
+            assert guard.questions == ["abc"]
+            assert (flow.asked, flow.overruled) == (1, 1)
 
 
 def test_pieces_of_two_kinds_and_ids_for_gen_end_the_flow() -> None:

@@ -41,3 +41,14 @@ def test_drift_is_found_and_mended(client: Path) -> None:
         path.unlink()
     assert generate(client).returncode == 0
     assert [path.read_text() for path in written] == before
+
+
+def test_an_async_module_without_a_sync_one_is_found(client: Path) -> None:
+    for folder in (client / "qwen3guard_client" / "transport", client / "another"):
+        folder.mkdir(exist_ok=True)
+        (folder / "aio.py").write_text("async def wait() -> None: ...\n")
+        for arguments in ((), ("--check",)):
+            found = generate(client, *arguments)
+            assert found.returncode == 1
+            assert f"{folder.name}/aio.py has no sync module" in found.stderr
+        (folder / "aio.py").unlink()

@@ -27,8 +27,10 @@ Asking = Generator[Call[Classification], Classification, T]
 class Cascade:
     """A flag stands unless Gen finds the conversation safe in the mode `confirm`.
 
-    Gen is asked once for the prompt, and once for each unsafe run of the response that becomes a flag. The tokens of a
-    run that it overrules lose their flag and their run. Raises InvalidRequest for an unknown mode.
+    Gen is asked once for the prompt, and once for each unsafe run of the response that becomes a flag. It reads the
+    response up to the end of the flagged token, whatever else is written by then: its answer must not depend on how
+    fast the LLM writes. The tokens of a run that it overrules lose their flag and their run. Raises InvalidRequest for
+    an unknown mode.
     """
 
     def __init__(self, confirm: Confirm, prompt: str | None, messages: Messages | str | None) -> None:
@@ -62,15 +64,15 @@ class Cascade:
             if token.run <= 1:
                 self._stands = None
             if token.flag and self._stands is None:
-                self._stands = yield from self._ask(self._conversation())
+                self._stands = yield from self._ask(self._conversation(self._response[: token.end]))
             decided.append(replace(token, flag=False, run=0) if self._stands is False else token)
         return decided
 
-    def _conversation(self) -> Call[Classification]:
+    def _conversation(self, response: str) -> Call[Classification]:
         if self._messages is None:
-            return calls.classify(self._prompt, self._response, None)
+            return calls.classify(self._prompt, response, None)
         messages = json.loads(self._messages) if isinstance(self._messages, str) else list(self._messages)
-        return calls.classify(None, None, [*messages, {"role": "assistant", "content": self._response}])
+        return calls.classify(None, None, [*messages, {"role": "assistant", "content": response}])
 
     def _ask(self, call: Call[Classification]) -> Asking[bool]:
         self.asked += 1
