@@ -18,6 +18,8 @@ Piece = str | Sequence[int]
 """What an LLM writes: text in any pieces, or token ids of the guard's own tokenizer."""
 LONGEST_TIMEOUT_S = 10**9
 """About 31 years. Python's and gRPC's clocks still take it."""
+LONGEST_SESSION_BYTES = 128
+"""Triton takes no longer id. It ends an id at its first NUL character, so that two sessions may become one."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -76,7 +78,8 @@ def checked_session(session: int | str) -> int | str:
     if isinstance(session, str):
         if not session:
             raise InvalidRequest("A step needs a session id.")
-        checked_text(session, "The session id")
+        if "\0" in session or len(checked_text(session, "The session id")) > LONGEST_SESSION_BYTES:
+            raise InvalidRequest(f"A session id may have {LONGEST_SESSION_BYTES} bytes, and no NUL character.")
         return session
     try:
         value = _integer(session)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, RiskLevel, StepResult, TokenVerdict
+from qwen3guard_client.arguments import LONGEST_TIMEOUT_S
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import DEMO_NOTICE
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
@@ -56,6 +57,19 @@ def test_async_answers_as_sync(guard: GuardClient) -> None:
         assert stream.prompt_verdict == prompt
         assert [stream.step(piece) for piece in PIECES] == steps
         assert stream.finish() == last
+
+
+def test_an_async_client_serves_one_loop_after_another(guard: GuardClient) -> None:
+    client = AsyncGuardClient(guard.url)
+
+    async def moderate() -> StepResult:
+        assert (await client.classify(PROMPT, timeout_s=LONGEST_TIMEOUT_S)).severity is RiskLevel.SAFE
+        async with client.stream(PROMPT) as stream:
+            return await stream.step("Mix flour.")
+
+    first, second = asyncio.run(moderate()), asyncio.run(moderate())
+    assert first == second
+    asyncio.run(client.close())
 
 
 def test_async_errors_are_the_same(guard: GuardClient) -> None:
