@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
-from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Policy, Segment, Thresholds
+from qwen3guard_client import AsyncGuardClient, Classification, GuardClient, Moderation, Policy, Segment, Thresholds
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors
@@ -55,9 +55,11 @@ def test_a_flag_stands_where_gen_agrees(
             judged = len(final)
     text = "".join(WORDS)
     seen = set()
-    for pieces in (None, WORDS, [text], [text[:60], text[60:130], text[130:]]):
-        source = one_by_one(lambda: moderated, WORDS) if pieces is None else pieces
+    running: list[Moderation] = []
+    slowly = one_by_one(lambda: running[0], WORDS)
+    for source in (slowly, WORDS, [text], [text[:60], text[60:130], text[130:]]):
         moderated = guard.moderate(source, prompt=prompt, confirm=confirm, policy=policy)
+        running.append(moderated)
         shown = text_of(moderated)
         assert (moderated.flag is not None) == expected
         assert moderated.asked > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -331,6 +332,52 @@ def test_an_llm_is_read_ahead_of_its_check_by_so_many_pieces_and_no_more() -> No
         return await reading
 
     assert "".join(map(str, asyncio.run(moderate()))) == script.text
+    assert read == len(script.text)
+
+
+RELEASES: tuple[Release, ...] = ("after_check", "before_check")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_an_llm_is_read_no_faster_than_its_text_is_taken(release: Release) -> None:
+    script = Script((("a", False),) * 10 * READ_AHEAD)
+    most = 2 * READ_AHEAD + 2  # offered, and in the step that goes on
+    read = 0
+
+    def source() -> Iterator[str]:
+        nonlocal read
+        for piece in script.text:
+            read += 1
+            yield piece
+
+    async def awaited() -> AsyncIterator[str]:
+        for piece in source():
+            yield piece
+
+    async def moderate() -> list[Segment]:
+        guard = FakeGuard(script)
+        flow = Options(release, "stop", confirm=False).flow()
+        segments = aiter(AsyncModeration(guard.async_stream(), awaited(), flow, guard.asend))
+        shown = [await anext(segments)]
+        for taken in range(3):
+            for _ in range(20 * len(script.text)):
+                await asyncio.sleep(0)
+            assert read <= most + len("".join(map(str, shown)))
+            assert read > READ_AHEAD
+            shown += [await anext(segments) for _ in range(taken)]
+        return shown + [segment async for segment in segments]
+
+    assert "".join(map(str, asyncio.run(moderate()))) == script.text
+    assert read == len(script.text)
+
+    read = 0
+    guard = FakeGuard(script)
+    segments = iter(Moderation(guard.stream(), source(), Options(release, "stop", confirm=False).flow(), guard.send))
+    shown = [next(segments)]
+    time.sleep(0.3)
+    assert READ_AHEAD < read <= most + len(str(shown[0]))
+    shown += segments
+    assert "".join(map(str, shown)) == script.text
     assert read == len(script.text)
 
 

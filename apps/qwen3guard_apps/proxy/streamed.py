@@ -19,6 +19,8 @@ from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Plac
 from qwen3guard_apps.proxy.upstream import choices_of, parsed, unreadable
 
 Chunk = dict[str, Any]
+MOST_HELD = 64
+"""Chunks that are held while a write waits for the client, before the LLM is read on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class StreamedCompletion(Completion):
         self._last: Chunk | None = None
         self._begun: set[int] = set()
         """Choices of which a chunk was sent."""
+        self._written = asyncio.Event()
+        """Not set while a write waits for the client."""
+        self._written.set()
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
         if answer.content_type != "text/event-stream":
@@ -50,6 +55,8 @@ class StreamedCompletion(Completion):
                 return
             self._hold(parsed(data))
             self._changed.set()
+            if len(self._held) >= MOST_HELD:  # a client that reads slowly slows the LLM
+                await self._written.wait()
         raise upstream_failed("The LLM broke off.")
 
     def _hold(self, chunk: Any) -> None:
@@ -181,11 +188,14 @@ class StreamedCompletion(Completion):
             headers |= {"X-Accel-Buffering": "no", ID_HEADER: self._request[RECORD]["id"]}
             self._response = web.StreamResponse(headers=headers)
             await self._response.prepare(self._request)
+        self._written.clear()
         try:
             async with asyncio.timeout(self._settings.client_timeout_s):
                 await self._response.write(data)
         except TimeoutError:
             raise ConnectionResetError("The client reads nothing.") from None
+        finally:
+            self._written.set()
 
 
 class _UpstreamError(ApiError):

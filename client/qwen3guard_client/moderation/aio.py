@@ -19,7 +19,7 @@ from qwen3guard_client.transport import tasks
 from qwen3guard_client.transport.calls import Call
 
 READ_AHEAD = 64
-"""The most pieces that are read from the LLM and not checked yet."""
+"""The most pieces that are read from the LLM and not checked yet, or checked and not taken by the consumer."""
 LEAVE_S = 1.0
 """How long the end waits for a check whose result nobody needs. If it takes longer, the session ends later."""
 
@@ -113,8 +113,14 @@ class AsyncModeration:
         self._flow = flow
         self._source = source
         self._driver = AsyncFlowDriver(flow, stream, classify, self._show)
-        self._shown: tasks.Queue[Segment | None] = tasks.Queue()
-        """The segments that may be shown, and None when the flow is over."""
+        self._shown: tasks.Queue[tuple[Segment | None, int]] = tasks.Queue()
+        """The segments that may be shown, and None when the flow is over. Each has the number of pieces that were
+        no longer unchecked by then."""
+        self._read_pieces = 0
+        self._offered = 0
+        """That number for the last segment in `_shown`."""
+        self._taken = 0
+        """The same for the last segment that the consumer has taken."""
         self._changed = tasks.Event()
         self._begun = False
 
@@ -152,7 +158,11 @@ class AsyncModeration:
         try:
             reader = tasks.start(self._read)
             checker = tasks.start(self._driver.run)
-            while (segment := await self._shown.get()) is not None:
+            while True:
+                segment, self._taken = await self._shown.get()
+                self._changed.set()
+                if segment is None:
+                    break
                 yield segment
             self._flow.raise_error()
         finally:
@@ -168,17 +178,20 @@ class AsyncModeration:
         self._driver.source_ended(failure)
 
     async def _write(self, piece: Piece | None) -> None:
-        """Waits until fewer than READ_AHEAD pieces are unchecked."""
+        """Waits while READ_AHEAD pieces are unchecked or not taken, so that a slow consumer slows the LLM."""
         while True:
             self._changed.clear()
-            if self._flow.unchecked < READ_AHEAD or self._flow.over:
+            if self._flow.unchecked + self._offered - self._taken < READ_AHEAD or self._flow.over:
                 break
             await self._changed.wait()
+        self._read_pieces += 1
         self._driver.wrote(piece)
 
     def _show(self, segments: Sequence[Segment]) -> None:
+        if segments:
+            self._offered = self._read_pieces - self._flow.unchecked
         for segment in segments:
-            self._shown.put_nowait(segment)
+            self._shown.put_nowait((segment, self._offered))
         if self._flow.over:
-            self._shown.put_nowait(None)
+            self._shown.put_nowait((None, self._offered))
         self._changed.set()

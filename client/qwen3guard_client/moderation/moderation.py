@@ -20,7 +20,7 @@ from qwen3guard_client.transport import threads
 from qwen3guard_client.transport.calls import Call
 
 READ_AHEAD = 64
-"""The most pieces that are read from the LLM and not checked yet."""
+"""The most pieces that are read from the LLM and not checked yet, or checked and not taken by the consumer."""
 LEAVE_S = 1.0
 """How long the end waits for a check whose result nobody needs. If it takes longer, the session ends later."""
 
@@ -114,8 +114,14 @@ class Moderation:
         self._flow = flow
         self._source = source
         self._driver = FlowDriver(flow, stream, classify, self._show)
-        self._shown: threads.Queue[Segment | None] = threads.Queue()
-        """The segments that may be shown, and None when the flow is over."""
+        self._shown: threads.Queue[tuple[Segment | None, int]] = threads.Queue()
+        """The segments that may be shown, and None when the flow is over. Each has the number of pieces that were
+        no longer unchecked by then."""
+        self._read_pieces = 0
+        self._offered = 0
+        """That number for the last segment in `_shown`."""
+        self._taken = 0
+        """The same for the last segment that the consumer has taken."""
         self._changed = threads.Event()
         self._begun = False
 
@@ -153,7 +159,11 @@ class Moderation:
         try:
             reader = threads.start(self._read)
             checker = threads.start(self._driver.run)
-            while (segment := self._shown.get()) is not None:
+            while True:
+                segment, self._taken = self._shown.get()
+                self._changed.set()
+                if segment is None:
+                    break
                 yield segment
             self._flow.raise_error()
         finally:
@@ -169,17 +179,20 @@ class Moderation:
         self._driver.source_ended(failure)
 
     def _write(self, piece: Piece | None) -> None:
-        """Waits until fewer than READ_AHEAD pieces are unchecked."""
+        """Waits while READ_AHEAD pieces are unchecked or not taken, so that a slow consumer slows the LLM."""
         while True:
             self._changed.clear()
-            if self._flow.unchecked < READ_AHEAD or self._flow.over:
+            if self._flow.unchecked + self._offered - self._taken < READ_AHEAD or self._flow.over:
                 break
             self._changed.wait()
+        self._read_pieces += 1
         self._driver.wrote(piece)
 
     def _show(self, segments: Sequence[Segment]) -> None:
+        if segments:
+            self._offered = self._read_pieces - self._flow.unchecked
         for segment in segments:
-            self._shown.put_nowait(segment)
+            self._shown.put_nowait((segment, self._offered))
         if self._flow.over:
-            self._shown.put_nowait(None)
+            self._shown.put_nowait((None, self._offered))
         self._changed.set()
