@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -83,6 +84,13 @@ class _Nothing(BaseHTTPRequestHandler):
         pass
 
 
+def _answer_in_binary(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"\0\1\2\n")
+
+
 def test_metrics_that_do_not_answer_have_a_plain_reason() -> None:
     def said(url: str) -> str:
         (finding,) = doctor.metrics(url)
@@ -95,6 +103,9 @@ def test_metrics_that_do_not_answer_have_a_plain_reason() -> None:
         assert said(url).startswith(f"http://{url}/metrics answers with HTTP 404")
         other.shutdown()
     assert said(url) == f"http://{url}/metrics does not answer (Connection refused): serve with --metrics-port."
+    with socket.create_server(("127.0.0.1", 0)) as binary:
+        threading.Thread(target=_answer_in_binary, args=(binary,), daemon=True).start()
+        assert "does not answer (it does not speak HTTP): " in said(f"127.0.0.1:{binary.getsockname()[1]}")
 
 
 def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,9 @@ def metrics(url: str) -> Iterator[Finding]:
         )
         return
     except (OSError, HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        plain = (isinstance(reason, OSError) and reason.strerror) or str(reason).strip()
-        yield Finding("metrics", "failed", f"{url} does not answer ({plain}): serve with --metrics-port.")
+        yield Finding(
+            "metrics", "failed", f"{url} does not answer ({_plain_reason(error)}): serve with --metrics-port."
+        )
         return
     metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
     if METRIC in metrics:
@@ -181,6 +181,13 @@ def metrics(url: str) -> Iterator[Finding]:
     else:
         advice = "it is another server's, or its guards do not run this version"
         yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
+
+
+def _plain_reason(error: OSError | HTTPException) -> str:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    return "it does not speak HTTP" if isinstance(cause, BadStatusLine) else str(cause)
 
 
 def show_findings(findings: Iterable[Finding], show: Callable[[Finding], Any]) -> int:

@@ -134,7 +134,7 @@ def test_sources_that_are_none_and_missing_extras_are_named(tmp_path: Path, monk
     broken.write_bytes(b"no")
     fails(run("annotate", broken, tmp_path / "out.jsonl"), "cannot be read as Parquet")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.InvalidRequest, match="no data set"):
+    with pytest.raises(errors.InvalidRequest, match="neither a file nor a data set"):
         open_rows(str(tmp_path / "empty"), "train")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(errors.ServeError, match=r"qwen3guard-triton\[data\]"):
