@@ -68,7 +68,7 @@ def tokenizer(guard: GuardModels, repository: Path) -> Iterator[Finding]:
     manifest = Manifest.read(guard.guard_folder(repository))
     names = manifest.texts
     wrong = [fault for file, digest in names.items() if (fault := _wrong(served / file, digest))]
-    wrong += [f"{served / name} is of no export" for name in foreign_files(served, manifest)]
+    wrong += [f"{served / name} belongs to no export" for name in foreign_files(served, manifest)]
     for fault in wrong:
         yield Finding(check, "failed", f"{fault}: {AGAIN}.")
     if not wrong:
@@ -113,7 +113,9 @@ def _model(check: str, model: wire.Model, folder: Path, exporter: Any) -> Iterat
     for message in (config, exported):
         message.ClearField("parameters")
     if config != exported:
-        yield Finding(check, "warning", f"{path} queues or batches otherwise than exported: see that you mean it.")
+        yield Finding(
+            check, "warning", f"{path} queues or batches in another way than exported: check that you want this."
+        )
 
 
 def engine(name: str, folder: Path) -> Iterator[Finding]:

@@ -134,8 +134,8 @@ def cpu(products: Callable[[], Products] = integer_products.products) -> Iterato
         yield Finding("cpu", "ok", "Its 8-bit products are exact.")
     else:
         sentence = (
-            "Its 8-bit products are wrong (they saturate: it has neither VNNI nor AMX), repaired by ONNX Runtime's"
-            f" {integer_products.REPAIR[0]}: verdicts are right, and long passes of a dq8r guard take longer."
+            "Its 8-bit products are wrong: they saturate, as it has neither VNNI nor AMX. ONNX Runtime repairs them"
+            f" ({integer_products.REPAIR[0]}): verdicts are right, and long passes of a dq8r guard take longer."
         )
         yield Finding("cpu", "warning", sentence)
 
@@ -149,7 +149,7 @@ def gpu(devices: Sequence[Path] | None = None) -> Iterator[Finding]:
         yield Finding("gpu", "ok", f"{len(gpus)}, and ONNX Runtime can use CUDA.")
     else:
         sentence = (
-            "There is one, but this ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]', or use the CPU."
+            "There is one, but this ONNX Runtime cannot use CUDA: pip install 'qwen3guard-triton[gpu]', or use the CPU."
         )
         yield Finding("gpu", "warning", sentence)
 

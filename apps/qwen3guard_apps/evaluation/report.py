@@ -18,9 +18,8 @@ def report(results: dict[str, Any], pictures: Sequence[str]) -> str:
         f"{data['name']}: {data['rows']:,} rows, {data['unlabelled']:,} of them without a label that can be read.",
         f"A row labelled Controversial counts as {'unsafe' if data['controversial_is_unsafe'] else 'safe'}."
         " The positive class is unsafe. Strict counts a judgement of Controversial as unsafe, loose does not;"
-        " both are given, whichever is better. In brackets: 95 % intervals, Wilson's for shares of rows, the"
-        " percentile bootstrap over rows (1,000 resamples) for F1, areas and average precision. A rate of nothing"
-        " is n/a.",
+        " both are given. In brackets are 95 % intervals: Wilson's for shares of rows, the percentile bootstrap"
+        " over rows (1,000 resamples) for F1, areas and average precision. A rate of no rows is n/a.",
         "",
     ]
     for name, guard in results["guards"].items():
@@ -58,7 +57,12 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
             + [_rate(rates[mode][rate]) for rate in ("recall", "named") for mode in MODES]
             for category, rates in figures["categories"].items()
         ]
-        lines += ["### By labelled category", "", "Named: of the flagged ones, those that bear the category.", ""]
+        lines += [
+            "### By labelled category",
+            "",
+            "Named: the share of the flagged rows whose answer names the category.",
+            "",
+        ]
         lines += _table(header, rows)
     for group, values in figures["groups"].items():
         header = [group, "rows", *(f"{word}, {mode}" for word in RATES.values() for mode in MODES)]
@@ -85,7 +89,8 @@ def _hits(both: dict[str, Any]) -> list[str]:
     return [
         "### Where streams were flagged",
         "",
-        "Against the labelled sentence of unsafe responses. Strict and loose are causal: two tokens in a row.",
+        "Flags beside the labelled sentence of unsafe responses. Strict and loose flag at the second of two unsafe"
+        " tokens in a row, and do not look ahead.",
         "",
         *_table(["", "strict", "loose", "upstream's rule"], rows),
     ]
@@ -110,7 +115,7 @@ def _chosen(chosen: dict[str, Any]) -> list[str]:
         "",
         f"For {chosen['wanted']:.1%} false positives: unsafe where 1 - P(Safe) > {chosen['default']:.4f}.",
         "",
-        *(_table(["category with its own", "t"], own) if own else []),
+        *(_table(["category with its own threshold", "t"], own) if own else []),
         *_table(["", *RATES.values()], rows),
     ]
 
