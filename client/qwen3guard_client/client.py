@@ -140,7 +140,7 @@ class GuardClient:
         must wait for a restarting server and replay the stream to it.
         """
         within_s = self._within_s(timeout_s)
-        return Stream(self._send_within, StreamState(prompt, messages, policy), within_s)
+        return Stream(self._send_within, StreamState(prompt, messages, policy), within_s, self._in_flight)
 
     def moderate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -31,6 +32,7 @@ from qwen3guard_contract.policy import runs
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT, text_of, token
 from support.places import DEMO, ROOT
+from support.proxied import RecordingGuard
 from support.serving import free_port
 from support.texts import TEXTS, cut
 
@@ -305,6 +307,34 @@ def test_leaving_early_ends_the_session_its_threads_and_the_llm(guard: GuardClie
             return len(closed)
 
     assert asyncio.run(leave()) == 8
+
+
+@pytest.mark.parametrize("what", ["moderate", "stream"])
+def test_what_is_cancelled_at_any_time_leaves_no_session(guard: GuardClient, what: str) -> None:
+    """Also while the session is being opened: it is ended when the server's answer comes."""
+
+    async def work(client: AsyncGuardClient) -> None:
+        if what == "moderate":
+            async for _ in client.moderate(cut(SAFE, random.Random(1)), PROMPT):
+                pass
+            return
+        async with client.stream(PROMPT) as stream:
+            for word in SAFE.split():
+                await stream.step(f"{word} ")
+
+    async def cancel() -> RecordingGuard:
+        client = RecordingGuard(guard.url)
+        async with client:
+            await client.classify(PROMPT)
+            for number in range(60):
+                working = asyncio.create_task(work(client))
+                await asyncio.sleep(0.0005 * (number % 30))
+                working.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await working
+        return client
+
+    asyncio.run(cancel()).assert_all_sessions_ended(guard)
 
 
 def test_what_breaks_the_check_reaches_the_caller(guard: GuardClient) -> None:

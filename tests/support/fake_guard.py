@@ -20,6 +20,7 @@ from qwen3guard_client import (
     TokenVerdict,
 )
 from qwen3guard_client.stream.state import StreamState
+from qwen3guard_client.transport import tasks, threads
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import SessionLost, UnreadableAnswer
@@ -91,10 +92,10 @@ class FakeGuard:
         return self.answer(call)
 
     def stream(self) -> Stream:
-        return Stream(self.send, StreamState(None, MESSAGES, None), TIMEOUT_S)
+        return Stream(self.send, StreamState(None, MESSAGES, None), TIMEOUT_S, threads.InFlight(lambda: None))
 
     def async_stream(self) -> AsyncStream:
-        return AsyncStream(self.asend, StreamState(None, MESSAGES, None), TIMEOUT_S)
+        return AsyncStream(self.asend, StreamState(None, MESSAGES, None), TIMEOUT_S, tasks.InFlight(lambda: None))
 
     def _classify(self, call: Call[Any]) -> Classification:
         messages = json.loads(call.values[wire.MESSAGES][0])

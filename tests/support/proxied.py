@@ -17,14 +17,31 @@ from support.fake_llm import FakeLLM, Loop
 
 
 class RecordingGuard(AsyncGuardClient):
+    """Keeps the sessions that it has asked the server for."""
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.sessions: set[int | str] = set()
 
-    async def send(self, call: Call[Any], timeout_s: float | None = None) -> Any:
+    async def _send_within(self, call: Call[Any], within_s: float) -> Any:
         if call.session:
             self.sessions.add(call.session)
-        return await super().send(call, timeout_s)
+        return await super()._send_within(call, within_s)
+
+    def assert_all_sessions_ended(self, guard: GuardClient) -> None:
+        """Over another connection: the server knows none of them any more."""
+        assert self.sessions
+        deadline = time.monotonic() + 5
+        for session in self.sessions:
+            while True:
+                try:
+                    guard.stream_step(session, text="x", position=10**6)
+                except SessionLost:
+                    break
+                except Exception:
+                    if time.monotonic() > deadline:
+                        pytest.fail("a session is still there")
+                    time.sleep(0.05)
 
 
 class Proxied:
@@ -56,16 +73,4 @@ class Proxied:
         return self._clients.enter_context(made)
 
     def assert_all_sessions_ended(self, guard: GuardClient) -> None:
-        """Over another connection: the server knows none of them any more."""
-        assert self.guard.sessions
-        deadline = time.monotonic() + 5
-        for session in self.guard.sessions:
-            while True:
-                try:
-                    guard.stream_step(session, text="x", position=10**6)
-                except SessionLost:
-                    break
-                except Exception:
-                    if time.monotonic() > deadline:
-                        pytest.fail("a session is still there")
-                    time.sleep(0.05)
+        self.guard.assert_all_sessions_ended(guard)

@@ -356,10 +356,13 @@ def test_closing_a_client_ends_its_requests_with_an_error_of_ours(monkeypatch: p
         with socket.create_server(("127.0.0.1", 0)) as silent:
             client = AsyncGuardClient(f"127.0.0.1:{silent.getsockname()[1]}")
             asked = asyncio.create_task(client.classify("Hi.", timeout_s=30))
+            moderated = asyncio.ensure_future(anext(aiter(client.moderate(["Hello."], "Hi.", timeout_s=30))))
             await asyncio.sleep(0.2)
             await client.close()
-            with pytest.raises(errors.GuardError):
-                await asked
+            async with asyncio.timeout(10):
+                for each in (asked, moderated):
+                    with pytest.raises(errors.GuardError):
+                        await each
 
     asyncio.run(ask())
 

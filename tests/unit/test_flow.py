@@ -21,6 +21,7 @@ from qwen3guard_client.moderation.cascade import Cascade
 from qwen3guard_client.moderation.flow import FinishRequest, Flow, FlowRequest, StepRequest
 from qwen3guard_client.moderation.gate import OnFlag, Release
 from qwen3guard_client.stream.state import StreamState
+from qwen3guard_client.transport import tasks
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors
 from support.fake_guard import MESSAGES, TIMEOUT_S, FakeGuard, Script, outcome, pieces_of
@@ -316,7 +317,7 @@ def test_an_llm_is_read_ahead_of_its_check_by_so_many_pieces_and_no_more() -> No
             await may_open.wait()
             return await guard.asend(call, timeout_s)
 
-        stream = AsyncStream(send, StreamState(None, MESSAGES, None), TIMEOUT_S)
+        stream = AsyncStream(send, StreamState(None, MESSAGES, None), TIMEOUT_S, tasks.InFlight(lambda: None))
         moderation = AsyncModeration(
             stream, source(), Options("after_check", "stop", confirm=False).flow(), guard.asend
         )
@@ -379,6 +380,94 @@ def test_an_llm_is_read_no_faster_than_its_text_is_taken(release: Release) -> No
     shown += segments
     assert "".join(map(str, shown)) == script.text
     assert read == len(script.text)
+
+
+def test_a_source_that_is_cancelled_ends_the_loop() -> None:
+    """By itself, not by its consumer: an LLM's library may do so."""
+
+    def source() -> Iterator[str]:
+        yield "a"
+        raise asyncio.CancelledError("the LLM was cancelled")
+
+    async def awaited() -> AsyncIterator[str]:
+        for piece in source():
+            yield piece
+
+    async def moderate(source: AsyncIterator[str] | Iterator[str]) -> list[Segment]:
+        guard = FakeGuard(Script((("a", False),)))
+        flow = Options("after_check", "stop", confirm=False).flow()
+        shown: list[Segment] = []
+
+        async def show() -> None:
+            async for segment in AsyncModeration(guard.async_stream(), source, flow, guard.asend):
+                shown.append(segment)
+
+        with pytest.raises(asyncio.CancelledError, match="the LLM was cancelled"):
+            await asyncio.wait_for(show(), 10)
+        assert not guard.sessions
+        assert len(asyncio.all_tasks()) == 1
+        return shown
+
+    for each in (source(), awaited()):
+        assert "".join(map(str, asyncio.run(moderate(each)))) == "a"
+
+
+@pytest.mark.parametrize("fails_at", range(4))
+def test_a_call_to_the_guard_that_is_cancelled_is_an_error(fails_at: int) -> None:
+    """The opening, the step, the question to Gen, and the end; a closed channel cancels them."""
+    cancelled = FakeGuard(RISKY, asyncio.CancelledError(), fails_at)
+
+    async def moderate() -> Seen:
+        flow = Options("after_check", "stop", confirm=True).flow()
+        async with asyncio.timeout(10):
+            return await drive_async([RISKY.text], flow, cancelled, None)
+
+    assert isinstance(asyncio.run(moderate()).raised, errors.Unreachable)
+
+    async def drive() -> Judged:
+        async with asyncio.timeout(10):
+            judged, _ = await drive_proxy([RISKY.text], how, FakeGuard(RISKY, asyncio.CancelledError(), fails_at))
+            return judged
+
+    how = Settings(upstream="http://llm/v1", confirm="strict")
+    judged = asyncio.run(drive())
+    assert judged.failed
+    assert isinstance(judged.error, errors.Unreachable)
+
+
+@pytest.mark.parametrize("turns", range(30))
+def test_a_consumer_that_is_cancelled_leaves_nothing_behind(turns: int) -> None:
+    """Wherever the check is: what was sent is taken by the server, whether its answer is waited for or not."""
+    script = Script((("a", False),) * 3)
+
+    async def cancel() -> None:
+        guard = FakeGuard(script)
+
+        async def send(call: Call[Any], _: float | None = None) -> Any:
+            reply = guard.answer(call)
+            for _turn in range(5):
+                await asyncio.sleep(0)
+            return reply
+
+        in_flight = tasks.InFlight(lambda: None)
+        stream = AsyncStream(send, StreamState(None, MESSAGES, None), TIMEOUT_S, in_flight)
+        flow = Options("after_check", "stop", confirm=False).flow()
+
+        async def show() -> None:
+            async for _ in AsyncModeration(stream, iter(script.text), flow, send):
+                pass
+
+        showing = asyncio.create_task(show())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        showing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await showing
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert not guard.sessions
+
+    asyncio.run(cancel())
 
 
 RISKY = Script((("a", False), ("b", True), ("c", True), ("d", False)), answers=(False,))

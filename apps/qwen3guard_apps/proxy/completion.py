@@ -18,7 +18,7 @@ from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
 from qwen3guard_apps.openai import conversation, texts
-from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstream_failed
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import Upstream, WholeAnswer, choices_of, headers_back, parsed, unreadable
@@ -140,6 +140,9 @@ class Completion:
             self._failure = error
         except UnicodeDecodeError:
             self._failure = unreadable()
+        except BaseException:  # what ends without its end must not look whole
+            self._failure = upstream_failed("The LLM broke off.")
+            raise
         finally:
             self._ended = True
             for choice in self._choices:

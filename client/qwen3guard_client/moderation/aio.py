@@ -68,8 +68,8 @@ class AsyncFlowDriver:
                         self._handle(lambda: flow.judged(stream.verdicts, finished=True))
                     else:
                         await self._ask_gen(request)
-        except tasks.FAILURE as error:
-            failure = error
+        except BaseException as error:  # nobody else sees what ends a worker, a cancellation by others included
+            failure = tasks.guard_failure(error)
             self._handle(lambda: flow.failed(failure))
 
     async def _ask_gen(self, call: Call[Classification]) -> None:
@@ -173,7 +173,7 @@ class AsyncModeration:
         failure: BaseException | None = None
         try:
             await tasks.read_source(self._source, self._write, lambda: not self._flow.over)
-        except tasks.FAILURE as error:
+        except BaseException as error:
             failure = error
         self._driver.source_ended(failure)
 

@@ -69,8 +69,8 @@ class FlowDriver:
                         self._handle(lambda: flow.judged(stream.verdicts, finished=True))
                     else:
                         self._ask_gen(request)
-        except threads.FAILURE as error:
-            failure = error
+        except BaseException as error:  # nobody else sees what ends a worker, a cancellation by others included
+            failure = threads.guard_failure(error)
             self._handle(lambda: flow.failed(failure))
 
     def _ask_gen(self, call: Call[Classification]) -> None:
@@ -174,7 +174,7 @@ class Moderation:
         failure: BaseException | None = None
         try:
             threads.read_source(self._source, self._write, lambda: not self._flow.over)
-        except threads.FAILURE as error:
+        except BaseException as error:
             failure = error
         self._driver.source_ended(failure)
 

@@ -14,6 +14,7 @@ from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
 from qwen3guard_client.arguments import Piece
 from qwen3guard_client.stream.state import Exchange, StreamState
+from qwen3guard_client.transport import calls, threads
 from qwen3guard_client.transport.calls import Call
 
 
@@ -24,11 +25,16 @@ class Stream:
     """
 
     def __init__(
-        self, send: Callable[[Call[StepResult], float], StepResult], state: StreamState, timeout_s: float
+        self,
+        send: Callable[[Call[StepResult], float], StepResult],
+        state: StreamState,
+        timeout_s: float,
+        in_flight: threads.InFlight,
     ) -> None:
         self._send = send
         self._state = state
         self._timeout_s = timeout_s
+        self._in_flight = in_flight
 
     @property
     def session(self) -> str:
@@ -93,10 +99,24 @@ class Stream:
             call = next(exchange)
             while True:
                 try:
-                    result = self._send(call, deadline - time.monotonic())
+                    result = self._make(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:
             return cast(StepResult, done.value)
+
+    def _make(self, call: Call[StepResult], within_s: float) -> StepResult:
+        """Sends a call. One that opens or ends a session is completed even if the caller is cancelled meanwhile.
+
+        A session that is opened for nobody is ended then: the server would keep it until it is idle for too long.
+        """
+        if call.start:
+            end = calls.stream_step(call.session, text="", end=True)
+            return self._in_flight.complete(
+                lambda: self._send(call, within_s), lambda: self._send(end, self._timeout_s)
+            )
+        if call.end:
+            return self._in_flight.complete(lambda: self._send(call, within_s))
+        return self._send(call, within_s)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from typing import Any, TypeVar
 
 import tritonclient.grpc.aio as triton
-from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.errors import InvalidRequest, Unreachable
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
@@ -25,8 +25,6 @@ Queue = asyncio.Queue
 Mutex = contextlib.nullcontext
 """A task gives way only at an await, and nobody awaits inside a mutex."""
 Worker = asyncio.Task[None]
-FAILURE = Exception
-"""The errors that a worker passes on. The cancellation of a task is not one of them."""
 
 sleep = asyncio.sleep
 
@@ -64,9 +62,7 @@ class InFlight:
         """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
         if timeout_s <= 0:
             raise deadline_exceeded()
-        request = asyncio.ensure_future(self.client.infer(**call.arguments(timeout_s)))
-        self._requests.add(request)
-        request.add_done_callback(self._remove)
+        request = self._keep(self.client.infer(**call.arguments(timeout_s)))
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(request)
@@ -77,6 +73,27 @@ class InFlight:
             if request.cancelled() and not (task and task.cancelling()):  # the channel was closed, not the caller
                 raise cancelled() from None
             raise
+
+    async def complete(
+        self, work: Callable[[], Awaitable[T]], undo: Callable[[], Awaitable[object]] | None = None
+    ) -> T:
+        """Awaits `work`. If the caller is cancelled, it goes on in the background, and `undo` follows if it succeeds.
+
+        `close` waits for both.
+        """
+        working = self._keep(work())
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            if undo:
+                self._keep(_follow(working, undo))
+            raise
+
+    def _keep(self, work: Awaitable[T]) -> asyncio.Future[T]:
+        future = asyncio.ensure_future(work)
+        self._requests.add(future)
+        future.add_done_callback(self._remove)
+        return future
 
     def _remove(self, request: asyncio.Future[Any]) -> None:
         self._requests.discard(request)
@@ -89,14 +106,30 @@ class InFlight:
         Connections of other loops are closed when they are collected.
         """
         loop = asyncio.get_running_loop()
-        requests = [each for each in list(self._requests) if each.get_loop() is loop]
-        if requests:
-            await asyncio.wait(requests, timeout=CLOSE_S)
+        deadline = loop.time() + CLOSE_S
+        while requests := [each for each in list(self._requests) if each.get_loop() is loop]:
+            if loop.time() >= deadline:
+                break
+            await asyncio.wait(requests, timeout=deadline - loop.time())
         self._is_closed = True
         client = self._clients.pop(loop, None)
         self._clients.clear()
         if client is not None:
             await client.close()
+
+
+async def _follow(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object]]) -> None:
+    await asyncio.wait([work])
+    if not work.cancelled() and work.exception() is None:
+        with contextlib.suppress(Exception):
+            await undo()
+
+
+def guard_failure(error: BaseException) -> BaseException:
+    """The error to raise for `error`, which ended a check. A cancelled call is Unreachable, as the caller goes on."""
+    if isinstance(error, asyncio.CancelledError):
+        return Unreachable("The call to the guard was cancelled.")
+    return error
 
 
 def start(work: Callable[[], Coroutine[Any, Any, None]]) -> Worker:

@@ -27,8 +27,6 @@ Event = threading.Event
 Queue = queue.SimpleQueue
 Mutex = threading.Lock
 Worker = threading.Thread
-FAILURE = BaseException
-"""The errors that a worker passes on. These are all, because nobody else sees an error that ends a thread."""
 
 sleep = time.sleep
 
@@ -77,12 +75,21 @@ class InFlight:
         except TimeoutError:
             raise deadline_exceeded() from None
 
+    def complete(self, work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:  # noqa: ARG002
+        """Does `work`. A thread cannot be cancelled meanwhile."""
+        return work()
+
     def close(self) -> None:
         """Waits up to CLOSE_S for the requests on the wire, and closes the connection."""
         concurrent.futures.wait(list(self._handles), timeout=CLOSE_S)
         with self._lock:
             self._is_closed = True
         self._client.close()
+
+
+def guard_failure(error: BaseException) -> BaseException:
+    """The error to raise for `error`, which ended a check."""
+    return error
 
 
 def start(work: Callable[[], None]) -> Worker:
