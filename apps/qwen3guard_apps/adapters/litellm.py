@@ -45,7 +45,7 @@ class Qwen3Guardrail(CustomGuardrail):
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Yields the first choice's text as it is cleared, then the chunks without content. Tool calls are not judged."""
+        """Yields the first choice's text as it is cleared, then chunks without content; tool calls are not judged."""
         latest: list[Any] = []
         without_content: list[Any] = []
 
