@@ -132,7 +132,7 @@ class Manifest:
         if type(self.format) is not int:
             raise ValueError("format must be a whole number")
         Form(self.weights, self.attention)
-        if self.engine and self.engine.profiles[0].tokens > PADDING_CELLS:
+        if self.engine and any(profile.rows > 1 and profile.tokens > PADDING_CELLS for profile in self.engine.profiles):
             raise ValueError(f"an engine whose steps have more than {PADDING_CELLS} tokens writes beyond its slots")
 
     @property
