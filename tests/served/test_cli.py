@@ -156,7 +156,8 @@ def test_a_standard_output_that_takes_nothing() -> None:
 
 def test_ctrl_c_while_modules_are_imported_ends_the_process_at_once() -> None:
     code = (
-        "import os, signal; from qwen3guard_apps.cli import main\n"
+        "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from qwen3guard_apps.cli import main\n"
         "main.parser = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "main.main([])"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import resource
@@ -624,3 +625,22 @@ def test_a_tokenizer_with_dropout_is_refused() -> None:
     model = json.loads(saved_with())["model"] | {"dropout": 0.1}
     with pytest.raises(errors.TokenizerMismatch, match="dropout"):
         GuardTokenizer(saved_with(model=model))
+
+
+def test_the_limit_on_time_does_not_break_into_a_gc_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised there is swallowed, with a warning; the next line of the template is stopped all the same."""
+    unraisable: list[object] = []
+    ran: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(sandbox, "CPU_S", 0.01)
+
+    def callback(phase: str, _: object) -> None:
+        ran.append(phase)
+
+    gc.callbacks.append(callback)
+    try:
+        sandbox.run_sandboxed(lambda: (sum(range(10**7)), gc.collect()))  # no event of Python's but the callback
+    finally:
+        gc.callbacks.remove(callback)
+    assert ran == ["start", "stop"]
+    assert not unraisable

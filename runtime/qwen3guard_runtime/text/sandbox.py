@@ -8,6 +8,7 @@ has no operation that takes long in a single call into C.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
@@ -123,7 +124,7 @@ def _limited_time() -> Iterator[None]:
     def watch(frame: FrameType, _event: str, _value: Any) -> Any:
         """Python calls this for each call and for each line of the template's own code, so at least once in each round
         of any loop."""
-        if time.thread_time() > end:
+        if time.thread_time() > end and not _is_gc_callback(frame):
             raise _TimeUp
         return watch if frame.f_code.co_filename == "<template>" else None
 
@@ -133,6 +134,11 @@ def _limited_time() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def _is_gc_callback(frame: FrameType) -> bool:
+    """Whether `frame` is a callback of the garbage collector, which swallows what is raised in it."""
+    return any(getattr(callback, "__code__", None) is frame.f_code for callback in gc.callbacks)
 
 
 @contextmanager
