@@ -119,26 +119,25 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def _limited_time() -> Iterator[None]:
+    """Without the garbage collector: the code that it runs would swallow _TimeUp, and warn. Memory is limited anyway."""
     end = time.thread_time() + CPU_S
 
     def watch(frame: FrameType, _event: str, _value: Any) -> Any:
         """Python calls this for each call and for each line of the template's own code, so at least once in each round
         of any loop."""
-        if time.thread_time() > end and not _is_gc_callback(frame):
+        if time.thread_time() > end:
             raise _TimeUp
         return watch if frame.f_code.co_filename == "<template>" else None
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
     sys.settrace(watch)
     try:
         yield
     finally:
         sys.settrace(before)
-
-
-def _is_gc_callback(frame: FrameType) -> bool:
-    """Whether `frame` is a callback of the garbage collector, which swallows what is raised in it."""
-    return any(getattr(callback, "__code__", None) is frame.f_code for callback in gc.callbacks)
+        if collects:
+            gc.enable()
 
 
 @contextmanager
