@@ -119,7 +119,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def _limited_time() -> Iterator[None]:
-    """Without the garbage collector: the code that it runs would swallow _TimeUp, and warn. Memory is limited anyway."""
+    """Turns the garbage collector off too: what it calls would swallow _TimeUp. Memory is limited anyway."""
     end = time.thread_time() + CPU_S
 
     def watch(frame: FrameType, _event: str, _value: Any) -> Any:
