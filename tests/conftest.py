@@ -31,6 +31,26 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+WAITING = {"lifecycle", "deploy"}
+"""Rooms whose tests mostly wait: for servers to start, to stop and to be missed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mixes the files that wait with those that compute, so that a machine's cores are busy while some tests wait."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [path for path in files if WAITING & set(path.parts)]
+    computing = [path for path in files if path not in waiting]
+    step = max(1, len(computing) // (2 * len(waiting))) if waiting else 1
+    order = []
+    for number, path in enumerate(computing):
+        if number % step == 0 and waiting:
+            order.append(waiting.pop(0))
+        order.append(path)
+    items[:] = [item for path in [*order, *waiting] for item in files[path]]
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both demo guards, exported in fp32."""
@@ -69,6 +89,7 @@ def overflowing_server(overflowing_repository: Path) -> Iterator[EmbeddedServer]
     with serve(overflowing_repository) as running:
         wait_ready(running)
         yield running
+        running.stop(kill=True)
 
 
 @pytest.fixture(scope="session")
