@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +152,12 @@ class Manifest:
     def caches(self) -> tuple[Cache, ...]:
         """The arrays of a KV slot, in all layers."""
         return caches(self.form.kv_dtype, layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
+
+    def describes(self, inputs: Collection[str], metadata: Mapping[str, str]) -> bool:
+        """Whether a graph with these input names and this metadata is the one that the manifest describes. Graphs of
+        former versions have no metadata."""
+        expected = {GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, *(cache.past for cache in self.caches)}
+        return set(inputs) == expected and metadata.get(GRAPH_FORM, str(self.form)) == str(self.form)
 
     @property
     def notice(self) -> str:

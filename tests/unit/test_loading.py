@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from qwen3guard_apps.doctor.export_checks import repository_checks
+from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export.repository import STREAM_PARAMETERS
@@ -73,6 +76,10 @@ def test_a_manifest_that_does_not_fit(copy: Path, field: str, value: object, sen
     path.write_text(json.dumps(facts))
     with pytest.raises(errors.CorruptFile, match=sentence):
         load(copy)
+    checks = {"files": repository_checks(copy)["stream_guard files"]}
+    (finding,) = run_checks(checks)
+    assert finding.state == "failed"
+    assert re.search(sentence, finding.said)
 
 
 def test_an_engine_that_would_write_beyond_its_slots(copy: Path) -> None:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 CLOSED_PIPE = 141
 """The exit status where whoever reads standard output has gone, as after `| head -1`: 128 and SIGPIPE."""
@@ -73,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OSError("standard output is closed")
         with _interrupts_end_the_process():
             commands = parser()
-        parsed = commands.parse_args(arguments)
-        parsed.run(parsed)
-        sys.stdout.flush()
+        try:
+            parsed = commands.parse_args(arguments)
+            parsed.run(parsed)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -85,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             raise
         print(f"qwen3guard: {_sentence(error)}", file=sys.stderr, flush=True)
-        if isinstance(error, OSError):
-            _write_no_more()  # the interpreter would try again to write what standard output did not take
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _write_no_more()
         return 1
     return 0
 
@@ -122,6 +128,6 @@ def _sentence(error: Exception) -> str:
 
 
 def _write_no_more() -> None:
-    """Makes standard output go nowhere."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Lets standard output go nowhere: the interpreter tries again to write what it did not take, and complains."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

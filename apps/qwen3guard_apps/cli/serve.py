@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         allow_remote=arguments.allow_remote,
     )
     if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
-        say(f"warning: whoever reaches {settings.address} may use the guard; --token-file or --tls-client-ca keeps it")
+        log(f"warning: whoever reaches {settings.address} may use the guard; --token-file or --tls-client-ca keeps it")
     with stopping_on_signals():
         try:
             with (

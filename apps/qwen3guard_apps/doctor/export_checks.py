@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.layout import VERSION, GuardModels, exported_guards
-from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.manifest import GRAPH, Manifest
 from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.engine.integrity import is_exported
 from qwen3guard_runtime.engine.kv_cache import KVCache
@@ -45,15 +45,28 @@ def _nothing(repository: Path) -> Iterator[Finding]:
 
 
 def files(name: str, folder: Path) -> Iterator[Finding]:
-    """Compares every file that the manifest names with its sha256."""
+    """Compares every file that the manifest names with its sha256, and the graph with the manifest itself."""
     check, manifest = f"{name} files", Manifest.to_serve(folder)
     wrong = [fault for file, digest in manifest.sha256.items() if (fault := _wrong(folder / file, digest))]
+    wrong += [] if wrong else _graph_faults(folder / GRAPH, manifest)
     for fault in wrong:
         yield Finding(check, "failed", f"{fault}: {AGAIN}.")
     if not wrong:
         notice = f"; {manifest.notice}" if manifest.notice else ""
         sentence = f"{manifest.source} in {manifest.weights}: {len(manifest.sha256)} files are as exported{notice}."
         yield Finding(check, "ok", sentence)
+
+
+def _graph_faults(path: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with a graph that is as exported. It cannot be read without the export's onnx."""
+    try:
+        onnx = importlib.import_module("onnx")
+    except ImportError:
+        return []
+    model = onnx.load(path, load_external_data=False)
+    inputs = [value.name for value in model.graph.input]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return [] if manifest.describes(inputs, metadata) else [f"{path} is not the graph that its manifest describes"]
 
 
 def _wrong(path: Path, digest: str) -> str | None:

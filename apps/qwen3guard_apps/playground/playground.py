@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import signal
 
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport.connection import read_token
@@ -14,6 +12,7 @@ from qwen3guard_contract.errors import ServeError
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.signals import stop_on_signals
 
 PLAYGROUND_PORT = 8008
 
@@ -44,10 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it", flush=True)
 
     async def serve_page() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        stop = stop_on_signals()
         async with AsyncGuardClient(
             arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
         ) as guard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,18 +33,23 @@ ENDING_S = 3.0
 
 @dataclass
 class Place:
-    """Where completions happen: what they all share."""
+    """What all completions of one proxy share."""
 
     settings: Settings
     guard: AsyncGuardClient
     upstream: Upstream
     running: set[asyncio.Task[None]] = field(default_factory=set)
-    """Checks; some outlive their request, until the session is ended."""
+    """Tasks that may outlive their request, such as a check whose session is still to be ended."""
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """Lets `task` end in its own time; `close` waits for it."""
+        """Lets `task` end in its own time; `close` waits for it. Whoever needs its error has been told by then."""
         self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        task.add_done_callback(self._remove)
+
+    def _remove(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled():
+            task.exception()  # else asyncio would log it, with its traceback
 
     async def close(self) -> None:
         await self.upstream.close()
@@ -51,8 +57,8 @@ class Place:
             await asyncio.wait(self.running, timeout=ENDING_S)
 
 
-class Completion:
-    """What streamed and whole answers have in common."""
+class Completion(ABC):
+    """One request to the LLM and its answer: the part that is the same for streamed and for whole answers."""
 
     def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
         """Raises ApiError for a request that cannot be judged."""
@@ -68,16 +74,16 @@ class Completion:
         turns = conversation.read(asked)
         self._choices = [Judged(place.guard, settings, turns, self._changed) for _ in range(count)]
         self._refusal: WholeAnswer | None = None
-        """What the LLM answered where it did not take the request."""
+        """The LLM's answer, if it did not take the request."""
         self._failure: ApiError | None = None
         self._headers: dict[str, str] = {}
         self.error: ApiError | None = None
-        """What was sent as an event, where a stream had begun."""
+        """The error that was sent as an event, because the stream had begun."""
         self._ended = False
         """Nothing more comes from the LLM."""
 
     async def answer(self) -> web.StreamResponse:
-        """Raises ApiError where nothing was sent yet."""
+        """Raises ApiError if nothing was sent yet."""
         reader = None
         try:
             for choice in self._choices:
@@ -108,7 +114,7 @@ class Completion:
         return all(choice.stopped for choice in self._choices)
 
     async def _until(self, holds: Callable[[], bool], *, checked: bool = False) -> None:
-        """With `checked`, raises what keeps the answer from being given."""
+        """Waits. With `checked`, raises the ApiError that forbids the answer."""
         while True:
             self._changed.clear()
             if checked:
@@ -149,14 +155,16 @@ class Completion:
                 choice.close()
             self._changed.set()
 
+    @abstractmethod
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
-        raise NotImplementedError
+        """Reads the LLM's answer, and gives its text to the choices. Raises ApiError."""
 
+    @abstractmethod
     async def _relay(self) -> web.StreamResponse:
-        raise NotImplementedError
+        """Sends the client what is cleared. Raises ApiError if nothing was sent yet."""
 
     def _empty(self, kind: str, choices: list[Any]) -> dict[str, Any]:
-        """The proxy's own answer, where the LLM gave none."""
+        """The proxy's own answer, if the LLM gave none."""
         return {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": kind,

@@ -57,7 +57,7 @@ class Judged:
         self._driver.source_ended()
 
     def leave(self) -> None:
-        """Nobody wants to know any more."""
+        """The request is over: no verdict is needed any more."""
         self._driver.abandon()
 
     @property
@@ -75,7 +75,7 @@ class Judged:
 
     @property
     def error(self) -> GuardError | None:
-        """Why the guard cannot judge."""
+        """The reason why the guard cannot judge, or None."""
         error = self._flow.error
         if error is None or isinstance(error, GuardError):
             return error
@@ -83,10 +83,10 @@ class Judged:
 
     @property
     def unguarded(self) -> bool:
-        """The guard failed, and its operator lets pass what it cannot judge.
+        """Whether the guard failed, and the operator lets a text pass that it cannot judge.
 
-        What the guard fails at because of the text itself is never let pass: too long a one, or one for which the
-        model's numbers are not finite. Nor is what Stream has flagged, where Gen fails to confirm it.
+        If the guard fails because of the text itself, the text never passes: it is too long, or the model's numbers for
+        it are not finite. Nor does a text pass that Stream has flagged, if Gen fails to confirm the flag.
         """
         if self._settings.on_guard_error == "block" or self._flow.unconfirmed:
             return False
@@ -107,7 +107,7 @@ class Judged:
 
     @property
     def final(self) -> bool:
-        """All was judged, or is let pass."""
+        """Whether everything is judged, or passes unjudged."""
         return self._flow.finished or self.unguarded
 
     def verdict(self) -> Verdict:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import ipaddress
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import get_args
@@ -25,6 +23,7 @@ from qwen3guard_contract.errors import ServeError
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
+from qwen3guard_apps.signals import stop_on_signals
 
 PORT = 8010
 
@@ -155,10 +154,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_on_signals()
     token = read_token(arguments.token_file)
     async with (
         AsyncGuardClient(

@@ -25,7 +25,7 @@ MOST_HELD = 64
 
 @dataclass(frozen=True)
 class Held:
-    """A chunk with one choice, whose text ends at `end`, or with none."""
+    """A chunk with one choice, whose text ends at `end`, or with no choice."""
 
     chunk: Chunk
     index: int | None = None
@@ -42,7 +42,7 @@ class StreamedCompletion(Completion):
         self._finished: set[int] = set()
         self._last: Chunk | None = None
         self._begun: set[int] = set()
-        """Choices of which a chunk was sent."""
+        """The choices of which a chunk was sent."""
         self._written = asyncio.Event()
         """Not set while a write waits for the client."""
         self._written.set()
@@ -60,7 +60,7 @@ class StreamedCompletion(Completion):
         raise upstream_failed("The LLM broke off.")
 
     def _hold(self, chunk: Any) -> None:
-        """Raises ApiError for the LLM's own error, and for what is no chunk."""
+        """Raises ApiError for the LLM's own error, and for something that is not a chunk."""
         if isinstance(chunk, dict) and chunk.get("error"):
             raise _UpstreamError(chunk)
         entries = choices_of(chunk, "delta", len(self._choices))
@@ -115,7 +115,7 @@ class StreamedCompletion(Completion):
             await self._write(sse.event(sse.DONE))
 
     def _cleared(self, stops_sent: set[int]) -> Iterator[Chunk]:
-        """What may go now, in the LLM's order. The last chunk of a stopped choice has the flag.
+        """The chunks that may be sent now, in the LLM's order. The last chunk of a stopped choice has the flag.
 
         `stops_sent` has the choices whose last chunk was given.
         """
@@ -155,7 +155,7 @@ class StreamedCompletion(Completion):
         return held.chunk
 
     def _before_the_flag(self, held: Held) -> Iterator[Chunk]:
-        """Of a stopped choice: the chunk, or its clear beginning."""
+        """The chunk of a stopped choice, or the part of it before the flag, if there is one."""
         assert held.index is not None
         limit = self._choices[held.index].limit
         choice = held.chunk["choices"][0]
@@ -182,7 +182,7 @@ class StreamedCompletion(Completion):
         return {name: value for name, value in like.items() if name != "usage"} | {"choices": [choice]}
 
     async def _write(self, data: bytes) -> None:
-        """Raises ConnectionError for a client that reads nothing for too long."""
+        """Raises ConnectionError if the client reads nothing for too long."""
         if self._response is None:
             headers = self._headers | {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
             headers |= {"X-Accel-Buffering": "no", ID_HEADER: self._request[RECORD]["id"]}

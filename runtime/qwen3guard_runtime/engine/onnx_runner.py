@@ -12,7 +12,6 @@ from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing
 from qwen3guard_contract.integer_products import Products, ensure_exact
 from qwen3guard_contract.manifest import (
     GRAPH,
-    GRAPH_FORM,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_POSITIONS,
@@ -59,18 +58,13 @@ class OnnxRunner(Passes):
             self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:
             raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
-        self._check_graph(graph, manifest)
+        inputs = [each.name for each in self._session.get_inputs()]
+        if not manifest.describes(inputs, self._session.get_modelmeta().custom_metadata_map):
+            raise CorruptFile(f"{graph} is not the graph that its manifest describes: export the checkpoint again.")
         self._device = "cpu" if cuda is None else "cuda"
         self._device_id = int((cuda or {}).get("device_id", 0))
         self._outputs = manifest.outputs
         self._binding = lru_cache(BINDINGS)(self._bind)
-
-    def _check_graph(self, graph: Path, manifest: Manifest) -> None:
-        """Raises CorruptFile if the graph is not the one that the manifest describes."""
-        expected = {GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, *(cache.past for cache in manifest.caches)}
-        form = self._session.get_modelmeta().custom_metadata_map.get(GRAPH_FORM, str(manifest.form))
-        if {each.name for each in self._session.get_inputs()} != expected or form != str(manifest.form):
-            raise CorruptFile(f"{graph} is not the graph that its manifest describes: export the checkpoint again.")
 
     def _pass(self, arena: Arena, first: int, ids: Ids, positions: Ids, index: Ids) -> Logits:
         binding = self._binding(arena, first, len(ids))
