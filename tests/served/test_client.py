@@ -237,13 +237,15 @@ def test_a_time_out_ends_the_wait_and_not_the_request(guard: GuardClient) -> Non
 
         client._connection.async_infer = watched
         at = client.stream_step(session, prompt=PROMPT, start=True).length
-        late = []
-        for _ in range(30):
+        late: list[str | None] = []
+        for _ in range(1000):  # on a busy machine the answer may be there before anybody looks at the clock
+            if len(late) > 10:
+                break
             try:
                 client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
             except errors.DeadlineExceeded as error:
                 late.append(error.request_id)
-        assert len(late) > 10  # on a busy machine the answer may be there before anybody looks at the clock
+        assert len(late) > 10
         assert all(late)
         step = client.stream_step(session, text="Mix flour", position=at)
     assert len(ends) > 2
@@ -259,8 +261,10 @@ def test_an_async_time_out_ends_the_wait_and_not_the_request(guard: GuardClient)
         session = str(uuid.uuid4())
         async with AsyncGuardClient(guard.url) as client:
             at = (await client.stream_step(session, prompt=PROMPT, start=True)).length
-            late = []
-            for _ in range(30):
+            late: list[str | None] = []
+            for _ in range(1000):
+                if len(late) > 10:
+                    break
                 try:
                     await client.stream_step(session, text="Mix flour", position=at, timeout_s=LATE_S)
                 except errors.DeadlineExceeded as error:

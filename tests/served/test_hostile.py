@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors, wire
+from qwen3guard_export.repository import STREAM_PARAMETERS
 from qwen3guard_server.server import EmbeddedServer
 from support.hostile import (
     ATTEMPT_S,
@@ -116,7 +118,9 @@ def test_streams_beside_mutants_hear_the_same(server: EmbeddedServer, guard: Gua
 
 
 def test_sequences_opened_with_garbage_take_no_slot(guard: GuardClient, connection: Wire) -> None:
-    """More of them than there are slots, none ended."""
+    """More of them than there are slots, none ended, and all younger than what the server may evict. So the streams
+    that other tests have left open must be older first."""
+    time.sleep(float(STREAM_PARAMETERS["evict_s"]))
     garbage = [
         {wire.PROMPT: strings(b"\xff")}, {wire.PROMPT: strings(b"x" * 200_000)}, {wire.TOKEN_IDS: bytes(8)},
         {wire.PROMPT: strings(b"Hi."), wire.POSITION: b"\x01" + bytes(7)},
