@@ -11,25 +11,32 @@ from typing import Any
 
 from qwen3guard_contract.errors import (
     EmptyText,
-    InvalidEncoding,
     InvalidMessages,
     InvalidRequest,
     TextTooLong,
     UnknownRole,
 )
+from qwen3guard_contract.message_text import text_of_message
+from qwen3guard_contract.text import shown, valid_text
 
 BYTES_PER_TOKEN = 16
 """A text of more bytes than this times the context is refused. Prose has 3 to 5 bytes for each token; only very long
 runs of one character have more than 16."""
 ROLES = ("system", "user", "assistant")
+TURNS = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    # Qwen's own chat template writes a tool's result as a user's turn.
+    "tool": "user",
+    "function": "user",
+}
+"""The roles of messages, and the one of ROLES as which each is read."""
 CONTEXT = 32_768
 """The number of tokens in the context of the published guards."""
 JSON_BYTES = 6
 """The most bytes of JSON for one byte of text: an escape such as \\u0041."""
-TEXT_TYPES = ("text", "input_text", "output_text")
-"""The types of message parts that are text."""
-SHOWN_CHARACTERS = 40
-"""An error's sentence shows at most this many characters of a name that the caller chose."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +45,11 @@ class Message:
     content: str
 
 
-def valid_text(data: bytes | str, what: str) -> str:
-    """Returns `data` as valid Unicode text. `what` names it in the error's sentence.
-
-    Raises InvalidEncoding for bytes that are not UTF-8, and for lone surrogates.
-    """
-    try:
-        if isinstance(data, bytes):
-            return data.decode("utf-8")
-        data.encode("utf-8")
-        return data
-    except UnicodeError:
-        raise InvalidEncoding(f"{what} is not valid UTF-8.") from None
-
-
 def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
-    """Reads messages in OpenAI's form: a JSON list of {"role", "content"}. A content is a string or a list of text
-    parts.
+    """Reads messages in OpenAI's form: a JSON list of {"role", "content"}, as `read` does.
 
-    A field that is not read is refused, because a guard that ignores it would judge another conversation. So it raises
-    InvalidMessages for another field of a message or of a part, unless its value is null or empty, and for a part that
-    is not text. It also raises UnknownRole, EmptyText and InvalidEncoding, and TextTooLong, before parsing, if the JSON
-    is longer than any text for a context of `limit` tokens.
+    Raises what `read` raises, and InvalidMessages for an object with two fields of one name. Raises TextTooLong, before
+    parsing, if the JSON is longer than any text for a context of `limit` tokens.
     """
     longest = JSON_BYTES * BYTES_PER_TOKEN * limit
     if len(data) > longest:
@@ -70,9 +60,7 @@ def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
         raise InvalidMessages("The messages are not valid JSON.") from None
     if not isinstance(raw, list):
         raise InvalidMessages("The messages must be a JSON list.")
-    if not raw:
-        raise EmptyText("The list of messages is empty.")
-    return [_message(number, item) for number, item in enumerate(raw, start=1)]
+    return read(raw, limit)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,55 +69,34 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise InvalidMessages(f"The messages have an object with two fields {_shown(name)}.")
+            raise InvalidMessages(f"The messages have an object with two fields {shown(name)}.")
         fields[name] = value
     return fields
 
 
+def read(messages: list[Any], limit: int = CONTEXT) -> list[Message]:
+    """Reads messages in OpenAI's form that were parsed already. Messages without text are left out.
+
+    Raises InvalidMessages, UnknownRole, InvalidEncoding, EmptyText if there is no text or none in the last message, and
+    TextTooLong for more messages than a context of `limit` tokens can have.
+    """
+    if len(messages) > limit:
+        raise TextTooLong(f"There are {len(messages)} messages; a context of {limit} tokens has no room for them.")
+    found = [_message(number, item) for number, item in enumerate(messages, start=1)]
+    if not any(each.content.strip() for each in found):
+        raise EmptyText("The messages have no text." if found else "The list of messages is empty.")
+    if not found[-1].content.strip():
+        raise EmptyText(f"Message {len(found)}, the last one, has no text.")
+    return [each for each in found if each.content.strip()]
+
+
 def _message(number: int, raw: Any) -> Message:
+    where = f"Message {number}"
     if not isinstance(raw, dict) or not isinstance(raw.get("role"), str):
-        raise InvalidMessages(f"Message {number} is not an object with a role.")
-    if raw["role"] not in ROLES:
-        raise UnknownRole(f"The role of message {number} is none of {', '.join(ROLES)}.")
-    _check_fields(raw, {"role", "content"}, f"Message {number}")
-    content = raw.get("content")
-    if content is None:
-        raise EmptyText(f"Message {number} has no text.")
-    if isinstance(content, list):
-        parts = enumerate(content, start=1)
-        content = "".join(_part(part, f"Part {index} of message {number}") for index, part in parts)
-    if not isinstance(content, str):
-        raise InvalidMessages(f"The content of message {number} is not text.")
-    return message(raw["role"], content, f"The content of message {number}")
-
-
-def _part(raw: Any, where: str) -> str:
-    """The text of one part of a message's content. Raises InvalidMessages."""
-    if not isinstance(raw, dict):
-        raise InvalidMessages(f"{where} is not an object of the type text.")
-    kind, text = raw.get("type"), raw.get("text")
-    if kind is not None and not isinstance(kind, str):
-        raise InvalidMessages(f"{where} has a type that is not a string.")
-    if kind is not None and kind not in TEXT_TYPES:
-        raise InvalidMessages(f"{where} has the type {_shown(kind)}; the guard reads text alone.")
-    _check_fields(raw, {"type", "text"}, where)
-    if not isinstance(text, str):
-        raise InvalidMessages(f"{where} has no string as its text.")
-    return text
-
-
-def _check_fields(raw: dict[str, Any], read: set[str], where: str) -> None:
-    """Raises InvalidMessages for a field that is not in `read` and is not empty."""
-    for name, value in raw.items():
-        if name not in read and value is not None and value not in ("", [], {}):
-            raise InvalidMessages(f"{where} has a field {_shown(name)}, which the guard does not read.")
-
-
-def _shown(name: str) -> str:
-    """A name that the caller chose, made fit for an error's sentence: short, on one line, without control
-    characters."""
-    shown = "".join(each if each.isprintable() else "?" for each in name[:SHOWN_CHARACTERS])
-    return f"'{shown}...'" if len(name) > SHOWN_CHARACTERS else f"'{shown}'"
+        raise InvalidMessages(f"{where} is not an object with a role.")
+    if raw["role"] not in TURNS:
+        raise UnknownRole(f"The role of message {number} is none of {', '.join(TURNS)}.")
+    return Message(TURNS[raw["role"]], text_of_message(raw, where))
 
 
 def message(role: str, content: bytes | str, what: str) -> Message:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
-from qwen3guard_contract.messages import conversation, valid_text
+from qwen3guard_contract.messages import conversation
 from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.text import valid_text
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles

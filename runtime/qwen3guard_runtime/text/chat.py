@@ -21,7 +21,8 @@ from qwen3guard_contract.errors import (
     TextTooLong,
     TokenizerMismatch,
 )
-from qwen3guard_contract.messages import Message, valid_text
+from qwen3guard_contract.messages import Message
+from qwen3guard_contract.text import valid_text
 
 from qwen3guard_runtime.text import sandbox
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
