@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token
+from qwen3guard_client.transport.address import URL_VARIABLE
+from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token, tls_of
+
+from qwen3guard_apps.argument_types import positive
 
 
 def add_client_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
     """Adds the options of `connected_client`: --url and --timeout, and those of `add_access_arguments`."""
     parser.add_argument(
-        "--url", default=DEFAULT_URL, metavar="HOST:PORT", help="the guard's server (default: %(default)s)"
+        "--url",
+        default=url_of_environment() or DEFAULT_URL,
+        metavar="HOST:PORT",
+        help=f"the guard's server, for TLS with https:// before it; without it ${URL_VARIABLE} (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=positive(float),
         default=TIMEOUT_S,
         metavar="S",
         help="how many seconds a call may take (default: %(default)g)",
@@ -45,6 +52,11 @@ def add_token_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def url_of_environment() -> str | None:
+    """The address in the variable GUARD_URL, or None where it is not set, or empty."""
+    return os.environ.get(URL_VARIABLE, "").strip() or None
+
+
 def connected_client(arguments: argparse.Namespace) -> GuardClient:
     """The client for the options of `add_client_arguments`. Raises InvalidCredentials."""
     token = read_token(arguments.token_file)
@@ -52,6 +64,7 @@ def connected_client(arguments: argparse.Namespace) -> GuardClient:
 
 
 def tls(arguments: argparse.Namespace) -> Tls | None:
-    """The TLS files that the options name, or None where they ask for no TLS."""
+    """The TLS that the options ask for, --url among them, or None. Raises InvalidCredentials or InvalidRequest."""
     files = arguments.tls_ca, arguments.tls_cert, arguments.tls_key, arguments.tls_server_name
-    return Tls(*files) if arguments.tls or any(files) else None
+    asked = Tls(*files) if arguments.tls or any(files) else None
+    return tls_of(arguments.url, asked) if arguments.url else asked

@@ -31,7 +31,7 @@ from qwen3guard_client import (
 from qwen3guard_client.moderation.flow import Flow
 from qwen3guard_client.stream.state import StreamState
 from qwen3guard_client.transport import calls
-from qwen3guard_client.transport.connection import is_local
+from qwen3guard_client.transport.address import is_local
 from qwen3guard_contract import errors, wire
 from support.fake_guard import MESSAGES, FakeGuard, Script
 

@@ -1,32 +1,103 @@
-"""The command-line options of a conversation: a prompt, or messages in OpenAI's form, given as JSON or in a file."""
+"""The command-line options of a conversation: a prompt, or messages in OpenAI's form. Each is given as it is, in a
+file (@FILE), or on standard input (-)."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3guard_contract.errors import InvalidEncoding, InvalidMessages
+from qwen3guard_contract.errors import InvalidEncoding, InvalidMessages, InvalidRequest
+
+FORMS = "@FILE reads it from a file, - from standard input"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What the options say: either `messages`, as JSON, or a `prompt`, perhaps with its `response`."""
+
+    prompt: str | None
+    response: str | None
+    messages: str | None
 
 
 def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --prompt and --messages, of which one must be given."""
     conversation = parser.add_mutually_exclusive_group(required=True)
-    conversation.add_argument("--prompt", metavar="T", help="what the user writes")
+    conversation.add_argument(
+        "--prompt",
+        metavar="T|@FILE|-",
+        help=f"what the user writes; {FORMS}, both without the line ends at its end; @@ stands for a first @",
+    )
     conversation.add_argument(
         "--messages",
-        metavar="JSON|@FILE",
-        help="the conversation as messages in OpenAI's form, or @ and a file of them",
+        metavar="JSON|@FILE|-",
+        help=f"the conversation as messages in OpenAI's form; {FORMS}",
     )
 
 
-def messages(arguments: argparse.Namespace) -> str | None:
-    """The JSON of --messages, which its file is read for, or None where it is not given. Raises an InputError."""
-    value: str | None = arguments.messages
-    if value is None or not value.startswith("@"):
+def add_response_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--response", metavar="T|@FILE|-", help="judge this response to the prompt; given in the forms of --prompt"
+    )
+
+
+def read_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> Conversation:
+    """Reads the options, their files and standard input. `stdin_is` says what else standard input is, if anything.
+
+    Raises InvalidEncoding for what is not UTF-8, InvalidMessages for a file of messages that cannot be read, and
+    InvalidRequest for one of a text, for more than one value from standard input, and for a response beside messages.
+    """
+    values = {name: getattr(arguments, name, None) for name in ("prompt", "response", "messages")}
+    from_stdin = [f"--{name}" for name, value in values.items() if value in ("-", "@-")]
+    if from_stdin and stdin_is:
+        raise InvalidRequest(f"Standard input is {stdin_is}: give {from_stdin[0]} as @FILE.")
+    if len(from_stdin) > 1:
+        raise InvalidRequest(f"Standard input can be only one of {' and '.join(from_stdin)}: give the other as @FILE.")
+    if values["response"] is not None and values["messages"] is not None:
+        raise InvalidRequest("Give either messages or a prompt with its response, not both.")
+    return Conversation(
+        _text(values["prompt"], "prompt"), _text(values["response"], "response"), _messages(values["messages"])
+    )
+
+
+def _text(value: str | None, name: str) -> str | None:
+    """A text as it is given, or from where it stands, then without the line ends at its end, as the shell's $(<FILE)
+    gives it."""
+    if value is None or not _stands_elsewhere(value):
         return value
+    if value.startswith("@@"):
+        return value[1:]
+    return _read(value, name, InvalidRequest).rstrip("\r\n")
+
+
+def _messages(value: str | None) -> str | None:
+    return value if value is None or not _stands_elsewhere(value) else _read(value, "messages", InvalidMessages)
+
+
+def _stands_elsewhere(value: str) -> bool:
+    return value == "-" or value.startswith("@")
+
+
+def _read(value: str, name: str, unreadable: type[InvalidRequest | InvalidMessages]) -> str:
+    path = value.removeprefix("@")
+    if not path:
+        raise unreadable(f"The @ of --{name} has no file behind it, so it cannot be read.")
+    where = "Standard input" if path == "-" else path
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidEncoding(f"{value[1:]} is not valid UTF-8.") from None
+        data = _standard_input() if path == "-" else Path(path).read_bytes()
     except OSError as error:
-        raise InvalidMessages(f"{value[1:]} cannot be read: {error.strerror}.") from None
+        hint = "; a text that begins with @ is given with @@" if name != "messages" else ""
+        raise unreadable(f"{where}, of --{name}, cannot be read: {error.strerror or error}{hint}.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        kind = ", but UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InvalidEncoding(f"{where}, of --{name}, is not valid UTF-8{kind}.") from None
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    return sys.stdin.buffer.read()

@@ -1,10 +1,11 @@
 """The command `qwen3guard`: its parser, and what it does with an error.
 
-Each verb is a module of its name with `add_arguments` and `run`: export, serve, classify, stream and perf stand beside
-this one; playground, annotate, evaluate, proxy and doctor stand in the folders of their apps. Results go to standard
-output. A failure is one sentence on standard error. The exit status is 0, 1 after a failure, 2 for wrong arguments, 130
-after Ctrl-C (`serve`, `proxy` and `playground` run until it, and then exit with 0), and 3 where `annotate` could not
-judge some rows.
+Each verb is a module of its name with `add_arguments` and `run`: export, serve, classify, stream, perf and completion
+stand beside this one; playground, annotate, evaluate, proxy and doctor stand in the folders of their apps. Results go
+to standard output. A failure is one sentence on standard error. The exit status is 0, 1 after a failure, 2 for wrong
+arguments, 3 where `annotate` could not judge some rows, 10 where `classify --exit-code` finds something unsafe, 130
+after Ctrl-C (`serve`, `proxy` and `playground` run until it, and then exit with 0), and 141 where the reader of the
+output has gone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from qwen3guard_apps.cli.output_encoding import replace_unknown_characters
 
 CLOSED_PIPE = 141
 """The exit status where whoever reads standard output has gone, as after `| head -1`: 128 and SIGPIPE."""
@@ -34,13 +37,14 @@ class _Version(argparse.Action):
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs. Their modules are imported here, so that `main` can report what stops them."""
     from qwen3guard_apps.annotation import annotate
-    from qwen3guard_apps.cli import classify, export, perf, serve, stream
+    from qwen3guard_apps.cli import classify, completion, export, perf, serve, stream
+    from qwen3guard_apps.config_file import CommandParser
     from qwen3guard_apps.doctor import doctor
     from qwen3guard_apps.evaluation import evaluate
     from qwen3guard_apps.playground import playground
     from qwen3guard_apps.proxy import proxy
 
-    command = argparse.ArgumentParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
+    command = CommandParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
     command.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     command.add_argument("--debug", action="store_true", help="show tracebacks and the server's log")
     verbs = command.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -60,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     annotate.add_arguments(verb("annotate", annotate.run, "Put the guard's verdict beside every row of a file."))
     evaluate.add_arguments(verb("evaluate", evaluate.run, "Measure the guards on labelled rows."))
     proxy.add_arguments(verb("proxy", proxy.run, "Guard an LLM: OpenAI's API in front, and behind. Until Ctrl-C."))
+    completion.add_arguments(verb("completion", completion.run, "Print a script for your shell's Tab key."), command)
     doctor.add_arguments(
         verb("doctor", doctor.run, "Check this installation, a model repository and a running server.")
     )
@@ -72,10 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise OSError("standard output is closed")
+        replace_unknown_characters()
         with _interrupts_end_the_process():
             commands = parser()
         try:
             parsed = commands.parse_args(arguments)
+            replace_unknown_characters(json=getattr(parsed, "json", False))
             parsed.run(parsed)
         finally:
             sys.stdout.flush()

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from qwen3guard_client.transport.address import read_address
 from qwen3guard_client.transport.connection import read_token
 
 from qwen3guard_apps import client_options
@@ -59,13 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
     from qwen3guard_apps.cli.perf_analyzer import CONVERSATIONS, Analyzer, Load
 
     loads = [Load(rate=rate) for rate in arguments.rate or ()] or [Load(count) for count in arguments.concurrency]
+    url = read_address(arguments.url).target
     analyzer = Analyzer(tls=client_options.tls(arguments), token=read_token(arguments.token_file))
     for load in loads:
         if arguments.work != "stream":
-            classified = analyzer.classify(arguments.url, load, arguments.seconds, CONVERSATIONS)
+            classified = analyzer.classify(url, load, arguments.seconds, CONVERSATIONS)
             _show_figures(classified, as_json=arguments.json)
         if arguments.work != "classify":
-            streamed = analyzer.stream_step(arguments.url, load, arguments.seconds, arguments.tokens)
+            streamed = analyzer.stream_step(url, load, arguments.seconds, arguments.tokens)
             _show_figures(streamed, as_json=arguments.json)
 
 

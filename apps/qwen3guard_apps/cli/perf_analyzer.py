@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from qwen3guard_client.client import GuardClient
+from qwen3guard_client.transport.address import PROXY_VARIABLES, is_local
 from qwen3guard_client.transport.connection import GRPC_PREFIX, TOKEN_HEADER, Tls
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PerfAnalyzerError
@@ -171,9 +172,11 @@ class Analyzer:
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
             command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
             # perf_analyzer was seen to end after its measurement, before its profile was whole: try once more.
+            hidden = PROXY_VARIABLES if is_local(url) else ()
+            environment = {name: value for name, value in self._environment().items() if name not in hidden}
             for last in (False, True):
                 profile.unlink(missing_ok=True)
-                done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
                 experiment = _last_experiment(profile)
                 if experiment and not done.returncode:
                     break

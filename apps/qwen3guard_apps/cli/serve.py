@@ -16,9 +16,11 @@ from qwen3guard_server import installation
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port
 from qwen3guard_apps.cli.terminal import say
+from qwen3guard_apps.config_file import add_config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
     parser.add_argument(
         "--model-repository",
         type=Path,

@@ -18,7 +18,7 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.cli.conversation import add_conversation_arguments, messages
+from qwen3guard_apps.cli.conversation import add_conversation_arguments, read_conversation
 from qwen3guard_apps.cli.terminal import Terminal
 
 
@@ -47,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises a GuardError."""
+    policy = _policy(arguments)
+    conversation = read_conversation(arguments, stdin_is="the response")
     with (
         client_options.connected_client(arguments) as guard,
-        guard.stream(arguments.prompt, messages=messages(arguments), policy=_policy(arguments)) as stream,
+        guard.stream(conversation.prompt, messages=conversation.messages, policy=policy) as stream,
     ):
         if arguments.json:
             prompt = {"prompt": stream.prompt_verdict.as_dict()}
@@ -91,8 +93,9 @@ def _policy(arguments: argparse.Namespace) -> Policy | None:
 
 
 def _pieces(descriptor: int) -> Iterator[str]:
-    """Yields text as it arrives on `descriptor`, never cut inside a character. Raises InvalidEncoding."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    """Yields text as it arrives on `descriptor`, never cut inside a character, and without a byte order mark at
+    its beginning. Raises InvalidEncoding."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     while data := os.read(descriptor, 4096):
         if piece := _decoded(decoder, data, final=False):
             yield piece

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from http.client import BadStatusLine, HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from qwen3guard_client.client import GuardClient
+from qwen3guard_client.transport.address import URL_VARIABLE, is_local
 from qwen3guard_client.transport.connection import Tls, connect, read_token
 from qwen3guard_client.transport.failures import error_of
 from qwen3guard_contract.errors import Overloaded, ServeError
@@ -36,7 +38,10 @@ METRIC = "qwen3guard_load_timestamp_seconds"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-repository", type=Path, metavar="DIR", help="check what was exported there too")
     parser.add_argument(
-        "--url", metavar="HOST:PORT", help="check this server; without --model-repository, nothing else"
+        "--url",
+        metavar="HOST:PORT",
+        help="check this server, and without --model-repository nothing else; without --url, the server that"
+        f" ${URL_VARIABLE} names is checked too (default: none)",
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="check the server's metrics there too")
     client_options.add_access_arguments(parser, json="print each finding as one line of JSON")
@@ -45,9 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints every finding. Raises ServeError where a check failed."""
     token = read_token(arguments.token_file)
-    examination = Examination(
-        arguments.model_repository, arguments.url, arguments.metrics, client_options.tls(arguments), token
-    )
+    named = arguments.url or None
+    arguments.url = named or client_options.url_of_environment()
+    tls = client_options.tls(arguments)
+    examination = Examination(arguments.model_repository, arguments.url, arguments.metrics, tls, token, not named)
     failed = show_findings(
         examination.findings(),
         lambda finding: print(json.dumps(finding.as_dict()) if arguments.json else finding.as_line(), flush=True),
@@ -60,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
 class Examination:
     """What is examined: this installation with a `model_repository`, the server at `url`, the metrics at `metrics_url`.
 
-    With a `url` and no `model_repository`, the installation is not examined: the server may be on another machine.
+    With a `url` and no `model_repository`, the installation is not examined, for the server may be on another machine,
+    unless `installed` is True: then GUARD_URL named the server.
     """
 
     model_repository: Path | None = None
@@ -68,10 +75,13 @@ class Examination:
     metrics_url: str | None = None
     tls: Tls | None = None
     token: str | None = None
+    installed: bool = False
 
     def findings(self) -> Iterator[Finding]:
-        if self.model_repository or not self.url:
+        if self.model_repository or not self.url or self.installed:
             yield from self._installation()
+        if self.url and self.installed:
+            yield Finding("url", "ok", f"The variable {URL_VARIABLE} names the server {self.url}.")
         if self.url:
             yield from self._server()
         if self.metrics_url:
@@ -107,7 +117,7 @@ class Examination:
             served = ", ".join(self._versions(connection)) or "none of our models"
             yield Finding("server", "ok", f"{url} is Triton {metadata.version} with {served}.")
         except InferenceServerException as error:
-            reason = error_of(error, token=self.token)
+            reason = error_of(error, token=self.token, url=url)
             advice = "see that qwen3guard serve runs there, and the port, TLS and token"
             yield Finding("server", "failed", f"{url} does not answer ({str(reason).rstrip('.')}): {advice}.")
         finally:
@@ -163,7 +173,7 @@ def metrics(url: str) -> Iterator[Finding]:
     """Looks for the guards' metrics at `url`, an address or host:port."""
     url = url if "//" in url else f"http://{url}/metrics"
     try:
-        with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S) as reply:
+        with _opener(url).open(url, timeout=CHECK_TIMEOUT_S) as reply:
             text = reply.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         yield Finding(
@@ -171,9 +181,9 @@ def metrics(url: str) -> Iterator[Finding]:
         )
         return
     except (OSError, HTTPException) as error:
-        yield Finding(
-            "metrics", "failed", f"{url} does not answer ({_plain_reason(error)}): serve with --metrics-port."
-        )
+        proxy = "" if _is_local(url) or "http" not in urllib.request.getproxies() else "; it is behind http_proxy"
+        reason = f"{_plain_reason(error)}{proxy}"
+        yield Finding("metrics", "failed", f"{url} does not answer ({reason}): serve with --metrics-port.")
         return
     metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
     if METRIC in metrics:
@@ -181,6 +191,15 @@ def metrics(url: str) -> Iterator[Finding]:
     else:
         advice = "it is another server's, or its guards do not run this version"
         yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """Opens addresses of this machine without the proxy that http_proxy names: it could not reach them."""
+    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _is_local(url) else []))
+
+
+def _is_local(url: str) -> bool:
+    return is_local(urlsplit(url).netloc)
 
 
 def _plain_reason(error: OSError | HTTPException) -> str:

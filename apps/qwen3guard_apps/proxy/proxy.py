@@ -18,10 +18,11 @@ from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
 from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
-from qwen3guard_contract.errors import ServeError
+from qwen3guard_contract.errors import InvalidParameter, ServeError
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.argument_types import port, positive
+from qwen3guard_apps.config_file import add_config_argument
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
 from qwen3guard_apps.signals import stop_on_signals
 
@@ -29,11 +30,15 @@ PORT = 8010
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
     client_options.add_client_arguments(parser, json="print the address as one line of JSON")
     own = Settings()
     policy = Policy()
     parser.add_argument(
-        "--upstream", metavar="URL", help="the LLM's base URL; without it, only /v1/moderations is served"
+        "--upstream",
+        type=_upstream,
+        metavar="URL",
+        help="the LLM's base URL, with its /v1; without it, only /v1/moderations is served",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on, in plain HTTP (default: %(default)s)"
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--debounce",
-        type=int,
+        type=positive(int),
         default=policy.debounce,
         metavar="N",
         help="flag at the last of so many unsafe tokens in a row (default: %(default)s)",
@@ -99,6 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Confirm),
         help="put each flag to Gen; it stands unless Gen finds all safe in this mode (default: Gen is not asked)",
     )
+    parser.add_argument(
+        "--pass-field",
+        action="append",
+        metavar="NAME",
+        help="judge and pass on this field of messages and choices too, which no list names; may be given again"
+        " (default: such a field is removed)",
+    )
     limits = (
         ("upstream_timeout_s", float, "S", "how many seconds the LLM may take for its next piece"),
         ("client_timeout_s", float, "S", "how many seconds a client may read nothing"),
@@ -112,12 +124,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option = "--" + name.removesuffix("_s").replace("_", "-")
         parser.add_argument(
             option,
-            type=kind,
+            type=positive(kind),
             default=value,
             dest=name,
             metavar=metavar,
             help=f"{text} (default: {value:g})" if kind is float else f"{text} (default: {value})",
         )
+
+
+def _upstream(text: str) -> str:
+    try:
+        return str(Settings(upstream=text).upstream)
+    except InvalidParameter as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -132,6 +151,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         prompt_check=arguments.prompt_check,
         on_guard_error=arguments.on_guard_error,
         confirm=arguments.confirm,
+        pass_fields=frozenset(arguments.pass_field or ()),
         guard_timeout_s=arguments.timeout,
         upstream_timeout_s=arguments.upstream_timeout_s,
         client_timeout_s=arguments.client_timeout_s,
@@ -151,11 +171,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
     try:
+        from qwen3guard_apps.proxy import upstream_check
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
     stop = stop_on_signals()
     token = read_token(arguments.token_file)
+    if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
+        print(f"warning: {wrong}", file=sys.stderr)
     async with (
         AsyncGuardClient(
             arguments.url, timeout_s=settings.guard_timeout_s, tls=client_options.tls(arguments), token=token

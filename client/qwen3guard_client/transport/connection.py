@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
@@ -14,6 +13,7 @@ from typing import Any
 from qwen3guard_contract.errors import InvalidCredentials, InvalidRequest
 
 from qwen3guard_client.arguments import checked_text
+from qwen3guard_client.transport.address import is_local, read_address
 
 File = str | Path
 TOKEN_HEADER = "guard-token"
@@ -35,8 +35,6 @@ CHANNEL: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 NO_PROXY = ("grpc.enable_http_proxy", 0)
-PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""The environment variables that gRPC reads, in its order. It takes the first that is set."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,21 @@ def check_arguments(url: str, tls: Tls | None, token: str | None) -> None:
         raise InvalidRequest("The argument tls must be a Tls.")
     if token is not None:
         checked_token(token, "The argument token")
+    tls_of(url, tls)
+
+
+def tls_of(url: str, tls: Tls | None) -> Tls | None:
+    """The TLS to speak with the server at `url`: `tls`, or what https:// in `url` asks for. Raises InvalidRequest."""
+    asked = read_address(url).tls
+    if tls is not None and asked is False:
+        raise InvalidRequest("The url begins with http://, which is without TLS, and TLS is asked for: give https://.")
+    return Tls() if tls is None and asked else tls
 
 
 def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | None) -> Any:
     """Returns tritonclient's client of `kind`, sync or async. Raises InvalidRequest or InvalidCredentials."""
     check_arguments(url, tls, token)
+    tls = tls_of(url, tls)
     channel = CHANNEL + ((NO_PROXY,) if is_local(url) else ())
     arguments: dict[str, Any] = {"channel_args": channel}
     if tls is not None:
@@ -142,7 +150,7 @@ def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | No
             "private_key": tls.key,
         }
     try:
-        connection = kind(url, **arguments)
+        connection = kind(read_address(url).target, **arguments)
     except OSError as error:
         raise InvalidCredentials(f"{error.filename} cannot be read: {error.strerror}.") from None
     if token is not None:
@@ -152,22 +160,3 @@ def connect(kind: Callable[..., Any], url: str, tls: Tls | None, token: str | No
 
         connection.register_plugin(add_token)
     return connection
-
-
-def is_local(url: str) -> bool:
-    """Whether `url` is a loopback address, localhost or a Unix socket. A proxy elsewhere could not reach the server."""
-    address = re.sub(r"^(dns:(//[^/]*/)?|ipv[46]:)", "", url)
-    host = re.sub(r":\d*$", "", address) if "]" in address or address.count(":") == 1 else address
-    host = host.strip("[]").lower()
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or url.startswith("unix:")
-    return ip.is_loopback
-
-
-def proxy_variable(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The environment variable whose proxy gRPC may use to reach the server at `url`, or None."""
-    if is_local(url):
-        return None
-    return next((name for name in PROXY_VARIABLES if environment.get(name)), None)

@@ -17,7 +17,8 @@ from qwen3guard_contract.errors import (
 )
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client.transport.connection import TOKEN_HEADER, proxy_variable
+from qwen3guard_client.transport.address import proxy_variable
+from qwen3guard_client.transport.connection import TOKEN_HEADER
 
 _OVERLOAD = "queue size"
 _LATE = "timeout expired"  # the request never left Triton's queue

@@ -1,0 +1,43 @@
+"""`qwen3guard completion SHELL`: prints the script with which a shell completes verbs, options and files. Needs shtab
+(the extra `completion`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qwen3guard_contract.errors import ServeError
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: argparse.ArgumentParser) -> None:
+    """`command` is the parser that is completed."""
+    parser.add_argument(
+        "shell",
+        choices=SHELLS,
+        metavar="SHELL",
+        help='bash, zsh or fish; in bash: eval "$(qwen3guard completion bash)"',
+    )
+    parser.set_defaults(command=command)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises ServeError where shtab is missing."""
+    try:
+        import shtab
+    except ImportError:
+        raise ServeError("shtab is not installed: pip install 'qwen3guard-triton[completion]'.") from None
+    _mark_files(arguments.command, shtab)
+    print(shtab.complete(arguments.command, arguments.shell))
+
+
+def _mark_files(parser: argparse.ArgumentParser, shtab: Any) -> None:
+    """Says of each option and argument that names a file or a folder that the shell completes it as one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                _mark_files(verb, shtab)
+        elif action.type is Path or action.dest in ("input", "checkpoint"):
+            action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
