@@ -77,7 +77,7 @@ class FakeLLM:
             await asyncio.sleep(self.start_s)
             if self.status != 200:
                 error = {"message": "no", "type": "fake", "param": None, "code": "fake_refusal"}
-                return web.json_response({"error": error}, status=self.status, headers={"x-fake": "1"})
+                return web.json_response({"error": error}, status=self.status, headers={"x-request-id": "req_1"})
             answer = await (self._stream(request, asked) if asked.get("stream") else self._whole(asked))
         except (asyncio.CancelledError, ConnectionError):
             self.cancelled += 1
@@ -107,12 +107,11 @@ class FakeLLM:
         )
 
     async def _stream(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "x-fake": "1"})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "x-request-id": "req_1"})
         await response.prepare(request)
         source = random.Random(11)
         began = time.monotonic()
         for sent, chunk in enumerate(self._chunks(asked, source), start=1):
-            chunk["sent_s"] = time.monotonic()
             data = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
             for piece in self._torn(data, source):
                 await response.write(piece)
@@ -137,7 +136,7 @@ class FakeLLM:
     def _chunks(self, asked: dict[str, Any], source: random.Random) -> list[dict[str, Any]]:
         def chunk(choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
             head = {"id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": 7, "model": "fake"}
-            return head | {"system_fingerprint": "fp"} | more | {"choices": choices}
+            return head | {"system_fingerprint": "fp_1"} | more | {"choices": choices}
 
         def choice(index: int, delta: dict[str, Any], reason: str | None = None) -> list[dict[str, Any]]:
             return [{"index": index, "delta": delta, "finish_reason": reason}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen3guard_contract.errors import GuardError, InputError
+from qwen3guard_contract.errors import GuardError, InputError, InvalidMessages
 
 RETRY_AFTER_S = 1
 
@@ -22,12 +22,12 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
-        self._kind = kind
+        self.kind = kind
         self._guard = {} if guard is None else {"guard": guard}
         self.headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else {}
 
     def body(self) -> dict[str, Any]:
-        error = {"message": str(self), "type": self._kind, "param": None, "code": self.code}
+        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
         return {"error": error | self._guard}
 
 
@@ -43,7 +43,7 @@ def upstream_failed(message: str, code: str = "upstream_failed", status: int = 5
 
 def of_guard(error: GuardError) -> ApiError:
     """400 where the guard refuses the conversation (InputError); 503 for every other error of the guard."""
-    code = f"guard_{error.code.lower()}"
+    code = "guard_not_text" if isinstance(error, InvalidMessages) else f"guard_{error.code.lower()}"
     if isinstance(error, InputError):
         return invalid(f"The guard refuses the conversation: {error}", code)
     return ApiError(503, "guard_error", code, f"The guard cannot judge: {error}", retry=True)

@@ -1,4 +1,4 @@
-"""Reads the conversation of a chat request for the guard: text in the roles system, user and assistant."""
+"""Reads the conversation of a chat request for the guard, by the contract's reader."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3guard_apps.openai import texts
-from qwen3guard_apps.openai.api_error import ApiError, invalid
+from qwen3guard_contract.errors import InputError
+from qwen3guard_contract.message_text import text_of_message
+from qwen3guard_contract.messages import read as read_messages
 
-TURNS = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    # Qwen's own chat template writes a tool's result as a user's turn.
-    "tool": "user",
-    "function": "user",
-}
+from qwen3guard_apps.openai.api_error import invalid, of_guard
 
 
 @dataclass(frozen=True)
@@ -32,43 +25,32 @@ def read(request: Mapping[str, Any]) -> Conversation:
     """Reads the messages of `request`; messages without text are left out.
 
     The last message counts as the user's, whatever its role; an assistant's is the start of the answer. Raises ApiError
-    where there is no conversation, or where a content is not text.
+    where there is no conversation, or where the guard cannot read it.
     """
     raw = request.get("messages")
     if not isinstance(raw, list):
         raise invalid("The messages must be a list.")
-    messages = [_message(number, each) for number, each in enumerate(raw, start=1)]
-    with_text = [message for message in messages if message["content"].strip()]
-    begun = ""
-    if with_text and raw[-1].get("role") == "assistant" and messages[-1] is with_text[-1]:
-        begun = with_text.pop()["content"]
-    if not with_text:
-        raise invalid("There is no message with text.")
-    with_text[-1]["role"] = "user"
-    return Conversation(with_text, begun)
-
-
-def _message(number: int, raw: Any) -> dict[str, str]:
-    if not isinstance(raw, dict) or raw.get("role") not in TURNS:
-        raise invalid(f"Message {number} is not an object with one of the roles {', '.join(TURNS)}.")
-    content = raw.get("content")
-    if isinstance(content, list):
-        content = "".join(text_of_part(part, f"Message {number}") for part in content)
     try:
-        text = texts.written(raw | {"content": content})
-    except ApiError:
-        raise invalid(f"The content of message {number} is not text.") from None
-    return {"role": TURNS[raw["role"]], "content": text}
+        count = _up_to_the_last_text(raw)
+        messages = (
+            [{"role": each.role, "content": each.content} for each in read_messages(raw[:count])] if count else []
+        )
+    except InputError as error:
+        raise of_guard(error) from None
+    begun = ""
+    if messages and count == len(raw) and messages[-1]["role"] == "assistant":
+        begun = messages.pop()["content"]
+    if not messages:
+        raise invalid("There is no message with text.")
+    messages[-1]["role"] = "user"
+    return Conversation(messages, begun)
 
 
-def text_of_part(part: Any, where: str) -> str:
-    """The text of one part of a content.
-
-    Raises ApiError for an image, a sound or a file, and for a text with other fields: the guard reads text alone.
-    """
-    for kind in ("text", "refusal"):
-        if isinstance(part, dict) and part.get("type") == kind and isinstance(part.get(kind), str):
-            if any(value for key, value in part.items() if key not in ("type", kind, "cache_control")):
-                break
-            return str(part[kind])
-    raise invalid(f"{where} has a part that is not text alone, which the guard cannot read.", "guard_not_text")
+def _up_to_the_last_text(raw: list[Any]) -> int:
+    """The number of messages without those at the end that have no text."""
+    count = len(raw)
+    while (
+        count and isinstance(raw[count - 1], dict) and not text_of_message(raw[count - 1], f"Message {count}").strip()
+    ):
+        count -= 1
+    return count

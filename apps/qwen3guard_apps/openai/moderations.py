@@ -12,11 +12,13 @@ from typing import Any
 
 from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy
 from qwen3guard_contract import thresholds, wire
+from qwen3guard_contract.errors import InputError
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RiskLevel
+from qwen3guard_contract.message_text import text_of_message
+from qwen3guard_contract.text import shown
 from qwen3guard_contract.verdict import PromptVerdict
 
 from qwen3guard_apps.openai.api_error import invalid
-from qwen3guard_apps.openai.conversation import text_of_part
 
 MAX_INPUTS = 32
 AT_ONCE = 4
@@ -34,8 +36,11 @@ class Moderations:
         self.served = (wire.CLASSIFY if gen else wire.STREAM_STEP).name
 
     async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The response to `request`, both as in OpenAI's API. Raises ApiError or a GuardError."""
-        texts = _inputs(request.get("input"))
+        """The response to `request`, both as in OpenAI's API. Raises ApiError or a GuardError.
+
+        If the guard refuses one of several inputs, the error says which.
+        """
+        texts = _inputs(request)
         turns = asyncio.Semaphore(AT_ONCE)
 
         async def judge(text: str) -> dict[str, Any]:
@@ -45,7 +50,9 @@ class Moderations:
         # Shielded, so that every session that was opened is ended, even if the caller is cancelled.
         judging = asyncio.gather(*map(judge, texts), return_exceptions=True)
         results = []
-        for result in await asyncio.shield(judging):
+        for number, result in enumerate(await asyncio.shield(judging), start=1):
+            if isinstance(result, InputError) and len(texts) > 1:
+                raise type(result)(f"Input {number} of {len(texts)}: {result}")
             if isinstance(result, BaseException):
                 raise result
             results.append(result)
@@ -103,11 +110,15 @@ def _scores(risk: float, probabilities: Mapping[Any, float]) -> dict[Category, f
     return {each: risk * value / total if total > 0 else risk for each, value in likely.items()}
 
 
-def _inputs(value: Any) -> list[str]:
+def _inputs(request: Mapping[str, Any]) -> list[str]:
     """The texts to judge, of a text, a list of texts, or one input in parts.
 
-    Raises ApiError for images and token ids.
+    Raises ApiError for images, for token ids, and for a field that is not read.
     """
+    for name, value in request.items():
+        if name not in ("input", "model", "user") and value is not None:
+            raise invalid(f"The request has a field {shown(name)}, which is not read.")
+    value = request.get("input")
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
@@ -116,4 +127,4 @@ def _inputs(value: Any) -> list[str]:
         raise invalid(f"There are {len(value)} inputs; a request takes {MAX_INPUTS}.")
     if all(isinstance(each, str) for each in value):
         return list(value)
-    return ["".join(text_of_part(each, "The input") for each in value)]
+    return [text_of_message({"role": "user", "content": value}, "The input")]

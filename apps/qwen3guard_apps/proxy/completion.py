@@ -7,8 +7,6 @@ they meet in one event, `_changed`.
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,13 +16,16 @@ import aiohttp
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
-from qwen3guard_apps.openai import conversation, texts
+from qwen3guard_apps.openai import request as chat_request
+from qwen3guard_apps.openai.answer import CALLS, Answer, Entry, unreadable
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstream_failed
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
-from qwen3guard_apps.proxy.upstream import Upstream, WholeAnswer, choices_of, headers_back, parsed, unreadable
+from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, headers_back, parsed
 
 ID_HEADER = "x-guard-request-id"
+REMOVED_HEADER = "x-guard-removed"
+"""Names the fields of the request that the LLM did not get."""
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
 """What a request's line in the log will say."""
 ENDING_S = 3.0
@@ -63,20 +64,22 @@ class Completion(ABC):
     def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
         """Raises ApiError for a request that cannot be judged."""
         settings = place.settings
-        count = asked.get("n") or 1
-        if not isinstance(count, int) or not 1 <= count <= settings.max_choices:
+        read = chat_request.read(asked, settings.pass_fields)
+        count = asked.get("n")
+        count = 1 if count is None else count
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= settings.max_choices:
             raise invalid(f"n must be a whole number from 1 to {settings.max_choices}.")
         self._place = place
         self._settings = settings
         self._request = request
-        self._asked = asked
+        self._asked = read.sent
+        self._turns = read.conversation
         self._changed = asyncio.Event()
-        turns = conversation.read(asked)
-        self._choices = [Judged(place.guard, settings, turns, self._changed) for _ in range(count)]
-        self._refusal: WholeAnswer | None = None
-        """The LLM's answer, if it did not take the request."""
+        self._choices = [Judged(place.guard, settings, self._turns, self._changed) for _ in range(count)]
+        self._answer = Answer(read.sent, count, settings.pass_fields)
         self._failure: ApiError | None = None
-        self._headers: dict[str, str] = {}
+        """Why the LLM's answer ends early, or is none."""
+        self._headers = {REMOVED_HEADER: ", ".join(read.removed)} if read.removed else {}
         self.error: ApiError | None = None
         """The error that was sent as an event, because the stream had begun."""
         self._ended = False
@@ -131,29 +134,60 @@ class Completion(ABC):
             if choice.failed and choice.error:
                 raise of_guard(choice.error)
 
+    @property
+    def removed(self) -> int:
+        """How many fields of the answer were removed."""
+        return self._answer.removed
+
     async def _read(self) -> None:
+        failure: ApiError | None = upstream_failed(
+            "The LLM broke off."
+        )  # what ends without its end must not look whole
         try:
-            place, request = self._place, self._request
-            async with place.upstream.call(
-                "POST", "chat/completions", request.query_string, request.headers, self._asked
-            ) as answer:
-                self._headers = headers_back(answer)
-                if answer.status != 200:
-                    self._refusal = await place.upstream.whole(answer)
-                else:
-                    await self._take(answer)
-        except ApiError as error:
-            self._failure = error
-        except UnicodeDecodeError:
-            self._failure = unreadable()
-        except BaseException:  # what ends without its end must not look whole
-            self._failure = upstream_failed("The LLM broke off.")
-            raise
+            failure = await self._exchange()
         finally:
+            self._failure = failure
             self._ended = True
             for choice in self._choices:
                 choice.close()
             self._changed.set()
+
+    async def _exchange(self) -> ApiError | None:
+        """Sends the request and reads the answer. Returns the error that ends it early."""
+        place, request = self._place, self._request
+        query = request.rel_url.raw_query_string
+        try:
+            async with place.upstream.call("POST", "chat/completions", query, request.headers, self._asked) as answer:
+                await place.upstream.accepted(answer)
+                self._headers |= headers_back(answer)
+                await self._take(answer)
+        except LlmError as error:
+            return await self._cleared(error)
+        except ApiError as error:
+            return error
+        return None
+
+    async def _cleared(self, error: LlmError) -> ApiError:
+        """The LLM's error, judged as if it were its answer, or without its words if the guard does not clear them."""
+        changed = asyncio.Event()
+        judged = Judged(self._place.guard, self._settings, self._turns, changed)
+        judged.start(self._place.keep)
+        try:
+            judged.write(error.words)
+            judged.close()
+            while not (judged.final or judged.stopped or judged.failed):
+                changed.clear()
+                await changed.wait()
+        finally:
+            judged.leave()
+        return error if judged.final and not judged.stopped else error.withheld()
+
+    def _parsed(self, data: str | bytes) -> Any:
+        """JSON of the LLM. Raises LlmError where it is an error, and ApiError where it is no JSON."""
+        body = parsed(data)
+        if isinstance(body, dict) and body.get("error"):
+            raise LlmError(BAD_GATEWAY, body, {})
+        return body
 
     @abstractmethod
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
@@ -163,32 +197,26 @@ class Completion(ABC):
     async def _relay(self) -> web.StreamResponse:
         """Sends the client what is cleared. Raises ApiError if nothing was sent yet."""
 
-    def _empty(self, kind: str, choices: list[Any]) -> dict[str, Any]:
-        """The proxy's own answer, if the LLM gave none."""
-        return {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": str(self._asked.get("model", "")),
-            "choices": choices,
-        }
-
 
 class WholeCompletion(Completion):
     """The LLM answers in one piece."""
 
-    _body: dict[str, Any] | None = None
+    _entries: list[Entry] | None = None
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
-        body = parsed((await self._place.upstream.whole(answer)).body)
-        for index, _, message in choices_of(body, "message", len(self._choices)):
-            self._choices[index].write(texts.written(message))
-        self._body = body
+        body = self._parsed(await self._place.upstream.whole(answer))
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+            raise unreadable()
+        entries = self._answer.read(body, "message")
+        if len({entry.index for entry in entries}) < len(entries):
+            raise unreadable()
+        for entry in entries:
+            self._choices[entry.index].write(entry.text)
+        self._usage = self._answer.usage(body)
+        self._entries = entries
 
     async def _relay(self) -> web.StreamResponse:
         await self._until(self._is_over, checked=True)
-        if self._refusal:
-            return self._refusal.response()
         if self._failure and not self._all_stopped:
             raise self._failure
         return web.json_response(self._judged(), headers=self._headers)
@@ -196,20 +224,28 @@ class WholeCompletion(Completion):
     def _is_over(self) -> bool:
         # An answer that is stopped at its prompt waits for no LLM.
         judged = all(choice.stopped or choice.final for choice in self._choices)
-        return bool(self._refusal or self._failure or self._all_stopped or (self._ended and judged))
+        return self._all_stopped or (self._ended and (judged or self._failure is not None))
 
     def _judged(self) -> dict[str, Any]:
-        if self._body is None:
-            message = {"role": "assistant", "content": ""}
-            choices = [{"index": index, "message": dict(message)} for index in range(len(self._choices))]
-            self._body = self._empty("chat.completion", choices)
-        for index, choice, message in choices_of(self._body, "message", len(self._choices)):
-            judged = self._choices[index]
-            texts.drop_unread(message)
+        head = {"object": "chat.completion"} | self._answer.head
+        if self._entries is None:
+            return head | {"choices": [self._choice_without_answer(index) for index in range(len(self._choices))]}
+        for entry in self._entries:
+            judged = self._choices[entry.index]
             if judged.stopped:
-                texts.cut(message, judged.limit - (judged.length - len(texts.written(message))))
-                texts.drop_calls(message)
-                choice["finish_reason"] = "content_filter"
-                choice["logprobs"] = None
-            choice["guard"] = judged.verdict()
-        return self._body
+                entry.cut(judged.limit - (judged.length - len(entry.text)))
+                for name in CALLS:
+                    entry.message.pop(name, None)
+                entry.choice["finish_reason"] = "content_filter"
+            entry.choice.setdefault("finish_reason", "stop")
+            entry.choice["guard"] = judged.verdict()
+        return head | {"choices": [entry.choice for entry in self._entries]} | self._usage
+
+    def _choice_without_answer(self, index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": "content_filter",
+            "guard": self._choices[index].verdict(),
+        }

@@ -18,16 +18,20 @@ from urllib.parse import quote
 
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient, GuardError
+from qwen3guard_client.surrogates import without_lone_surrogates
 from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
 
+from qwen3guard_apps.openai import fields
+from qwen3guard_apps.openai.answer import unreadable
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.moderations import Moderations
+from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place, WholeCompletion
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
-from qwen3guard_apps.proxy.upstream import Upstream
+from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
 
 LOG = logging.getLogger("qwen3guard.proxy")
 CLIENT_LEFT = 499
@@ -79,6 +83,7 @@ class Proxy:
         finally:
             error = completion.error.code if completion.error else None
             request[RECORD] |= {
+                "removed": completion.removed or None,
                 "flagged_by": completion.flagged_by,
                 "unguarded": completion.unguarded or None,
                 "error": error,
@@ -99,9 +104,16 @@ class Proxy:
         if "." in names or ".." in names:  # it would lead to another route of the LLM's
             raise web.HTTPNotFound
         path = "/".join(quote(name, safe="") for name in names if name)
-        async with self._place.upstream.call("GET", path, request.query_string, request.headers) as answer:
-            whole = await self._place.upstream.whole(answer)
-        return whole.response()
+        query, upstream = request.rel_url.raw_query_string, self._place.upstream
+        try:
+            async with upstream.call("GET", path, query, request.headers) as answer:
+                await upstream.accepted(answer)
+                listed = fields.MODELS.read(parsed(await upstream.whole(answer)))
+        except LlmError as error:
+            raise error.withheld() from None
+        if listed is REMOVED:
+            raise unreadable()
+        return web.json_response(listed)
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
         ready = await self._guard.is_ready(wire.STREAM_STEP.name if self._place else self._moderations.served)
@@ -170,7 +182,9 @@ async def _json(request: web.Request) -> dict[str, Any]:
         raise ValueError(name)
 
     try:
-        asked = json.loads(data, parse_constant=no_number)
+        asked = json.loads(data.decode("utf-8-sig"), parse_constant=no_number)
+        if b"\\ud" in data.lower():  # a text may have been cut in the middle of a character
+            asked = json.loads(without_lone_surrogates(json.dumps(asked, ensure_ascii=False)))
     except (ValueError, RecursionError):
         raise invalid("The request is not valid JSON.") from None
     if not isinstance(asked, dict):

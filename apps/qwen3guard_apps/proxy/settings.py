@@ -19,7 +19,8 @@ PromptCheck = Literal["before", "while", "off"]
 @dataclass(frozen=True)
 class Settings:
     """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
-    With `confirm`, Gen must confirm each flag in that mode.
+    With `confirm`, Gen must confirm each flag in that mode. `pass_fields` are fields that the allow-list does not name,
+    and that are judged and passed.
 
     Raises InvalidParameter.
     """
@@ -31,6 +32,7 @@ class Settings:
     prompt_check: PromptCheck = "while"
     on_guard_error: OnGuardError = "block"
     confirm: Confirm | None = None
+    pass_fields: frozenset[str] = frozenset()
     guard_timeout_s: float = 30.0
     upstream_timeout_s: float = 300.0
     client_timeout_s: float = 60.0

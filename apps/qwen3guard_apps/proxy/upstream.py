@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from aiohttp import web
+from qwen3guard_client.surrogates import without_lone_surrogates
+from yarl import URL
 
+from qwen3guard_apps.openai.answer import unreadable
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.shapes import is_id
 from qwen3guard_apps.proxy.settings import Settings
 
 CONNECT_S = 10.0
@@ -25,23 +28,45 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
-_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-type", "accept-encoding", "expect", "cookie"}
-_NOT_SENT_BACK = _HOP_BY_HOP | {"content-type", "content-length", "content-encoding", "set-cookie", "server", "date"}
+_ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "content-md5", "digest"}
+_NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | {"host", "accept-encoding", "expect", "cookie"}
+BAD_GATEWAY = 502
+_SENT_BACK = re.compile(r"x-[a-z0-9-]{1,60}|openai-[a-z0-9-]{1,60}|request-id|retry-after|retry-after-ms")
+LONGEST_ERROR = 2**16
+"""The most characters of an LLM's error that are judged and told."""
 
 
-@dataclass(frozen=True)
-class WholeAnswer:
-    """A whole answer."""
+class LlmError(ApiError):
+    """The LLM's own error, in its own words, which the guard must clear first.
 
-    status: int
-    content_type: str
-    headers: dict[str, str]
-    body: bytes
+    `body` is its JSON, or its text. It gets the status 502 where the LLM gave it none of its own.
+    """
 
-    def response(self) -> web.Response:
-        return web.Response(
-            status=self.status, headers=self.headers | {"Content-Type": self.content_type}, body=self.body
+    def __init__(self, status: int, body: Any, headers: Mapping[str, str]) -> None:
+        super().__init__(
+            status, "upstream_error", "upstream_failed", "The LLM failed, and the guard withholds its words."
         )
+        self.headers = dict(headers)
+        if isinstance(body, dict) and isinstance(body.get("error"), dict | str) and status == BAD_GATEWAY:
+            body = {"error": body["error"]}
+        if isinstance(body, dict) and isinstance(body.get("error"), str):
+            body = body["error"]
+        self._body = body if isinstance(body, dict) else self._shaped(str(body))
+
+    @property
+    def words(self) -> str:
+        """All that it says, to be judged."""
+        return without_lone_surrogates(json.dumps(self._body, ensure_ascii=False))
+
+    def withheld(self) -> ApiError:
+        """The same error without its words."""
+        return upstream_failed(str(self), status=self.status)
+
+    def body(self) -> dict[str, Any]:
+        return dict(json.loads(self.words))
+
+    def _shaped(self, text: str) -> dict[str, Any]:
+        return {"error": {"message": text[:LONGEST_ERROR], "type": self.kind, "param": None, "code": self.code}}
 
 
 class Upstream:
@@ -75,7 +100,7 @@ class Upstream:
         if body is not None:
             sent["Content-Type"] = "application/json"
             data = json.dumps(body, allow_nan=False).encode()
-        url = f"{self._base}/{path}" + (f"?{query}" if query else "")
+        url = URL(f"{self._base}/{path}" + (f"?{query}" if query else ""), encoded=True)
         try:
             async with self._http.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
                 yield answer
@@ -84,10 +109,21 @@ class Upstream:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise upstream_failed(f"The LLM cannot be reached, or broke off ({type(error).__name__}).") from None
 
-    async def whole(self, answer: aiohttp.ClientResponse) -> WholeAnswer:
-        body = b"".join([piece async for piece in self.pieces(answer)])
-        content_type = answer.headers.get("Content-Type", "application/octet-stream")
-        return WholeAnswer(answer.status, content_type, headers_back(answer), body)
+    async def whole(self, answer: aiohttp.ClientResponse) -> bytes:
+        return b"".join([piece async for piece in self.pieces(answer)])
+
+    async def accepted(self, answer: aiohttp.ClientResponse) -> None:
+        """Raises LlmError for an error of the LLM's, and ApiError for a redirect: the client must not follow it."""
+        if 200 <= answer.status < 300:
+            return
+        if not 400 <= answer.status < 600:
+            redirects = "; it redirects, so give --upstream its final address" if 300 <= answer.status < 400 else ""
+            raise upstream_failed(f"The LLM answers with status {answer.status}{redirects}.", "upstream_status")
+        body = (await self.whole(answer)).decode(errors="replace")
+        try:
+            raise LlmError(answer.status, json.loads(body), headers_back(answer))
+        except (ValueError, RecursionError):
+            raise LlmError(answer.status, body, headers_back(answer)) from None
 
     async def pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Raises ApiError for more bytes than an answer may have."""
@@ -100,7 +136,9 @@ class Upstream:
 
 
 def headers_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
-    return {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_SENT_BACK}
+    """The headers that may reach the client: ids, and the numbers of limits."""
+    named = {name.lower(): value for name, value in answer.headers.items()}
+    return {name: value for name, value in named.items() if _SENT_BACK.fullmatch(name) and is_id(value)}
 
 
 def parsed(text: str | bytes) -> Any:
@@ -109,25 +147,3 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise unreadable() from None
-
-
-def unreadable() -> ApiError:
-    return upstream_failed("The LLM's answer is not what OpenAI's API describes.", "upstream_unreadable")
-
-
-def choices_of(body: Any, key: str, count: int) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
-    """(index, choice, message or delta) of each choice. Raises ApiError where it is not so."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list):
-        raise unreadable()
-    entries = []
-    for choice in choices:
-        if not isinstance(choice, dict):
-            raise unreadable()
-        index, message = choice.get("index", 0), choice.get(key)
-        if message is None:
-            message = choice[key] = {}
-        if not isinstance(message, dict) or not isinstance(index, int) or not 0 <= index < count:
-            raise unreadable()
-        entries.append((index, choice, message))
-    return entries

@@ -16,6 +16,7 @@ from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerd
 from qwen3guard_client.arguments import Piece, checked_piece
 from qwen3guard_client.moderation.cascade import Asking, Cascade
 from qwen3guard_client.moderation.gate import Flag, Flagged, Gate, OnFlag, Release, Segment
+from qwen3guard_client.surrogates import REPLACEMENT, joined
 from qwen3guard_client.transport.calls import Call
 
 
@@ -50,6 +51,8 @@ class Flow:
         self._cascade = cascade
         self._prompt_counts = prompt_counts
         self._unchecked: list[Piece] = []
+        self._half = ""
+        """Half of a surrogate pair with which the last piece ended."""
         self._source_ended = False
         self._source_error: BaseException | None = None
         self._requested = True
@@ -109,25 +112,26 @@ class Flow:
     def wrote(self, piece: Piece | None) -> list[Segment]:
         """The LLM has written a piece. Nothing happens if it is empty, or None, as the deltas of OpenAI's API may be.
 
-        The flow fails with InvalidRequest if it is neither text nor token ids, or not of the same kind as before.
+        A surrogate pair that is cut between two pieces is joined. The flow fails with InvalidRequest if the piece is
+        neither text nor token ids, or not of the same kind as before.
         """
         if self.over or piece is None:
             return []
+        segments: list[Segment] = []
         try:
-            piece = checked_piece(piece)
-            if not piece:
-                return []
-            segments = list(self._gate.wrote(piece))
+            for each in self._whole_characters(checked_piece(piece)):
+                segments += self._gate.wrote(each)
+                self._unchecked.append(each)
         except Exception as error:
             return self.failed(error)
-        self._unchecked.append(piece)
         return segments
 
     def source_ended(self, error: BaseException | None = None) -> list[Segment]:
         """The LLM has ended, or failed with `error`."""
+        segments = [] if self._source_ended else self.wrote(REPLACEMENT if self._half else None)
         self._source_ended = True
         self._source_error = error
-        return []
+        return segments
 
     def opened(self, verdict: PromptVerdict) -> list[Segment]:
         """Stream's session is open, with this verdict on the prompt."""
@@ -196,6 +200,14 @@ class Flow:
             raise Flagged(self.flag)
         if self._source_error and not self.stopped:
             raise self._source_error
+
+    def _whole_characters(self, piece: str | list[int]) -> list[str | list[int]]:
+        """The pieces to judge now: half of a surrogate pair at the end of a text waits for the next one."""
+        if isinstance(piece, str):
+            piece, self._half = joined(self._half, piece)
+            return [piece] if piece else []
+        half, self._half = self._half, ""
+        return [each for each in (REPLACEMENT if half else "", piece) if len(each)]
 
     def _step(self) -> StepRequest | None:
         try:

@@ -14,7 +14,8 @@ from qwen3guard_contract.errors import EmptyText, InvalidRequest, SessionLost
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
-from qwen3guard_client.arguments import Piece, checked_flag, checked_piece
+from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_piece
+from qwen3guard_client.surrogates import REPLACEMENT, joined
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
 
@@ -27,15 +28,24 @@ REPLAYS = 5
 class StreamState:
     """One response. Each session id is made here and used once: a lost session is replayed under a new id."""
 
-    def __init__(self, prompt: str | None, messages: Messages | str | None, policy: Policy | None) -> None:
+    def __init__(
+        self,
+        prompt: str | None,
+        messages: Messages | str | None,
+        policy: Policy | None,
+        context: Context = "whole",
+    ) -> None:
         self.session = ""
         self._prompt = prompt
         self._messages = messages
         self._policy = policy
+        self._context = context
         self._written: list[str | list[int]] = []
         """All of the response so far. Neighbouring texts are joined."""
         self._text = ""
         """The end of the response whose tokens are not final yet."""
+        self._half = ""
+        """Half of a surrogate pair with which the response ends, and which is not in `_text`."""
         self._offset: int | None = 0
         """Where `_text` begins in the response, in characters. None after token ids were written."""
         self._position = 0
@@ -60,7 +70,12 @@ class StreamState:
         self._text = ""
         self._offset = 0
         result = yield calls.stream_step(
-            self.session, prompt=self._prompt, messages=self._messages, policy=self._policy, start=True
+            self.session,
+            prompt=self._prompt,
+            messages=self._messages,
+            policy=self._policy,
+            context=self._context,
+            start=True,
         )
         self.prompt_verdict = result.prompt_verdict
         self.notice = result.notice
@@ -70,19 +85,37 @@ class StreamState:
     def step(self, piece: Piece) -> Exchange:
         """Judges the next piece. Raises EmptyText for an empty piece.
 
-        Raises InvalidRequest for a piece of another type, and if the stream is not open.
+        Half of a surrogate pair at the end of a text is judged with the next piece, which brings the other half. Raises
+        InvalidRequest for a piece of another type, and if the stream is not open.
         """
         if not self.is_open:
             raise InvalidRequest("The stream is not open.")
         piece = checked_piece(piece)
         if not len(piece):
             raise EmptyText("The piece is empty.")
+        half = self._half
+        if isinstance(piece, str):
+            piece, half = joined(half, piece)
+        elif half:
+            yield from self._write(REPLACEMENT)
+            half = self._half = ""
+        if len(piece):
+            result = yield from self._write(piece)
+        else:
+            result = StepResult((), self._length, 0, 0, None, self.notice)
+        self._half = half
+        return result
+
+    def _write(self, piece: str | list[int]) -> Exchange:
         result = yield from self._replaying(lambda: self._append(piece))
+        self._keep(piece)
+        return result
+
+    def _keep(self, piece: str | list[int]) -> None:
         if isinstance(piece, str) and self._written and isinstance(self._written[-1], str):
             self._written[-1] += piece
         else:
             self._written.append(piece)
-        return result
 
     def finish(self) -> Exchange:
         """Takes the last step: provisional tokens become final, and the server forgets the session.
@@ -92,6 +125,10 @@ class StreamState:
         if not self.session:
             raise InvalidRequest("The stream is not open.")
         self.is_open = False
+        if self._half:
+            self._half = ""
+            self._text += REPLACEMENT
+            self._keep(REPLACEMENT)
         return (yield from self._replaying(self._end))
 
     def _replaying(self, exchange: Callable[[], Exchange]) -> Exchange:

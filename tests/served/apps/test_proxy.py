@@ -106,7 +106,6 @@ def last(chunks: list[Any], index: int = 0) -> Any:
 def comparable(chunks: list[Any]) -> list[Any]:
     found = [chunk.model_dump() for chunk in chunks]
     for each in found:
-        each.pop("sent_s")
         for choice in each["choices"]:
             choice.pop("guard", None)
     return found
@@ -369,7 +368,6 @@ def test_conversations_of_every_kind(proxied: Open, llm: FakeLLM, offset: int) -
             [{"role": "guest", "content": "Hello."}],
             [{"role": "user", "content": "  "}],
             [{"role": "user", "content": 5}],
-            [{"role": "user", "content": "\ud800"}],
             [],
             [5],
         ):
@@ -377,7 +375,7 @@ def test_conversations_of_every_kind(proxied: Open, llm: FakeLLM, offset: int) -
             refused = httpx.post(f"{proxy.url}/chat/completions", content=body)
             assert refused.status_code == 400, messages
             assert refused.json()["error"]["type"] == "invalid_request_error"
-        eventually(lambda: llm.started - asked_so_far <= 1)  # a lone surrogate is the guard's to find
+        assert llm.started == asked_so_far
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
@@ -388,7 +386,7 @@ def test_the_llms_errors_are_relayed(proxied: Open, llm: FakeLLM, status: int, s
         proxy.client().chat.completions.create(**asked(stream=stream))
     assert caught.value.status_code == status
     assert caught.value.code == "fake_refusal"
-    assert caught.value.response.headers["x-fake"] == "1"
+    assert caught.value.response.headers["x-request-id"] == "req_1"
 
 
 def test_an_llm_that_dies_is_an_error_after_what_it_wrote(proxied: Open, llm: FakeLLM, guard: GuardClient) -> None:
@@ -660,4 +658,4 @@ def test_the_command_fails_with_a_sentence_where_no_guard_answers() -> None:
     ]
     done = subprocess.run([*started, *options], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith("qwen3guard: The server cannot be reached")
+    assert "qwen3guard: The server cannot be reached" in done.stderr

@@ -26,9 +26,10 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
     source = random.Random(3)
     data = [json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS]
     for _ in range(50):
-        newline = source.choice(["\n", "\r\n"])
+        newline = source.choice(["\n", "\r\n", "\r"])
         lines = [f": ping{newline}event: x{newline}data: {each}{newline}{newline}" for each in data]
-        whole = "".join(lines).encode() + b"data: cut off"
+        whole = "".join(lines).encode() 
+        whole = source.choice([b"", b"\xef\xbb\xbf"]) + source.choice([whole, whole.rstrip(), whole + b"data:"])
         pieces = cut(whole.decode("latin-1"), source, longest=source.choice([1, 7, 400]))
 
         async def torn(pieces: list[str] = pieces) -> AsyncIterator[bytes]:
@@ -36,7 +37,7 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
                 yield piece.encode("latin-1")
 
         async def read(torn: Callable[[], AsyncIterator[bytes]] = torn) -> list[str]:
-            return [each async for each in sse.events(torn())]
+            return [each async for each in sse.events(torn()) if each is not None]
 
         assert asyncio.run(read()) == data
 
@@ -77,6 +78,9 @@ class Upstream:
     async def call(self, *_: object) -> AsyncIterator[Any]:
         yield SimpleNamespace(status=200, content_type="text/event-stream", headers={})
 
+    async def accepted(self, _: object) -> None:
+        pass
+
     async def pieces(self, _: object) -> AsyncIterator[bytes]:
         for number in range(self.count):
             self.read += 1
@@ -115,7 +119,7 @@ def test_a_client_that_pauses_slows_the_llm(release: Any) -> None:
             cast(Any, SimpleNamespace(send=guard.asend, stream=lambda **_: guard.async_stream())),
             cast(Any, upstream),
         )
-        request = cast(Any, SimpleNamespace(query_string="", headers={}))
+        request = cast(Any, SimpleNamespace(rel_url=SimpleNamespace(raw_query_string=""), headers={}))
         completion = StreamedCompletion(place, request, {"messages": MESSAGES, "stream": True})
         completion._response = cast(Any, client)
         answering = asyncio.create_task(completion.answer())

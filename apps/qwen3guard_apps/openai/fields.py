@@ -1,0 +1,142 @@
+"""The allow-list of the fields of chat completions: what of a request and of an answer passes the proxy, and how.
+
+A field that is not named here is removed, since nobody knows what it says. docs/proxy.md has these tables, written by
+release/field_tables.py.
+"""
+
+from __future__ import annotations
+
+from qwen3guard_contract.message_text import PART_FIELDS, TEXT_FIELDS
+from qwen3guard_contract.messages import TURNS
+
+from qwen3guard_apps.openai.shapes import (
+    Anything,
+    Each,
+    Fields,
+    Identifier,
+    Json,
+    Name,
+    Number,
+    Parts,
+    Shape,
+    Text,
+    WithoutText,
+    Words,
+)
+
+Table = dict[str, Shape]
+
+FINISH_REASONS = Words(("stop", "length", "tool_calls", "function_call", "content_filter"), other="stop")
+ROLES = Words(tuple(TURNS))
+
+_DETAILS = Fields(
+    dict.fromkeys(
+        (
+            "accepted_prediction_tokens",
+            "audio_tokens",
+            "cache_creation_tokens",
+            "cached_tokens",
+            "image_tokens",
+            "reasoning_tokens",
+            "rejected_prediction_tokens",
+            "text_tokens",
+        ),
+        Number(),
+    ),
+    "numbers of tokens",
+)
+USAGE: Table = {
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), Number("a number of tokens")),
+    **dict.fromkeys(("prompt_tokens_details", "completion_tokens_details"), _DETAILS),
+    **dict.fromkeys(("prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "reasoning_tokens", "cost"), Number()),
+}
+_PART: Table = {
+    "type": Words(tuple(PART_FIELDS)),
+    **dict.fromkeys(PART_FIELDS.values(), Text()),
+    "closed": Number("a truth value"),
+}
+PART = _PART | {"thinking": Parts(Fields(_PART), PART_FIELDS)}
+"""A part of a content that comes in parts. One of another type is removed."""
+
+FUNCTION: Table = {"name": Text("a name that the request declares; any other is judged"), "arguments": Json()}
+CUSTOM: Table = {"name": FUNCTION["name"], "input": Json()}
+CALL: Table = {
+    "index": Number(),
+    "id": Text("an id; any other text is judged"),
+    "type": Words(("function", "custom")),
+    "function": Fields(FUNCTION, "`name` and `arguments`"),
+    "custom": Fields(CUSTOM, "`name` and `input`"),
+}
+"""A tool call of an answer."""
+
+MESSAGE: Table = {
+    "role": ROLES,
+    **dict.fromkeys(TEXT_FIELDS, Parts(Fields(PART), PART_FIELDS)),
+    "function_call": Fields(FUNCTION, "`name` and `arguments`"),
+    "tool_calls": Each(Fields(CALL), "a list of calls"),
+}
+"""A message of an answer, or a piece of one (`delta`)."""
+
+CHOICE: Table = {
+    "index": Number("a number below `n`"),
+    "finish_reason": FINISH_REASONS,
+    "message": Fields(MESSAGE, "a message, in a whole answer"),
+    "delta": Fields(MESSAGE, "a piece of a message, in a stream"),
+    "logprobs": Anything("those of the text that goes out with them"),
+    "stop_reason": Anything("a number, or a text among the request's `stop`"),
+    "matched_stop": Anything("a number, or a text among the request's `stop`"),
+}
+"""A choice of an answer."""
+
+HEAD: Table = {
+    "id": Identifier("the answer's first id; if it has none, the proxy's own"),
+    "object": Words(("chat.completion", "chat.completion.chunk")),
+    "created": Number("a number"),
+    "model": Name("the name that was asked for, or the answer's first id"),
+    "system_fingerprint": Identifier("the answer's first id"),
+    "service_tier": Words(("auto", "default", "flex", "scale", "priority", "standard", "batch", "on_demand")),
+}
+"""What a whole answer, or a chunk of a stream, says of itself. It stays as the first chunk says it."""
+
+ANSWER: Table = HEAD | {
+    "usage": Fields(USAGE, "numbers of tokens"),
+    "choices": Each(Fields(CHOICE), "a list of choices"),
+}
+
+_FORM = Anything("what the answer may be; the answer is judged")
+_OPERATOR = Anything("for the LLM's operator, not for its model")
+REQUEST: Table = {
+    "messages": Json("a list of messages"),
+    **dict.fromkeys(("model", "tool_choice", "function_call"), Anything()),
+    **dict.fromkeys(("tools", "functions"), Anything("definitions; they are not judged")),
+    **dict.fromkeys(("response_format", "structured_outputs", "grammar", "json_schema", "stop"), _FORM),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _FORM),
+    **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"), _OPERATOR),
+    **dict.fromkeys(("reasoning_effort", "verbosity"), Name("a word")),
+    "reasoning": Fields({**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()}),
+    "thinking": Fields({"type": Name(), "budget_tokens": Number()}),
+    "modalities": Each(Words(("text",)), "`text` alone"),
+}
+"""A request. A field with another name passes if it is `WithoutText`, as `temperature` and `max_tokens` are."""
+
+REQUEST_MESSAGE: Table = {
+    "role": Json(f"{ROLES.says}; any other is refused"),
+    **dict.fromkeys(TEXT_FIELDS, Json("text, or parts of text; a part that is not text is refused")),
+    "function_call": Json("`name`, and `arguments` that are judged"),
+    "tool_calls": Json("a list of calls, whose arguments are judged"),
+    **dict.fromkeys(("name", "tool_call_id"), Json("a name without spaces; any other is refused")),
+}
+"""A message of a request. A field with another name passes if it is `WithoutText`."""
+
+OTHERS = WithoutText()
+"""What passes of a request's fields that are not named here."""
+
+_MODEL: Table = {
+    "id": Name(),
+    "object": Words(("model",)),
+    "created": Number(),
+    "owned_by": Name(),
+    "max_model_len": Number(),
+}
+MODELS = Fields(_MODEL | {"object": Words(("model", "list")), "data": Each(Fields(_MODEL))})
+"""The list of the LLM's models, or one of them."""

@@ -1,0 +1,67 @@
+"""Log-probabilities go out with their own text alone: their tokens are text, which nobody judges beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen3guard_apps.openai.shapes import Number
+
+Entry = dict[str, Any]
+MOST_APART = 2**16
+"""The most bytes of text that wait for their log-probabilities."""
+_BYTE = range(256)
+
+
+class OwnLogprobs:
+    """The log-probabilities of one field of a choice. They may come before their text, with it, or after it."""
+
+    def __init__(self) -> None:
+        self._text = b""
+        """Text without log-probabilities yet."""
+        self._spelled = b""
+        self._entries: list[Entry] = []
+        """Log-probabilities whose text has not come yet, or not all, and what their tokens spell."""
+        self._apart = False
+        """Whether they are of another text: then no more of them are shown."""
+
+    def take(self, text: str, raw: Any) -> list[Entry]:
+        """Returns those that may go out with this piece of text: their tokens spell what has come, and no more."""
+        if self._apart:
+            return []
+        self._text += text.encode(errors="replace")
+        for each in raw if isinstance(raw, list) else ():
+            entry, spelled = _entry(each)
+            self._entries.append(entry)
+            self._spelled += spelled
+        common = min(len(self._text), len(self._spelled))
+        self._apart = self._text[:common] != self._spelled[:common] or common + MOST_APART < len(self._text)
+        if self._apart or self._text != self._spelled:
+            return []
+        entries, self._entries = self._entries, []
+        self._text = self._spelled = b""
+        return entries
+
+
+def _entry(raw: Any) -> tuple[Entry, bytes]:
+    """One token, without the alternatives that the LLM did not write, and the bytes that it spells."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("token"), str):
+        return {}, b"\xff"  # no text has this byte
+    token, listed = raw["token"], raw.get("bytes")
+    spelled = bytes(listed) if isinstance(listed, list) and _are_bytes(listed) else token.encode(errors="replace")
+    entry = _shown(raw, spelled)
+    alternatives = raw.get("top_logprobs")
+    if isinstance(alternatives, list):
+        own = [each for each in alternatives if isinstance(each, dict) and each.get("token") == token]
+        entry["top_logprobs"] = [_shown(each, spelled) for each in own]
+    return entry, spelled
+
+
+def _shown(raw: Entry, spelled: bytes) -> Entry:
+    number = raw.get("logprob")
+    probability = {"logprob": number} if Number().read(number) is number else {}
+    listed = {"bytes": list(spelled) if raw["bytes"] else None} if "bytes" in raw else {}
+    return {"token": spelled.decode(errors="replace")} | probability | listed
+
+
+def _are_bytes(values: list[Any]) -> bool:
+    return all(type(each) is int and each in _BYTE for each in values)

@@ -1,0 +1,70 @@
+"""What of a request for a chat completion is sent on to the LLM: what the allow-list names, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3guard_apps.openai import conversation, fields
+from qwen3guard_apps.openai.api_error import invalid
+from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.openai.shapes import REMOVED, is_name
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """`sent` goes to the LLM, and `conversation` to the guard. `removed` names the fields that go to neither."""
+
+    sent: dict[str, Any]
+    conversation: Conversation
+    removed: tuple[str, ...]
+
+
+def read(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatRequest:
+    """Reads a request. The text of `passed_fields`, which the operator lets through, is judged with the last turn.
+
+    Raises ApiError for what cannot be judged.
+    """
+    sent, removed, extra = _filtered(asked, fields.REQUEST, passed_fields)
+    if not isinstance(sent.get("stream"), bool | None):
+        raise invalid("stream must be true or false.")
+    messages = sent.get("messages")
+    read_messages = []
+    if isinstance(messages, list):
+        sent["messages"] = []
+        for raw in messages:
+            if not isinstance(raw, dict):
+                raise invalid("A message must be an object with a role.")
+            message, without, more = _filtered(raw, fields.REQUEST_MESSAGE, passed_fields)
+            sent["messages"].append(message)
+            read_messages.append({name: value for name, value in message.items() if name not in passed_fields})
+            removed += [f"messages.{name}" for name in without]
+            extra += more
+    turns = conversation.read(sent | {"messages": read_messages} if isinstance(messages, list) else sent)
+    if extra:
+        turns.messages[-1]["content"] += "\n" + "\n".join(extra)
+    return ChatRequest(sent, turns, tuple(dict.fromkeys(removed)))
+
+
+def _filtered(
+    raw: Mapping[str, Any], table: fields.Table, passed_fields: Collection[str]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What passes of `raw`, the names of what does not, and the texts of the fields that the operator lets through."""
+    passed: dict[str, Any] = {}
+    removed, texts = [], []
+    for name, value in raw.items():
+        if name in passed_fields and name not in table:
+            passed[name] = value
+            if value not in _EMPTY:
+                texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            continue
+        read = None if value is None else table.get(name, fields.OTHERS).read(value)
+        if read is not REMOVED and (name in table or is_name(name)):
+            passed[name] = read
+        elif value not in _EMPTY:
+            removed.append(name if is_name(name) else "?")
+    return passed, removed, texts

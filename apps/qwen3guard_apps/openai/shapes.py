@@ -1,0 +1,192 @@
+"""Shapes of JSON values that pass through the proxy: each reads a value and gives what may pass of it.
+
+A shape without judged text accepts only what can hold no prose: numbers, known words, and identifiers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
+_UNLIKE_A_WORD = re.compile(r"[0-9_:/@+-]")
+LONGEST_ABBREVIATION = 3
+
+
+class _Removed:
+    """The value of a field that does not pass."""
+
+
+REMOVED = _Removed()
+
+
+class Shape(ABC):
+    says: str
+    """What passes, for the table in the documentation."""
+
+    @abstractmethod
+    def read(self, value: Any) -> Any:
+        """What passes of `value`, which is not None, or REMOVED."""
+
+
+@dataclass(frozen=True)
+class Number(Shape):
+    says: str = "a number"
+
+    def read(self, value: Any) -> Any:
+        return value if _is_number(value) else REMOVED
+
+
+@dataclass(frozen=True)
+class Words(Shape):
+    """One of some words; `other`, if it is given, takes the place of every other text."""
+
+    words: tuple[str, ...]
+    other: str | None = None
+
+    @property
+    def says(self) -> str:  # type: ignore[override]
+        known = ", ".join(f"`{word}`" for word in self.words)
+        return f"one of {known}" + (f"; any other is told as `{self.other}`" if self.other else "")
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, str) and value in self.words:
+            return value
+        return self.other if self.other and isinstance(value, str) and value not in ("", "null") else REMOVED
+
+
+@dataclass(frozen=True)
+class Identifier(Shape):
+    """An id: one word of at most 128 characters, which has something that a word of prose has not, or is short."""
+
+    says: str = "an id"
+
+    def read(self, value: Any) -> Any:
+        return value if is_id(value) else REMOVED
+
+
+@dataclass(frozen=True)
+class Name(Shape):
+    """A name that a caller chose: one word of at most 128 characters."""
+
+    says: str = "a name without spaces"
+
+    def read(self, value: Any) -> Any:
+        return value if is_name(value) else REMOVED
+
+
+@dataclass(frozen=True)
+class WithoutText(Shape):
+    """Numbers and truth values, also in lists and objects whose fields are names."""
+
+    says: str = "numbers and truth values, at any depth"
+
+    def read(self, value: Any) -> Any:
+        return value if _is_without_text(value) else REMOVED
+
+
+@dataclass(frozen=True)
+class Anything(Shape):
+    """What a caller's own request says, and no model reads as a turn."""
+
+    says: str = "as it is"
+
+    def read(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Text(Shape):
+    """Text that the guard judges. Numbers are none, and an object is for the reader to refuse."""
+
+    says: str = "text"
+
+    def read(self, value: Any) -> Any:
+        return REMOVED if _is_number(value) else value
+
+
+@dataclass(frozen=True)
+class Json(Shape):
+    """A value that the guard judges: a text as it is, or any other value as its JSON."""
+
+    says: str = "text, or any JSON"
+
+    def read(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Parts(Shape):
+    """A text, or a list of parts, each of which is a text or has a known type. Both are judged."""
+
+    part: Shape
+    types: Collection[str]
+    says: str = "text, or parts of text"
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return Text().read(value)
+        read = [each if isinstance(each, str) else self._part(each) for each in value]
+        return [each for each in read if each is not REMOVED]
+
+    def _part(self, value: Any) -> Any:
+        known = isinstance(value, dict) and value.get("type") in (None, *self.types)
+        return self.part.read(value) if known else REMOVED
+
+
+@dataclass(frozen=True)
+class Each(Shape):
+    """A list; what does not pass is left out."""
+
+    shape: Shape
+    says: str = "a list"
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return REMOVED
+        read = [self.shape.read(each) for each in value if each is not None]
+        return [each for each in read if each is not REMOVED]
+
+
+@dataclass(frozen=True)
+class Fields(Shape):
+    """An object of which the named fields pass. A field that is null passes: it says nothing."""
+
+    fields: Mapping[str, Shape]
+    says: str = "an object"
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return REMOVED
+        passed = {}
+        for name, shape in self.fields.items():
+            if name in value:
+                read = None if value[name] is None else shape.read(value[name])
+                if read is not REMOVED:
+                    passed[name] = read
+        return passed
+
+
+def is_id(value: Any) -> bool:
+    return is_name(value) and (len(value) <= LONGEST_ABBREVIATION or bool(_UNLIKE_A_WORD.search(value)))
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value))
+
+
+def _is_without_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(is_name(name) and _is_without_text(each) for name, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_without_text, value))
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number or a truth value; JSON has no others."""
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
