@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from qwen3guard_contract.errors import Unreachable
+from qwen3guard_contract.errors import TextTooLong, Unreachable
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
-from qwen3guard_client.arguments import Piece, checked_flag, checked_text, checked_timeout
+from qwen3guard_client import windows as windowed
+from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_text, checked_timeout
 from qwen3guard_client.moderation.aio import AsyncModeration
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.moderation.flow import Flow
@@ -82,14 +83,22 @@ class AsyncGuardClient:
         response: str | None = None,
         *,
         messages: Messages | str | None = None,
+        context: Context = "whole",
+        windows: bool = False,
         timeout_s: float | None = None,
     ) -> Classification:
         """Gen's verdict on the last turn of a conversation.
 
-        Give a prompt, a prompt and its response, or `messages` in OpenAI's form (a list, or JSON text).
-        Raises a GuardError.
+        Give a prompt, a prompt and its response, or `messages` in OpenAI's form (a list, or JSON text). If they do not
+        fit into the context, TextTooLong is raised, unless one of these is asked for: `context="recent"` leaves out the
+        oldest turns, and the result says how many; `windows` judges the last turn in overlapping windows, and the most
+        severe one decides. All windows together must end within `timeout_s`. Raises a GuardError.
         """
-        return await self.send(calls.classify(prompt, response, messages), timeout_s)
+        if not checked_flag(windows, "windows"):
+            return await self.send(calls.classify(prompt, response, messages, context), timeout_s)
+        return await self._judge(
+            windowed.judge_in_windows(prompt, response, messages, context), self._within_s(timeout_s)
+        )
 
     async def stream_step(
         self,
@@ -103,6 +112,7 @@ class AsyncGuardClient:
         start: bool = False,
         end: bool = False,
         policy: Policy | None = None,
+        context: Context = "whole",
         timeout_s: float | None = None,
     ) -> StepResult:
         """One step of a stream, as the server takes it. `stream` does this for you, and keeps the positions.
@@ -122,6 +132,7 @@ class AsyncGuardClient:
             start=start,
             end=end,
             policy=policy,
+            context=context,
         )
         return await self.send(call, timeout_s)
 
@@ -131,15 +142,18 @@ class AsyncGuardClient:
         *,
         messages: Messages | str | None = None,
         policy: Policy | None = None,
+        context: Context = "whole",
         timeout_s: float | None = None,
     ) -> AsyncStream:
         """A response to moderate while it is written: a context manager that opens and ends the session.
 
-        Without a `policy`, the server's own decides what is flagged. Each step ends within `timeout_s`, even if it
-        must wait for a restarting server and replay the stream to it.
+        Without a `policy`, the server's own decides what is flagged. With `context="recent"`, the oldest turns are left
+        out if they leave the response too little room, and the prompt's verdict says how many. Each step ends within
+        `timeout_s`, even if it must wait for a restarting server and replay the stream to it.
         """
         within_s = self._within_s(timeout_s)
-        return AsyncStream(self._send_within, StreamState(prompt, messages, policy), within_s, self._in_flight)
+        state = StreamState(prompt, messages, policy, context)
+        return AsyncStream(self._send_within, state, within_s, self._in_flight)
 
     def moderate(
         self,
@@ -176,6 +190,20 @@ class AsyncGuardClient:
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:
         """Sends `call` and returns its result. A long step is sent again until the server has taken all of it."""
         return await self._send_within(call, self._within_s(timeout_s))
+
+    async def _judge(self, judging: windowed.Judging, within_s: float) -> Classification:
+        deadline = time.monotonic() + within_s
+        try:
+            call = next(judging)
+            while True:
+                try:
+                    result = await self._send_within(call, deadline - time.monotonic())
+                except TextTooLong as too_long:
+                    call = judging.throw(too_long)
+                else:
+                    call = judging.send(result)
+        except StopIteration as done:
+            return cast(Classification, done.value)
 
     def _within_s(self, timeout_s: float | None) -> float:
         return checked_timeout(self.timeout_s if timeout_s is None else timeout_s)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from qwen3guard_contract.errors import InvalidEncoding, InvalidRequest, PositionOutOfRange
 
+Context = Literal["whole", "recent"]
+"""What of a conversation is judged: all of it, or what is left without the oldest turns if it does not fit."""
 Piece = str | Sequence[int]
 """What an LLM writes: text in any pieces, or token ids of the guard's own tokenizer."""
 LONGEST_TIMEOUT_S = 10**9
@@ -113,6 +115,12 @@ def checked_choice(value: object, choices: Iterable[str]) -> None:
     """Raises InvalidRequest if `value` is not one of `choices`."""
     if not (isinstance(value, str) and value in choices):
         raise InvalidRequest(f"{value!r} is not one of {', '.join(choices)}.")
+
+
+def checked_context(context: Context) -> bool:
+    """Returns whether only the recent turns are wanted. Raises InvalidRequest."""
+    checked_choice(context, get_args(Context))
+    return context == "recent"
 
 
 def checked_timeout(timeout_s: float) -> float:

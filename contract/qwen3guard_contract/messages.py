@@ -109,16 +109,18 @@ def message(role: str, content: bytes | str, what: str) -> Message:
 
 
 def conversation(
-    messages: bytes | None, prompt: bytes | None, response: bytes | None, limit: int = CONTEXT
+    messages: bytes | None, prompt: bytes | None, response: bytes | None, limit: int = CONTEXT, *, recent: bool = False
 ) -> list[Message]:
     """The conversation of a request, which has either messages, or a prompt with or without its response.
+
+    If only the `recent` turns must fit, the messages may be longer than a small context.
 
     Raises InvalidRequest for both, and what `parse_messages` raises.
     """
     if messages is not None:
         if prompt is not None or response is not None:
             raise InvalidRequest("Send either messages or a prompt, not both.")
-        return parse_messages(messages, limit)
+        return parse_messages(messages, max(limit, CONTEXT) if recent else limit)
     if prompt is None:
         raise EmptyText("There is neither a prompt nor a list of messages.")
     turns = [message("user", prompt, "The prompt")]

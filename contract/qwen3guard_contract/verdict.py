@@ -31,6 +31,10 @@ class Classification:
     If `answer_status` is not COMPLETE, the level counts, but `categories` may be empty and `refusal` None because they
     could not be read, and the probabilities of fields that were not decided are empty. A decision by category must then
     assume any category, as Policy and Thresholds do.
+
+    `turns_left_out` is how many of the oldest turns were not judged, because `context="recent"` was asked for and they
+    did not fit. If the last turn was judged in `windows`, they are in order of the text, and this is the verdict of the
+    most severe one; `unsafe` says whether any of them is unsafe.
     """
 
     severity: RiskLevel
@@ -45,27 +49,44 @@ class Classification:
     answer: str
     notice: str
     answer_status: AnswerStatus
+    turns_left_out: int = 0
+    windows: tuple[Window, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "severity": self.severity.value,
+            "categories": [category.value for category in self.categories],
+            "refusal": self.refusal.value if self.refusal else None,
+            "probabilities": {
+                "severity": _probabilities(self.severity_probabilities),
+                "categories": _probabilities(self.category_probabilities),
+                "refusal": _probabilities(self.refusal_probabilities),
+            },
+            "strict": self.strict,
+            "loose": self.loose,
+            "unsafe": self.unsafe,
+            "answer": self.answer,
+            "answer_status": self.answer_status.value,
+            "turns_left_out": self.turns_left_out,
+            **({"windows": [window.as_dict() for window in self.windows]} if self.windows else {}),
+            **_notice_field(self.notice),
+        }
 
     def as_json(self) -> str:
-        return json.dumps(
-            {
-                "severity": self.severity.value,
-                "categories": [category.value for category in self.categories],
-                "refusal": self.refusal.value if self.refusal else None,
-                "probabilities": {
-                    "severity": _probabilities(self.severity_probabilities),
-                    "categories": _probabilities(self.category_probabilities),
-                    "refusal": _probabilities(self.refusal_probabilities),
-                },
-                "strict": self.strict,
-                "loose": self.loose,
-                "unsafe": self.unsafe,
-                "answer": self.answer,
-                "answer_status": self.answer_status.value,
-                **_notice_field(self.notice),
-            },
-            ensure_ascii=False,
-        )
+        return json.dumps(self.as_dict(), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a turn that was too long to be judged at once: its characters from `start` to `end`, and Gen's verdict
+    on them after the turns before."""
+
+    start: int
+    end: int
+    verdict: Classification
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, **self.verdict.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,8 @@ class PromptVerdict:
     """Stream's verdict on the prompt, read at the end of the user's turn. `category` is None if the level is Safe.
 
     `strict` and `loose` are the decisions in the two modes, for the categories that the session blocks. `flag` is the
-    session's own decision, by its mode or by its thresholds.
+    session's own decision, by its mode or by its thresholds. `turns_left_out` is how many of the oldest turns the
+    session does not have, because `context="recent"` was asked for and they did not fit.
     """
 
     severity: RiskLevel
@@ -83,9 +105,10 @@ class PromptVerdict:
     strict: bool
     loose: bool
     flag: bool
+    turns_left_out: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return _shared_fields(self)
+        return {**_shared_fields(self), "turns_left_out": self.turns_left_out}
 
 
 @dataclass(frozen=True)

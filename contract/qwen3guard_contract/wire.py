@@ -51,6 +51,8 @@ class Model:
 MESSAGES = Tensor("MESSAGES", "BYTES", (1,), optional=True)
 PROMPT = Tensor("PROMPT", "BYTES", (1,), optional=True)
 RESPONSE = Tensor("RESPONSE", "BYTES", (1,), optional=True)
+RECENT = Tensor("RECENT", "BOOL", (1,), optional=True)  # leave out the oldest turns if the messages do not fit
+TURNS_LEFT_OUT = Tensor("TURNS_LEFT_OUT", "INT64", (1,))  # how many turns were left out; 0 without RECENT
 
 INPUT_IDS = Tensor("INPUT_IDS", "INT64", (-1,))
 RESPONSE_MODE = Tensor("RESPONSE_MODE", "BOOL", (1,))  # the last message is the assistant's: a refusal is judged too
@@ -125,7 +127,9 @@ PROMPT_STRICT_FLAG = Tensor("PROMPT_STRICT_FLAG", "BOOL", (-1,))
 PROMPT_LOOSE_FLAG = Tensor("PROMPT_LOOSE_FLAG", "BOOL", (-1,))
 PROMPT_FLAG = Tensor("PROMPT_FLAG", "BOOL", (-1,))
 
-GUARD_TOKENIZER = Model("guard_tokenizer", (MESSAGES, PROMPT, RESPONSE), (INPUT_IDS, RESPONSE_MODE))
+GUARD_TOKENIZER = Model(
+    "guard_tokenizer", (MESSAGES, PROMPT, RESPONSE, RECENT), (INPUT_IDS, RESPONSE_MODE, TURNS_LEFT_OUT)
+)
 
 GEN_GUARD = Model(
     "gen_guard",
@@ -133,12 +137,12 @@ GEN_GUARD = Model(
     (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, ANSWER_STATUS, NOTICE),
 )
 
-CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, GEN_GUARD.outputs, (GUARD_TOKENIZER, GEN_GUARD))
+CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, (*GEN_GUARD.outputs, TURNS_LEFT_OUT), (GUARD_TOKENIZER, GEN_GUARD))
 
 STREAM_TOKENIZER = Model(
     "stream_tokenizer",
-    (MESSAGES, PROMPT, TEXT, TOKEN_IDS, POSITION),
-    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
+    (MESSAGES, PROMPT, RECENT, TEXT, TOKEN_IDS, POSITION),
+    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS, TURNS_LEFT_OUT),
 )
 
 STREAM_GUARD = Model(
@@ -176,7 +180,7 @@ may leave them out."""
 STREAM_STEP = Model(
     "stream_step",
     (*STREAM_TOKENIZER.inputs, *POLICY),
-    (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS),
+    (*STREAM_GUARD.outputs, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS, TURNS_LEFT_OUT),
     (STREAM_TOKENIZER, STREAM_GUARD),
 )
 

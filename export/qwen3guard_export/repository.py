@@ -28,7 +28,8 @@ number of slots."""
 DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
 """docs/gpu.md explains each."""
 WAITING = "waiting"
-TOKENIZER_PARAMETERS = {WAITING: "16"}
+RECENT_PARAMETERS = {"recent_tokens": "0"}
+TOKENIZER_PARAMETERS = RECENT_PARAMETERS | {WAITING: "16"}
 DECISION_PARAMETERS = {"strict": "true", "thresholds": ""}
 GEN_PARAMETERS = DEVICE_PARAMETERS | DECISION_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
 """docs/operations.md explains each."""
@@ -112,6 +113,7 @@ def _batch(model: Model) -> int:
 def _parameters(model: Model) -> dict[str, str]:
     return {
         wire.GUARD_TOKENIZER.name: TOKENIZER_PARAMETERS,
+        wire.STREAM_TOKENIZER.name: RECENT_PARAMETERS,
         wire.GEN_GUARD.name: GEN_PARAMETERS,
         wire.STREAM_GUARD.name: STREAM_PARAMETERS,
     }.get(model.name, {})

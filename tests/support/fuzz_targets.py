@@ -302,7 +302,7 @@ def _tokenizer_models() -> list[tuple[wire.Model, Any]]:
         (wire.STREAM_TOKENIZER, StreamTokenizerModel, "stream"),
     ):
         served = object.__new__(kind)
-        vars(served).update(_context=LIMIT, _template=ChatTemplate.load(DEMO / variant))
+        vars(served).update(_context=LIMIT, _recent_tokens=LIMIT, _template=ChatTemplate.load(DEMO / variant))
         found.append((model, served))
     return found
 
@@ -352,6 +352,8 @@ class _TritonRequest:
                 np.frombuffer(part[: len(part) // 8 * 8 or 0], np.int64) if numbers else np.array([part], object)
             )
             yield types.SimpleNamespace(name=lambda name=name: name, as_numpy=lambda array=array: self._shape(array))
+        if self._flags & 8:
+            yield types.SimpleNamespace(name=lambda: "RECENT", as_numpy=lambda: self._shape(np.array([True])))
 
     def _shape(self, array: Any) -> Any:
         if self._broken:

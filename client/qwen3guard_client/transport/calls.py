@@ -25,6 +25,8 @@ from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import Classification, StepResult
 
 from qwen3guard_client.arguments import (
+    Context,
+    checked_context,
     checked_flag,
     checked_position,
     checked_session,
@@ -131,10 +133,17 @@ def _conversation(
 _CLASSIFY_OUTPUTS = (*wire.VERDICT, wire.ANSWER, wire.ANSWER_STATUS, wire.NOTICE)
 
 
-def classify(prompt: str | None, response: str | None, messages: Messages | str | None) -> Call[Classification]:
+def classify(
+    prompt: str | None, response: str | None, messages: Messages | str | None, context: Context = "whole"
+) -> Call[Classification]:
     """A call of Gen. Raises EmptyText, InvalidEncoding, InvalidMessages or InvalidRequest."""
     values: dict[wire.Tensor, Any] = {**_conversation(prompt, response, messages)}
-    return Call(wire.CLASSIFY, values, _CLASSIFY_OUTPUTS, replies.classification)
+    recent = checked_context(context)
+    if recent:
+        values[wire.RECENT] = [True]
+    # Servers of former versions have no TURNS_LEFT_OUT; they answer the calls that do not need it.
+    outputs = (*_CLASSIFY_OUTPUTS, wire.TURNS_LEFT_OUT) if recent else _CLASSIFY_OUTPUTS
+    return Call(wire.CLASSIFY, values, outputs, partial(replies.classification, recent=recent))
 
 
 def stream_step(
@@ -148,6 +157,7 @@ def stream_step(
     start: bool = False,
     end: bool = False,
     policy: Policy | None = None,
+    context: Context = "whole",
 ) -> Call[StepResult]:
     """A step of a stream. A step with nothing but token ids goes to the guard itself: there is nothing to tokenize.
 
@@ -165,8 +175,11 @@ def stream_step(
         values[wire.BLOCKED] = [json.dumps(sorted(category.value for category in policy.blocked)).encode()]
         if policy.thresholds:
             values[wire.THRESHOLDS] = [json.dumps(policy.thresholds.as_dict()).encode()]
+    recent = checked_context(context)
     if opens:
         values |= _conversation(prompt, None, messages)
+    if recent:
+        values[wire.RECENT] = [True]
     if text is not None:
         values[wire.TEXT] = _utf8(text, "The text")
     if token_ids is not None:
@@ -176,9 +189,12 @@ def stream_step(
             raise TokenOutOfRange("A token id is not a 64-bit integer.") from None
     values[wire.POSITION] = [checked_position(position)]
     model, ids = wire.STREAM_STEP, None
-    if text is None and not opens and token_ids is not None and len(token_ids):
+    if text is None and not opens and not recent and token_ids is not None and len(token_ids):
         model, ids = wire.STREAM_GUARD, len(token_ids)
         values[wire.INPUT_IDS] = values.pop(wire.TOKEN_IDS)
     unused = wire.STEP_LABELS if opens else wire.STEP_LABELS | wire.PROMPT_OUTPUTS | {wire.NOTICE}
+    if not recent:
+        unused |= {wire.TURNS_LEFT_OUT}
     outputs = tuple(tensor for tensor in model.outputs if tensor not in unused)
-    return Call(model, values, outputs, partial(replies.step_result, opens=opens, ids=ids), session, start, end)
+    read = partial(replies.step_result, opens=opens, recent=recent, ids=ids)
+    return Call(model, values, outputs, read, session, start, end)

@@ -27,8 +27,8 @@ Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
 """Returns a tensor of the reply without its batch dimension. Raises InternalError if the reply does not have it."""
 
 
-def classification(reply: Reply) -> Classification:
-    """Reads Gen's reply. Raises InternalError."""
+def classification(reply: Reply, *, recent: bool = False) -> Classification:
+    """Reads Gen's reply. `recent` says whether turns may have been left out. Raises InternalError."""
     refusal = _strings(reply(wire.REFUSAL))
     categories, refusals = reply(wire.CATEGORIES_PROBABILITIES), reply(wire.REFUSAL_PROBABILITIES)
     return Classification(
@@ -44,14 +44,15 @@ def classification(reply: Reply) -> Classification:
         answer=_strings(reply(wire.ANSWER))[0],
         notice=_strings(reply(wire.NOTICE))[0],
         answer_status=AnswerStatus(_strings(reply(wire.ANSWER_STATUS))[0]),
+        turns_left_out=int(reply(wire.TURNS_LEFT_OUT)[0]) if recent else 0,
     )
 
 
-def step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | None:
+def step_result(reply: Reply, *, opens: bool, recent: bool, ids: int | None) -> StepResult | None:
     """Reads Stream's reply. Returns None if the step is still pending, and must be sent again. Raises InternalError.
 
-    `opens` says whether the step opened the stream. `ids` is the number of token ids that were sent without any text,
-    or None if the server has tokenized a text.
+    `opens` says whether the step opened the stream, and `recent` whether turns may have been left out. `ids` is the
+    number of token ids that were sent without any text, or None if the server has tokenized a text.
     """
     if reply(wire.PENDING)[0]:
         return None
@@ -88,6 +89,7 @@ def step_result(reply: Reply, *, opens: bool, ids: int | None) -> StepResult | N
             strict=bool(reply(wire.PROMPT_STRICT_FLAG)[0]),
             loose=bool(reply(wire.PROMPT_LOOSE_FLAG)[0]),
             flag=bool(reply(wire.PROMPT_FLAG)[0]),
+            turns_left_out=int(reply(wire.TURNS_LEFT_OUT)[0]) if recent else 0,
         )
     return StepResult(
         tokens=tuple(tokens),

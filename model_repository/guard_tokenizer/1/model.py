@@ -12,7 +12,7 @@ class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.refusals = RefusalLog(GUARD_TOKENIZER)  # before the model is loaded, because it sets up logging
-        self.model = GuardTokenizerModel(model_folder(args))
+        self.model = GuardTokenizerModel(model_folder(args), parameters(args))
         self.unpublish = publish([self.refusals.metric])
         waiting = Parameters(parameters(args)).whole("waiting")
         self.admission = Admission(self.answer, self.refuse, waiting=waiting)

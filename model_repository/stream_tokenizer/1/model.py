@@ -2,7 +2,7 @@
 
 from qwen3guard_contract.wire import STREAM_TOKENIZER
 from qwen3guard_runtime.stream.models import StreamTokenizerModel
-from qwen3guard_runtime.triton.loading import loading, model_folder
+from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
 from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, serve
 
 
@@ -10,7 +10,7 @@ class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.refusals = RefusalLog(STREAM_TOKENIZER)  # before the model is loaded, because it sets up logging
-        self.model = StreamTokenizerModel(model_folder(args))
+        self.model = StreamTokenizerModel(model_folder(args), parameters(args))
         self.unpublish = publish([self.refusals.metric])
 
     def execute(self, requests):

@@ -13,7 +13,6 @@ from qwen3guard_contract import wire
 from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.errors import GuardError, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
-from qwen3guard_contract.messages import conversation
 from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
@@ -21,7 +20,7 @@ from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
-from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
+from qwen3guard_runtime.gen.guard import ANSWER_TOKENS, Answer, GenGuard, Question
 from qwen3guard_runtime.gen.prefixes import template_prefixes
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
@@ -37,11 +36,13 @@ class GuardTokenizerModel(TokenizerModel):
     guard = wire.GEN_GUARD
 
     def _outputs(self, request: Request) -> Outputs:
-        messages = conversation(
-            request.text(wire.MESSAGES), request.text(wire.PROMPT), request.text(wire.RESPONSE), self._context
-        )
-        ids = self._template.render(messages, self._context)
-        return {wire.INPUT_IDS.name: ids, wire.RESPONSE_MODE.name: messages[-1].role == "assistant"}
+        messages = self._conversation(request)
+        ids, left_out = self._render(request, messages, taken=ANSWER_TOKENS)
+        return {
+            wire.INPUT_IDS.name: ids,
+            wire.RESPONSE_MODE.name: messages[-1].role == "assistant",
+            wire.TURNS_LEFT_OUT.name: left_out,
+        }
 
 
 class GenGuardModel:

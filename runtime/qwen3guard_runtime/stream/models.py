@@ -12,7 +12,6 @@ from pathlib import Path
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
-from qwen3guard_contract.messages import conversation
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.text import valid_text
 
@@ -31,6 +30,9 @@ from qwen3guard_runtime.text.incremental import Increment, tokenize
 from qwen3guard_runtime.text.tokenizer import IM_END
 from qwen3guard_runtime.text.tokenizer_model import TokenizerModel
 
+RESPONSE_SHARE = 4
+"""A conversation that is shortened leaves this part of the context to the response, if its last turn does."""
+
 
 class StreamTokenizerModel(TokenizerModel):
     """stream_tokenizer: from a step's conversation and its text or token ids, to stream_guard's input ids."""
@@ -39,7 +41,7 @@ class StreamTokenizerModel(TokenizerModel):
 
     def _outputs(self, request: Request) -> Outputs:
         check_sequence(request)
-        prompt = self._prompt(request)
+        prompt, left_out = self._prompt(request)
         response = self._response(request)
         im_end = self._template.tokenizer.special[IM_END]
         query_index = len(prompt) - 1 - prompt[::-1].index(im_end) if prompt else -1
@@ -50,18 +52,20 @@ class StreamTokenizerModel(TokenizerModel):
             wire.FINAL_TOKENS.name: len(prompt) + response.final_tokens,
             wire.FINAL_CHARACTERS.name: response.final_characters,
             wire.TOKEN_ENDS.name: response.ends,
+            wire.TURNS_LEFT_OUT.name: left_out,
         }
 
-    def _prompt(self, request: Request) -> list[int]:
-        """The token ids of the conversation, up to where the response begins. Empty if the step opens no stream."""
+    def _prompt(self, request: Request) -> tuple[list[int], int]:
+        """The token ids of the conversation, up to where the response begins, and how many of its turns are left out.
+        No ids if the step opens no stream."""
         if not request.start:
-            if request.has(wire.MESSAGES) or request.has(wire.PROMPT):
+            if any(map(request.has, (wire.MESSAGES, wire.PROMPT, wire.RECENT))):
                 raise InvalidRequest("Only the step that opens a stream, with sequence_start, carries a conversation.")
-            return []
-        messages = conversation(request.text(wire.MESSAGES), request.text(wire.PROMPT), None, self._context)
+            return [], 0
+        messages = self._conversation(request)
         if messages[-1].role != "user":
             raise LastRole(f"The last message is the {messages[-1].role}'s; a stream opens after a user's message.")
-        return self._template.render(messages, self._context)
+        return self._render(request, messages, room=self._recent_tokens // RESPONSE_SHARE)
 
     def _response(self, request: Request) -> Increment:
         """The part of the response that the step brings; empty if the step only opens or ends the stream."""
