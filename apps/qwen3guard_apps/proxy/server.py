@@ -23,9 +23,10 @@ from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
 
-from qwen3guard_apps.openai import fields
+from qwen3guard_apps.openai import fields, litellm_guardrail
 from qwen3guard_apps.openai.answer import unreadable
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place, WholeCompletion
@@ -60,12 +61,14 @@ class Proxy:
         self._guard = guard
         self._place = place
         self._moderations = moderations
+        self._litellm = LiteLLMGuardrail(guard, settings.policy, gen=moderations.served == wire.CLASSIFY.name)
         self._in_flight = 0
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[self._logged], client_max_size=self._settings.max_body_bytes)
         add = application.router.add_route
         add("POST", "/v1/moderations", self._limited(self._moderate))
+        add("POST", litellm_guardrail.PATH, self._limited(self._answer_litellm))
         add("GET", "/health", self._health)
         if self._place:
             add("POST", "/v1/chat/completions", self._limited(self._complete))
@@ -96,6 +99,15 @@ class Proxy:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
             request[RECORD]["flagged_by"] = "moderation"
+        return web.json_response(answer)
+
+    async def _answer_litellm(self, request: web.Request) -> web.StreamResponse:
+        try:
+            answer = await self._litellm.answer(await _json(request))
+        except GuardError as error:
+            raise of_guard(error) from None
+        if answer["action"] != "NONE":
+            request[RECORD]["flagged_by"] = "litellm"
         return web.json_response(answer)
 
     async def _models(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,159 @@
+"""LiteLLM's generic guardrail API, answered by Gen or by Stream: `guardrail: generic_guardrail_api` in its config.
+
+LiteLLM's proxy sends the texts of a request before the LLM gets it, and those of an answer before the client does, on
+every route that it can read. What is unsafe by the policy is blocked, and so is what the guard cannot read. An answer
+is judged in its conversation, which is remembered from the request by LiteLLM's id of the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qwen3guard_client import AsyncGuardClient, Classification, Policy
+from qwen3guard_contract.errors import InputError
+from qwen3guard_contract.labels import RiskLevel
+from qwen3guard_contract.message_text import text_of_message
+from qwen3guard_contract.thresholds import Judgement, categories
+
+from qwen3guard_apps.openai import conversation
+from qwen3guard_apps.openai.api_error import ApiError, invalid
+from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
+from qwen3guard_apps.openai.conversation import Conversation
+
+PATH = "/beta/litellm_basic_guardrail_api"
+AT_ONCE = 4
+"""The most texts of one request that are judged at the same time."""
+Turns = list[dict[str, str]]
+
+
+class LiteLLMGuardrail:
+    """Answers requests by `policy`. Gen judges if `gen` is true, else Stream."""
+
+    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool) -> None:
+        self._guard = guard
+        self._policy = policy
+        self._gen = gen
+        self._calls = CallsInProgress()
+
+    async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The response to `request`: the action NONE, or BLOCKED with a reason.
+
+        Raises ApiError for what is no request of LiteLLM's, and a GuardError where the guard cannot judge: LiteLLM
+        takes the statuses of both as a failure.
+        """
+        try:
+            to_judge = self._to_judge(request)
+            reasons = await self._reasons(to_judge)
+        except InputError as error:
+            reasons = [f"The guard refuses the text: {error}"]
+        except _CannotRead as error:
+            reasons = [str(error)]
+        if reasons:
+            return {"action": "BLOCKED", "blocked_reason": " ".join(dict.fromkeys(reasons))}
+        return {"action": "NONE"}
+
+    def _to_judge(self, request: Mapping[str, Any]) -> list[_Judged]:
+        """What is to be judged. There is nothing if the request has no text."""
+        kind = request.get("input_type")
+        if kind not in ("request", "response"):
+            raise invalid("The input_type must be request or response.")
+        if request.get("images"):
+            raise _CannotRead(f"The {kind} has an image; the guard reads text alone.")
+        texts = [*_texts(request), *_calls(request)]
+        call = request.get("litellm_call_id")
+        if kind == "response":
+            asked = self._calls.conversation(call)
+            if asked is None:
+                return [_Judged("response", [_turn("user", text)]) for text in texts]
+            return [_Judged("response", [*asked.messages, _turn("assistant", asked.begun + text)]) for text in texts]
+        asked = _conversation(request) if texts else None
+        if asked is None:
+            return [_Judged("text", [_turn("user", text)]) for text in texts]
+        self._calls.begin(call, asked)
+        prompt = [_Judged("prompt", asked.messages)]
+        begun = [_Judged("response", [*asked.messages, _turn("assistant", asked.begun)])] if asked.begun else []
+        read = "\n".join([turn["content"] for turn in asked.messages] + [asked.begun])
+        return prompt + begun + [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]
+
+    async def _reasons(self, to_judge: Sequence[_Judged]) -> list[str]:
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def judge(judged: _Judged) -> Judgement | None:
+            async with at_once:
+                return await (self._by_gen(judged.turns) if self._gen else self._by_stream(judged.turns))
+
+        # Shielded, so that every session that was opened is ended, even if the caller is cancelled.
+        verdicts = await asyncio.shield(asyncio.gather(*map(judge, to_judge), return_exceptions=True))
+        reasons = []
+        for judged, verdict in zip(to_judge, verdicts, strict=True):
+            if isinstance(verdict, BaseException):
+                raise verdict
+            if verdict:
+                reasons.append(_reason(judged.what, verdict))
+        return reasons
+
+    async def _by_gen(self, turns: Turns) -> Classification | None:
+        verdict = await self._guard.classify(messages=turns)
+        return verdict if self._policy.unsafe_categories(verdict) else None
+
+    async def _by_stream(self, turns: Turns) -> Judgement | None:
+        *before, last = turns
+        is_response = last["role"] == "assistant"
+        async with self._guard.stream(messages=before if is_response else turns, policy=self._policy) as stream:
+            if not is_response:
+                return stream.prompt_verdict if self._policy.unsafe_categories(stream.prompt_verdict) else None
+            await stream.step(last["content"])
+            await stream.finish()
+            return stream.flagged(strict=None)
+
+
+class _Judged(NamedTuple):
+    """A text to judge: the last of `turns`. `what` names it in the reason."""
+
+    what: str
+    turns: Turns
+
+
+class _CannotRead(Exception):
+    """A request with something that the guard cannot read. Its sentence names it."""
+
+
+def _texts(request: Mapping[str, Any]) -> list[str]:
+    texts = request.get("texts") or []
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise invalid("The texts must be a list of texts.")
+    return [each for each in texts if each.strip()]
+
+
+def _calls(request: Mapping[str, Any]) -> list[str]:
+    """The arguments of each tool call that has some."""
+    calls = request.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise invalid("The tool_calls must be a list.")
+    texts = [text_of_message({"tool_calls": [each]}, f"Tool call {number}") for number, each in enumerate(calls, 1)]
+    return [each for each in texts if each.strip()]
+
+
+def _conversation(request: Mapping[str, Any]) -> Conversation | None:
+    """The messages of a request. None where LiteLLM sends texts alone, as those of embeddings."""
+    messages = request.get("structured_messages")
+    if not messages:
+        return None
+    try:
+        return conversation.read({"messages": messages})
+    except ApiError as error:
+        raise _CannotRead(str(error)) from None
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _reason(what: str, verdict: Judgement) -> str:
+    severity = verdict.severity.value
+    if verdict.severity is RiskLevel.SAFE:  # its risk is above a threshold nevertheless
+        severity = f"{1 - verdict.severity_probabilities[RiskLevel.SAFE]:.0%} risky"
+    named = ", ".join(each.value for each in categories(verdict))
+    return f"The {what} is {severity}, {named}."
