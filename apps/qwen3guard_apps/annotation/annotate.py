@@ -1,4 +1,4 @@
-"""`qwen3guard annotate IN OUT.jsonl`: writes Gen's verdict beside every row of a file or a data set."""
+"""`qwen3guard annotate IN OUT`: writes Gen's verdict beside every row of a file or a data set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from typing import Any
 
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport.connection import read_token
-from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InputError, InternalError, UnreadableAnswer
+from qwen3guard_contract.errors import (
+    DeadlineExceeded,
+    GuardError,
+    InputError,
+    InternalError,
+    InvalidRequest,
+    UnreadableAnswer,
+)
 from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import Classification
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
-from qwen3guard_apps.annotation.output import Output
+from qwen3guard_apps.annotation.outputs import STANDARD_OUTPUT, RowsOutput, open_output
 from qwen3guard_apps.annotation.progress import Progress
-from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows, open_rows
+from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows
+from qwen3guard_apps.annotation.sources import FORMATS, open_rows
 
 ROW_TIMEOUT_S = 120.0
 BAD_ROWS = 3
@@ -36,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output",
         type=Path,
-        metavar="OUT.jsonl",
-        help="the file to write; the same command again goes on where it ended",
+        metavar="OUT",
+        help="the file to write, .jsonl, .csv, .tsv or .parquet, or - for JSON lines on standard output; after a run"
+        " that broke off, the same command again goes on where it ended",
     )
     client_options.add_client_arguments(parser, json="print a summary as one line of JSON")
     add_flight_arguments(parser)
@@ -51,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "input", metavar="IN", help="JSON lines, a .parquet file, or a data set that `datasets` can load"
+        "input",
+        metavar="IN",
+        help="JSON lines, a JSON array, CSV, TSV or Parquet, as a file or - for standard input, gzip or not;"
+        " or a data set that `datasets` can load",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="what IN is (default: by its suffix, or else by how it begins)"
     )
     parser.add_argument(
         "--split", default="train", metavar="NAME", help="which part of a data set is read (default: %(default)s)"
@@ -88,8 +103,12 @@ def conversation_fields(arguments: argparse.Namespace) -> Fields:
 
 def run(arguments: argparse.Namespace) -> None:
     """Exits with BAD_ROWS where some rows could not be judged. Raises a GuardError."""
+    if arguments.json and str(arguments.output) == STANDARD_OUTPUT:
+        raise InvalidRequest("--json prints a summary on standard output, where the rows go: leave one of them out.")
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
-    rows, conversation = open_rows(arguments.input, arguments.split), conversation_fields(arguments)
+    rows, conversation = input_rows(arguments), conversation_fields(arguments)
+    conversation.check(rows)
+    output = open_output(arguments.output, arguments.guard_field, rows)
 
     async def annotate() -> int:
         async with connected_guard(arguments) as guard:
@@ -100,15 +119,18 @@ def run(arguments: argparse.Namespace) -> None:
                 notices.add(classification.notice)
                 return as_dict(classification, thresholds)
 
-            bad = await write_all(
-                rows, arguments.output, arguments.guard_field, ask, flight_of(arguments), as_json=arguments.json
-            )
+            bad = await write_all(rows, output, ask, flight_of(arguments), as_json=arguments.json)
             for notice in notices - {""}:
                 print(f"note: {notice}", file=sys.stderr)
             return bad
 
     if asyncio.run(annotate()):
         raise SystemExit(BAD_ROWS)
+
+
+def input_rows(arguments: argparse.Namespace) -> Rows:
+    """The rows that the options of `add_input_arguments` name. Raises InvalidRequest or ServeError."""
+    return open_rows(arguments.input, arguments.split, arguments.format)
 
 
 def connected_guard(arguments: argparse.Namespace) -> AsyncGuardClient:
@@ -131,11 +153,11 @@ def as_dict(classification: Classification, thresholds: Thresholds | None = None
     return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(classification)}
 
 
-async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:
-    """Asks about each row that `path` does not have yet, and writes it there, or its error beside `path`.
+async def write_all(rows: Rows, output: RowsOutput, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:
+    """Asks about each row that `output` does not have yet, and writes it there, or its error beside it.
 
     Prints a summary, and returns how many rows are bad, those of earlier runs included. Raises a GuardError that is not
-    of a row, and InvalidRequest where `path` cannot be written or does not continue these rows.
+    of a row, and InvalidRequest where `output` cannot be written or does not continue these rows.
     """
 
     async def judge(row: DataRow) -> dict[str, Any] | GuardError:
@@ -149,7 +171,7 @@ async def write_all(rows: Rows, path: Path, field: str, ask: Ask, flight: Flight
                 raise
             return error
 
-    with Output(path, field) as output:
+    with output:
         source = rows.read()
         done = output.resume(source)
         progress = Progress(rows.total, done)
@@ -173,7 +195,7 @@ def is_row_error(error: GuardError) -> bool:
     return isinstance(error, InputError | UnreadableAnswer | InternalError | DeadlineExceeded)
 
 
-def _say_summary(output: Output, progress: Progress, before: int, refusals: int | None) -> None:
+def _say_summary(output: RowsOutput, progress: Progress, before: int, refusals: int | None) -> None:
     new = progress.done - before
     if refusals is not None:
         summary = {

@@ -1,4 +1,4 @@
-"""The output of `annotate`: one line a row, in the order of the input, so that the complete lines are the rows done.
+"""The output of `annotate` as JSON lines, one a row, in the order of the input, so that whole lines are the rows done.
 
 A killed run leaves complete lines and at most one torn line, which the next run cuts off. The sentence of a bad row is
 written to the errors file before the row's line, so that every bad row's line has its sentence.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,18 +18,42 @@ from qwen3guard_contract.errors import GuardError, InvalidRequest
 from qwen3guard_apps.annotation.rows import DataRow, dumps
 
 
+def beginning(row: DataRow, field: str) -> bytes:
+    """The beginning of the row's line: the record, up to the value of the guard's field."""
+    opening = dumps(row.record or {})[:-1]
+    return f"{opening}{', ' if row.record else ''}{json.dumps(field)}: ".encode()
+
+
+def line(row: DataRow, result: dict[str, Any] | GuardError, field: str) -> bytes:
+    """The line of a row with its verdict in `field`, or with null there and the code of its error."""
+    if isinstance(result, GuardError):
+        end = f"null, {json.dumps(f'{field}_error')}: {json.dumps(result.code)}}}\n"
+    else:
+        end = f"{json.dumps(result, ensure_ascii=False)}}}\n"
+    return beginning(row, field) + end.encode()
+
+
+def check_free(row: DataRow, taken: Collection[str]) -> None:
+    """Raises InvalidRequest where the row has one of the fields that the guard writes."""
+    already = sorted(name for name in row.record or () if name in taken)
+    if already:
+        raise InvalidRequest(f"Row {row.number} has a field {already[0]!r} already; name another for the guard.")
+
+
 class Output:
     """Appends rows to `path`, and the errors of bad rows to the errors file beside it.
 
-    A row gets the field `field`, and a bad row `field`_error too. A context manager, which holds a lock on `path`; it
-    raises InvalidRequest where another run holds the lock, or a file cannot be written.
+    A row gets the field `field`, and a bad row `field`_error too; rows may have no field of `reserved` either. The
+    errors file is named after `name`, by default `path`. A context manager, which holds a lock on `path`; it raises
+    InvalidRequest where another run holds the lock, or a file cannot be written.
     """
 
-    def __init__(self, path: Path, field: str) -> None:
+    def __init__(self, path: Path, field: str, *, name: Path | None = None, reserved: Collection[str] = ()) -> None:
         self.path = path
-        self.errors_path = path.with_name(f"{path.stem}.errors.jsonl")
+        self.errors_path = path.with_name(f"{(name or path).stem}.errors.jsonl")
         self.bad = 0
         self._field = field
+        self._taken = {field, f"{field}_error", *reserved}
 
     def __enter__(self) -> Output:
         self._file = self._open(self.path)
@@ -66,7 +90,7 @@ class Output:
             if not line.endswith(b"\n"):
                 break
             row = next(rows, None)
-            if row is None or not line.startswith(self._beginning(row)):
+            if row is None or not line.startswith(beginning(row, self._field)):
                 raise InvalidRequest(
                     f"Line {done + 1} of {self.path} does not continue this input with these options; "
                     "name another output, or remove that one."
@@ -92,26 +116,16 @@ class Output:
         file.seek(size)
         file.truncate()
 
-    def _beginning(self, row: DataRow) -> bytes:
-        """The beginning of the row's line: the record, up to the value of the guard's field."""
-        opening = dumps(row.record or {})[:-1]
-        return f"{opening}{', ' if row.record else ''}{json.dumps(self._field)}: ".encode()
-
     def write(self, row: DataRow, result: dict[str, Any] | GuardError) -> None:
         """Appends the line of `row`, and before it the sentence of a GuardError to the errors file.
 
         Raises InvalidRequest where the row has the field already.
         """
-        names = {self._field, f"{self._field}_error"}
-        if row.record and (taken := names & row.record.keys()):
-            raise InvalidRequest(f"Row {row.number} has a field {min(taken)!r} already; name another for the guard.")
+        check_free(row, self._taken)
         if isinstance(result, GuardError):
             self.bad += 1
             self._append(self._errors, {"row": row.number, "code": result.code, "error": str(result)})
-            end = f"null, {json.dumps(self._field + '_error')}: {json.dumps(result.code)}}}\n"
-        else:
-            end = f"{json.dumps(result, ensure_ascii=False)}}}\n"
-        self._file.write(self._beginning(row) + end.encode())
+        self._file.write(line(row, result, self._field))
         self._file.flush()
 
     def _append(self, file: IO[bytes], record: dict[str, Any]) -> None:

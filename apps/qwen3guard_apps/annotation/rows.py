@@ -1,24 +1,24 @@
-"""Rows to judge, from JSON lines, Parquet or a data set of the hub: each is an object, or the error of reading it.
+"""Rows to judge: each is an object, or the error of reading it, and some of its fields hold a conversation.
 
-A row that cannot be read counts too, so that numbers are those of the file. This module knows nothing of a server.
+A row that cannot be read counts too, so that numbers are those of the file. This module knows nothing of files and of
+a server.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call
-from qwen3guard_contract.errors import GuardError, InvalidEncoding, InvalidRequest, ServeError
+from qwen3guard_contract.errors import GuardError, InvalidRequest
 from qwen3guard_contract.verdict import Classification
 
-PARQUET_ROWS = 1024
-"""How many rows of a Parquet file are read at once."""
+SHOWN_FIELDS = 20
+"""An error's sentence names at most so many fields that there are."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,52 @@ class DataRow:
 
 @dataclass(frozen=True)
 class Rows:
-    """`total` rows of the source `name`; each call of `read` gives them from the first on."""
+    """`total` rows of the source `name`; each call of `read` gives them from the first on.
+
+    `columns` are the fields of every row, where the source says them before its rows. `schema` is that of Parquet
+    (a pyarrow.Schema), where the source is Parquet.
+    """
 
     name: str
     total: int
     read: Callable[[], Iterator[DataRow]]
+    columns: tuple[str, ...] | None = None
+    schema: Any = None
+
+    def check_fields(self, wanted: Mapping[str, str]) -> None:
+        """Sees that each field of `wanted` has a value in some row; an option that names it is the field's value there.
+
+        Reads only as many rows as that takes. Raises InvalidRequest.
+        """
+        missing, seen = dict(wanted), dict[str, None]()
+        for row in self.read() if wanted else ():
+            record = row.record or {}
+            seen |= dict.fromkeys(record)
+            missing = {name: option for name, option in missing.items() if is_missing(record.get(name))}
+            if not missing:
+                return
+        for name, option in missing.items():
+            raise InvalidRequest(f"No row of {self.name} has the field {name!r} of {option}; {fields_shown(seen)}.")
+
+
+def fields_shown(names: Mapping[str, Any]) -> str:
+    """The part of a sentence that says which fields there are."""
+    shown = [repr(name) for name in list(names)[:SHOWN_FIELDS]]
+    more = " ..." if len(names) > SHOWN_FIELDS else ""
+    return f"there are {', '.join(shown)}{more}" if shown else "no row has any field"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field has no value: null, or NaN, which stands for it in tables."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 @dataclass(frozen=True)
 class Fields:
     """The fields of a row that hold its conversation: messages, or else a prompt with or without a response.
 
-    A field that is null counts as missing. With `prompts_only`, the prompt alone is read.
+    A field that is null counts as missing. Messages may be JSON in a text. With `prompts_only`, the prompt alone is
+    read.
     """
 
     prompt: str = "prompt"
@@ -57,103 +91,57 @@ class Fields:
         Raises InvalidRequest where there is neither a prompt nor messages.
         """
         messages = record.get(self.messages)
-        if messages is not None and not self.prompts_only:
+        if not is_missing(messages) and not self.prompts_only:
             return None, None, messages
-        prompt = record.get(self.prompt)
-        if prompt is None:
+        prompt, response = record.get(self.prompt), record.get(self.response)
+        if is_missing(prompt):
             raise InvalidRequest(f"The row has neither a field {self.prompt!r} nor a field {self.messages!r}.")
-        return prompt, None if self.prompts_only else record.get(self.response), None
+        return prompt, None if self.prompts_only or is_missing(response) else response, None
 
     def call(self, record: dict[str, Any]) -> Call[Classification]:
         """The call that asks Gen about `record`. Raises an InputError."""
         return calls.classify(*self.conversation(record))
 
+    def check(self, rows: Rows) -> None:
+        """Sees that the rows have these fields: those that are not the default ones, and one that can be judged.
 
-def open_rows(source: str, split: str) -> Rows:
-    """The rows of `source`: a file of JSON lines or Parquet, or a folder or a hub id that `datasets` can load.
-
-    `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is missing.
-    """
-    path = Path(source)
-    if path.suffix == ".parquet" and path.is_file():
-        return _parquet(path)
-    if path.is_file():
-        return _json_lines(path)
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        raise InvalidRequest(f"{source} is not a file.")
-    return _dataset(source, split)
-
-
-def _json_lines(path: Path) -> Rows:
-    def read() -> Iterator[DataRow]:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield _parsed(number, line)
-
-    with path.open("rb") as file:
-        return Rows(str(path), sum(1 for _ in file), read)
-
-
-def _parsed(number: int, line: bytes) -> DataRow:
-    try:
-        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError:
-        return DataRow(number, None, InvalidEncoding("The line is not valid UTF-8."))
-    except (ValueError, RecursionError):
-        return DataRow(number, None, InvalidRequest("The line is not JSON."))
-    if not isinstance(record, dict):
-        return DataRow(number, None, InvalidRequest("The line is not a JSON object."))
-    return DataRow(number, record)
-
-
-def _parquet(path: Path) -> Rows:
-    parquet = _module("pyarrow.parquet")
-    try:
-        total = parquet.ParquetFile(path).metadata.num_rows
-    except Exception as error:
-        raise InvalidRequest(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
-
-    def read() -> Iterator[DataRow]:
-        number = 0
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(PARQUET_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield DataRow(number, record)
-
-    return Rows(str(path), total, read)
-
-
-def _dataset(source: str, split: str) -> Rows:
-    try:
-        dataset = _module("datasets").load_dataset(source, split=split)
-    except ServeError:
-        raise
-    except Exception as error:
-        raise InvalidRequest(
-            f"{source} is neither a file nor a data set with a split {split!r} that loads ({type(error).__name__})."
-        ) from None
-
-    def read() -> Iterator[DataRow]:
-        for number, record in enumerate(dataset, start=1):
-            yield DataRow(number, dict(record))
-
-    return Rows(f"{source}, {split}", len(dataset), read)
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        missing = name.partition(".")[0]
-        raise ServeError(f"{missing} is not installed: pip install 'qwen3guard-triton[data]'.") from None
+        Raises InvalidRequest.
+        """
+        named = {name: getattr(self, name) for name in ("prompt", "response", "messages")}
+        usual = Fields()
+        rows.check_fields({field: f"--{name}-field" for name, field in named.items() if field != getattr(usual, name)})
+        seen = dict[str, None]()
+        wanted = (self.prompt,) if self.prompts_only else (self.prompt, self.messages)
+        for row in rows.read():
+            record = row.record or {}
+            seen |= dict.fromkeys(record)
+            if not all(is_missing(record.get(name)) for name in wanted):
+                return
+        if seen:
+            words = " or ".join(map(repr, wanted))
+            raise InvalidRequest(
+                f"No row of {rows.name} has the field {words}; {fields_shown(seen)}: name one by --prompt-field."
+            )
 
 
 def dumps(record: dict[str, Any]) -> str:
-    """`record` as one line of JSON; a value of another kind (a date, bytes) is written as `str` gives it."""
+    """`record` as one line of JSON; a value that JSON does not have (a date, bytes, infinity) is written as its text,
+    and NaN as null."""
     try:
-        line = json.dumps(record, ensure_ascii=False, default=str)
+        line = json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
         line.encode()
     except UnicodeEncodeError:  # half of a surrogate pair can only be written as an escape
-        return json.dumps(record, default=str)
+        return json.dumps(_finite(record), default=str)
+    except ValueError:
+        return dumps(_finite(record))
     return line
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qwen3guard_contract.errors import GuardError, InvalidRequest, ServeError
+from qwen3guard_contract.errors import InvalidRequest, ServeError
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.annotation.annotate import (
@@ -20,13 +20,16 @@ from qwen3guard_apps.annotation.annotate import (
     connected_guard,
     conversation_fields,
     flight_of,
+    input_rows,
     write_all,
 )
-from qwen3guard_apps.annotation.rows import DataRow, Rows, open_rows
+from qwen3guard_apps.annotation.output import Output
+from qwen3guard_apps.annotation.rows import DataRow, Rows
 from qwen3guard_apps.evaluation.curves import Curve, curve
 from qwen3guard_apps.evaluation.figures import figures, propose
 from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream
 from qwen3guard_apps.evaluation.judged import SCORES, JudgedRows, gen_answer, stream_answer
+from qwen3guard_apps.evaluation.label_notes import MOST_SAID, LabelNotes, looks_inverted
 from qwen3guard_apps.evaluation.labels import LabelFields
 from qwen3guard_apps.evaluation.plots import plot
 from qwen3guard_apps.evaluation.report import report
@@ -54,15 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label-field",
-        default="label",
         metavar="NAME",
-        help="the field with a level, or with true where the row is unsafe (default: %(default)s)",
+        help="the field with a level, or with true where the row is unsafe; where its name says safe, as is_safe does,"
+        " true is safe (default: label, or else unsafe, is_unsafe, harmful, is_harmful, safe or is_safe)",
     )
     parser.add_argument(
         "--category-field",
-        default="category",
         metavar="NAME",
-        help="the field with a category's name, or a list of names (default: %(default)s)",
+        help="the field with a category's name, or a list of names (default: category)",
     )
     parser.add_argument(
         "--by",
@@ -91,10 +93,13 @@ def _share(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Judges the rows, and writes the answers, the figures and the report. Raises a GuardError."""
-    rows = open_rows(arguments.input, arguments.split)
-    groups = tuple(arguments.by or ("language",))
-    labels = LabelFields(arguments.label_field, arguments.category_field, groups, arguments.controversial == "unsafe")
-    labelled = list(_labelled(rows, labels))
+    rows = input_rows(arguments)
+    conversation_fields(arguments).check(rows)
+    labels = _label_fields(arguments, rows)
+    notes = LabelNotes(labels)
+    labelled = list(_labelled(rows, notes))
+    for sentence in notes.sentences():
+        print(f"note: {sentence}", file=sys.stderr)
     if not labelled:
         raise InvalidRequest(f"No row of {rows.name} has a label that can be read.")
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -112,21 +117,31 @@ def run(arguments: argparse.Namespace) -> None:
         "rows": rows.total,
         "unlabelled": rows.total - len(labelled),
         "controversial_is_unsafe": labels.controversial_is_unsafe,
-    }
+        "notes": list(notes.sentences()),
+    } | notes.as_dict()
     _write_report(arguments.output, {"data": data, "guards": guards}, points, as_json=arguments.json)
 
 
-def _labelled(rows: Rows, labels: LabelFields) -> Iterator[DataRow]:
-    """Yields the rows with a label; each other row is reported on standard error, by number."""
-    for row in rows.read():
-        try:
-            if row.record is None:
-                raise row.error or InvalidRequest("The row could not be read.")
-            labels.unsafe(row.record)
-        except GuardError as error:
-            print(f"row {row.number} is left out: {error}", file=sys.stderr)
-        else:
+def _label_fields(arguments: argparse.Namespace, rows: Rows) -> LabelFields:
+    """Raises InvalidRequest where no row has a field that an option names."""
+    named = {arguments.label_field: "--label-field", arguments.category_field: "--category-field"}
+    named |= dict.fromkeys(arguments.by or (), "--by")
+    rows.check_fields({name: option for name, option in named.items() if name is not None})
+    return LabelFields(
+        arguments.label_field,
+        "category" if arguments.category_field is None else arguments.category_field,
+        tuple(arguments.by or ("language",)),
+        arguments.controversial == "unsafe",
+    )
+
+
+def _labelled(rows: Rows, notes: LabelNotes) -> Iterator[DataRow]:
+    """Yields the rows with a label; the first others are told on standard error, by number."""
+    for row, wrong in notes.labelled(rows):
+        if not wrong:
             yield row
+        elif notes.left_out <= MOST_SAID:
+            print(f"row {row.number} is left out: {wrong}", file=sys.stderr)
 
 
 def _evaluate(
@@ -140,7 +155,7 @@ def _evaluate(
     async def judge() -> int:
         async with connected_guard(arguments) as guard:
             return await write_all(
-                rows, path, FIELD, lambda record: ask(guard, conversation, record), flight_of(arguments)
+                rows, Output(path, FIELD), lambda record: ask(guard, conversation, record), flight_of(arguments)
             )
 
     bad = asyncio.run(judge())
@@ -156,6 +171,10 @@ def _evaluate(
         "bad": bad,
         "figures": figures(judged),
     }
+    fields = {labels.found(record)[0]: None for record, _ in answered}
+    guard["warning"] = looks_inverted(guard["figures"], tuple(fields))
+    if guard["warning"]:
+        print(f"warning: {name}: {guard['warning']}", file=sys.stderr)
     if arguments.choose:
         own = arguments.per_category and name == "gen"
         thresholds, guard["chosen"] = propose(judged, arguments.choose, per_category=own)

@@ -68,6 +68,9 @@ def _hits(judged: JudgedRows) -> dict[str, Any]:
     return {name: hits([row[name] for row in located]) for name in (*MODES, "upstream")} if located else {}
 
 
+_NAMES = {category.value for category in Category}
+
+
 def _categories(judged: JudgedRows) -> dict[str, Any]:
     """How many unsafe rows of each labelled category are flagged, and how many of those the guard names so."""
     categories = {}
@@ -83,9 +86,10 @@ def _categories(judged: JudgedRows) -> dict[str, Any]:
 
 
 def _recall(rows: Sequence[Any], mode: str, name: str) -> dict[str, Any]:
+    """A category that the guard does not have is never named, so it has no such rate."""
     flagged = [answer for answer in rows if answer.decisions[mode]]
     named = sum(name in answer.categories for answer in flagged)
-    return {"recall": rate(len(flagged), len(rows)), "named": rate(named, len(flagged))}
+    return {"recall": rate(len(flagged), len(rows)), "named": rate(named, len(flagged) if name in _NAMES else 0)}
 
 
 def _groups(judged: JudgedRows, values: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ def report(results: dict[str, Any], pictures: Sequence[str]) -> str:
         " both are given. In brackets are 95 % intervals: Wilson's for shares of rows, the percentile bootstrap"
         " over rows (1,000 resamples) for F1, areas and average precision. A rate of no rows is n/a.",
         "",
+        *(f"* {sentence}" for sentence in data["notes"]),
+        *([""] if data["notes"] else []),
     ]
     for name, guard in results["guards"].items():
         lines += _guard(name, guard)
@@ -34,6 +36,8 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
     lines = [f"## {name.capitalize()}", ""]
     if guard["notice"]:
         lines += [f"**{guard['notice']}**", ""]
+    if guard["warning"]:
+        lines += [f"**{guard['warning']}**", ""]
     if guard["bad"]:
         lines += [f"{guard['bad']:,} labelled rows could not be judged and are left out.", ""]
     lines += _decisions(figures["decisions"])

@@ -15,7 +15,7 @@ import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
-from qwen3guard_apps.annotation.rows import open_rows
+from qwen3guard_apps.annotation.sources import open_rows
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
@@ -112,7 +112,7 @@ def test_parquet_json_and_a_data_set_give_the_same_rows(
     rows = [{"id": number, "prompt": text, "response": None} for number, text in enumerate(TEXTS)]
     write(tmp_path / "rows.jsonl", rows)
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    monkeypatch.setattr("qwen3guard_apps.annotation.rows.PARQUET_ROWS", 3)
+    monkeypatch.setattr("qwen3guard_apps.annotation.sources.PARQUET_ROWS", 3)
     folder = tmp_path / "set"
     folder.mkdir()
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-0.parquet")

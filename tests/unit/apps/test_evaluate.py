@@ -236,32 +236,9 @@ def test_a_sentence_in_characters_is_found_in_tokens() -> None:
     assert span({"unsafe_start": 4, "unsafe_end": 5}, 10, ends) == Span(12, 12)
     assert span({"unsafe_start": 12, "unsafe_end": 20}, 10, ends) is None
     assert span({"unsafe_start_index": 11, "unsafe_end_index": 12}, 10, ends) == Span(11, 12)
+    assert span({"unsafe_start": "3", "unsafe_end": 8.0}, 10, ends) == Span(12, 13)  # as a CSV or a table has them
+    assert span({"unsafe_start": "", "unsafe_end": True}, 10, ends) is None
     assert span({}, 10, ends) is None
-
-
-@pytest.mark.parametrize(
-    ("row", "safe", "unsafe"),
-    [
-        ({"label": "Unsafe"}, True, True),
-        ({"label": "controversial"}, False, True),
-        ({"label": "SAFE"}, False, False),
-        ({"label": True}, True, True),
-        ({"unsafe": False}, False, False),
-        ({"safe": False}, True, True),
-        ({"label": None, "unsafe": True}, True, True),
-    ],
-)
-def test_labels(row: dict[str, Any], safe: bool, unsafe: bool) -> None:
-    assert LabelFields().unsafe(row) is safe
-    assert LabelFields(controversial_is_unsafe=True).unsafe(row) is unsafe
-
-
-@pytest.mark.parametrize(
-    "row", [{}, {"label": "bad"}, {"label": 1}, {"label": None}, {"safe": "no"}, {"label": ["Safe"]}]
-)
-def test_labels_that_cannot_be_read(row: dict[str, Any]) -> None:
-    with pytest.raises(errors.InvalidRequest, match="'label' is none of"):
-        LabelFields().unsafe(row)
 
 
 def answer(risk: float, *categories: str, unsafe: float | None = None) -> JudgedRow:

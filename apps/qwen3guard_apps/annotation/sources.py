@@ -1,0 +1,177 @@
+"""Opens what rows are read from: a file, standard input, or a data set of the hub."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+from qwen3guard_contract.errors import InvalidRequest, ServeError
+
+from qwen3guard_apps.annotation.csv_rows import delimited
+from qwen3guard_apps.annotation.json_rows import Open, json_array, json_lines
+from qwen3guard_apps.annotation.rows import DataRow, Rows
+
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+STANDARD_INPUT = "-"
+PARQUET_ROWS = 1024
+"""How many rows of a Parquet file are read at once."""
+HEAD_BYTES = 2**16
+"""How much of a source tells its format."""
+_SUFFIXES = {f".{each}": each for each in FORMATS} | {".ndjson": "jsonl", ".jsonlines": "jsonl", ".pq": "parquet"}
+
+
+def open_rows(source: str, split: str, form: str | None = None) -> Rows:
+    """The rows of `source`: a file, - for standard input, or a folder or a hub id that `datasets` can load.
+
+    `form` is one of FORMATS; without it the name's suffix tells, or else how the source begins. What gzip has packed is
+    unpacked. `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is missing.
+    """
+    path = Path(source)
+    if source == STANDARD_INPUT:
+        return _of_file("standard input", _spooled(), form)
+    if path.is_file() or path.is_fifo():
+        return _of_file(source, path if path.is_file() else _spooled(path.open("rb")), form or _by_suffix(path))
+    if form or _by_suffix(path):
+        raise InvalidRequest(f"{source} is not a file.")
+    return _dataset(source, split)
+
+
+def _by_suffix(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz")
+    return _SUFFIXES.get(Path(name).suffix)
+
+
+def _spooled(stream: IO[bytes] | None = None) -> Path:
+    """Copies a stream, by default standard input, to its end into a file without a name, and returns a path to that."""
+    if stream is None:
+        if sys.stdin is None:
+            raise InvalidRequest("Standard input is closed.")
+        stream = sys.stdin.buffer
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is open as long as this process, which reads it again)
+    shutil.copyfileobj(stream, spool)
+    spool.flush()
+    _spools.append(spool)
+    return Path(f"/proc/self/fd/{spool.fileno()}")
+
+
+_spools: list[Any] = []
+
+
+def _of_file(name: str, path: Path, form: str | None) -> Rows:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opens = cast(Open, partial(gzip.open, path, "rb") if packed else partial(path.open, "rb"))
+    try:
+        with opens() as file:
+            head = file.read(HEAD_BYTES)
+        form = _checked_form(name, head, form)
+        if form == "parquet":
+            if packed:
+                raise InvalidRequest(f"{name} is Parquet in gzip: unpack it first.")
+            return _parquet(name, path)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InvalidRequest(f"{name} is UTF-16: save it as UTF-8.")
+        if form in ("csv", "tsv"):
+            return delimited(name, opens, "\t" if form == "tsv" else None)
+        return _json(name, opens, head, form)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InvalidRequest(f"{name} is packed with gzip and damaged, or not whole.") from None
+
+
+def _checked_form(name: str, head: bytes, form: str | None) -> str:
+    """The format of a source that begins with `head`. Raises InvalidRequest where none can be told."""
+    if form:
+        return form
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:4] == b"PAR1":
+        return "parquet"
+    if start[:1] in (b"[", b"{") or not start:
+        return "json"
+    raise InvalidRequest(f"The format of {name} cannot be told from its name: give --format, one of {_FORMS}.")
+
+
+_FORMS = ", ".join(FORMATS)
+
+
+def _json(name: str, opens: Open, head: bytes, form: str) -> Rows:
+    """JSON lines, or an array, however the file is named: the array is told by its beginning."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == b"[":
+        try:
+            return json_array(name, opens)
+        except InvalidRequest:
+            if form == "json":
+                raise
+    elif form == "json" and _is_one_object(opens):
+        raise InvalidRequest(f"{name} is one JSON object over several lines: give an array of objects, or JSON lines.")
+    return json_lines(name, opens)
+
+
+def _is_one_object(opens: Open) -> bool:
+    """Whether the source is one object, and its first line is none."""
+    with opens() as file:
+        try:
+            json.loads(file.readline())
+            return False
+        except (ValueError, RecursionError):
+            file.seek(0)
+        try:
+            return isinstance(json.load(file), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+def _parquet(name: str, path: Path) -> Rows:
+    parquet = module("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            total, schema = file.metadata.num_rows, file.schema_arrow
+    except Exception as error:
+        raise InvalidRequest(f"{name} cannot be read as Parquet ({type(error).__name__}).") from None
+    if len(set(schema.names)) < len(schema.names):
+        raise InvalidRequest(f"{name} has two columns of one name.")
+
+    def read() -> Iterator[DataRow]:
+        number = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield DataRow(number, record)
+
+    return Rows(name, total, read, tuple(schema.names), schema)
+
+
+def _dataset(source: str, split: str) -> Rows:
+    try:
+        dataset = module("datasets").load_dataset(source, split=split)
+    except ServeError:
+        raise
+    except Exception as error:
+        raise InvalidRequest(
+            f"{source} is neither a file nor a data set with a split {split!r} that loads ({type(error).__name__})."
+        ) from None
+
+    def read() -> Iterator[DataRow]:
+        for number, record in enumerate(dataset, start=1):
+            yield DataRow(number, dict(record))
+
+    return Rows(f"{source}, {split}", len(dataset), read, tuple(dataset.column_names))
+
+
+def module(name: str) -> Any:
+    """A module of the extra `data`. Raises ServeError where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing = name.partition(".")[0]
+        raise ServeError(f"{missing} is not installed: pip install 'qwen3guard-triton[data]'.") from None
