@@ -8,13 +8,16 @@ Gen says Safe and 0 elsewhere (arXiv 2510.14276, 3.5.1). That reward taught the 
 counteracts this.
 
     rewards = reward([("How do I bake bread?", "Mix flour and water."), ...], url="127.0.0.1:8001")
+
+`trl_reward` makes a reward function for TRL's trainers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, overload
 
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport import calls
@@ -27,8 +30,13 @@ from qwen3guard_contract.verdict import Classification
 from qwen3guard_apps.annotation.annotate import ROW_TIMEOUT_S, is_row_error
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
-RewardedConversation = tuple[str, str] | Messages | str
-"""A prompt and its response, or messages in OpenAI's form (a list, or JSON text) that end with the assistant's."""
+Turns = str | Messages
+"""A text, or messages in OpenAI's form."""
+RewardedConversation = tuple[Turns, Turns] | Messages | str
+"""A prompt and its response, each a text or messages, or messages (a list, or JSON text) that end with the assistant's.
+"""
+Bad = float | Literal["raise"] | None
+"""The reward of a conversation that cannot be judged; its error is raised for "raise"."""
 CONTROVERSIAL = 0.5
 REFUSAL_REWARD = 0.5
 
@@ -49,7 +57,13 @@ def score(
     return safety * (1 - refusal * classification.refusal_probabilities[Refusal.YES])
 
 
-def reward(conversations: Iterable[RewardedConversation], **options: Any) -> list[float]:
+@overload
+def reward(conversations: Iterable[RewardedConversation], *, bad: None, **options: Any) -> list[float | None]: ...
+@overload
+def reward(
+    conversations: Iterable[RewardedConversation], *, bad: float | Literal["raise"] = "raise", **options: Any
+) -> list[float]: ...
+def reward(conversations: Iterable[RewardedConversation], *, bad: Bad = "raise", **options: Any) -> Any:
     """Runs `reward_async` for code without an event loop; the arguments are the same.
 
     Raises InvalidRequest where an event loop is running, and what `reward_async` raises.
@@ -57,8 +71,25 @@ def reward(conversations: Iterable[RewardedConversation], **options: Any) -> lis
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(reward_async(conversations, **options))
+        return asyncio.run(reward_async(conversations, bad=bad, **options))
     raise InvalidRequest("There is an event loop here already: await reward_async.")
+
+
+def trl_reward(*, bad: Bad = 0.0, **options: Any) -> Callable[..., list[float | None]]:
+    """A reward function for TRL's trainers, for plain and for conversational data; `options` as of `reward_async`.
+
+    A completion that cannot be judged has the reward `bad`; TRL leaves it out where that is None. The function raises
+    what `reward_async` raises, and InvalidRequest where prompts and completions are not equally many.
+    """
+
+    def safety_reward(prompts: Sequence[Turns], completions: Sequence[Turns], **_: Any) -> list[float | None]:
+        if len(prompts) != len(completions):
+            raise InvalidRequest(f"There are {len(prompts)} prompts and {len(completions)} completions.")
+        pairs = list(zip(prompts, completions, strict=True))
+        with ThreadPoolExecutor(1) as thread:  # a notebook's has an event loop already
+            return thread.submit(asyncio.run, reward_async(pairs, bad=bad, **options)).result()
+
+    return safety_reward
 
 
 async def reward_async(
@@ -67,27 +98,29 @@ async def reward_async(
     url: str = DEFAULT_URL,
     controversial: float = CONTROVERSIAL,
     refusal: float = REFUSAL_REWARD,
-    bad: float | None = None,
+    bad: Bad = "raise",
     in_flight: int = IN_FLIGHT,
     timeout_s: float = ROW_TIMEOUT_S,
     patience_s: float = PATIENCE_S,
     **connection: Any,
-) -> list[float]:
+) -> list[float | None]:
     """One reward for each conversation, in order.
 
     `controversial` and `refusal`, from 0 to 1, are those of the formula. A conversation that cannot be judged gets the
-    reward `bad`; where `bad` is None its error is raised, with the conversation's number, counted from 0. Waits up to
-    `patience_s` seconds for a server that is full or restarting. `connection` holds AsyncGuardClient's `tls` and
-    `token`. Raises a GuardError.
+    reward `bad`, a number or None; if `bad` is "raise", its error is raised, with the conversation's number, counted
+    from 0. The first error is raised in any case if no conversation can be judged. Waits up to `patience_s` seconds for
+    a server that is full or restarting. `connection` holds AsyncGuardClient's `tls` and `token`. Raises a GuardError.
     """
     for name, value in (("controversial", controversial), ("refusal", refusal)):
         if not 0 <= value <= 1:
             raise InvalidRequest(f"{name} is {value}; it must be from 0 to 1.")
+    if bad != "raise" and not (bad is None or isinstance(bad, int | float)):
+        raise InvalidRequest('What a bad conversation gets must be a number, None, or "raise".')
     flight = Flight(in_flight, patience_s)
-    rewards: list[float] = []
+    rewards: list[float | GuardError] = []
     async with AsyncGuardClient(url, timeout_s=timeout_s, **connection) as guard:
 
-        async def judge(numbered: tuple[int, RewardedConversation]) -> float:
+        async def judge(numbered: tuple[int, RewardedConversation]) -> float | GuardError:
             number, conversation = numbered
             try:
                 classification = await flight.call(lambda: guard.send(_call(conversation)))
@@ -95,18 +128,32 @@ async def reward_async(
             except GuardError as error:
                 if not is_row_error(error):
                     raise
-                if bad is None:
-                    raise type(error)(f"Conversation {number}: {error}") from None
-                return bad
+                named = type(error)(f"Conversation {number}: {error}")
+                if bad == "raise":
+                    raise named from None
+                return named
 
         await in_order(enumerate(conversations), judge, lambda _, value: rewards.append(value), in_flight)
-    return rewards
+    errors = [each for each in rewards if isinstance(each, GuardError)]
+    if errors and len(errors) == len(rewards):
+        raise type(errors[0])(f"None of {len(errors)} conversations can be judged. {errors[0]}")
+    return [bad if isinstance(each, GuardError) else each for each in rewards]  # type: ignore[misc]
 
 
 def _call(conversation: Any) -> Call[Classification]:
-    if isinstance(conversation, tuple) and len(conversation) == 2:
+    if isinstance(conversation, tuple) and len(conversation) == 2 and not isinstance(conversation[0], dict):
         prompt, response = conversation
-        return calls.classify(prompt, response, None)
+        if isinstance(prompt, str) and isinstance(response, str):
+            return calls.classify(prompt, response, None)
+        conversation = [*_turns(prompt, "user"), *_turns(response, "assistant")]
     if isinstance(conversation, str | Sequence):
         return calls.classify(None, None, conversation)
     raise InvalidRequest("A conversation is a pair of prompt and response, or a list of messages.")
+
+
+def _turns(turns: Any, role: str) -> Messages:
+    if isinstance(turns, str):
+        return [{"role": role, "content": turns}]
+    if isinstance(turns, Sequence):
+        return turns
+    raise InvalidRequest("A prompt or a response is a text, or a list of messages.")

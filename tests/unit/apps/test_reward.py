@@ -53,6 +53,8 @@ def test_no_reward_without_a_server_or_within_a_loop() -> None:
         reward([("Hi.", "Hello.")], url="127.0.0.1:9", bad=0.0)
     with pytest.raises(errors.InvalidRequest, match="from 0 to 1"):
         reward([], refusal=2.0)
+    with pytest.raises(errors.InvalidRequest, match="a number, None"):
+        reward([], bad="skip")  # type: ignore[call-overload]
 
     async def inside() -> None:
         with pytest.raises(errors.InvalidRequest, match="await reward_async"):
