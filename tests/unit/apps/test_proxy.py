@@ -28,7 +28,7 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
     for _ in range(50):
         newline = source.choice(["\n", "\r\n", "\r"])
         lines = [f": ping{newline}event: x{newline}data: {each}{newline}{newline}" for each in data]
-        whole = "".join(lines).encode() 
+        whole = "".join(lines).encode()
         whole = source.choice([b"", b"\xef\xbb\xbf"]) + source.choice([whole, whole.rstrip(), whole + b"data:"])
         pieces = cut(whole.decode("latin-1"), source, longest=source.choice([1, 7, 400]))
 

@@ -1,0 +1,100 @@
+"""A proxy's completion without sockets: the bytes of an LLM's answer go in, and those that a client gets come out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.proxy.completion import RECORD, Completion, Place, WholeCompletion
+from qwen3guard_apps.proxy.settings import Settings
+from qwen3guard_apps.proxy.streamed import StreamedCompletion
+from qwen3guard_apps.proxy.upstream import Upstream
+
+from support.word_guard import WordGuard
+
+
+@dataclass(frozen=True)
+class LlmAnswer:
+    pieces: Sequence[bytes]
+    status: int = 200
+    content_type: str = "text/event-stream"
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            await asyncio.sleep(0)
+            yield piece
+
+    @property
+    def content(self) -> LlmAnswer:
+        return self
+
+
+class _Upstream(Upstream):
+    def __init__(self, settings: Settings, answer: LlmAnswer) -> None:
+        self._limit = settings.max_response_bytes
+        self._answered = answer
+
+    @asynccontextmanager
+    async def call(self, *_: object) -> AsyncIterator[Any]:
+        yield self._answered
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    async def write(self, data: bytes) -> None:
+        self.taken.append(data)
+
+    async def write_eof(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Received:
+    """What the client got; `status` is that of an error before anything was sent, else 200."""
+
+    status: int
+    text: str
+    headers: dict[str, str]
+
+    @property
+    def events(self) -> list[Any]:
+        data = [line[6:] for line in self.text.split("\n") if line.startswith("data: ")]
+        return [json.loads(each) for each in data if each != "[DONE]"]
+
+
+def receive(answer: LlmAnswer, asked: dict[str, Any], **settings: Any) -> Received:
+    return asyncio.run(_receive(answer, asked, Settings(upstream="http://llm/v1", **settings)))
+
+
+async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings) -> Received:
+    place = Place(settings, cast(Any, WordGuard()), _Upstream(settings, answer))
+    request: Any = {RECORD: {"id": "0"}}
+    request = _Request(request)
+    kind: type[Completion] = StreamedCompletion if asked.get("stream") else WholeCompletion
+    client = _Client()
+    try:
+        completion = kind(place, request, asked)
+        if isinstance(completion, StreamedCompletion):
+            completion._response = cast(Any, client)
+        response = await completion.answer()
+    except ApiError as error:
+        return Received(error.status, json.dumps(error.body(), ensure_ascii=False), error.headers)
+    finally:
+        await asyncio.gather(*place.running, return_exceptions=True)
+    if isinstance(completion, StreamedCompletion):
+        return Received(200, b"".join(client.taken).decode(), completion._headers)
+    return Received(200, cast(Any, response).text, dict(response.headers))
+
+
+class _Request(dict[Any, Any]):
+    rel_url = SimpleNamespace(raw_query_string="")
+    headers: ClassVar[dict[str, str]] = {}
