@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
+from qwen3guard_client.arguments import Context
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.address import URL_VARIABLE
 from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token, tls_of
@@ -29,6 +31,24 @@ def add_client_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
         help="how many seconds a call may take (default: %(default)g)",
     )
     add_access_arguments(parser, json=json)
+
+
+def add_context_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--context",
+        choices=get_args(Context),
+        default="whole",
+        help="what of a conversation that is too long for the guard is judged: recent leaves out the oldest turns and"
+        " says how many, whole is an error (default: %(default)s)",
+    )
+
+
+def add_windows_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--windows",
+        action="store_true",
+        help="judge a last turn that is too long for the guard in overlapping windows; the most severe one decides",
+    )
 
 
 def add_access_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:

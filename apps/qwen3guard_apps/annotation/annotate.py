@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     client_options.add_client_arguments(parser, json="print a summary as one line of JSON")
     add_flight_arguments(parser)
+    client_options.add_context_argument(parser)
+    client_options.add_windows_argument(parser)
     parser.add_argument(
         "--guard-field", default="guard", metavar="NAME", help="the field that a row gets (default: %(default)s)"
     )
@@ -115,7 +117,10 @@ def run(arguments: argparse.Namespace) -> None:
             notices: set[str] = set()
 
             async def ask(record: dict[str, Any]) -> dict[str, Any]:
-                classification = await guard.send(conversation.call(record))
+                prompt, response, messages = conversation.conversation(record)
+                classification = await guard.classify(
+                    prompt, response, messages=messages, context=arguments.context, windows=arguments.windows
+                )
                 notices.add(classification.notice)
                 return as_dict(classification, thresholds)
 
@@ -145,12 +150,20 @@ def flight_of(arguments: argparse.Namespace) -> Flight:
 def as_dict(classification: Classification, thresholds: Thresholds | None = None) -> dict[str, Any]:
     """What is written beside a row: the classification without its raw answer and its notice.
 
-    `unsafe` is decided by `thresholds`, or else by the server.
+    `unsafe` is decided by `thresholds`, or else by the server; a turn that was judged in windows is unsafe if one of
+    them is.
     """
-    kept: dict[str, Any] = json.loads(classification.as_json())
-    del kept["answer"]
-    kept.pop("notice", None)
-    return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(classification)}
+    kept = {name: value for name, value in classification.as_dict().items() if name not in ("answer", "notice")}
+    windows = [
+        {"start": window.start, "end": window.end} | as_dict(window.verdict, thresholds)
+        for window in classification.windows
+    ]
+    if windows:
+        kept["windows"] = windows
+    if thresholds is None:
+        return kept
+    unsafe = any(window["unsafe"] for window in windows) if windows else thresholds.is_unsafe(classification)
+    return kept | {"unsafe": unsafe}
 
 
 async def write_all(rows: Rows, output: RowsOutput, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:

@@ -11,7 +11,18 @@ from typing import Any
 from qwen3guard_apps.annotation.rows import Rows, dumps, is_missing
 from qwen3guard_apps.annotation.table_output import JudgedRow, columns_of
 
-VERDICT = ("severity", "categories", "refusal", "strict", "loose", "unsafe", "answer_status", "probabilities")
+VERDICT = (
+    "severity",
+    "categories",
+    "refusal",
+    "strict",
+    "loose",
+    "unsafe",
+    "answer_status",
+    "turns_left_out",
+    "probabilities",
+    "windows",
+)
 """The fields of a verdict that have a column: the guard's field, an underline, and this name."""
 
 

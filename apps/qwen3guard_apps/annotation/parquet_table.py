@@ -29,16 +29,17 @@ def verdict_type() -> Any:
         "categories": of([*(category.value for category in Category), "None"], number),
         "refusal": of([refusal.value for refusal in Refusal], number),
     }
-    return arrow.struct(
-        [
-            ("severity", text),
-            ("categories", arrow.list_(text)),
-            ("refusal", text),
-            ("probabilities", arrow.struct(list(probabilities.items()))),
-            *((name, arrow.bool_()) for name in ("strict", "loose", "unsafe")),
-            ("answer_status", text),
-        ]
-    )
+    fields = [
+        ("severity", text),
+        ("categories", arrow.list_(text)),
+        ("refusal", text),
+        ("probabilities", arrow.struct(list(probabilities.items()))),
+        *((name, arrow.bool_()) for name in ("strict", "loose", "unsafe")),
+        ("answer_status", text),
+        ("turns_left_out", arrow.int64()),
+    ]
+    windows = arrow.struct([("start", arrow.int64()), ("end", arrow.int64()), *fields])
+    return arrow.struct([*fields, ("windows", arrow.list_(windows))])
 
 
 def write_parquet(path: Path, rows: Rows, judged: Callable[[], Iterator[JudgedRow]], field: str) -> None:

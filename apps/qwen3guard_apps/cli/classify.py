@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     client_options.add_client_arguments(parser, json="print the verdict as one line of JSON")
     add_conversation_arguments(parser)
     add_response_argument(parser)
+    client_options.add_context_argument(parser)
+    client_options.add_windows_argument(parser)
     parser.add_argument(
         "--exit-code",
         action="store_true",
@@ -46,7 +48,13 @@ def run(arguments: argparse.Namespace) -> None:
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
     conversation = read_conversation(arguments)
     with client_options.connected_client(arguments) as guard:
-        found = guard.classify(conversation.prompt, conversation.response, messages=conversation.messages)
+        found = guard.classify(
+            conversation.prompt,
+            conversation.response,
+            messages=conversation.messages,
+            context=arguments.context,
+            windows=arguments.windows,
+        )
     if arguments.json:
         print(found.as_json())
     else:
@@ -56,7 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def is_unsafe(found: Classification, mode: str | None, thresholds: Thresholds | None) -> bool:
-    """The decision by `thresholds`, or else in `mode` (strict or loose), or else the server's own."""
+    """The decision by `thresholds`, or else in `mode` (strict or loose), or else the server's own.
+
+    A turn that was judged in windows is unsafe if one of them is.
+    """
     if thresholds is not None:
-        return thresholds.is_unsafe(found)
+        return any(map(thresholds.is_unsafe, [window.verdict for window in found.windows] or [found]))
     return {"strict": found.strict, "loose": found.loose, None: found.unsafe}[mode]

@@ -25,6 +25,7 @@ from qwen3guard_apps.cli.terminal import Terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     client_options.add_client_arguments(parser, json="print one JSON object a line, for the prompt and for each step")
     add_conversation_arguments(parser)
+    client_options.add_context_argument(parser)
     policy = parser.add_argument_group(
         "policy",
         "If you give any of --mode, --thresholds, --debounce and --block, the rest are strict, 2 and all categories;"
@@ -51,7 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     conversation = read_conversation(arguments, stdin_is="the response")
     with (
         client_options.connected_client(arguments) as guard,
-        guard.stream(conversation.prompt, messages=conversation.messages, policy=policy) as stream,
+        guard.stream(
+            conversation.prompt, messages=conversation.messages, policy=policy, context=arguments.context
+        ) as stream,
     ):
         if arguments.json:
             prompt = {"prompt": stream.prompt_verdict.as_dict()}

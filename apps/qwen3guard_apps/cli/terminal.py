@@ -59,6 +59,10 @@ class Terminal:
         decisions = {"strict": found.strict, "loose": found.loose, "server": found.unsafe}
         line = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
         self.line(self.dim(f"  {line}{refusal}"))
+        if found.turns_left_out:
+            self.line(self.paint(f"  The oldest {found.turns_left_out} turns were left out: they do not fit.", "33"))
+        if found.windows:
+            self.line(self.dim(f"  judged in {len(found.windows)} windows, of which this is the most severe"))
         if found.answer_status is not AnswerStatus.COMPLETE:
             self.line(self.paint(f"  The answer is {found.answer_status.value}: its categories may be missing.", "33"))
         self.notice(found.notice)

@@ -9,6 +9,7 @@ from typing import Any
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_contract.errors import InvalidMessages
 from qwen3guard_contract.labels import RISK_ORDER, Category
+from qwen3guard_contract.message_text import text_of_message
 from qwen3guard_contract.verdict import PromptVerdict, TokenVerdict
 
 from qwen3guard_apps.annotation.rows import Fields
@@ -43,13 +44,7 @@ def _split(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
             return turns, None
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InvalidMessages("The messages are not a list of objects with a role.") from None
-    content = last.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
-    if not isinstance(content, str):
-        raise InvalidMessages("The content of the last message is not text.")
-    return turns[:-1], content
+    return turns[:-1], text_of_message(last, f"Message {len(turns)}")
 
 
 def _prompt(verdict: PromptVerdict) -> dict[str, Any]:

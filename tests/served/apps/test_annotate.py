@@ -53,7 +53,10 @@ def test_each_row_keeps_its_fields_and_gets_the_verdict_of_classify(
         assert found == row
         assert kept.items() <= json.loads(verdict.as_json()).items()
         decisions = {"strict", "loose", "unsafe"}
-        assert set(kept) == {"severity", "categories", "refusal", "probabilities", "answer_status"} | decisions
+        assert (
+            set(kept)
+            == {"severity", "categories", "refusal", "probabilities", "answer_status", "turns_left_out"} | decisions
+        )
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 
@@ -61,7 +64,7 @@ def test_bad_rows_keep_their_line_and_say_why_beside_it(server: EmbeddedServer, 
     source = tmp_path / "in.jsonl"
     bad = [b"", b"{", b"[]", b'{"prompt": "\xff"}', b'{"prompt": ""}', b"{}", b'{"prompt": 5}', b"[" * 100_000]
     bad += [b'{"prompt": "\\ud800"}', b'{"messages": [{"role": "user"}]}', b'{"prompt": null, "x": 1}']
-    bad.insert(0, b'{"messages": [{"role": "assistant", "content": "Sure.", "tool_calls": [{"a": 1}]}]}')
+    bad.insert(0, b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]}')
     good = json.dumps(PAIR).encode()
     source.write_bytes(b"\n".join([good, *bad, good]))
     out = tmp_path / "out.jsonl"
@@ -76,7 +79,7 @@ def test_bad_rows_keep_their_line_and_say_why_beside_it(server: EmbeddedServer, 
     assert [row["row"] for row in reported] == list(range(2, len(bad) + 2))
     assert [row["code"] for row in reported] == [row["guard_error"] for row in found[1:-1]]
     assert all(row["code"] in errors.BY_CODE and row["error"].endswith(".") for row in reported)
-    assert "'tool_calls'" in reported[0]["error"]
+    assert "'image_url'" in reported[0]["error"]
     assert found[-2]["x"] == 1
     again = run("annotate", source, out, "--url", server.url)
     assert again.returncode == 3

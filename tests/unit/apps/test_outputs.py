@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,18 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 from qwen3guard_apps.annotation import annotate
+from qwen3guard_apps.annotation.csv_table import VERDICT as VERDICT_FIELDS
+from qwen3guard_apps.annotation.csv_table import verdict_columns
 from qwen3guard_apps.annotation.flight import Flight
 from qwen3guard_apps.annotation.outputs import open_output
+from qwen3guard_apps.annotation.parquet_table import verdict_type
 from qwen3guard_apps.annotation.rows import DataRow, Rows, dumps
 from qwen3guard_apps.annotation.sources import open_rows
+from qwen3guard_apps.cli import classify
 from qwen3guard_contract import errors
-from qwen3guard_contract.labels import Category
+from qwen3guard_contract.labels import AnswerStatus, Category, RiskLevel
+from qwen3guard_contract.thresholds import Thresholds
+from qwen3guard_contract.verdict import Classification, Window
 
 SUFFIXES = ("jsonl", "csv", "tsv", "parquet")
 VERDICT: dict[str, Any] = {
@@ -42,6 +49,7 @@ VERDICT: dict[str, Any] = {
     "loose": True,
     "unsafe": True,
     "answer_status": "complete",
+    "turns_left_out": 0,
 }
 
 
@@ -203,3 +211,36 @@ def test_standard_output_has_lines_alone_and_the_errors_go_elsewhere(
     assert [row.get("guard_error") for row in lines] == [None, "EMPTY_TEXT", "INVALID_REQUEST", None]
     assert "row 3 is bad: INVALID_REQUEST: No JSON." in capsys.readouterr().err
     assert all(dumps(record or {})[:-1].encode() in taken.getvalue() for record in RECORDS)
+
+
+def test_each_field_of_a_verdict_has_its_column() -> None:
+    """Also those of its windows, which are verdicts."""
+    plain = Classification(
+        RiskLevel.SAFE, (), None, dict.fromkeys(RiskLevel, 0.5), {}, {}, False, False, False, "", "x",
+        AnswerStatus.COMPLETE,
+    )  # fmt: skip
+    whole = annotate.as_dict(replace(plain, windows=(Window(0, 5, plain),)))
+    assert tuple(f"guard_{name}" for name in VERDICT_FIELDS) == verdict_columns("guard")
+    assert set(whole) == set(VERDICT_FIELDS) == {field.name for field in verdict_type()}
+    window = verdict_type().field("windows").type.value_type
+    assert set(whole["windows"][0]) == {field.name for field in window}
+    read = pyarrow.array([whole], verdict_type()).to_pylist()[0]
+    assert read["windows"][0]["end"] == 5
+    assert read["probabilities"]["severity"] == whole["probabilities"]["severity"]
+
+
+def test_one_unsafe_window_makes_a_turn_unsafe() -> None:
+    """Thresholds decide on every window: the one of the highest level is not always the one above its threshold."""
+    limits = Thresholds(0.9, {Category.PII: 0.1})
+    safe = Classification(
+        RiskLevel.SAFE, (), None, {RiskLevel.SAFE: 0.8}, {Category.PII: 1.0}, {}, False, False, False, "", "",
+        AnswerStatus.COMPLETE,
+    )  # fmt: skip
+    worst = replace(
+        safe, severity=RiskLevel.UNSAFE, categories=(Category.VIOLENT,), severity_probabilities={RiskLevel.SAFE: 0.2}
+    )
+    windows = tuple(Window(at, at + 1, each) for at, each in enumerate((worst, safe)))
+    assert not limits.is_unsafe(worst)
+    assert annotate.as_dict(replace(worst, windows=windows), limits)["unsafe"] is True
+    assert classify.is_unsafe(replace(worst, windows=windows), None, limits)
+    assert not classify.is_unsafe(worst, None, limits)
