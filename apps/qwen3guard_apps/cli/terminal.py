@@ -59,8 +59,7 @@ class Terminal:
         decisions = {"strict": found.strict, "loose": found.loose, "server": found.unsafe}
         line = " · ".join(f"{name} {'unsafe' if unsafe else 'safe'}" for name, unsafe in decisions.items())
         self.line(self.dim(f"  {line}{refusal}"))
-        if found.turns_left_out:
-            self.line(self.paint(f"  The oldest {found.turns_left_out} turns were left out: they do not fit.", "33"))
+        self._left_out(found.turns_left_out)
         if found.windows:
             self.line(self.dim(f"  judged in {len(found.windows)} windows, of which this is the most severe"))
         if found.answer_status is not AnswerStatus.COMPLETE:
@@ -71,6 +70,11 @@ class Terminal:
         named = f" · {found.category.value}" if found.category else ""
         self.line(f"  prompt: {self.level(found.severity)}{named}")
         self.line(f"  {self.probabilities(found.severity_probabilities)}")
+        self._left_out(found.turns_left_out)
+
+    def _left_out(self, turns: int) -> None:
+        if turns:
+            self.line(self.paint(f"  The oldest {turns} turns were left out: they do not fit.", "33"))
 
     def piece(self, text: str, tokens: Sequence[TokenVerdict]) -> None:
         """A piece of the response in the colour of its worst token, underlined where it is flagged."""
