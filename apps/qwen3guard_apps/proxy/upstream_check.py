@@ -25,39 +25,38 @@ async def complaint(upstream: str, timeout_s: float = CHECK_S) -> str | None:
 
     Asks for {upstream}/models, without a key: an LLM that wants one is there. Raises nothing.
     """
-    base = upstream.rstrip("/")
-    shown = _without_user(base)
+    base = _without_user(upstream).rstrip("/")
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as http,
             http.get(f"{base}/models", allow_redirects=False) as answer,
         ):
-            wrong = await _complaint_about(answer, shown)
+            wrong = await _complaint_about(answer, base)
             if wrong and answer.status in (200, 404, 405) and not base.endswith("/v1") and await _is_api(http, base):
-                return f"{wrong}, but {shown}/v1 does: give --upstream {shown}/v1."
+                return f"{wrong}, but {base}/v1 does: give --upstream {base}/v1."
     except TimeoutError:
-        wrong = f"{shown} does not answer within {timeout_s:g} s"
+        wrong = f"{base} does not answer within {timeout_s:g} s"
     except aiohttp.InvalidURL:
-        return f"{shown} is not a URL: give one such as http://127.0.0.1:8080/v1."
+        return f"{base} is not a URL: give one such as http://127.0.0.1:8080/v1."
     except (aiohttp.ClientError, OSError) as error:
         reason = f"{_reason(error)}{_behind_a_proxy(base)}"
-        return f"{shown} cannot be reached ({reason}): start the LLM, or correct --upstream."
+        return f"{base} cannot be reached ({reason}): start the LLM, or correct --upstream."
     return wrong and f"{wrong}: see that --upstream is the base URL of the LLM, with its /v1."
 
 
-async def _complaint_about(answer: aiohttp.ClientResponse, shown: str) -> str | None:
+async def _complaint_about(answer: aiohttp.ClientResponse, base: str) -> str | None:
     """What is wrong with an answer, without the advice."""
     if answer.status in (401, 403, 429):
         return None
     if 300 <= answer.status < 400:
         target = _without_user(answer.headers.get("Location", "elsewhere"))
-        return f"{shown} redirects to {target}, and the proxy follows no redirect"
+        return f"{base} redirects to {target}, and the proxy follows no redirect"
     if answer.status >= 500:
-        return f"{shown} answers with HTTP {answer.status} and may still be starting"
+        return f"{base} answers with HTTP {answer.status} and may still be starting"
     if answer.status >= 300:
-        return f"{shown}/models answers with HTTP {answer.status}, unlike OpenAI's API"
-    return None if await _is_json_object(answer) else f"{shown}/models answers, but not as OpenAI's API does"
+        return f"{base}/models answers with HTTP {answer.status}, unlike OpenAI's API"
+    return None if await _is_json_object(answer) else f"{base}/models answers, but not as OpenAI's API does"
 
 
 async def _is_api(http: aiohttp.ClientSession, base: str) -> bool:
@@ -98,7 +97,7 @@ def _reason(error: Exception) -> str:
 
 def _behind_a_proxy(base: str) -> str:
     """Names the variable of a proxy that people may expect to be used."""
-    if is_local(urlsplit(base).netloc.rpartition("@")[2]):
+    if is_local(urlsplit(base).netloc):
         return ""
     variable = next((name for name in PROXY_VARIABLES if os.environ.get(name) or os.environ.get(name.upper())), None)
     return f"; the variable {variable} is not used for the LLM" if variable else ""
