@@ -22,11 +22,13 @@ from qwen3guard_client.transport.calls import Call, Messages
 
 Judging = Generator[Call[Classification], Classification, Classification]
 OVERLAP = 1000
-"""Neighbouring windows have at least this many characters in common, or a quarter of the text that they divide."""
+"""Neighbouring windows have at least this many characters in common, or a quarter of a window."""
+SMALLER, LARGER = 3, 4
+"""A window that does not fit is made smaller by this factor, and those after it too."""
 SHORTEST = 400
-"""A text of fewer characters is not divided: if it does not fit, the turns before it leave no room."""
+"""The fewest characters of a window that are tried."""
 WORD = 64
-"""A window is longer by up to this many characters, so that it ends between two words or at least two characters."""
+"""A window is shorter by up to this many characters, so that it ends between two words or at least two characters."""
 LONGEST_TOKENS = 1 << 22
 """The limit of messages that are divided here: the text of a context of so many tokens."""
 ZERO_WIDTH_JOINER = "\u200d"
@@ -40,15 +42,16 @@ def judge_in_windows(
     """The classification of the conversation. If it is too long, its last turn is judged in windows: the most severe
     decides.
 
-    A text that does not fit is divided in two, again and again until each part fits, so a window has more than half of
-    the room, if tokens are alike. Every piece of text that is no longer than the overlap is whole in some window.
+    The windows are as large as fit, but for a quarter. Every piece of the text that is no longer than their overlap is
+    whole in one of them.
+
     Raises TextTooLong if the turns before the last one leave no room.
     """
     try:
         return (yield calls.classify(prompt, response, messages, context))
     except TextTooLong:
         text, make = _last_turn(prompt, response, messages, context)
-    windows = yield from _windows(text, 0, len(text), make)
+    windows = yield from _windows(text, make)
     worst = max(windows, key=lambda window: _severity(window.verdict))  # the first of equals
     unsafe = any(window.verdict.unsafe for window in windows)
     return replace(worst.verdict, unsafe=unsafe, windows=tuple(windows))
@@ -74,33 +77,32 @@ def _last_turn(
     return prompt or "", lambda text: calls.classify(text, None, None, context)
 
 
-def _windows(
-    text: str, start: int, end: int, make: MakeCall
-) -> Generator[Call[Classification], Classification, list[Window]]:
-    """The windows from `start` to `end`. White space alone is not judged. Raises TextTooLong."""
-    if not text[start:end].strip():
-        return []
-    if (start, end) != (0, len(text)):  # the whole was tried
-        try:
-            verdict = yield make(text[start:end])
-            return [Window(start, end, verdict)]
-        except TextTooLong:
-            pass
-    if end - start < SHORTEST:
-        raise TextTooLong(
-            "The turns before the last one leave no room for a window of it: leave some out, or ask for recent context."
-        )
-    overlap = min(OVERLAP, (end - start) // 4)
-    middle = (start + end) // 2
-    left = yield from _windows(text, start, _boundary(text, middle + overlap, 1), make)
-    right = yield from _windows(text, _boundary(text, middle, -1), end, make)
-    return [*left, *right]
+def _windows(text: str, make: MakeCall) -> Generator[Call[Classification], Classification, list[Window]]:
+    """The windows of `text`, which does not fit as a whole. White space alone is not judged. Raises TextTooLong."""
+    found: list[Window] = []
+    covered, size = 0, len(text) * SMALLER // LARGER
+    while covered < len(text):
+        if size < SHORTEST:
+            raise TextTooLong(f"The turns before the last one leave no room for {SHORTEST} characters of it.")
+        start = _boundary(text, covered - min(OVERLAP, size // 4)) if covered else 0
+        if start + size < len(text):
+            end = _boundary(text, start + size)
+        else:  # the last window, which is as large as the others
+            start, end = min(start, _boundary(text, len(text) - size)), len(text)
+        if text[start:end].strip():
+            try:
+                verdict = yield make(text[start:end])
+            except TextTooLong:
+                size = size * SMALLER // LARGER
+                continue
+            found.append(Window(start, end, verdict))
+        covered = end
+    return found
 
 
-def _boundary(text: str, place: int, step: int) -> int:
-    """The nearest place where a word ends, or else a character with its marks, from `place` on in the direction of
-    `step`."""
-    near = range(place, place + step * WORD, step)
+def _boundary(text: str, place: int) -> int:
+    """The nearest place up to `place` where a word ends, or else a character with its marks."""
+    near = range(place, max(0, place - WORD), -1)
     between_words = (at for at in near if text[at].isspace())
     between_characters = (at for at in near if not _is_inside(text, at))
     return next(between_words, next(between_characters, place))

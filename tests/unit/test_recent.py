@@ -45,8 +45,8 @@ def test_what_is_left_is_a_conversation_of_its_own(
         assert messages[-1].role == "system"
         return
     except errors.TextTooLong:
-        prompts = [index for index, each in enumerate(messages[:-1]) if each.role == "user"]
-        first = prompts[-1] if prompts and messages[-1].role == "assistant" else len(messages) - 1
+        indices = [index for index, each in enumerate(messages[:-1]) if each.role == "user"]
+        first = indices[-1] if indices and messages[-1].role == "assistant" else len(messages) - 1
         with pytest.raises(errors.TextTooLong):
             template.render([each for each in messages[first:] if each.role != "system"], limit)
         return
