@@ -57,6 +57,7 @@ class FakeLLM:
         application = web.Application()
         application.router.add_post("/v1/chat/completions", self._complete)
         application.router.add_get("/v1/models", self._models)
+        application.router.add_post("/v1/embeddings", self._embed)
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -67,6 +68,12 @@ class FakeLLM:
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        self.asked.append(await request.json())
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5]}]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return web.json_response({"object": "list", "model": "embed", "data": data, "usage": usage})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()

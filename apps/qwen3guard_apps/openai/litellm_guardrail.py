@@ -21,20 +21,24 @@ from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.api_error import ApiError, invalid
 from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.openai.moderations import AT_ONCE
 
 PATH = "/beta/litellm_basic_guardrail_api"
-AT_ONCE = 4
-"""The most texts of one request that are judged at the same time."""
 Turns = list[dict[str, str]]
 
 
 class LiteLLMGuardrail:
-    """Answers requests by `policy`. Gen judges if `gen` is true, else Stream."""
+    """Answers requests by `policy`, with the guards that are served: at least one of `gen` and `stream` is true.
 
-    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool) -> None:
+    Where both are, Gen judges prompts, and Stream answers: LiteLLM sends a streamed answer again and again as it
+    grows, and only Stream flags the beginning of harm.
+    """
+
+    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool, stream: bool) -> None:
         self._guard = guard
         self._policy = policy
         self._gen = gen
+        self._stream = stream
         self._calls = CallsInProgress()
 
     async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +86,9 @@ class LiteLLMGuardrail:
 
         async def judge(judged: _Judged) -> Judgement | None:
             async with at_once:
-                return await (self._by_gen(judged.turns) if self._gen else self._by_stream(judged.turns))
+                is_answer = judged.turns[-1]["role"] == "assistant"
+                by_stream = self._stream and (is_answer or not self._gen)
+                return await (self._by_stream(judged.turns) if by_stream else self._by_gen(judged.turns))
 
         # Shielded, so that every session that was opened is ended, even if the caller is cancelled.
         verdicts = await asyncio.shield(asyncio.gather(*map(judge, to_judge), return_exceptions=True))

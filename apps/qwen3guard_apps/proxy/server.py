@@ -55,13 +55,18 @@ class Proxy:
     """What the routes do. Where nothing is upstream, `place` is None and moderations are all there is."""
 
     def __init__(
-        self, settings: Settings, guard: AsyncGuardClient, place: Place | None, moderations: Moderations
+        self,
+        settings: Settings,
+        guard: AsyncGuardClient,
+        place: Place | None,
+        moderations: Moderations,
+        litellm: LiteLLMGuardrail,
     ) -> None:
         self._settings = settings
         self._guard = guard
         self._place = place
         self._moderations = moderations
-        self._litellm = LiteLLMGuardrail(guard, settings.policy, gen=moderations.served == wire.CLASSIFY.name)
+        self._litellm = litellm
         self._in_flight = 0
 
     def application(self) -> web.Application:
@@ -210,12 +215,14 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
     notice = await _first_judgement(guard, settings)
     gen = await guard.is_ready(wire.CLASSIFY.name)
     moderations = Moderations(guard, settings.policy, gen=gen)
+    stream = await guard.is_ready(wire.STREAM_STEP.name)
+    litellm = LiteLLMGuardrail(guard, settings.policy, gen=gen, stream=stream or not gen)
     async with AsyncExitStack() as stack:
         place = None
         if settings.upstream:
             place = Place(settings, guard, Upstream(settings))
             stack.push_async_callback(place.close)
-        application = Proxy(settings, guard, place, moderations).application()
+        application = Proxy(settings, guard, place, moderations, litellm).application()
         runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=ENDING_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -54,7 +54,7 @@ def guard() -> Guard:
 
 @pytest.fixture
 def guardrail(guard: Guard) -> LiteLLMGuardrail:
-    return LiteLLMGuardrail(guard, Policy(), gen=True)  # type: ignore[arg-type]
+    return LiteLLMGuardrail(guard, Policy(), gen=True, stream=False)  # type: ignore[arg-type]
 
 
 def answer(guardrail: LiteLLMGuardrail, kind: str, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""What LiteLLM's calls ask and answer, read as the texts of chat messages.
+
+Of an answer, what is not read is removed in place. What cannot be read is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3guard_contract.errors import InvalidMessages
+from qwen3guard_contract.message_text import IDENTIFIER, joined, places, unread
+from qwen3guard_contract.text import shown
+
+from qwen3guard_apps.openai import conversation
+from qwen3guard_apps.openai.conversation import Conversation
+
+CHAT = ("completion", "acompletion")
+COMPLETIONS = ("text_completion", "atext_completion")
+MESSAGES = ("anthropic_messages", "aanthropic_messages")
+RESPONSES = ("responses", "aresponses")
+WITHOUT_READER = (
+    *("embedding", "aembedding", "embeddings", "rerank", "arerank", "moderation", "amoderation"),
+    *("token_counter", "list_models"),
+)
+"""Calls whose text goes to no reader: what answers them are numbers, or the caller's own text."""
+_ANSWERS_WITHOUT_READER = ("EmbeddingResponse", "RerankResponse", "OpenAIModerationResponse")
+_ANSWER = {"id", "created", "model", "object", "system_fingerprint", "choices", "usage"}
+_CHOICE = {"index", "finish_reason", "message", "delta", "text", "reasoning_content"}
+_MESSAGE = {"role", "content", "refusal", "reasoning_content", "reasoning", "function_call", "tool_calls"}
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/=_-]*")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+def call_type_of(data: Mapping[str, Any], answer: Any) -> str:
+    """The type of the call that had this answer, or the type of a stream's call if `answer` is None."""
+    if isinstance(answer, dict) and answer.get("type") == "message":
+        return MESSAGES[0]
+    if getattr(answer, "object", None) == "response":
+        return RESPONSES[0]
+    if type(answer).__name__ in _ANSWERS_WITHOUT_READER:
+        return WITHOUT_READER[0]
+    logged = getattr(data.get("litellm_logging_obj"), "call_type", None)
+    if isinstance(logged, str) and logged not in (*CHAT, *COMPLETIONS, *MESSAGES, *RESPONSES, *WITHOUT_READER):
+        return logged
+    if data.get("messages"):
+        return CHAT[0]
+    return RESPONSES[0] if "input" in data else COMPLETIONS[0] if "prompt" in data else CHAT[0]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The conversations of a request: one, or one for each prompt of a text completion."""
+
+    conversations: list[Conversation]
+    choices: int
+    """How many answers each of them is to have."""
+
+    def of_choice(self, index: int) -> Conversation:
+        """Raises InvalidMessages for a choice that was not asked for."""
+        if not 0 <= index < self.choices * len(self.conversations):
+            raise InvalidMessages(f"The answer has a choice {index} that was not asked for.")
+        return self.conversations[index // self.choices]
+
+    def prompts(self) -> list[tuple[Conversation, str]]:
+        return [(each, "") for each in self.conversations]
+
+    def answered(self, answer: Any) -> list[tuple[Conversation, str]]:
+        """Each choice of a whole answer that has text, in its conversation. Raises InvalidMessages."""
+        return [(self.of_choice(index), text) for index, text in texts_of(answer).items()]
+
+
+def asked(data: Mapping[str, Any], call_type: str) -> Asked:
+    """What a request asks. Raises ApiError and InvalidMessages where the guard cannot read it."""
+    count = data.get("n") or 1
+    if not isinstance(count, int) or count < 1:
+        raise InvalidMessages("n must be a whole number from 1.")
+    return Asked(_conversations_of(data, call_type), count)
+
+
+def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversation]:
+    if call_type not in (*CHAT, *COMPLETIONS, *MESSAGES, *RESPONSES):
+        raise InvalidMessages(f"A call of the type {shown(str(call_type))} is not judged here.")
+    if call_type in COMPLETIONS:
+        prompts = data.get("prompt")
+        listed = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(listed, list) or not listed or not all(isinstance(each, str) for each in listed):
+            raise InvalidMessages("The prompt of a text completion must be text; token ids cannot be read.")
+        return [conversation.read({"messages": [_turn("user", each)]}) for each in listed]
+    if call_type in RESPONSES:
+        items = data.get("input")
+        turns = [_turn("user", items)] if isinstance(items, str) else [*map(_of_item, items or ())]
+        instructions = data.get("instructions")
+        messages = [_turn("system", instructions), *turns] if instructions else turns
+    elif call_type in MESSAGES:
+        messages = [turn for each in data.get("messages") or () for turn in _of_blocks(each)]
+        messages = [*_of_blocks(_turn("system", data["system"])), *messages] if data.get("system") else messages
+    else:
+        return [conversation.read(data)]
+    return [conversation.read({"messages": messages})]
+
+
+def texts_of(answer: Any) -> dict[int, str]:
+    """The text of each choice of an answer, or of a chunk of one. Raises InvalidMessages."""
+    if isinstance(answer, dict) and answer.get("type") == "message":
+        return {0: "\n".join(_text(turn, "The answer") for turn in _of_blocks(answer))}
+    if getattr(answer, "object", None) == "response":
+        output = answer.model_dump(exclude_none=True).get("output") or []
+        return {0: "\n".join(_text(_of_item(each), "The answer") for each in output)}
+    if not isinstance(getattr(answer, "choices", None), Sequence):
+        raise InvalidMessages(f"An answer of the type {shown(type(answer).__name__)} cannot be judged.")
+    _drop_unread(answer, _ANSWER)
+    texts: dict[int, str] = {}
+    for choice in answer.choices:
+        text = _of_choice(choice)
+        index = choice.index or 0
+        texts[index] = texts.get(index, "") + text
+    return {index: text for index, text in texts.items() if text}
+
+
+def _of_choice(choice: Any) -> str:
+    _drop_unread(choice, _CHOICE)
+    message = getattr(choice, "message", None) or getattr(choice, "delta", None)
+    if message is None:
+        raw = {
+            "reasoning_content": getattr(choice, "reasoning_content", None),
+            "content": getattr(choice, "text", None),
+        }
+        return _text(raw, "The text")
+    blocks = getattr(message, "thinking_blocks", None) or []
+    signed = all(set(each) <= {"type", "thinking", "data", "signature"} for each in blocks)
+    if signed and all(_SIGNATURE.fullmatch(each.get(key) or "") for each in blocks for key in ("data", "signature")):
+        thinking = "".join(each.get("thinking") or "" for each in blocks)
+        _drop_unread(message, _MESSAGE | {"thinking_blocks"})
+    else:
+        thinking = ""
+        _drop_unread(message, _MESSAGE)
+    raw = message.model_dump(exclude_none=True, include=_MESSAGE)
+    return _text(({"reasoning": thinking} if thinking else {}) | raw, "The message")
+
+
+def _text(raw: dict[str, Any], where: str) -> str:
+    """As `text_of_message`, of a piece, which may end within a surrogate pair."""
+    for _, key, place in unread(raw, where):
+        raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
+    return joined(places(raw, where))
+
+
+def _drop_unread(holder: Any, read: set[str]) -> None:
+    """Removes the fields that are not read and may have text."""
+    extra = holder.model_extra or {}
+    for name, value in [*vars(holder).items(), *extra.items()]:
+        has_text = value not in _EMPTY and not isinstance(value, bool | int | float)
+        is_id = isinstance(value, str) and bool(IDENTIFIER.fullmatch(value))
+        judged = name in _MESSAGE or name in {"choices", "usage", "message", "delta", "text", "thinking_blocks"}
+        if has_text and not (name in read and (judged or is_id)):
+            if name in extra:
+                del extra[name]
+            else:
+                setattr(holder, name, None)
+
+
+def _turn(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _of_item(item: Any) -> dict[str, Any]:
+    """An item of the Responses API as a chat message. One of another kind is a part that the reader refuses by name."""
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if kind == "message":
+        return {key: value for key, value in item.items() if key in ("role", "content")}
+    if kind in ("function_call", "custom_tool_call"):
+        return {
+            "role": "assistant",
+            "tool_calls": [{"function": {key: item.get(key) for key in ("arguments", "input")}}],
+        }
+    if kind in ("function_call_output", "custom_tool_call_output"):
+        return _turn("tool", item.get("output"))
+    if kind == "reasoning":  # its encrypted content is read by nobody
+        return {"role": "assistant", "reasoning": item.get("content"), "reasoning_content": item.get("summary")}
+    return _turn("user", [item])
+
+
+def _of_blocks(message: Any) -> list[dict[str, Any]]:
+    """A message of Anthropic's API as chat messages: tool results are turns of their own, before the other blocks."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return [message]
+    results, parts, calls = [], [], []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "tool_result":
+            results.append(_turn("tool", block.get("content")))
+        elif kind == "tool_use":
+            calls.append({"function": {"name": block.get("name"), "arguments": block.get("input")}})
+        elif kind == "thinking":
+            parts.append({"type": "thinking", "thinking": block.get("thinking")})
+        elif kind != "redacted_thinking":  # encrypted: read by nobody
+            parts.append(block)
+    rest = {"role": message.get("role"), "content": parts} | ({"tool_calls": calls} if calls else {})
+    return [*results, *([rest] if parts or calls else [])]
