@@ -73,7 +73,9 @@ def _text(value: str | None, name: str) -> str | None:
 
 
 def _messages(value: str | None) -> str | None:
-    return value if value is None or not _stands_elsewhere(value) else _read(value, "messages", InvalidMessages)
+    if value is None or not _stands_elsewhere(value):
+        return value
+    return _read(value, "messages", InvalidMessages)
 
 
 def _stands_elsewhere(value: str) -> bool:
