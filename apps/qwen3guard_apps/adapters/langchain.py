@@ -1,48 +1,56 @@
-"""A LangChain runnable around a chat model. It gives only text that the guard has cleared, invoked or streamed.
+"""A LangChain runnable around a chat model. It gives only what the guard has cleared, invoked or streamed.
 
     model = guarded(ChatOpenAI(...), GuardClient("127.0.0.1:8001"))
 
-Needs `pip install langchain-core` and a served Stream guard. Text alone passes: a tool call of the model is an error.
+Needs `pip install langchain-core` and a served Stream guard. Reasoning, text and tool calls are judged as one answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator
+from itertools import chain
+from math import inf
 from typing import Any, Literal
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages, convert_to_openai_messages
+from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableGenerator
 from qwen3guard_client import GuardClient, Policy
-from qwen3guard_contract.errors import InvalidRequest
 
+from qwen3guard_apps.adapters.langchain_reader import Written, as_openai
 from qwen3guard_apps.openai import conversation
 
 
 def guarded(
-    model: BaseChatModel,
+    model: Runnable[Any, BaseMessage],
     guard: GuardClient,
     *,
     policy: Policy | None = None,
     on_flag: Literal["stop", "raise", "mark"] = "stop",
 ) -> Runnable[Any, AIMessageChunk]:
-    """A runnable that moderates the answers of `model`; the last chunk's `response_metadata["guard"]` describes a flag.
+    """A runnable that moderates the answers of `model`, a chat model or one with tools bound to it.
 
-    The runnable raises Flagged if `on_flag` is "raise", a GuardError where the guard cannot judge, InvalidRequest for a
-    tool call, and ApiError for a conversation that is not text.
+    The last chunk's `response_metadata["guard"]` describes a flag. The runnable raises Flagged if `on_flag` is
+    "raise", a GuardError where the guard cannot judge or read the answer, and ApiError for a conversation that it
+    cannot read.
     """
 
     def answer(inputs: Iterator[Any]) -> Generator[AIMessageChunk, None, None]:
         for value in inputs:
             messages = _messages(value)
-            readable = conversation.read({"messages": convert_to_openai_messages(messages)}).messages
-            moderated = guard.moderate(_written(model, messages), messages=readable, policy=policy, on_flag=on_flag)
+            asked = conversation.read({"messages": [as_openai(each) for each in messages]})
+            written = Written(model.stream(messages))
+            source = chain([asked.begun], written.texts())
+            moderated = guard.moderate(source, messages=asked.messages, policy=policy, on_flag=on_flag)
+            cleared = -len(asked.begun)
             for segment in moderated:
-                yield AIMessageChunk(content=str(segment))
+                cleared += len(str(segment))
+                yield from written.cleared(cleared)
             flag = moderated.flag
-            reason = "content_filter" if flag and on_flag == "stop" else "stop"
+            stopped = flag is not None and on_flag == "stop"
+            yield from written.rest(cleared) if stopped else written.cleared(inf)
+            reason = "content_filter" if stopped else written.finish_reason
             metadata = {"finish_reason": reason, "guard": str(flag) if flag else None}
             yield AIMessageChunk(content="", response_metadata=metadata)
 
@@ -61,12 +69,3 @@ def _messages(value: Any) -> list[BaseMessage]:
     if isinstance(value, PromptValue):
         return value.to_messages()
     return convert_to_messages([value] if isinstance(value, str) else value)
-
-
-def _written(model: BaseChatModel, messages: list[BaseMessage]) -> Iterator[str]:
-    """The text that `model` writes, piece by piece. Raises InvalidRequest where it calls a tool."""
-    for chunk in model.stream(messages):
-        if getattr(chunk, "tool_calls", None) or getattr(chunk, "tool_call_chunks", None):
-            raise InvalidRequest("The model calls a tool, which this adapter cannot judge.")
-        if chunk.text:
-            yield str(chunk.text)

@@ -28,8 +28,10 @@ WITHOUT_READER = (
 """Calls whose text goes to no reader: what answers them are numbers, or the caller's own text."""
 _ANSWERS_WITHOUT_READER = ("EmbeddingResponse", "RerankResponse", "OpenAIModerationResponse")
 _ANSWER = {"id", "created", "model", "object", "system_fingerprint", "choices", "usage"}
-_CHOICE = {"index", "finish_reason", "message", "delta", "text", "reasoning_content"}
+_CHOICE = {"index", "finish_reason", "message", "delta"}
+_COMPLETION = {"index", "finish_reason", "text", "reasoning_content"}
 _MESSAGE = {"role", "content", "refusal", "reasoning_content", "reasoning", "function_call", "tool_calls"}
+_IDENTIFIERS = {"id", "model", "object", "system_fingerprint", "finish_reason", "role"}
 _SIGNATURE = re.compile(r"[A-Za-z0-9+/=_-]*")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
@@ -121,8 +123,8 @@ def texts_of(answer: Any) -> dict[int, str]:
 
 
 def _of_choice(choice: Any) -> str:
-    _drop_unread(choice, _CHOICE)
     message = getattr(choice, "message", None) or getattr(choice, "delta", None)
+    _drop_unread(choice, _COMPLETION if message is None else _CHOICE)
     if message is None:
         raw = {
             "reasoning_content": getattr(choice, "reasoning_content", None),
@@ -152,10 +154,10 @@ def _drop_unread(holder: Any, read: set[str]) -> None:
     """Removes the fields that are not read and may have text."""
     extra = holder.model_extra or {}
     for name, value in [*vars(holder).items(), *extra.items()]:
-        has_text = value not in _EMPTY and not isinstance(value, bool | int | float)
-        is_id = isinstance(value, str) and bool(IDENTIFIER.fullmatch(value))
-        judged = name in _MESSAGE or name in {"choices", "usage", "message", "delta", "text", "thinking_blocks"}
-        if has_text and not (name in read and (judged or is_id)):
+        passes = name in read
+        if name in _IDENTIFIERS:
+            passes = passes and isinstance(value, str) and bool(IDENTIFIER.fullmatch(value))
+        if not (passes or value in _EMPTY or isinstance(value, bool | int | float)):
             if name in extra:
                 del extra[name]
             else:

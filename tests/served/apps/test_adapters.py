@@ -15,11 +15,20 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
 import litellm
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessageChunk, ToolCallChunk
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    SystemMessage,
+    ToolCallChunk,
+    ToolMessage,
+)
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
+from litellm.types.utils import ModelResponseStream
 from qwen3guard_apps.adapters import langchain
 from qwen3guard_apps.adapters.litellm import Qwen3Guardrail
+from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_client import Flagged, GuardClient
 from qwen3guard_contract import errors
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
@@ -76,15 +85,106 @@ def test_litellm_streams_what_is_cleared(guard: GuardClient, offset: int) -> Non
 
     assert asyncio.run(shown(SAFE)) == (SAFE, False, "stop")
     text, flagged, _ = asyncio.run(shown(TURNS))
-    assert (text, flagged) == (TURNS[:offset], True)
+    assert flagged
+    assert text
+    assert TURNS[:offset].startswith(text)
 
 
-class Calling(GenericFakeChatModel):
-    """Calls a tool, as every other model here does not."""
+@pytest.mark.filterwarnings("ignore:Item:UserWarning", "ignore:Pydantic:UserWarning")  # of LiteLLM's types
+def test_litellm_streams_in_the_order_of_the_llm(guard: GuardClient, offset: int) -> None:
+    """Reasoning, text, an empty delta and a call, of two choices: whole, as they came, or none from a flag on."""
+    guardrail = Qwen3Guardrail(url=guard.url)
+    flagged: list[bool] = []
+
+    def streamed(reasoning: str, arguments: str) -> tuple[list[Any], list[Any]]:
+        call = {"index": 0, "id": "1", "type": "function", "function": {"name": "cook", "arguments": arguments}}
+        deltas: list[tuple[int, dict[str, Any]]] = [
+            (0, {"role": "assistant", "content": ""}),
+            (1, {"role": "assistant", "content": "Well, "}),
+            *((0, {"reasoning_content": word + " "}) for word in reasoning.split()),
+            (1, {"content": "cook some rice."}),
+            (0, {"content": "Fine."}),
+            (0, {"tool_calls": [call]}),
+            (1, {}),
+        ]
+        chunks = [ModelResponseStream(choices=[{"index": index, "delta": delta}]) for index, delta in deltas]  # type: ignore[list-item]
+
+        async def written() -> AsyncIterator[Any]:
+            for chunk in chunks:
+                yield chunk
+
+        async def come() -> list[Any]:
+            came = []
+            asked = {"messages": [{"role": "user", "content": PROMPT}], "n": 2}
+            try:
+                async for chunk in guardrail.async_post_call_streaming_iterator_hook(None, written(), asked):
+                    came.append(chunk)
+            except litellm.exceptions.GuardrailRaisedException as error:
+                flagged.append(error.blocked_content)
+            return came
+
+        return chunks, asyncio.run(come())
+
+    chunks, came = streamed(SAFE, json.dumps({"how": SAFE}))
+    assert came == chunks
+    for reasoning, arguments in ((TURNS, "{}"), (SAFE, TURNS)):
+        chunks, came = streamed(reasoning, arguments)
+        assert came == chunks[: len(came)]
+        assert len(came) < len(chunks) - 1
+        assert flagged.pop()
+        shown = "".join(each.choices[0].delta.model_dump().get("reasoning_content") or "" for each in came)
+        assert (SAFE if reasoning == SAFE else TURNS[:offset]).startswith(shown.strip())
+
+
+@pytest.mark.filterwarnings("ignore:Item:UserWarning")  # of LiteLLM's types
+def test_litellm_judges_each_call_by_its_type(guard: GuardClient) -> None:
+    guardrail = Qwen3Guardrail(url=guard.url)
+
+    def before(call_type: str, guardrail: Qwen3Guardrail = guardrail, **data: Any) -> bool:
+        try:
+            asyncio.run(guardrail.async_pre_call_hook(None, None, data, call_type))
+        except litellm.exceptions.GuardrailRaisedException:
+            return False
+        return True
+
+    assert before("atext_completion", prompt=[PROMPT])
+    assert not before("atext_completion", prompt=[PROMPT, UNSAFE_PROMPT])
+    assert before("aresponses", input=PROMPT)
+    assert not before("aresponses", input=UNSAFE_PROMPT)
+    assert before("aembedding", input=UNSAFE_PROMPT)
+    assert not before("aimage_generation", prompt=PROMPT)
+    lets = Qwen3Guardrail(url=guard.url, let_through=["aimage_generation"])
+    assert before("aimage_generation", lets, prompt=UNSAFE_PROMPT)
+    embedded = litellm.EmbeddingResponse()
+    assert asyncio.run(guardrail.async_post_call_success_hook({"input": "a"}, None, embedded)) is embedded
+    with pytest.raises(litellm.exceptions.GuardrailRaisedException, match="ImageResponse"):
+        asyncio.run(guardrail.async_post_call_success_hook({"prompt": PROMPT}, None, litellm.ImageResponse()))
+
+
+class Chunks(GenericFakeChatModel):
+    """Writes the chunks that it is given."""
+
+    chunks: list[AIMessageChunk]
 
     def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
-        call = ToolCallChunk(name="cook", args="{}", id="1", index=0, type="tool_call_chunk")
-        yield ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=[call]))
+        for chunk in self.chunks:
+            yield ChatGenerationChunk(message=chunk)
+
+
+def writes(*chunks: AIMessageChunk) -> Chunks:
+    return Chunks(messages=iter([]), chunks=list(chunks))
+
+
+def reasoned(text: str) -> AIMessageChunk:
+    return AIMessageChunk(content="", additional_kwargs={"reasoning_content": text})
+
+
+def calling(text: str) -> list[AIMessageChunk]:
+    """A tool call in two pieces."""
+    arguments = json.dumps({"how": text})
+    pieces = [("cook", "1", arguments[:9]), (None, None, arguments[9:])]
+    calls = [ToolCallChunk(name=name, args=args, id=id_, index=0, type="tool_call_chunk") for name, id_, args in pieces]
+    return [AIMessageChunk(content="", tool_call_chunks=[each]) for each in calls]
 
 
 def model(answer: str) -> GenericFakeChatModel:
@@ -113,10 +213,56 @@ def test_langchain_streams_and_invokes_what_is_cleared(guard: GuardClient, offse
 def test_langchain_refuses_what_it_cannot_judge(guard: GuardClient) -> None:
     with pytest.raises(Flagged):
         langchain.guarded(model(SAFE), guard, on_flag="raise").invoke(UNSAFE_PROMPT)
-    with pytest.raises(errors.InvalidRequest, match="tool"):
-        langchain.guarded(Calling(messages=iter([])), guard).invoke(PROMPT)
     with GuardClient(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(errors.Unreachable):
         langchain.guarded(model(SAFE), nobody).invoke(PROMPT)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with pytest.raises(ApiError, match="image_url"):
+        langchain.guarded(model(SAFE), guard).invoke([HumanMessage(content=[{"type": "text", "text": PROMPT}, image])])
+    with pytest.raises(errors.InvalidMessages, match="image_url"):
+        langchain.guarded(writes(AIMessageChunk(content=[image])), guard).invoke(PROMPT)
+    text = {"type": "text", "text": SAFE, "documents": TURNS}
+    with pytest.raises(errors.InvalidMessages, match="documents"):
+        langchain.guarded(writes(AIMessageChunk(content=[text])), guard).invoke(PROMPT)
+
+
+def test_langchain_judges_reasoning_and_tool_calls(guard: GuardClient) -> None:
+    text = AIMessageChunk(content="Fine.", response_metadata={"finish_reason": "tool_calls", "note": TURNS})
+    safe = langchain.guarded(writes(reasoned("Well. "), reasoned(SAFE), text, *calling(SAFE)), guard).invoke(PROMPT)
+    assert (safe.content, safe.additional_kwargs) == ("Fine.", {"reasoning_content": "Well. " + SAFE})
+    assert [call["args"] for call in safe.tool_calls] == [{"how": SAFE}]
+    assert safe.response_metadata == {"finish_reason": "tool_calls", "guard": None}
+    for chunks in (
+        [reasoned(TURNS)],
+        calling(TURNS),
+        [AIMessageChunk(content=[{"type": "thinking", "thinking": TURNS}])],
+    ):
+        stopped = langchain.guarded(writes(*chunks, AIMessageChunk(content="Fine.")), guard).invoke(PROMPT)
+        assert stopped.response_metadata["finish_reason"] == "content_filter"
+        assert "bomb" not in stopped.model_dump_json()
+        assert not stopped.tool_calls
+    parts: list[Any] = [{"type": "reasoning", "reasoning": SAFE}, {"type": "text", "text": "Fine."}]
+    assert langchain.guarded(writes(AIMessageChunk(content=parts)), guard).invoke(PROMPT).text == "Fine."
+
+
+def test_langchain_reads_the_messages_of_a_conversation(guard: GuardClient) -> None:
+    call = {"name": "look", "args": {"for": "dinner"}, "id": "1", "type": "tool_call"}
+    thought: list[Any] = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+        {"type": "text", "text": "I look."},
+    ]
+    turns = [
+        SystemMessage("Be brief."),
+        HumanMessage(PROMPT),
+        AIMessage(thought, tool_calls=[call]),
+        ToolMessage("Rice.", tool_call_id="1"),
+    ]
+    assert langchain.guarded(model(SAFE), guard).invoke(turns).content == SAFE
+    harmful = [*turns[:-1], ToolMessage(UNSAFE_PROMPT, tool_call_id="1")]
+    assert langchain.guarded(model(SAFE), guard).invoke(harmful).content == ""
+    begun = [HumanMessage(PROMPT), AIMessage(TURNS[:100])]
+    assert "bomb" in TURNS[:100]
+    assert langchain.guarded(model(TURNS[100:]), guard).invoke(begun).response_metadata["guard"]
+    assert [each.content for each in langchain.guarded(model(SAFE), guard).batch([PROMPT, UNSAFE_PROMPT])] == [SAFE, ""]
 
 
 RAILS = """
