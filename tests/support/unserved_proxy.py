@@ -19,6 +19,10 @@ from qwen3guard_apps.proxy.upstream import Upstream
 from support.word_guard import WordGuard
 
 
+PAUSE = 12
+"""How often the loop turns before a piece comes: the guard has judged what came before."""
+
+
 @dataclass(frozen=True)
 class LlmAnswer:
     pieces: Sequence[bytes]
@@ -28,7 +32,8 @@ class LlmAnswer:
 
     async def iter_any(self) -> AsyncIterator[bytes]:
         for piece in self.pieces:
-            await asyncio.sleep(0)
+            for _ in range(PAUSE):
+                await asyncio.sleep(0)
             yield piece
 
     @property

@@ -63,7 +63,7 @@ def deltas(words: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
             "function": {"name": name, "arguments": value},
         },
         arguments,
-        st.sampled_from(["cook", "bake"]),
+        st.one_of(st.sampled_from(["cook", "bake"]), text),
     )
     mirrored = st.builds(lambda each: {"reasoning": each, "reasoning_content": each}, text)
     return st.one_of(
@@ -73,6 +73,18 @@ def deltas(words: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
         st.builds(lambda value: {"function_call": {"name": "cook", "arguments": value}}, arguments),
         mirrored,
     )
+
+
+def logprobs(delta: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Log-probabilities of the delta's own content, or of any other text, with alternatives."""
+    words = texts(HARMLESS + HARMFUL)
+    own = delta.get("content")
+    token = st.builds(
+        lambda text, other: {"token": text, "logprob": -1.0, "top_logprobs": [{"token": other, "logprob": -2.0}]},
+        st.one_of(words, st.just(own)) if isinstance(own, str) else words,
+        words,
+    )
+    return st.one_of(st.none(), st.builds(lambda tokens: {"content": tokens}, st.lists(token, max_size=2)))
 
 
 def choice(delta: Any, reason: Any = None) -> dict[str, Any]:
@@ -133,7 +145,7 @@ def asked(data: st.DataObject, *, stream: bool) -> dict[str, Any]:
 @given(st.data())
 def test_no_unsafe_word_of_a_stream_reaches_the_client(data: st.DataObject) -> None:
     pieces = data.draw(st.lists(deltas(HARMLESS + HARMFUL), max_size=6))
-    events: list[Any] = [chunk([choice(each)]) for each in pieces]
+    events: list[Any] = [chunk([choice(each) | {"logprobs": data.draw(logprobs(each))}]) for each in pieces]
     events.append(chunk([choice({}, "stop")]))
     for _ in range(data.draw(st.integers(0, 4))):
         at = data.draw(st.integers(0, len(events) - 1))
