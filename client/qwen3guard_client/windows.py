@@ -85,10 +85,7 @@ def _windows(text: str, make: MakeCall) -> Generator[Call[Classification], Class
         if size < SHORTEST:
             raise TextTooLong(f"The turns before the last one leave no room for {SHORTEST} characters of it.")
         start = _boundary(text, covered - min(OVERLAP, size // 4)) if covered else 0
-        if start + size < len(text):
-            end = _boundary(text, start + size)
-        else:  # the last window, which is as large as the others
-            start, end = min(start, _boundary(text, len(text) - size)), len(text)
+        end = _boundary(text, start + size) if start + size < len(text) else len(text)
         if text[start:end].strip():
             try:
                 verdict = yield make(text[start:end])

@@ -99,7 +99,7 @@ STREAM: dict[str, tuple[Bad, type[GuardError]]] = {
         errors.LastRole,
     ),
     "a field that is not read": (
-        lambda g: g.stream_step("e7", messages=[{"role": "user", "content": "x", "name": SECRET}], start=True),
+        lambda g: g.stream_step("e7", messages=[{"role": "user", "content": "x", "notes": SECRET}], start=True),
         errors.InvalidMessages,
     ),
     "start at a position": (

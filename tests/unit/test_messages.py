@@ -226,6 +226,30 @@ def test_each_role_is_one_of_three(role: str) -> None:
     assert set(TURNS.values()) == {"system", "user", "assistant"}
 
 
+@pytest.mark.parametrize("variant", ["gen", "stream", "qwen"])
+def test_templates_write_every_turn_of_what_is_read(variant: str, qwen_folder: Path) -> None:
+    """Several user's turns in a row, and the system's in the middle, as tools and developers give them."""
+    raw = [
+        {"role": "user", "content": "First."},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"second": 2}}}]},
+        {"role": "tool", "content": "Third."},
+        {"role": "tool", "content": "Fourth."},
+        {"role": "developer", "content": "Fifth."},
+        {"role": "assistant", "content": None, "reasoning": "Sixth.", "tool_calls": None},
+        {"role": "assistant", "content": "Seventh."},
+        {"role": "user", "content": [{"type": "text", "text": "Eighth."}]},
+    ]
+    messages = read(raw)
+    template = ChatTemplate.load(qwen_folder if variant == "qwen" else DEMO / variant)
+    text = template.tokenizer.decode(template.render(messages, 4096))
+    places = [text.index(each.content) for each in messages]
+    assert places == sorted(places)
+    if variant != "gen":  # Gen's template writes all turns into one
+        assert text.count("<|im_start|>") == len(messages) + 1
+        for each in messages:
+            assert f"<|im_start|>{each.role}\n{each.content}<|im_end|>\n" in text
+
+
 def test_messages_without_text_are_left_out_but_never_the_last() -> None:
     def turn(role: str, content: object = None) -> dict[str, object]:
         return {"role": role, "content": content}
