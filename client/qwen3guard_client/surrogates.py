@@ -6,7 +6,7 @@ REPLACEMENT = "\ufffd"
 """What a lone half is judged and shown as."""
 
 
-def joined(half: str, piece: str) -> tuple[str, str]:
+def join_surrogates(half: str, piece: str) -> tuple[str, str]:
     """The text of `half` and `piece` with whole pairs, and the half with which they end, or an empty string.
 
     `half` is what the last call returned so. Every other lone half becomes a REPLACEMENT.
@@ -21,5 +21,5 @@ def joined(half: str, piece: str) -> tuple[str, str]:
 
 def without_lone_surrogates(text: str) -> str:
     """`text` with whole pairs, and a REPLACEMENT for every lone half."""
-    whole, half = joined("", text)
+    whole, half = join_surrogates("", text)
     return whole + REPLACEMENT * len(half)

@@ -39,7 +39,7 @@ def guarded(
     def answer(inputs: Iterator[Any]) -> Generator[AIMessageChunk, None, None]:
         for value in inputs:
             messages = _messages(value)
-            asked = conversation.read({"messages": [as_openai(each) for each in messages]})
+            asked = conversation.read_conversation({"messages": [as_openai(each) for each in messages]})
             written = Written(model.stream(messages))
             source = chain([asked.begun], written.texts())
             moderated = guard.moderate(source, messages=asked.messages, policy=policy, on_flag=on_flag)

@@ -90,7 +90,7 @@ def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversat
         listed = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(listed, list) or not listed or not all(isinstance(each, str) for each in listed):
             raise InvalidMessages("The prompt of a text completion must be text; token ids cannot be read.")
-        return [conversation.read({"messages": [_turn("user", each)]}) for each in listed]
+        return [conversation.read_conversation({"messages": [_turn("user", each)]}) for each in listed]
     if call_type in RESPONSES:
         items = data.get("input")
         turns = [_turn("user", items)] if isinstance(items, str) else [*map(_of_item, items or ())]
@@ -100,8 +100,8 @@ def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversat
         messages = [turn for each in data.get("messages") or () for turn in _of_blocks(each)]
         messages = [*_of_blocks(_turn("system", data["system"])), *messages] if data.get("system") else messages
     else:
-        return [conversation.read(data)]
-    return [conversation.read({"messages": messages})]
+        return [conversation.read_conversation(data)]
+    return [conversation.read_conversation({"messages": messages})]
 
 
 def texts_of(answer: Any) -> dict[int, str]:

@@ -21,7 +21,7 @@ class Conversation:
     begun: str
 
 
-def read(request: Mapping[str, Any]) -> Conversation:
+def read_conversation(request: Mapping[str, Any]) -> Conversation:
     """Reads the messages of `request`; messages without text are left out.
 
     The last message counts as the user's, whatever its role; an assistant's is the start of the answer. Raises ApiError

@@ -11,12 +11,12 @@ from qwen3guard_contract.messages import TURNS
 
 from qwen3guard_apps.openai.shapes import (
     Anything,
-    Each,
-    Fields,
     Identifier,
-    Json,
+    JsonText,
+    ListOf,
     Name,
     Number,
+    ObjectOf,
     Parts,
     Shape,
     Text,
@@ -27,9 +27,9 @@ from qwen3guard_apps.openai.shapes import (
 Table = dict[str, Shape]
 
 FINISH_REASONS = Words(("stop", "length", "tool_calls", "function_call", "content_filter"), other="stop")
-ROLES = Words(tuple(TURNS))
+_ROLES = Words(tuple(TURNS))
 
-_DETAILS = Fields(
+_DETAILS = ObjectOf(
     dict.fromkeys(
         (
             "accepted_prediction_tokens",
@@ -45,7 +45,7 @@ _DETAILS = Fields(
     ),
     "numbers of tokens",
 )
-USAGE: Table = {
+USAGE_FIELDS: Table = {
     **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), Number("a number of tokens")),
     **dict.fromkeys(("prompt_tokens_details", "completion_tokens_details"), _DETAILS),
     **dict.fromkeys(("prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "reasoning_tokens", "cost"), Number()),
@@ -55,40 +55,43 @@ _PART: Table = {
     **dict.fromkeys(PART_FIELDS.values(), Text()),
     "closed": Number("a truth value"),
 }
-PART = _PART | {"thinking": Parts(Fields(_PART), PART_FIELDS)}
+PART_OF_CONTENT_FIELDS: Table = _PART | {"thinking": Parts(ObjectOf(_PART), PART_FIELDS)}
 """A part of a content that comes in parts. One of another type is removed."""
 
-FUNCTION: Table = {"name": Text("a name that the request declares; any other is judged"), "arguments": Json()}
-CUSTOM: Table = {"name": FUNCTION["name"], "input": Json()}
-CALL: Table = {
+FUNCTION_FIELDS: Table = {
+    "name": Text("a name that the request declares; any other is judged"),
+    "arguments": JsonText(),
+}
+CUSTOM_FIELDS: Table = {"name": FUNCTION_FIELDS["name"], "input": JsonText()}
+TOOL_CALL_FIELDS: Table = {
     "index": Number(),
     "id": Text("an id; any other text is judged"),
     "type": Words(("function", "custom")),
-    "function": Fields(FUNCTION, "`name` and `arguments`"),
-    "custom": Fields(CUSTOM, "`name` and `input`"),
+    "function": ObjectOf(FUNCTION_FIELDS, "`name` and `arguments`"),
+    "custom": ObjectOf(CUSTOM_FIELDS, "`name` and `input`"),
 }
 """A tool call of an answer."""
 
-MESSAGE: Table = {
-    "role": ROLES,
-    **dict.fromkeys(TEXT_FIELDS, Parts(Fields(PART), PART_FIELDS)),
-    "function_call": Fields(FUNCTION, "`name` and `arguments`"),
-    "tool_calls": Each(Fields(CALL), "a list of calls"),
+MESSAGE_FIELDS: Table = {
+    "role": _ROLES,
+    **dict.fromkeys(TEXT_FIELDS, Parts(ObjectOf(PART_OF_CONTENT_FIELDS), PART_FIELDS)),
+    "function_call": ObjectOf(FUNCTION_FIELDS, "`name` and `arguments`"),
+    "tool_calls": ListOf(ObjectOf(TOOL_CALL_FIELDS), "a list of calls"),
 }
 """A message of an answer, or a piece of one (`delta`)."""
 
-CHOICE: Table = {
+CHOICE_FIELDS: Table = {
     "index": Number("a number below `n`"),
     "finish_reason": FINISH_REASONS,
-    "message": Fields(MESSAGE, "a message, in a whole answer"),
-    "delta": Fields(MESSAGE, "a piece of a message, in a stream"),
+    "message": ObjectOf(MESSAGE_FIELDS, "a message, in a whole answer"),
+    "delta": ObjectOf(MESSAGE_FIELDS, "a piece of a message, in a stream"),
     "logprobs": Anything("those of the text that goes out with them"),
     "stop_reason": Anything("a number, or a text among the request's `stop`"),
     "matched_stop": Anything("a number, or a text among the request's `stop`"),
 }
 """A choice of an answer."""
 
-HEAD: Table = {
+HEAD_FIELDS: Table = {
     "id": Identifier("the answer's first id; if it has none, the proxy's own"),
     "object": Words(("chat.completion", "chat.completion.chunk")),
     "created": Number("a number"),
@@ -98,33 +101,35 @@ HEAD: Table = {
 }
 """What a whole answer, or a chunk of a stream, says of itself. It stays as the first chunk says it."""
 
-ANSWER: Table = HEAD | {
-    "usage": Fields(USAGE, "numbers of tokens"),
-    "choices": Each(Fields(CHOICE), "a list of choices"),
+ANSWER_FIELDS: Table = HEAD_FIELDS | {
+    "usage": ObjectOf(USAGE_FIELDS, "numbers of tokens"),
+    "choices": ListOf(ObjectOf(CHOICE_FIELDS), "a list of choices"),
 }
 
 _FORM = Anything("what the answer may be; the answer is judged")
 _OPERATOR = Anything("for the LLM's operator, not for its model")
-REQUEST: Table = {
-    "messages": Json("a list of messages"),
+REQUEST_FIELDS: Table = {
+    "messages": JsonText("a list of messages"),
     **dict.fromkeys(("model", "tool_choice", "function_call"), Anything()),
     **dict.fromkeys(("tools", "functions"), Anything("definitions; they are not judged")),
     **dict.fromkeys(("response_format", "structured_outputs", "grammar", "json_schema", "stop"), _FORM),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _FORM),
     **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"), _OPERATOR),
     **dict.fromkeys(("reasoning_effort", "verbosity"), Name("a word")),
-    "reasoning": Fields({**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()}),
-    "thinking": Fields({"type": Name(), "budget_tokens": Number()}),
-    "modalities": Each(Words(("text",)), "`text` alone"),
+    "reasoning": ObjectOf(
+        {**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()}
+    ),
+    "thinking": ObjectOf({"type": Name(), "budget_tokens": Number()}),
+    "modalities": ListOf(Words(("text",)), "`text` alone"),
 }
 """A request. A field with another name passes if it is `WithoutText`, as `temperature` and `max_tokens` are."""
 
-REQUEST_MESSAGE: Table = {
-    "role": Json(f"{ROLES.says}; any other is refused"),
-    **dict.fromkeys(TEXT_FIELDS, Json("text, or parts of text; a part that is not text is refused")),
-    "function_call": Json("`name`, and `arguments` that are judged"),
-    "tool_calls": Json("a list of calls, whose arguments are judged"),
-    **dict.fromkeys(("name", "tool_call_id"), Json("a name without spaces; any other is refused")),
+REQUEST_MESSAGE_FIELDS: Table = {
+    "role": JsonText(f"{_ROLES.says}; any other is refused"),
+    **dict.fromkeys(TEXT_FIELDS, JsonText("text, or parts of text; a part that is not text is refused")),
+    "function_call": JsonText("`name`, and `arguments` that are judged"),
+    "tool_calls": JsonText("a list of calls, whose arguments are judged"),
+    **dict.fromkeys(("name", "tool_call_id"), JsonText("a name without spaces; any other is refused")),
 }
 """A message of a request. A field with another name passes if it is `WithoutText`."""
 
@@ -138,5 +143,5 @@ _MODEL: Table = {
     "owned_by": Name(),
     "max_model_len": Number(),
 }
-MODELS = Fields(_MODEL | {"object": Words(("model", "list")), "data": Each(Fields(_MODEL))})
+MODEL_LIST = ObjectOf(_MODEL | {"object": Words(("model", "list")), "data": ListOf(ObjectOf(_MODEL))})
 """The list of the LLM's models, or one of them."""

@@ -148,7 +148,7 @@ def _conversation(request: Mapping[str, Any]) -> Conversation | None:
     if not messages:
         return None
     try:
-        return conversation.read({"messages": messages})
+        return conversation.read_conversation({"messages": messages})
     except ApiError as error:
         raise _CannotRead(str(error)) from None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen3guard_apps.openai.shapes import Number
 
-Entry = dict[str, Any]
+TokenEntry = dict[str, Any]
 MOST_APART = 2**16
 """The most bytes of text that wait for their log-probabilities."""
 _BYTE = range(256)
@@ -19,12 +19,12 @@ class OwnLogprobs:
         self._text = b""
         """Text without log-probabilities yet."""
         self._spelled = b""
-        self._entries: list[Entry] = []
+        self._entries: list[TokenEntry] = []
         """Log-probabilities whose text has not come yet, or not all, and what their tokens spell."""
         self._apart = False
         """Whether they are of another text: then no more of them are shown."""
 
-    def take(self, text: str, raw: Any) -> list[Entry]:
+    def take(self, text: str, raw: Any) -> list[TokenEntry]:
         """Returns those that may go out with this piece of text: their tokens spell what has come, and no more."""
         if self._apart:
             return []
@@ -42,7 +42,7 @@ class OwnLogprobs:
         return entries
 
 
-def _entry(raw: Any) -> tuple[Entry, bytes]:
+def _entry(raw: Any) -> tuple[TokenEntry, bytes]:
     """One token, without the alternatives that the LLM did not write, and the bytes that it spells."""
     if not isinstance(raw, dict) or not isinstance(raw.get("token"), str):
         return {}, b"\xff"  # no text has this byte
@@ -56,7 +56,7 @@ def _entry(raw: Any) -> tuple[Entry, bytes]:
     return entry, spelled
 
 
-def _shown(raw: Entry, spelled: bytes) -> Entry:
+def _shown(raw: TokenEntry, spelled: bytes) -> TokenEntry:
     number = raw.get("logprob")
     probability = {"logprob": number} if Number().read(number) is number else {}
     listed = {"bytes": list(spelled) if raw["bytes"] else None} if "bytes" in raw else {}

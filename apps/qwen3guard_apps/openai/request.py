@@ -9,10 +9,9 @@ from typing import Any
 
 from qwen3guard_apps.openai import conversation, fields
 from qwen3guard_apps.openai.api_error import invalid
+from qwen3guard_apps.openai.choice import EMPTY
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.shapes import REMOVED, is_name
-
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class ChatRequest:
     removed: tuple[str, ...]
 
 
-def read(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatRequest:
+def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatRequest:
     """Reads a request. The text of `passed_fields`, which the operator lets through, is judged with the last turn.
 
     Raises ApiError for what cannot be judged.
     """
-    sent, removed, extra = _filtered(asked, fields.REQUEST, passed_fields)
+    sent, removed, extra = _filtered(asked, fields.REQUEST_FIELDS, passed_fields)
     if not isinstance(sent.get("stream"), bool | None):
         raise invalid("stream must be true or false.")
     messages = sent.get("messages")
@@ -39,12 +38,12 @@ def read(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatR
         for raw in messages:
             if not isinstance(raw, dict):
                 raise invalid("A message must be an object with a role.")
-            message, without, more = _filtered(raw, fields.REQUEST_MESSAGE, passed_fields)
+            message, without, more = _filtered(raw, fields.REQUEST_MESSAGE_FIELDS, passed_fields)
             sent["messages"].append(message)
             read_messages.append({name: value for name, value in message.items() if name not in passed_fields})
             removed += [f"messages.{name}" for name in without]
             extra += more
-    turns = conversation.read(sent | {"messages": read_messages} if isinstance(messages, list) else sent)
+    turns = conversation.read_conversation(sent | {"messages": read_messages} if isinstance(messages, list) else sent)
     if extra:
         turns.messages[-1]["content"] += "\n" + "\n".join(extra)
     return ChatRequest(sent, turns, tuple(dict.fromkeys(removed)))
@@ -59,12 +58,12 @@ def _filtered(
     for name, value in raw.items():
         if name in passed_fields and name not in table:
             passed[name] = value
-            if value not in _EMPTY:
+            if value not in EMPTY:
                 texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
             continue
         read = None if value is None else table.get(name, fields.OTHERS).read(value)
         if read is not REMOVED and (name in table or is_name(name)):
             passed[name] = read
-        elif value not in _EMPTY:
+        elif value not in EMPTY:
             removed.append(name if is_name(name) else "?")
     return passed, removed, texts

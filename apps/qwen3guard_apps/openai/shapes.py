@@ -110,7 +110,7 @@ class Text(Shape):
 
 
 @dataclass(frozen=True)
-class Json(Shape):
+class JsonText(Shape):
     """A value that the guard judges: a text as it is, or any other value as its JSON."""
 
     says: str = "text, or any JSON"
@@ -139,7 +139,7 @@ class Parts(Shape):
 
 
 @dataclass(frozen=True)
-class Each(Shape):
+class ListOf(Shape):
     """A list; what does not pass is left out."""
 
     shape: Shape
@@ -153,7 +153,7 @@ class Each(Shape):
 
 
 @dataclass(frozen=True)
-class Fields(Shape):
+class ObjectOf(Shape):
     """An object of which the named fields pass. A field that is null passes: it says nothing."""
 
     fields: Mapping[str, Shape]

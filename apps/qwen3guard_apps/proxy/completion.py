@@ -17,8 +17,9 @@ from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
 from qwen3guard_apps.openai import request as chat_request
-from qwen3guard_apps.openai.answer import CALLS, Answer, Entry, unreadable
+from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstream_failed
+from qwen3guard_apps.openai.choice import CALLS, ChatChoice, unreadable
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, headers_back, parsed
@@ -64,7 +65,7 @@ class Completion(ABC):
     def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
         """Raises ApiError for a request that cannot be judged."""
         settings = place.settings
-        read = chat_request.read(asked, settings.pass_fields)
+        read = chat_request.read_request(asked, settings.pass_fields)
         count = asked.get("n")
         count = 1 if count is None else count
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= settings.max_choices:
@@ -76,7 +77,7 @@ class Completion(ABC):
         self._turns = read.conversation
         self._changed = asyncio.Event()
         self._choices = [Judged(place.guard, settings, self._turns, self._changed) for _ in range(count)]
-        self._answer = Answer(read.sent, count, settings.pass_fields)
+        self._answer = ChatAnswer(read.sent, count, settings.pass_fields)
         self._failure: ApiError | None = None
         """Why the LLM's answer ends early, or is none."""
         self._headers = {REMOVED_HEADER: ", ".join(read.removed)} if read.removed else {}
@@ -201,7 +202,7 @@ class Completion(ABC):
 class WholeCompletion(Completion):
     """The LLM answers in one piece."""
 
-    _entries: list[Entry] | None = None
+    _entries: list[ChatChoice] | None = None
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
         body = self._parsed(await self._place.upstream.whole(answer))

@@ -24,8 +24,8 @@ from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
 
 from qwen3guard_apps.openai import fields, litellm_guardrail
-from qwen3guard_apps.openai.answer import unreadable
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.openai.shapes import REMOVED
@@ -125,7 +125,7 @@ class Proxy:
         try:
             async with upstream.call("GET", path, query, request.headers) as answer:
                 await upstream.accepted(answer)
-                listed = fields.MODELS.read(parsed(await upstream.whole(answer)))
+                listed = fields.MODEL_LIST.read(parsed(await upstream.whole(answer)))
         except LlmError as error:
             raise error.withheld() from None
         if listed is REMOVED:

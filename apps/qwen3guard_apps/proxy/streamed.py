@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from qwen3guard_apps.openai.answer import Entry, unreadable
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.choice import ChatChoice, unreadable
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.upstream import LlmError
@@ -33,7 +33,7 @@ class Held:
     """A chunk with one choice, whose text ends at `end`, or with no choice."""
 
     chunk: Chunk
-    entry: Entry | None = None
+    entry: ChatChoice | None = None
     end: int = 0
 
     @property
@@ -130,7 +130,7 @@ class StreamedCompletion(Completion):
         if not entries and usage.get("usage"):
             self._tail.append(Held(self._chunk([]) | usage))
 
-    def _hold_entry(self, entry: Entry, usage: Chunk) -> None:
+    def _hold_entry(self, entry: ChatChoice, usage: Chunk) -> None:
         index = entry.index
         judged = self._choices[index]
         judged.write(entry.text)
@@ -238,13 +238,13 @@ class StreamedCompletion(Completion):
         choice = self._choices[held.entry.index]
         return choice.stopped or (choice.releases(held.end) and (choice.final or not held.finishes))
 
-    def _marked(self, held: Held, entry: Entry) -> Chunk:
+    def _marked(self, held: Held, entry: ChatChoice) -> Chunk:
         choice = self._choices[entry.index]
         if held.finishes or (choice.flag and held.end > choice.limit):
             entry.choice["guard"] = choice.verdict()
         return held.chunk
 
-    def _before_the_flag(self, held: Held, entry: Entry) -> Iterator[Chunk]:
+    def _before_the_flag(self, held: Held, entry: ChatChoice) -> Iterator[Chunk]:
         """The chunk of a stopped choice, or the part of it before the flag, if there is one."""
         length = len(entry.text)
         kept = self._choices[entry.index].limit - (held.end - length)

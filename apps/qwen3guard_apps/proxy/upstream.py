@@ -12,8 +12,8 @@ import aiohttp
 from qwen3guard_client.surrogates import without_lone_surrogates
 from yarl import URL
 
-from qwen3guard_apps.openai.answer import unreadable
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.shapes import is_id
 from qwen3guard_apps.proxy.settings import Settings
 

@@ -16,7 +16,7 @@ from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerd
 from qwen3guard_client.arguments import Piece, checked_piece
 from qwen3guard_client.moderation.cascade import Asking, Cascade
 from qwen3guard_client.moderation.gate import Flag, Flagged, Gate, OnFlag, Release, Segment
-from qwen3guard_client.surrogates import REPLACEMENT, joined
+from qwen3guard_client.surrogates import REPLACEMENT, join_surrogates
 from qwen3guard_client.transport.calls import Call
 
 
@@ -204,7 +204,7 @@ class Flow:
     def _whole_characters(self, piece: str | list[int]) -> list[str | list[int]]:
         """The pieces to judge now: half of a surrogate pair at the end of a text waits for the next one."""
         if isinstance(piece, str):
-            piece, self._half = joined(self._half, piece)
+            piece, self._half = join_surrogates(self._half, piece)
             return [piece] if piece else []
         half, self._half = self._half, ""
         return [each for each in (REPLACEMENT if half else "", piece) if len(each)]

@@ -15,7 +15,7 @@ from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
 from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_piece
-from qwen3guard_client.surrogates import REPLACEMENT, joined
+from qwen3guard_client.surrogates import REPLACEMENT, join_surrogates
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
 
@@ -95,7 +95,7 @@ class StreamState:
             raise EmptyText("The piece is empty.")
         half = self._half
         if isinstance(piece, str):
-            piece, half = joined(half, piece)
+            piece, half = join_surrogates(half, piece)
         elif half:
             yield from self._write(REPLACEMENT)
             half = self._half = ""

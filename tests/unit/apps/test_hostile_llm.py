@@ -13,7 +13,7 @@ from support.unserved_proxy import LlmAnswer, Received, receive
 from support.word_guard import is_unsafe
 
 MESSAGES = [{"role": "user", "content": "What shall we eat?"}]
-STREAMS = 100_000 if FULL else 400
+STREAMS = 100_000 if FULL else 300
 SETTINGS = settings(max_examples=STREAMS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 HARMLESS = ("rice", " bread", " and", " 5", "\n\n", " naïve", " 猫", " \U0001f600", "!")
