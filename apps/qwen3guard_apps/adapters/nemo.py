@@ -1,10 +1,11 @@
-"""Actions for NeMo Guardrails: an input rail and an output rail, judged by Gen.
+"""Actions for NeMo Guardrails: rails for the user's message, the model's, its tool calls and their results.
 
     rails = LLMRails(config)
     register(rails, "127.0.0.1:8001")
 
-Needs `pip install nemoguardrails` and a served Gen guard. In a flow, `execute qwen3guard_check_input` and
-`execute qwen3guard_check_output` give True for text that may pass, and False where the guard cannot judge.
+Needs `pip install nemoguardrails` and a served Gen guard, for streamed output also a Stream guard. In a flow, `execute
+qwen3guard_check_input` and its like give an Outcome, which is true for what may pass. It is false where the guard
+cannot judge.
 """
 
 from __future__ import annotations
@@ -13,46 +14,64 @@ import logging
 from typing import Any
 
 from nemoguardrails import LLMRails  # type: ignore[import-untyped]
-from qwen3guard_client import AsyncGuardClient, GuardError, Policy
+from nemoguardrails.actions.rail_outcome import RailDecision, RailOutcome  # type: ignore[import-untyped]
+from qwen3guard_client import AsyncGuardClient, Flagged, GuardError, Policy
+from qwen3guard_contract.errors import InvalidRequest
 
+from qwen3guard_apps.adapters import nemo_reader as reader
+from qwen3guard_apps.adapters.moderated import judge
+from qwen3guard_apps.adapters.nemo_flows import FLOWS, NAMES
+from qwen3guard_apps.openai.api_error import ApiError
+
+__all__ = ["FLOWS", "Outcome", "register"]
 _LOG = logging.getLogger("qwen3guard.nemo")
-FLOWS = """
-define bot refuse what is unsafe
-  "I cannot answer that."
 
-define subflow qwen3guard check input
-  $allowed = execute qwen3guard_check_input
-  if not $allowed
-    bot refuse what is unsafe
-    stop
 
-define subflow qwen3guard check output
-  $allowed = execute qwen3guard_check_output
-  if not $allowed
-    bot refuse what is unsafe
-    stop
-"""
-"""Colang 1.0, for `rails: {input: {flows: [qwen3guard check input]}, output: {flows: [qwen3guard check output]}}`."""
+class Outcome(RailOutcome):  # type: ignore[misc]
+    """True if the text may pass: a RailOutcome of NeMo's own is always true."""
+
+    def __bool__(self) -> bool:
+        return not self.is_blocked
 
 
 def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | None = None) -> None:
-    """Registers both actions on `rails`; Gen is asked at `url`, and `policy` says which categories are unsafe."""
-    unsafe_categories = (policy or Policy()).unsafe_categories
+    """Registers the actions on `rails`; the guards are asked at `url`, and `policy` decides what is unsafe.
 
-    async def allowed(prompt: str, response: str | None) -> bool:
+    Raises InvalidRequest if the config of `rails` has its output checked here, and its tool calls nowhere.
+    """
+    configured = rails.config.rails
+    if "qwen3guard check output" in configured.output.flows and not configured.tool_output.flows:
+        raise InvalidRequest("The config checks output and no tool calls: add `qwen3guard check tool output` to it.")
+
+    async def by_gen(messages: list[dict[str, Any]]) -> bool:
+        async with AsyncGuardClient(url) as guard:
+            verdict = await guard.classify(messages=messages, context="recent")
+        if verdict.turns_left_out:
+            _LOG.warning("the oldest %d turns did not fit and were left out", verdict.turns_left_out)
+        return not (policy or Policy()).unsafe_categories(verdict)
+
+    async def checked(name: str, context: dict[str, Any], events: list[dict[str, Any]] | None) -> Outcome:
+        may_pass = False
         try:
-            async with AsyncGuardClient(url) as guard:
-                classification = await guard.classify(prompt, response)
-        except GuardError as error:
+            messages = reader.read(name, context, events or [])
+            if events is None and name == "output":  # a piece of a stream, of which Gen would want the whole
+                await judge(url, policy, reader.answered(messages))
+                may_pass = True
+            else:
+                may_pass = not messages or await by_gen(messages)
+        except Flagged:
+            pass
+        except (GuardError, ApiError) as error:
             _LOG.warning("the guard cannot judge: %s", error.code)
-            return False
-        return not unsafe_categories(classification)
+        if not may_pass:
+            reader.withhold(events or [])
+        return Outcome(RailDecision.ALLOW if may_pass else RailDecision.BLOCK)
 
-    async def check_input(context: dict[str, Any]) -> bool:
-        return await allowed(context["user_message"], None)
+    def action(name: str) -> Any:
+        async def check(context: dict[str, Any], events: list[dict[str, Any]] | None = None, **_: Any) -> Outcome:
+            return await checked(name, context, events)
 
-    async def check_output(context: dict[str, Any]) -> bool:
-        return await allowed(context["user_message"], context["bot_message"])
+        return check
 
-    rails.register_action(check_input, "qwen3guard_check_input")
-    rails.register_action(check_output, "qwen3guard_check_output")
+    for name in NAMES:
+        rails.register_action(action(name), f"qwen3guard_check_{name}")

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
@@ -268,35 +268,87 @@ def test_langchain_reads_the_messages_of_a_conversation(guard: GuardClient) -> N
 RAILS = """
 import asyncio, json, sys
 from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
 from nemoguardrails import LLMRails, RailsConfig
 from qwen3guard_apps.adapters import nemo
 
-yaml = "models: []\\nrails: {input: {flows: [qwen3guard check input]}, output: {flows: [qwen3guard check output]}}"
-answers = []
-for url, prompt, said in json.loads(sys.argv[1]):
+flows = {name: {"flows": ["qwen3guard check " + name.replace("_", " ")]} for name in nemo_rails}
+streamed = {"enabled": True, "chunk_size": 60, "context_size": 20, "stream_first": False}
+
+def rails(url, said, passthrough, stream):
+    output = flows.get("output", {"flows": []}) | ({"streaming": streamed} if stream else {})
+    yaml = json.dumps({"models": [], "passthrough": passthrough, "rails": flows | {"output": output}})
     config = RailsConfig.from_content(colang_content=nemo.FLOWS, yaml_content=yaml)
-    rails = LLMRails(config, llm=GenericFakeChatModel(messages=iter([said])))
-    nemo.register(rails, url)
-    answers.append(asyncio.run(rails.generate_async(messages=[{"role": "user", "content": prompt}]))["content"])
-print(json.dumps(answers))
+    made = LLMRails(config, llm=GenericFakeChatModel(messages=iter([AIMessage(**said)])))
+    nemo.register(made, url)
+    return made
+
+async def answer(url, messages, said, passthrough=False, stream=False):
+    made = rails(url, said, passthrough, stream)
+    if not stream:
+        return await made.generate_async(messages=messages)
+    return {"content": "".join([piece async for piece in made.stream_async(messages=messages)])}
+
+print(json.dumps([asyncio.run(answer(**case)) for case in json.loads(sys.argv[1])]))
 """
+REFUSAL = "I cannot answer that."
+
+
+def railed(cases: list[dict[str, Any]], rails: Sequence[str] = ("input", "output", "tool_output")) -> list[Any]:
+    """What NeMo answers, in a process of its own: importing it changes asyncio for all of it."""
+    script = f"nemo_rails = {list(rails)!r}" + RAILS
+    command = [sys.executable, "-c", script, json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_nemo_rails_pass_and_refuse(guard: GuardClient) -> None:
-    """In a process of its own: importing NeMo Guardrails changes asyncio for all of it."""
-    nobody = f"127.0.0.1:{free_port()}"
-    asked = [
-        (guard.url, PROMPT, SAFE),
-        (guard.url, UNSAFE_PROMPT, SAFE),
-        (guard.url, PROMPT, TURNS),
-        (nobody, PROMPT, SAFE),
-    ]
+    user = {"role": "user", "content": PROMPT}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    call = {"name": "cook", "id": "1", "type": "tool_call"}
+    before = [user, {"role": "assistant", "content": SAFE}, {"role": "user", "content": "And then?"}]
+
+    def case(messages: list[Any], content: str = SAFE, url: str = guard.url, **more: Any) -> dict[str, Any]:
+        said = {"content": content} | {key: more.pop(key) for key in ("additional_kwargs", "tool_calls") if key in more}
+        return {"url": url, "messages": messages, "said": said, **more}
+
     assert guard.classify(PROMPT, TURNS).strict
-    command = [sys.executable, "-c", RAILS, json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    refusal = "I cannot answer that."
-    assert json.loads(done.stdout.splitlines()[-1]) == [SAFE, refusal, refusal, refusal]
+    passing = [
+        case([user]),
+        case(before),
+        case([{"role": "user", "content": ""}]),
+        case([user], stream=True),
+        case([user], "Fine.", additional_kwargs={"reasoning_content": SAFE}),
+        case([user], "", tool_calls=[call | {"args": {"how": SAFE}}], passthrough=True),
+    ]
+    refused = [
+        case([{"role": "user", "content": UNSAFE_PROMPT}]),
+        case([user], TURNS),
+        case([user], url=f"127.0.0.1:{free_port()}"),
+        case([{"role": "user", "content": [{"type": "text", "text": PROMPT}, image]}]),
+        case([user], "Fine.", additional_kwargs={"reasoning_content": TURNS}),
+        case([user], "", tool_calls=[call | {"args": {"how": TURNS}}], passthrough=True),
+    ]
+    *answers, cut = railed([*passing, *refused, case([user], TURNS, stream=True)])
+    passed, stopped = answers[: len(passing)], answers[len(passing) :]
+    assert [each["content"] for each in passed[:4]] == [SAFE] * 4
+    assert passed[4]["content"] == f"<think>{SAFE}</think>\nFine."
+    assert passed[5]["tool_calls"][0]["function"]["arguments"] == {"how": SAFE}
+    assert stopped == [{"role": "assistant", "content": REFUSAL}] * len(refused)
+    assert "content_blocked" in cut["content"]
+    assert "explosives" not in cut["content"]
+
+
+def test_nemo_judges_the_results_of_tools(guard: GuardClient) -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    asked = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    harmful = {"role": "tool", "tool_call_id": "1", "name": "look", "content": UNSAFE_PROMPT}
+    case = {"url": guard.url, "messages": [*asked, harmful], "said": {"content": SAFE}, "passthrough": True}
+    assert [each["content"] for each in railed([case], ("tool_input",))] == [REFUSAL]
+    # The config has no rail for tool calls, which the output's would not see.
+    with pytest.raises(AssertionError, match="InvalidRequest"):
+        railed([case], ("output",))
 
 
 @pytest.mark.parametrize("name", ["litellm", "langchain", "nemo"])
