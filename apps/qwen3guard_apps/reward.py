@@ -30,9 +30,9 @@ from qwen3guard_contract.verdict import Classification
 from qwen3guard_apps.annotation.annotate import ROW_TIMEOUT_S, is_row_error
 from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_order
 
-Turns = str | Messages
+TextOrMessages = str | Messages
 """A text, or messages in OpenAI's form."""
-RewardedConversation = tuple[Turns, Turns] | Messages | str
+RewardedConversation = tuple[TextOrMessages, TextOrMessages] | Messages | str
 """A prompt and its response, each a text or messages, or messages (a list, or JSON text) that end with the assistant's.
 """
 Bad = float | Literal["raise"] | None
@@ -82,7 +82,9 @@ def trl_reward(*, bad: Bad = 0.0, **options: Any) -> Callable[..., list[float | 
     what `reward_async` raises, and InvalidRequest where prompts and completions are not equally many.
     """
 
-    def safety_reward(prompts: Sequence[Turns], completions: Sequence[Turns], **_: Any) -> list[float | None]:
+    def safety_reward(
+        prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **_: Any
+    ) -> list[float | None]:
         if len(prompts) != len(completions):
             raise InvalidRequest(f"There are {len(prompts)} prompts and {len(completions)} completions.")
         pairs = list(zip(prompts, completions, strict=True))

@@ -19,7 +19,7 @@ from qwen3guard_client.transport.connection import DEFAULT_URL
 
 from qwen3guard_apps.adapters import litellm_reader as reader
 from qwen3guard_apps.adapters.cleared import ClearedItems
-from qwen3guard_apps.adapters.moderated import cleared_text, judge
+from qwen3guard_apps.adapters.moderated import cleared_text, judge_answers
 from qwen3guard_apps.openai.api_error import ApiError
 
 
@@ -42,13 +42,13 @@ class Qwen3Guardrail(CustomGuardrail):
     ) -> Any:
         if call_type not in self._let_through:
             with self._refusals():
-                await judge(self._url, self._policy, reader.asked(data, call_type).prompts())
+                await judge_answers(self._url, self._policy, reader.asked(data, call_type).prompts())
         return data
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:
         if (call_type := reader.call_type_of(data, response)) not in self._let_through:
             with self._refusals():
-                await judge(self._url, self._policy, reader.asked(data, call_type).answered(response))
+                await judge_answers(self._url, self._policy, reader.asked(data, call_type).answered(response))
         return response
 
     async def async_post_call_streaming_iterator_hook(

@@ -17,16 +17,17 @@ from qwen3guard_contract.text import shown
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.conversation import Conversation
 
-CHAT = ("completion", "acompletion")
-COMPLETIONS = ("text_completion", "atext_completion")
-MESSAGES = ("anthropic_messages", "aanthropic_messages")
-RESPONSES = ("responses", "aresponses")
+CHAT_CALLS = ("completion", "acompletion")
+COMPLETION_CALLS = ("text_completion", "atext_completion")
+ANTHROPIC_CALLS = ("anthropic_messages", "aanthropic_messages")
+RESPONSES_CALLS = ("responses", "aresponses")
 WITHOUT_READER = (
     *("embedding", "aembedding", "embeddings", "rerank", "arerank", "moderation", "amoderation"),
     *("token_counter", "list_models"),
 )
 """Calls whose text goes to no reader: what answers them are numbers, or the caller's own text."""
 _ANSWERS_WITHOUT_READER = ("EmbeddingResponse", "RerankResponse", "OpenAIModerationResponse")
+_JUDGED = (*CHAT_CALLS, *COMPLETION_CALLS, *ANTHROPIC_CALLS, *RESPONSES_CALLS)
 _ANSWER = {"id", "created", "model", "object", "system_fingerprint", "choices", "usage"}
 _CHOICE = {"index", "finish_reason", "message", "delta"}
 _COMPLETION = {"index", "finish_reason", "text", "reasoning_content"}
@@ -39,17 +40,17 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 def call_type_of(data: Mapping[str, Any], answer: Any) -> str:
     """The type of the call that had this answer, or the type of a stream's call if `answer` is None."""
     if isinstance(answer, dict) and answer.get("type") == "message":
-        return MESSAGES[0]
+        return ANTHROPIC_CALLS[0]
     if getattr(answer, "object", None) == "response":
-        return RESPONSES[0]
+        return RESPONSES_CALLS[0]
     if type(answer).__name__ in _ANSWERS_WITHOUT_READER:
         return WITHOUT_READER[0]
     logged = getattr(data.get("litellm_logging_obj"), "call_type", None)
-    if isinstance(logged, str) and logged not in (*CHAT, *COMPLETIONS, *MESSAGES, *RESPONSES, *WITHOUT_READER):
+    if isinstance(logged, str) and logged not in (*_JUDGED, *WITHOUT_READER):
         return logged
     if data.get("messages"):
-        return CHAT[0]
-    return RESPONSES[0] if "input" in data else COMPLETIONS[0] if "prompt" in data else CHAT[0]
+        return CHAT_CALLS[0]
+    return RESPONSES_CALLS[0] if "input" in data else COMPLETION_CALLS[0] if "prompt" in data else CHAT_CALLS[0]
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,20 @@ def asked(data: Mapping[str, Any], call_type: str) -> Asked:
 
 
 def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversation]:
-    if call_type not in (*CHAT, *COMPLETIONS, *MESSAGES, *RESPONSES):
+    if call_type not in _JUDGED:
         raise InvalidMessages(f"A call of the type {shown(str(call_type))} is not judged here.")
-    if call_type in COMPLETIONS:
+    if call_type in COMPLETION_CALLS:
         prompts = data.get("prompt")
         listed = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(listed, list) or not listed or not all(isinstance(each, str) for each in listed):
             raise InvalidMessages("The prompt of a text completion must be text; token ids cannot be read.")
         return [conversation.read_conversation({"messages": [_turn("user", each)]}) for each in listed]
-    if call_type in RESPONSES:
+    if call_type in RESPONSES_CALLS:
         items = data.get("input")
         turns = [_turn("user", items)] if isinstance(items, str) else [*map(_of_item, items or ())]
         instructions = data.get("instructions")
         messages = [_turn("system", instructions), *turns] if instructions else turns
-    elif call_type in MESSAGES:
+    elif call_type in ANTHROPIC_CALLS:
         messages = [turn for each in data.get("messages") or () for turn in _of_blocks(each)]
         messages = [*_of_blocks(_turn("system", data["system"])), *messages] if data.get("system") else messages
     else:

@@ -20,7 +20,7 @@ async def cleared_text(
         begun = max(0, begun - len(str(segment)))
 
 
-async def judge(url: str, policy: Policy | None, answers: Iterable[tuple[Conversation, str]]) -> None:
+async def judge_answers(url: str, policy: Policy | None, answers: Iterable[tuple[Conversation, str]]) -> None:
     """Raises Flagged, or another GuardError. Of an answer without text, the prompt alone is judged."""
     async with AsyncGuardClient(url) as guard:
         for asked, answer in answers:

@@ -19,7 +19,7 @@ from qwen3guard_client import AsyncGuardClient, Flagged, GuardError, Policy
 from qwen3guard_contract.errors import InvalidRequest
 
 from qwen3guard_apps.adapters import nemo_reader as reader
-from qwen3guard_apps.adapters.moderated import judge
+from qwen3guard_apps.adapters.moderated import judge_answers
 from qwen3guard_apps.adapters.nemo_flows import FLOWS, NAMES
 from qwen3guard_apps.openai.api_error import ApiError
 
@@ -53,9 +53,9 @@ def register(rails: LLMRails, url: str = "127.0.0.1:8001", *, policy: Policy | N
     async def checked(name: str, context: dict[str, Any], events: list[dict[str, Any]] | None) -> Outcome:
         may_pass = False
         try:
-            messages = reader.read(name, context, events or [])
+            messages = reader.judged_messages(name, context, events or [])
             if events is None and name == "output":  # a piece of a stream, of which Gen would want the whole
-                await judge(url, policy, reader.answered(messages))
+                await judge_answers(url, policy, reader.answered(messages))
                 may_pass = True
             else:
                 may_pass = not messages or await by_gen(messages)

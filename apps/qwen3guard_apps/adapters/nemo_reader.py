@@ -14,7 +14,7 @@ Json = dict[str, Any]
 _WRITTEN = {"BotThinking": "content", "BotToolCalls": "tool_calls"}
 
 
-def read(name: str, context: Mapping[str, Any], events: Sequence[Json]) -> list[Json]:
+def judged_messages(name: str, context: Mapping[str, Any], events: Sequence[Json]) -> list[Json]:
     """What the rail of this name judges: the last message, in its conversation. Empty if it has nothing to judge."""
     readers = {"input": prompt, "output": response, "tool_output": tool_output, "tool_input": tool_input}
     return readers[name](context, events)

@@ -24,7 +24,7 @@ from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.moderations import AT_ONCE
 
 PATH = "/beta/litellm_basic_guardrail_api"
-Turns = list[dict[str, str]]
+_Turns = list[dict[str, str]]
 
 
 class LiteLLMGuardrail:
@@ -100,11 +100,11 @@ class LiteLLMGuardrail:
                 reasons.append(_reason(judged.what, verdict))
         return reasons
 
-    async def _by_gen(self, turns: Turns) -> Classification | None:
+    async def _by_gen(self, turns: _Turns) -> Classification | None:
         verdict = await self._guard.classify(messages=turns)
         return verdict if self._policy.unsafe_categories(verdict) else None
 
-    async def _by_stream(self, turns: Turns) -> Judgement | None:
+    async def _by_stream(self, turns: _Turns) -> Judgement | None:
         *before, last = turns
         is_response = last["role"] == "assistant"
         async with self._guard.stream(messages=before if is_response else turns, policy=self._policy) as stream:
@@ -119,7 +119,7 @@ class _Judged(NamedTuple):
     """A text to judge: the last of `turns`. `what` names it in the reason."""
 
     what: str
-    turns: Turns
+    turns: _Turns
 
 
 class _CannotRead(Exception):
