@@ -94,7 +94,8 @@ async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings)
     except ApiError as error:
         return Received(error.status, json.dumps(error.body(), ensure_ascii=False), error.headers)
     finally:
-        await asyncio.gather(*place.running, return_exceptions=True)
+        ends = await asyncio.gather(*place.running, return_exceptions=True)
+        assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends), ends
     if isinstance(completion, StreamedCompletion):
         return Received(200, b"".join(client.taken).decode(), completion._headers)
     return Received(200, cast(Any, response).text, dict(response.headers))

@@ -81,7 +81,9 @@ class ChatAnswer:
         index = raw.get("index")
         index = 0 if index is None else index
         choice = self._choice.read({name: value for name, value in raw.items() if name not in _OTHER[key]})
-        self.removed += sum(name not in choice and value not in EMPTY for name, value in raw.items())
+        message = raw.get(key)
+        for passed, given in ((choice, raw), (choice.get(key) or {}, message if isinstance(message, dict) else {})):
+            self.removed += sum(name not in passed and value not in EMPTY for name, value in given.items())
         if not isinstance(choice.get(key), dict):
             if raw.get(key) not in EMPTY:
                 raise unreadable()

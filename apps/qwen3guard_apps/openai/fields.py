@@ -19,6 +19,7 @@ from qwen3guard_apps.openai.shapes import (
     ObjectOf,
     Parts,
     Shape,
+    String,
     Text,
     WithoutText,
     Words,
@@ -59,13 +60,13 @@ PART_OF_CONTENT_FIELDS: Table = _PART | {"thinking": Parts(ObjectOf(_PART), PART
 """A part of a content that comes in parts. One of another type is removed."""
 
 FUNCTION_FIELDS: Table = {
-    "name": Text("a name that the request declares; any other is judged"),
+    "name": String("a name that the request declares; any other is judged"),
     "arguments": JsonText(),
 }
 CUSTOM_FIELDS: Table = {"name": FUNCTION_FIELDS["name"], "input": JsonText()}
 TOOL_CALL_FIELDS: Table = {
     "index": Number(),
-    "id": Text("an id; any other text is judged"),
+    "id": String("an id; any other text is judged"),
     "type": Words(("function", "custom")),
     "function": ObjectOf(FUNCTION_FIELDS, "`name` and `arguments`"),
     "custom": ObjectOf(CUSTOM_FIELDS, "`name` and `input`"),

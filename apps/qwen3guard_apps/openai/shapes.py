@@ -100,6 +100,16 @@ class Anything(Shape):
 
 
 @dataclass(frozen=True)
+class String(Shape):
+    """One text that the guard judges."""
+
+    says: str = "text"
+
+    def read(self, value: Any) -> Any:
+        return value if isinstance(value, str) else REMOVED
+
+
+@dataclass(frozen=True)
 class Text(Shape):
     """Text that the guard judges. Numbers are none, and an object is for the reader to refuse."""
 

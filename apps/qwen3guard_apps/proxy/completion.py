@@ -166,6 +166,8 @@ class Completion(ABC):
             return await self._cleared(error)
         except ApiError as error:
             return error
+        except RecursionError:
+            return unreadable()
         return None
 
     async def _cleared(self, error: LlmError) -> ApiError:

@@ -85,7 +85,10 @@ class Proxy:
         assert self._place
         asked = await _json(request)
         kind = StreamedCompletion if asked.get("stream") else WholeCompletion
-        completion: Completion = kind(self._place, request, asked)
+        try:
+            completion: Completion = kind(self._place, request, asked)
+        except RecursionError:
+            raise invalid("The request is nested too deeply.") from None
         try:
             return await completion.answer()
         finally:

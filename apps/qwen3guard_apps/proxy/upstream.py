@@ -144,6 +144,6 @@ def headers_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
 def parsed(text: str | bytes) -> Any:
     """JSON of an LLM. Raises ApiError."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda _: None)  # NaN and Infinity, which JSON does not have
     except (ValueError, RecursionError):
         raise unreadable() from None

@@ -122,7 +122,7 @@ def as_bytes(events: list[Any], data: st.DataObject, *, done: bool = True) -> li
         f"{data.draw(between)}data: {each if isinstance(each, str) else json.dumps(each)}{newline}{newline}"
         for each in [*events, *(["[DONE]"] if done else [])]
     ]
-    raw = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + "".join(written).encode()
+    raw = data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + "".join(written).encode(errors="replace")
     if data.draw(st.booleans()):
         raw = raw.rstrip()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=4)))

@@ -1,0 +1,167 @@
+"""The chunks of a streamed answer, held until their text is cleared, and then given in order.
+
+This module is pure state, without tasks and connections.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3guard_apps.openai.answer import ChatAnswer
+from qwen3guard_apps.openai.choice import ChatChoice, unreadable
+from qwen3guard_apps.proxy.judged import Judged
+
+Chunk = dict[str, Any]
+
+
+@dataclass
+class HeldChunk:
+    """A chunk with one choice, whose text ends at `end`, or with no choice."""
+
+    chunk: Chunk
+    entry: ChatChoice | None = None
+    end: int = 0
+
+    @property
+    def finishes(self) -> bool:
+        return self.entry is not None and self.entry.finishes
+
+
+class Chunks:
+    """Each chunk has one choice: one with several is parted. With `stopping`, a flag ends its choice."""
+
+    def __init__(self, answer: ChatAnswer, choices: Sequence[Judged], *, stopping: bool) -> None:
+        self._answer = answer
+        self._choices = choices
+        self._stopping = stopping
+        self._held: deque[HeldChunk] = deque()
+        self._tail: list[HeldChunk] = []
+        """Chunks without a choice, such as the usage: they follow all others."""
+        self._finishing: dict[int, HeldChunk] = {}
+        """The chunk that finishes a choice. It is held until the LLM's end, since some LLMs finish every chunk."""
+        self._seen: set[int] = set()
+        """The choices of which the LLM has sent anything."""
+        self._begun: set[int] = set()
+        """The choices of which a chunk was given."""
+        self._stopped: set[int] = set()
+        """The choices whose last chunk was given, which tells the flag."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the LLM has finished every choice that was asked for."""
+        return len(self._finishing) == len(self._choices)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the LLM has begun at least one choice, and finished all that it has begun."""
+        return bool(self._seen) and self._seen == self._finishing.keys()
+
+    def take(self, body: dict[str, Any]) -> None:
+        """A chunk of the LLM's. Its text goes to the guard. Raises ApiError for what cannot be read."""
+        entries = self._answer.read(body, "delta")
+        usage = self._answer.usage(body)
+        for number, entry in enumerate(entries, start=1):
+            self._hold(entry, usage if number == len(entries) else dict.fromkeys(usage))
+        if not entries and usage.get("usage"):
+            self._tail.append(HeldChunk(self._chunk([]) | usage))
+
+    def take_whole(self, body: Any) -> None:
+        """The LLM answers a request for a stream in one piece: each choice becomes a chunk. Raises ApiError."""
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+            raise unreadable()
+        for entry in self._answer.read(body, "message"):
+            entry.choice["delta"] = entry.choice.pop("message")
+            entry.key = "delta"
+            self._hold(entry, {})
+        if usage := self._answer.usage(body):
+            self._tail.append(HeldChunk(self._chunk([]) | usage))
+
+    def _hold(self, entry: ChatChoice, usage: Chunk) -> None:
+        index = entry.index
+        judged = self._choices[index]
+        judged.write(entry.text)
+        held = HeldChunk(self._chunk([entry.choice]) | usage, entry, judged.length)
+        if earlier := self._finishing.pop(index, None):
+            assert earlier.entry
+            reason, earlier.entry.choice["finish_reason"] = earlier.entry.choice["finish_reason"], None
+            if not entry.finishes:
+                entry.choice["finish_reason"] = reason
+        if entry.finishes:
+            self._finishing[index] = held
+        self._seen.add(index)
+        self._held.append(held)
+
+    def end(self) -> None:
+        """The LLM has ended. What it left out is added: a reason why a choice ends, the other half of a character."""
+        for index in sorted(self._seen or {0}):
+            content = self._answer.rest(index)
+            if content or index not in self._finishing:
+                reason = None if index in self._finishing else "stop"
+                delta = {"content": content} if content else {}
+                self.take({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]})
+        self._held.extend(self._tail)
+
+    def cleared(self) -> Iterator[Chunk]:
+        """The chunks that may be sent now, in the LLM's order. The last chunk of a stopped choice has the flag."""
+        while self._held and self._may_go(self._held[0]):
+            held = self._held.popleft()
+            if held.entry is None:
+                yield held.chunk
+                continue
+            index = held.entry.index
+            if not self._choices[index].stopped:
+                self._begun.add(index)
+                yield self._marked(held, held.entry)
+            elif index not in self._stopped:
+                for chunk in self._before_the_flag(held, held.entry):
+                    self._begun.add(index)
+                    yield chunk
+                if self._stopping and (held.end > self._choices[index].limit or held.finishes):
+                    yield self._stop(index)
+        if not self._held and self._stopping:
+            for index, choice in enumerate(self._choices):
+                if choice.stopped and index not in self._stopped:
+                    yield self._stop(index)
+
+    def _may_go(self, held: HeldChunk) -> bool:
+        if held.entry is None:
+            return all(choice.begins or choice.stopped for choice in self._choices)
+        choice = self._choices[held.entry.index]
+        return choice.stopped or (choice.releases(held.end) and (choice.final or not held.finishes))
+
+    def _marked(self, held: HeldChunk, entry: ChatChoice) -> Chunk:
+        choice = self._choices[entry.index]
+        if held.finishes or (choice.flag and held.end > choice.limit):
+            entry.choice["guard"] = choice.verdict()
+        return held.chunk
+
+    def _before_the_flag(self, held: HeldChunk, entry: ChatChoice) -> Iterator[Chunk]:
+        """The chunk of a stopped choice, or the part of it before the flag, if there is one."""
+        length = len(entry.text)
+        kept = self._choices[entry.index].limit - (held.end - length)
+        if kept <= 0:
+            return
+        if kept < length or held.finishes:
+            entry.cut(kept)
+            entry.choice["finish_reason"] = None
+        yield held.chunk
+
+    def _stop(self, index: int) -> Chunk:
+        self._stopped.add(index)
+        choice = {
+            "index": index,
+            "delta": {} if index in self._begun else {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": "content_filter",
+            "guard": self._choices[index].verdict(),
+        }
+        return self._chunk([choice])
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> Chunk:
+        return {"object": "chat.completion.chunk"} | self._answer.head | {"choices": choices}
