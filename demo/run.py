@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from qwen3guard_apps.cli.output_encoding import replace_unknown_characters
 from qwen3guard_apps.cli.stream import show_stream
 from qwen3guard_apps.cli.terminal import Terminal
 from qwen3guard_client import GuardClient
@@ -53,6 +54,7 @@ def free_port() -> int:
 
 
 def main() -> int:
+    replace_unknown_characters()
     terminal = Terminal()
     began = time.monotonic()
     try:

@@ -172,8 +172,8 @@ class Analyzer:
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
             command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
             # perf_analyzer was seen to end after its measurement, before its profile was whole: try once more.
-            hidden = PROXY_VARIABLES if is_local(url) else ()
-            environment = {name: value for name, value in self._environment().items() if name not in hidden}
+            hidden = (*PROXY_VARIABLES, "all_proxy") if is_local(url) else ()  # it reads metrics by curl too
+            environment = {name: value for name, value in self._environment().items() if name.lower() not in hidden}
             for last in (False, True):
                 profile.unlink(missing_ok=True)
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
