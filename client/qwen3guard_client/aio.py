@@ -165,6 +165,7 @@ class AsyncGuardClient:
         on_flag: OnFlag = "stop",
         confirm: Confirm | None = None,
         policy: Policy | None = None,
+        context: Context = "whole",
         timeout_s: float | None = None,
     ) -> AsyncModeration:
         """The segments of a response that may be shown, while an LLM writes it.
@@ -177,14 +178,14 @@ class AsyncGuardClient:
         after the text before the flag is shown. "mark" shows everything, and the segments from the flagged place on
         carry the flag. `confirm` is "strict", "loose" or None. If it is set, Gen is asked about each flag, with the
         conversation up to the end of the flagged token. If Gen finds it safe in that mode, the flag is dropped, and
-        the text that was held back is shown.
+        the text that was held back is shown. `context` is that of `stream`, for Gen too.
 
         The prompt is checked while the LLM starts. The loop raises a GuardError if the guard cannot judge. An error
         of `source` is raised after everything written before it was checked.
         """
         tasks.check_source(source)
-        stream = self.stream(prompt, messages=messages, policy=policy, timeout_s=timeout_s)
-        flow = Flow(release, on_flag, None if confirm is None else Cascade(confirm, prompt, messages))
+        stream = self.stream(prompt, messages=messages, policy=policy, context=context, timeout_s=timeout_s)
+        flow = Flow(release, on_flag, None if confirm is None else Cascade(confirm, prompt, messages, context))
         return AsyncModeration(stream, source, flow, lambda call: self.send(call, timeout_s))
 
     async def send(self, call: Call[T], timeout_s: float | None = None) -> T:

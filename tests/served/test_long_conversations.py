@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel
 from qwen3guard_contract import errors
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
+from support.fake_llm import FakeLLM, Loop
 from support.places import DEMO
+from support.proxied import Proxied
 from support.serving import serve, wait_ready
 
 CONTEXT = 512
@@ -222,3 +225,29 @@ def test_a_wrong_choice_is_named(small: GuardClient) -> None:
         small.classify("Hi.", windows=1)  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidRequest, match="sequence_start"):
         small.stream_step("s1", text="Hi.", position=0, context="recent")
+
+
+def test_a_moderation_and_a_proxy_leave_out_the_oldest_turns_when_asked(small: GuardClient) -> None:
+    turns: Turns = [turn for _ in range(15) for turn in (user(QUESTION * 4), assistant(SAFE * 2))]
+    turns.append(user("How do I bake bread?"))
+    with pytest.raises(errors.TextTooLong):
+        list(small.moderate([SAFE], messages=turns))
+    for confirm in (None, "strict"):
+        moderated = small.moderate([SAFE], messages=turns, context="recent", confirm=confirm)  # type: ignore[arg-type]
+        assert "".join(map(str, moderated)) == SAFE
+        assert moderated.prompt_verdict
+        assert moderated.prompt_verdict.turns_left_out > 10
+    llm = FakeLLM(SAFE)
+    body = {"model": "fake", "messages": turns}
+    with Loop() as loop:
+        loop.run(llm.start())
+        with Proxied(loop, small.url, llm) as proxy:
+            assert (
+                httpx.post(f"{proxy.url}/chat/completions", json=body).json()["error"]["code"] == "guard_text_too_long"
+            )
+        with Proxied(loop, small.url, llm, context="recent") as proxy:
+            (choice,) = httpx.post(f"{proxy.url}/chat/completions", json=body).json()["choices"]
+        loop.run(llm.stop())
+    assert choice["message"]["content"] == SAFE
+    assert choice["guard"]["turns_left_out"] == moderated.prompt_verdict.turns_left_out
+    assert llm.asked[-1]["messages"] == turns

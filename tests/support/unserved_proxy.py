@@ -18,7 +18,6 @@ from qwen3guard_apps.proxy.upstream import Upstream
 
 from support.word_guard import WordGuard
 
-
 PAUSE = 12
 """How often the loop turns before a piece comes: the guard has judged what came before."""
 

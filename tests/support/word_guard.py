@@ -23,8 +23,10 @@ def is_unsafe(text: str) -> bool:
 class WordGuard:
     """Stands where an AsyncGuardClient does. The prompt has one token."""
 
-    def stream(self, *, messages: Any, policy: Any, timeout_s: float) -> AsyncStream:
-        return AsyncStream(self.send, StreamState(None, messages, policy), timeout_s, tasks.InFlight(lambda: None))
+    def stream(self, *, messages: Any, policy: Any, context: Any, timeout_s: float) -> AsyncStream:
+        return AsyncStream(
+            self.send, StreamState(None, messages, policy, context), timeout_s, tasks.InFlight(lambda: None)
+        )
 
     async def send(self, call: Call[Any], _: float | None = None) -> StepResult:
         if call.start:
@@ -35,8 +37,9 @@ class WordGuard:
         tokens = []
         for number, word in enumerate(_WORDS.finditer(text)):
             unsafe = is_unsafe(word.group())
-            verdict = (*_label(unsafe), {}, {}, unsafe, unsafe, unsafe, int(unsafe), word.end())
-            tokens.append(TokenVerdict(first + number, *verdict))
+            level, category = _label(unsafe)
+            flags = (unsafe, unsafe, unsafe, int(unsafe))
+            tokens.append(TokenVerdict(first + number, level, category, {}, {}, *flags, word.end()))
         final = len(tokens) if call.end else max(0, len(tokens) - 1)
         end = tokens[final - 1].end if final else 0
         return StepResult(tuple(tokens), first + len(tokens), final, end or 0, None, "")

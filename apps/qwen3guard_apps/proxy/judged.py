@@ -25,12 +25,14 @@ class Judged:
         self, guard: AsyncGuardClient, settings: Settings, conversation: Conversation, changed: asyncio.Event
     ) -> None:
         timeout_s = settings.guard_timeout_s
-        self._stream = guard.stream(messages=conversation.messages, policy=settings.policy, timeout_s=timeout_s)
+        self._stream = guard.stream(
+            messages=conversation.messages, policy=settings.policy, context=settings.context, timeout_s=timeout_s
+        )
         self._settings = settings
         self._flow = Flow(
             settings.release,
             "mark" if settings.on_flag == "mark" else "stop",
-            Cascade(settings.confirm, None, conversation.messages) if settings.confirm else None,
+            Cascade(settings.confirm, None, conversation.messages, settings.context) if settings.confirm else None,
             prompt_counts=settings.prompt_check != "off",
         )
         self._driver = AsyncFlowDriver(
@@ -121,7 +123,9 @@ class Judged:
         if self._flow.prompt_verdict and self._settings.prompt_check != "off":
             judgements.insert(0, self._flow.prompt_verdict)
         worst = flag.verdict if flag else next((verdict for verdict in judgements if verdict.strict), None)
-        return {
+        left_out = self._flow.prompt_verdict.turns_left_out if self._flow.prompt_verdict else 0
+        told = {"turns_left_out": left_out} if left_out else {}
+        return told | {
             "checked": not self.unguarded,
             "flagged": flag is not None,
             "flagged_by": None if flag is None else "prompt" if flag.in_prompt else "response",

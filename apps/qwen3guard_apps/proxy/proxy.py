@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
+from qwen3guard_client.arguments import Context
 from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
@@ -105,6 +106,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put each flag to Gen; it stands unless Gen finds all safe in this mode (default: Gen is not asked)",
     )
     parser.add_argument(
+        "--context",
+        choices=get_args(Context),
+        default=own.context,
+        help="what becomes of a conversation that does not fit the guard's context: it is refused whole, or its oldest"
+        " turns are left out, and the field guard tells how many (default: %(default)s)",
+    )
+    parser.add_argument(
         "--pass-field",
         action="append",
         metavar="NAME",
@@ -151,6 +159,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         prompt_check=arguments.prompt_check,
         on_guard_error=arguments.on_guard_error,
         confirm=arguments.confirm,
+        context=arguments.context,
         pass_fields=frozenset(arguments.pass_field or ()),
         guard_timeout_s=arguments.timeout,
         upstream_timeout_s=arguments.upstream_timeout_s,

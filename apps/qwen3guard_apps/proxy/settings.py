@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from qwen3guard_client import Policy
+from qwen3guard_client.arguments import Context
 from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_contract.errors import InvalidParameter
@@ -19,8 +20,9 @@ PromptCheck = Literal["before", "while", "off"]
 @dataclass(frozen=True)
 class Settings:
     """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
-    With `confirm`, Gen must confirm each flag in that mode. `pass_fields` are fields that the allow-list does not name,
-    and that are judged and passed.
+    With `confirm`, Gen must confirm each flag in that mode. `context` is that of the client's `stream`: whether the
+    oldest turns may be left out. `pass_fields` are fields that the allow-list does not name, and that are judged and
+    passed.
 
     Raises InvalidParameter.
     """
@@ -32,6 +34,7 @@ class Settings:
     prompt_check: PromptCheck = "while"
     on_guard_error: OnGuardError = "block"
     confirm: Confirm | None = None
+    context: Context = "whole"
     pass_fields: frozenset[str] = frozenset()
     guard_timeout_s: float = 30.0
     upstream_timeout_s: float = 300.0
@@ -47,6 +50,7 @@ class Settings:
             (self.release, Release),
             (self.prompt_check, PromptCheck),
             (self.on_guard_error, OnGuardError),
+            (self.context, Context),
         ]
         if self.confirm is not None:
             words.append((self.confirm, Confirm))

@@ -15,7 +15,7 @@ from qwen3guard_contract.errors import InvalidRequest, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
-from qwen3guard_client.arguments import Piece, checked_choice
+from qwen3guard_client.arguments import Context, Piece, checked_choice
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
 
@@ -33,8 +33,11 @@ class Cascade:
     an unknown mode.
     """
 
-    def __init__(self, confirm: Confirm, prompt: str | None, messages: Messages | str | None) -> None:
+    def __init__(
+        self, confirm: Confirm, prompt: str | None, messages: Messages | str | None, context: Context = "whole"
+    ) -> None:
         checked_choice(confirm, get_args(Confirm))
+        self._context: Context = context
         self._confirm = confirm
         self._prompt = prompt
         self._messages = messages
@@ -54,7 +57,7 @@ class Cascade:
         """Decides whether a flag of the prompt stands."""
         if not verdict.flag:
             return verdict
-        stands = yield from self._ask(calls.classify(self._prompt, None, self._messages))
+        stands = yield from self._ask(calls.classify(self._prompt, None, self._messages, self._context))
         return replace(verdict, flag=stands)
 
     def tokens(self, tokens: Sequence[TokenVerdict]) -> Asking[list[TokenVerdict]]:
@@ -70,9 +73,9 @@ class Cascade:
 
     def _conversation(self, response: str) -> Call[Classification]:
         if self._messages is None:
-            return calls.classify(self._prompt, response, None)
+            return calls.classify(self._prompt, response, None, self._context)
         messages = json.loads(self._messages) if isinstance(self._messages, str) else list(self._messages)
-        return calls.classify(None, None, [*messages, {"role": "assistant", "content": response}])
+        return calls.classify(None, None, [*messages, {"role": "assistant", "content": response}], self._context)
 
     def _ask(self, call: Call[Classification]) -> Asking[bool]:
         self.asked += 1

@@ -174,7 +174,14 @@ def test_no_unsafe_word_of_a_whole_answer_reaches_the_client(data: st.DataObject
     assert_hides(receive(answer, asked(data, stream=False)))
 
 
-NOTHING = ({"type": "ping"}, {"id": "1", "choices": None}, {"choices": []}, "null", "7", {"choices": [None]})
+NOTHING: tuple[Any, ...] = (
+    {"type": "ping"},
+    {"id": "1", "choices": None},
+    {"choices": []},
+    "null",
+    "7",
+    {"choices": [None]},
+)
 """Events without text."""
 
 
