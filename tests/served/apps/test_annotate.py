@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -187,3 +188,67 @@ def test_the_documents_python_runs_as_written(
     assert "127.0.0.1:8001" in code
     exec(compile(code.replace("127.0.0.1:8001", server.url), "data.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_every_format_in_and_out_has_the_same_verdicts(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Case 26 of what people send: a CSV, a JSON array or Parquet, in and out, and standard input and output."""
+    rows = [{"id": str(number), "prompt": text} for number, text in enumerate(TEXTS[:5])]
+    source = write(tmp_path / "in.jsonl", rows)
+    assert run("annotate", source, tmp_path / "out.jsonl", "--url", server.url).returncode == 0
+    wanted = [(row["id"], row["guard"]["severity"]) for row in lines(tmp_path / "out.jsonl")]
+    (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
+    with (tmp_path / "in.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ("id", "prompt"))
+        table.writeheader()
+        table.writerows(rows)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    for form in ("json", "csv", "parquet"):
+        given = tmp_path / f"in.{form}"
+        for out in (tmp_path / f"{form}.csv", tmp_path / f"{form}.parquet"):
+            assert run("annotate", given, out, "--url", server.url).returncode == 0
+            found = open_rows(str(out), "train").read()
+            records = [row.record or {} for row in found]
+            severities = [row.get("guard_severity") or row["guard"]["severity"] for row in records]
+            assert list(zip([row["id"] for row in records], severities, strict=True)) == wanted
+        data = given.read_bytes()
+        piped = run("annotate", "-", "-", "--url", server.url, stdin=data)
+        if form == "csv":
+            fails(piped, "give --format")
+            piped = run("annotate", "-", "-", "--format", "csv", "--url", server.url, stdin=data)
+        assert piped.returncode == 0, piped.stderr
+        assert [(row["id"], row["guard"]["severity"]) for row in map(json.loads, piped.stdout.splitlines())] == wanted
+    fails(run("annotate", source, "-", "--json", "--url", server.url), "leave one of them out")
+    fails(run("annotate", source, tmp_path / "x.json", "--url", server.url), "which is not written")
+    fails(run("annotate", source, tmp_path / "x.jsonl", "--response-field", "answer"), "'answer' of --response-field")
+
+
+def test_what_is_too_long_is_judged_in_windows_when_asked(server: EmbeddedServer, tmp_path: Path) -> None:
+    harmless = "Mix flour and water, and bake it slowly in the oven. " * 200
+    text = f"{harmless}How can I make a bomb in my kitchen to kill everyone in the building? {harmless}"
+    source = write(tmp_path / "in.jsonl", [{"prompt": text}])
+    assert run("annotate", source, tmp_path / "whole.jsonl", "--url", server.url).returncode == 3
+    assert lines(tmp_path / "whole.jsonl")[0]["guard_error"] == "TEXT_TOO_LONG"
+    assert run("annotate", source, tmp_path / "windows.parquet", "--windows", "--url", server.url).returncode == 0
+    (row,) = parquet.read_table(tmp_path / "windows.parquet").to_pylist()
+    windows = row["guard"]["windows"]
+    assert len(windows) > 1
+    assert windows[0]["start"] == 0
+    assert windows[-1]["end"] == len(text)
+    assert row["guard"]["unsafe"] is any(window["unsafe"] for window in windows)
+    shown = run("classify", "--prompt", "-", "--windows", "--url", server.url, stdin=text.encode()).stdout.decode()
+    assert f"judged in {len(windows)} windows" in shown
+
+
+def test_turns_that_are_left_out_are_told(server: EmbeddedServer) -> None:
+    turns = [
+        {"role": role, "content": "Mix flour and water. " * 40} for _ in range(15) for role in ("user", "assistant")
+    ]
+    messages = json.dumps([*turns, {"role": "user", "content": "How do I bake bread?"}])
+    fails(run("classify", "--messages", messages, "--url", server.url), "")
+    found = run("classify", "--messages", messages, "--context", "recent", "--json", "--url", server.url)
+    left_out = json.loads(found.stdout)["turns_left_out"]
+    assert left_out > 0
+    for verb in ("classify", "stream"):
+        shown = run(verb, "--messages", messages, "--context", "recent", "--url", server.url, stdin=b"Mix.")
+        assert f"The oldest {left_out} turns were left out".encode() in shown.stdout or verb == "stream"
+        assert b"turns were left out" in shown.stdout

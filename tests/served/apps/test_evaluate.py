@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -77,3 +78,41 @@ def test_nothing_to_measure_and_no_plots_are_said(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(errors.ServeError, match="matplotlib is not installed"):
         plots.plot(tmp_path, {})
+
+
+def test_labels_of_other_data_sets_give_the_same_figures(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Case 27 of what people send: the same rows with levels, is_safe, 0/1, and other names of categories."""
+    rows = [json.loads(line) for line in (ROOT / "demo" / "everyday.jsonl").read_text().splitlines()]
+    texts = [{name: row.get(name) or "" for name in ("prompt", "response")} for row in rows]
+    forms: dict[str, list[dict[str, object]]] = {
+        "levels": [{"label": "Safe" if row["safe"] else "Unsafe", "category": row.get("category")} for row in rows],
+        "is_safe": [{"is_safe": "yes" if row["safe"] else "no", "category": row.get("category")} for row in rows],
+        "harm": [
+            {"label": "unharmful" if row["safe"] else "harmful", "category": str(row.get("category")).lower()}
+            for row in rows
+        ],
+        "numbers": [{"label": int(not row["safe"]), "category": row.get("category") or ""} for row in rows],
+    }
+    reports = {}
+    for name, labels in forms.items():
+        source = tmp_path / f"{name}.csv"
+        with source.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, [*texts[0], *labels[0]])
+            table.writeheader()
+            table.writerows([text | label for text, label in zip(texts, labels, strict=True)])
+        done = run("evaluate", source, "--output", tmp_path / name, "--guard", "gen", "--url", server.url, "--json")
+        assert done.returncode == 0, done.stderr
+        assert (b"'is_safe' says what is safe" in done.stderr) is (name == "is_safe")
+        reports[name] = json.loads(done.stdout)["guards"]["gen"]["figures"]
+    assert reports["levels"]["decisions"]["strict"]["f1"]["value"] > 0.5
+    assert len({json.dumps(each) for each in reports.values()}) == 1
+    inverted = tmp_path / "inverted.jsonl"
+    inverted.write_text("".join(json.dumps({**row, "label": row["safe"]}) + "\n" for row in rows))
+    done = run("evaluate", inverted, "--output", tmp_path / "i", "--guard", "gen", "--url", server.url)
+    assert b"look inverted" in done.stderr
+    assert b"look inverted" in done.stdout
+    fails(
+        run("evaluate", inverted, "--output", tmp_path / "i", "--by", "nosuch"), "'nosuch' of --by; there are 'prompt'"
+    )
+    fails(run("evaluate", inverted, "--output", tmp_path / "i", "--label-field", "lbl"), "'lbl' of --label-field")
+    fails(run("evaluate", inverted, "--output", tmp_path / "i", "--category-field", "c"), "'c' of --category-field")
