@@ -39,6 +39,7 @@ check: say-dev .venv/dev.done
 	$(BIN)/mypy --python-version 3.14 contract client
 	$(BIN)/python -m qwen3guard_export.repository --check
 	$(BIN)/python client/generate_sync.py --check
+	$(BIN)/python release/field_tables.py --check
 
 release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
 	@$(BIN)/python release/build.py

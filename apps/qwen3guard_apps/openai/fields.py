@@ -11,6 +11,7 @@ from qwen3guard_contract.messages import TURNS
 
 from qwen3guard_apps.openai.shapes import (
     Anything,
+    Checked,
     Identifier,
     JsonText,
     ListOf,
@@ -30,26 +31,25 @@ Table = dict[str, Shape]
 FINISH_REASONS = Words(("stop", "length", "tool_calls", "function_call", "content_filter"), other="stop")
 _ROLES = Words(tuple(TURNS))
 
-_DETAILS = ObjectOf(
-    dict.fromkeys(
-        (
-            "accepted_prediction_tokens",
-            "audio_tokens",
-            "cache_creation_tokens",
-            "cached_tokens",
-            "image_tokens",
-            "reasoning_tokens",
-            "rejected_prediction_tokens",
-            "text_tokens",
-        ),
-        Number(),
+USAGE_DETAILS_FIELDS: Table = dict.fromkeys(
+    (
+        "accepted_prediction_tokens",
+        "audio_tokens",
+        "cache_creation_tokens",
+        "cached_tokens",
+        "image_tokens",
+        "reasoning_tokens",
+        "rejected_prediction_tokens",
+        "text_tokens",
     ),
-    "numbers of tokens",
+    Number("a number of tokens"),
 )
+_DETAILS = ObjectOf(USAGE_DETAILS_FIELDS, "numbers of tokens")
 USAGE_FIELDS: Table = {
     **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), Number("a number of tokens")),
     **dict.fromkeys(("prompt_tokens_details", "completion_tokens_details"), _DETAILS),
     **dict.fromkeys(("prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "reasoning_tokens", "cost"), Number()),
+    **dict.fromkeys(("queue_time", "prompt_time", "completion_time", "total_time"), Number()),
 }
 _PART: Table = {
     "type": Words(tuple(PART_FIELDS)),
@@ -118,31 +118,32 @@ REQUEST_FIELDS: Table = {
     **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"), _OPERATOR),
     **dict.fromkeys(("reasoning_effort", "verbosity"), Name("a word")),
     "reasoning": ObjectOf(
-        {**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()}
+        {**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()},
+        "`effort` and `summary`, a word each; `max_tokens`; `enabled`",
     ),
-    "thinking": ObjectOf({"type": Name(), "budget_tokens": Number()}),
+    "thinking": ObjectOf({"type": Name(), "budget_tokens": Number()}, "`type`, a word, and `budget_tokens`"),
     "modalities": ListOf(Words(("text",)), "`text` alone"),
 }
 """A request. A field with another name passes if it is `WithoutText`, as `temperature` and `max_tokens` are."""
 
 REQUEST_MESSAGE_FIELDS: Table = {
-    "role": JsonText(f"{_ROLES.says}; any other is refused"),
-    **dict.fromkeys(TEXT_FIELDS, JsonText("text, or parts of text; a part that is not text is refused")),
-    "function_call": JsonText("`name`, and `arguments` that are judged"),
-    "tool_calls": JsonText("a list of calls, whose arguments are judged"),
-    **dict.fromkeys(("name", "tool_call_id"), JsonText("a name without spaces; any other is refused")),
+    "role": Checked(_ROLES.says),
+    **dict.fromkeys(TEXT_FIELDS, JsonText("text, or parts of text; other parts are refused")),
+    "function_call": JsonText("`arguments`, and a name without spaces; another is refused"),
+    "tool_calls": JsonText("a list of calls as in an answer; what is not text in them is refused"),
+    **dict.fromkeys(("name", "tool_call_id"), Checked("a name without spaces")),
 }
 """A message of a request. A field with another name passes if it is `WithoutText`."""
 
 OTHERS = WithoutText()
 """What passes of a request's fields that are not named here."""
 
-_MODEL: Table = {
+MODEL_FIELDS: Table = {
     "id": Name(),
     "object": Words(("model",)),
     "created": Number(),
     "owned_by": Name(),
     "max_model_len": Number(),
 }
-MODEL_LIST = ObjectOf(_MODEL | {"object": Words(("model", "list")), "data": ListOf(ObjectOf(_MODEL))})
+MODEL_LIST = ObjectOf(MODEL_FIELDS | {"object": Words(("model", "list")), "data": ListOf(ObjectOf(MODEL_FIELDS))})
 """The list of the LLM's models, or one of them."""

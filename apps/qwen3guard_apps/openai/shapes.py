@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 _UNLIKE_A_WORD = re.compile(r"[0-9_:/@+-]")
@@ -25,8 +25,10 @@ REMOVED = _Removed()
 
 
 class Shape(ABC):
+    becomes: ClassVar[str] = "passed"
+    """What becomes of the value, for the tables in the documentation."""
     says: str
-    """What passes, for the table in the documentation."""
+    """What passes, for the same."""
 
     @abstractmethod
     def read(self, value: Any) -> Any:
@@ -83,6 +85,7 @@ class Name(Shape):
 class WithoutText(Shape):
     """Numbers and truth values, also in lists and objects whose fields are names."""
 
+    becomes = "passed, or removed"
     says: str = "numbers and truth values, at any depth"
 
     def read(self, value: Any) -> Any:
@@ -100,9 +103,21 @@ class Anything(Shape):
 
 
 @dataclass(frozen=True)
+class Checked(Shape):
+    """What the reader of conversations accepts, or refuses by its name."""
+
+    becomes = "passed, or refused"
+    says: str
+
+    def read(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
 class String(Shape):
     """One text that the guard judges."""
 
+    becomes = "passed, or judged"
     says: str = "text"
 
     def read(self, value: Any) -> Any:
@@ -113,6 +128,7 @@ class String(Shape):
 class Text(Shape):
     """Text that the guard judges. Numbers are none, and an object is for the reader to refuse."""
 
+    becomes = "judged"
     says: str = "text"
 
     def read(self, value: Any) -> Any:
@@ -123,6 +139,7 @@ class Text(Shape):
 class JsonText(Shape):
     """A value that the guard judges: a text as it is, or any other value as its JSON."""
 
+    becomes = "judged"
     says: str = "text, or any JSON"
 
     def read(self, value: Any) -> Any:
@@ -133,6 +150,7 @@ class JsonText(Shape):
 class Parts(Shape):
     """A text, or a list of parts, each of which is a text or has a known type. Both are judged."""
 
+    becomes = "judged"
     part: Shape
     types: Collection[str]
     says: str = "text, or parts of text"
@@ -152,6 +170,7 @@ class Parts(Shape):
 class ListOf(Shape):
     """A list; what does not pass is left out."""
 
+    becomes = "by its table"
     shape: Shape
     says: str = "a list"
 
@@ -166,6 +185,7 @@ class ListOf(Shape):
 class ObjectOf(Shape):
     """An object of which the named fields pass. A field that is null passes: it says nothing."""
 
+    becomes = "by its table"
     fields: Mapping[str, Shape]
     says: str = "an object"
 
