@@ -60,10 +60,10 @@ def text_of_message(raw: dict[str, Any], where: str) -> str:
         if key in IDENTIFIERS:
             raise InvalidMessages(f"{place} has a {key} that is not an identifier; the guard does not read it.")
         raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-    return valid_text(joined(places(raw, where)), f"The text of {_inside(where)}")
+    return valid_text(text_of_places(places(raw, where)), f"The text of {_inside(where)}")
 
 
-def joined(found: Iterable[TextPlace]) -> str:
+def text_of_places(found: Iterable[TextPlace]) -> str:
     """The text of a message, of its places."""
     text = ""
     for place in found:

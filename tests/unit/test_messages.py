@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen3guard_contract import errors
-from qwen3guard_contract.message_text import PART_FIELDS, TEXT_FIELDS, joined, places, text_of_message
+from qwen3guard_contract.message_text import PART_FIELDS, TEXT_FIELDS, places, text_of_message, text_of_places
 from qwen3guard_contract.messages import TURNS, Message, conversation, parse_messages, read
 from qwen3guard_runtime.text.chat import ChatTemplate
 from support.places import DEMO
@@ -85,7 +85,7 @@ def test_a_mirrored_field_is_read_once() -> None:
 @given(st.fixed_dictionaries({}, optional={name: st.text("ab", max_size=3) for name in TEXT_FIELDS}))
 def test_places_are_the_text_where_it_stands(fields: dict[str, str]) -> None:
     message = {**fields, "tool_calls": [{"function": {"arguments": "xy"}}]}
-    text = joined(places(message, "It"))
+    text = text_of_places(places(message, "It"))
     for place in places(message, "It"):
         assert place.holder[place.key] == place.text == text[place.start :][: len(place.text)]
     assert set(text) == set("".join(fields.values())) | set("xy")

@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.message_text import IDENTIFIER, joined, places, unread
+from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places, unread
 from qwen3guard_contract.text import shown
 
 _ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
@@ -53,7 +53,7 @@ class Written:
             raw = as_openai(chunk)
             for _, key, place in unread(raw, "The answer"):
                 raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-            text = joined(places(raw, "The answer"))
+            text = text_of_places(places(raw, "The answer"))
             if reason := chunk.response_metadata.get("finish_reason"):
                 self.finish_reason = reason if _says_nothing(reason) else "stop"
             begin, self._length = self._length, self._length + len(text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.message_text import IDENTIFIER, joined, places, unread
+from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places, unread
 from qwen3guard_contract.text import shown
 
 from qwen3guard_apps.openai import conversation
@@ -148,7 +148,7 @@ def _text(raw: dict[str, Any], where: str) -> str:
     """As `text_of_message`, of a piece, which may end within a surrogate pair."""
     for _, key, place in unread(raw, where):
         raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-    return joined(places(raw, where))
+    return text_of_places(places(raw, where))
 
 
 def _drop_unread(holder: Any, read: set[str]) -> None:

@@ -38,7 +38,7 @@ class ChatChoice:
 
     @property
     def text(self) -> str:
-        return message_text.joined(self.places)
+        return message_text.text_of_places(self.places)
 
     @property
     def finishes(self) -> bool:
@@ -84,7 +84,7 @@ class ChoiceReader:
 
     def _judged(self, entry: ChatChoice, extra: tuple[str, ...]) -> list[TextPlace]:
         found = places_of(entry.message)
-        length = len(message_text.joined(found))
+        length = len(message_text.text_of_places(found))
         holders = [(holder, key) for holder in (entry.message, entry.choice) for key in extra]
         for holder, key in [*self._unknown_names(entry.message), *holders]:
             text = holder.get(key)
