@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 OPTION = "--config"
-EXAMPLE = 'max-in-flight = 64 or host = "127.0.0.1"'
+AN_ENTRY = 'max-in-flight = 64 or host = "127.0.0.1"'
 
 
 class _Wrong(Exception):
@@ -111,7 +111,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _word(self, name: str, option: str, action: argparse.Action, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise _Wrong(f"{name} is neither a string nor a number, such as {EXAMPLE}.")
+            raise _Wrong(f"{name} is neither a string nor a number, such as {AN_ENTRY}.")
         word = f"{option}={value}"
         try:
             read = getattr(self._parsed([word]), action.dest)
@@ -149,4 +149,4 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _Wrong("it is not valid UTF-8.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise _Wrong(f"it is not TOML, such as {EXAMPLE}: {error}.") from None
+        raise _Wrong(f"it is not TOML, such as {AN_ENTRY}: {error}.") from None

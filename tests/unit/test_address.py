@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, Tls
-from qwen3guard_client.transport.address import Address, is_local, read_address
+from qwen3guard_client.transport.address import ServerAddress, is_local, read_address
 from qwen3guard_client.transport.connection import tls_of
 from qwen3guard_contract import errors
 
@@ -13,10 +13,10 @@ from qwen3guard_contract import errors
 def test_schemes_and_a_slash_change_nothing_but_tls(host: str) -> None:
     for slash in ("", "/"):
         for blank in ("", " ", "\n"):
-            assert read_address(f"{host}{slash}{blank}") == Address(host)
+            assert read_address(f"{host}{slash}{blank}") == ServerAddress(host)
         for scheme, tls in {"http": False, "grpc": False, "https": True, "grpcs": True, "HTTPS": True}.items():
             url = f"{scheme}://{host}{slash}"
-            assert read_address(url) == Address(host, tls)
+            assert read_address(url) == ServerAddress(host, tls)
             assert is_local(url) is is_local(host)
             assert (tls_of(url, None) is not None) is tls
     own = Tls(server_name="guard")
@@ -25,7 +25,7 @@ def test_schemes_and_a_slash_change_nothing_but_tls(host: str) -> None:
 
 @pytest.mark.parametrize("url", ["unix:/run/guard.sock", "dns:///guard.example:8001", "ipv6:[::1]:8001"])
 def test_what_grpc_resolves_itself_is_left_to_it(url: str) -> None:
-    assert read_address(url) == Address(url)
+    assert read_address(url) == ServerAddress(url)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,13 @@ def test_links_to_files_of_the_repository_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_have_the_verbs_and_options_that_there_are(page: Path) -> None:
+def test_commands_have_the_verbs_and_options_that_there_are(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of TOML is the file that its first line names, for --config."""
+    monkeypatch.chdir(tmp_path)
+    for text in blocks(page, "toml"):
+        Path(text.splitlines()[0].removeprefix("# ")).write_text(text, encoding="utf-8")
     for block in blocks(page, "bash", "console"):
         for words in re.findall(r"(?:^|[|$] |/)qwen3guard ([^|>\n]+)", block.replace("\\\n", " "), re.MULTILINE):
             wrong = io.StringIO()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_apps.annotation.rows import Rows, dumps, is_missing
-from qwen3guard_apps.annotation.table_output import JudgedRow, columns_of
+from qwen3guard_apps.annotation.table_output import TableRow, columns_of
 
-VERDICT = (
+VERDICT_FIELDS = (
     "severity",
     "categories",
     "refusal",
@@ -27,11 +27,11 @@ VERDICT = (
 
 
 def verdict_columns(field: str) -> tuple[str, ...]:
-    return tuple(f"{field}_{name}" for name in VERDICT)
+    return tuple(f"{field}_{name}" for name in VERDICT_FIELDS)
 
 
 def write_csv(
-    path: Path, rows: Rows, judged: Callable[[], Iterator[JudgedRow]], field: str, delimiter: str = ","
+    path: Path, rows: Rows, judged: Callable[[], Iterator[TableRow]], field: str, delimiter: str = ","
 ) -> None:
     """A list or an object is written as JSON, null as an empty cell, and a boolean as true or false."""
     columns = columns_of(rows)
@@ -39,7 +39,7 @@ def write_csv(
         writer = csv.writer(file, delimiter=delimiter)
         writer.writerow([*columns, *verdict_columns(field), f"{field}_error"])
         for record, verdict, error in judged():
-            values = [record.get(name) for name in columns] + [(verdict or {}).get(name) for name in VERDICT]
+            values = [record.get(name) for name in columns] + [(verdict or {}).get(name) for name in VERDICT_FIELDS]
             writer.writerow([_cell(value) for value in (*values, error)])
 
 

@@ -40,7 +40,7 @@ _LENIENT = json.JSONDecoder(parse_int=str)
 """Finds the end of an object that _STRICT refuses."""
 
 
-def json_lines(name: str, opens: Open) -> Rows:
+def rows_of_lines(name: str, opens: Open) -> Rows:
     def read() -> Iterator[DataRow]:
         with opens() as file:
             for number, line in enumerate(file, start=1):
@@ -67,7 +67,7 @@ def _line(number: int, line: bytes) -> DataRow:
     )
 
 
-def json_array(name: str, opens: Open) -> Rows:
+def rows_of_array(name: str, opens: Open) -> Rows:
     """The objects of one array, which is held in memory. Raises InvalidRequest where the array cannot be read whole."""
     with opens() as file:
         try:

@@ -24,7 +24,7 @@ def beginning(row: DataRow, field: str) -> bytes:
     return f"{opening}{', ' if row.record else ''}{json.dumps(field)}: ".encode()
 
 
-def line(row: DataRow, result: dict[str, Any] | GuardError, field: str) -> bytes:
+def output_line(row: DataRow, result: dict[str, Any] | GuardError, field: str) -> bytes:
     """The line of a row with its verdict in `field`, or with null there and the code of its error."""
     if isinstance(result, GuardError):
         end = f"null, {json.dumps(f'{field}_error')}: {json.dumps(result.code)}}}\n"
@@ -125,7 +125,7 @@ class Output:
         if isinstance(result, GuardError):
             self.bad += 1
             self._append(self._errors, {"row": row.number, "code": result.code, "error": str(result)})
-        self._file.write(line(row, result, self._field))
+        self._file.write(output_line(row, result, self._field))
         self._file.flush()
 
     def _append(self, file: IO[bytes], record: dict[str, Any]) -> None:

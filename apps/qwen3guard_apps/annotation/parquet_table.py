@@ -13,7 +13,7 @@ from qwen3guard_contract.labels import Category, Refusal, RiskLevel
 
 from qwen3guard_apps.annotation.rows import Rows
 from qwen3guard_apps.annotation.sources import PARQUET_ROWS, module
-from qwen3guard_apps.annotation.table_output import JudgedRow, columns_of
+from qwen3guard_apps.annotation.table_output import TableRow, columns_of
 
 
 def verdict_type() -> Any:
@@ -42,7 +42,7 @@ def verdict_type() -> Any:
     return arrow.struct([*fields, ("windows", arrow.list_(windows))])
 
 
-def write_parquet(path: Path, rows: Rows, judged: Callable[[], Iterator[JudgedRow]], field: str) -> None:
+def write_parquet(path: Path, rows: Rows, judged: Callable[[], Iterator[TableRow]], field: str) -> None:
     """Columns of a Parquet input keep their types. A column whose values have no type in common is written as JSON."""
     arrow, parquet = module("pyarrow"), module("pyarrow.parquet")
     types = _types(rows, judged)
@@ -58,7 +58,7 @@ def write_parquet(path: Path, rows: Rows, judged: Callable[[], Iterator[JudgedRo
             writer.write_table(arrow.table(columns, schema=schema))
 
 
-def _batches(judged: Callable[[], Iterator[JudgedRow]]) -> Iterator[list[JudgedRow]]:
+def _batches(judged: Callable[[], Iterator[TableRow]]) -> Iterator[list[TableRow]]:
     source = judged()
     while batch := list(itertools.islice(source, PARQUET_ROWS)):
         yield batch
@@ -73,7 +73,7 @@ def _column(values: list[Any], kind: Any) -> Any:
     return arrow.array(values, kind)
 
 
-def _types(rows: Rows, judged: Callable[[], Iterator[JudgedRow]]) -> dict[str, Any]:
+def _types(rows: Rows, judged: Callable[[], Iterator[TableRow]]) -> dict[str, Any]:
     """The type of each column; None stands for values that have none in common."""
     arrow = module("pyarrow")
     types: dict[str, Any] = dict.fromkeys(columns_of(rows), arrow.null())

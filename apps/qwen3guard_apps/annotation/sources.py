@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from qwen3guard_contract.errors import InvalidRequest, ServeError
 
 from qwen3guard_apps.annotation.csv_rows import delimited
-from qwen3guard_apps.annotation.json_rows import Open, json_array, json_lines
+from qwen3guard_apps.annotation.json_rows import Open, rows_of_array, rows_of_lines
 from qwen3guard_apps.annotation.rows import DataRow, Rows
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -107,13 +107,13 @@ def _json(name: str, opens: Open, head: bytes, form: str) -> Rows:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] == b"[":
         try:
-            return json_array(name, opens)
+            return rows_of_array(name, opens)
         except InvalidRequest:
             if form == "json":
                 raise
     elif form == "json" and _is_one_object(opens):
         raise InvalidRequest(f"{name} is one JSON object over several lines: give an array of objects, or JSON lines.")
-    return json_lines(name, opens)
+    return rows_of_lines(name, opens)
 
 
 def _is_one_object(opens: Open) -> bool:

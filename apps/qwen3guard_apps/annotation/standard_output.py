@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3guard_contract.errors import GuardError
 
-from qwen3guard_apps.annotation.output import check_free, line
+from qwen3guard_apps.annotation.output import check_free, output_line
 from qwen3guard_apps.annotation.rows import DataRow
 
 
@@ -40,5 +40,5 @@ class StandardOutput:
         if isinstance(result, GuardError):
             self.bad += 1
             print(f"row {row.number} is bad: {result.code}: {result}", file=sys.stderr, flush=True)
-        sys.stdout.buffer.write(line(row, result, self._field))  # UTF-8, whatever the terminal's encoding is
+        sys.stdout.buffer.write(output_line(row, result, self._field))  # UTF-8, whatever the terminal's encoding is
         sys.stdout.buffer.flush()

@@ -16,9 +16,9 @@ from qwen3guard_contract.errors import GuardError, InvalidRequest
 from qwen3guard_apps.annotation.output import Output
 from qwen3guard_apps.annotation.rows import DataRow, Rows
 
-JudgedRow = tuple[dict[str, Any], dict[str, Any] | None, str | None]
+TableRow = tuple[dict[str, Any], dict[str, Any] | None, str | None]
 """A row's record ({} where it could not be read), the guard's verdict or None, and the code of its error or None."""
-Write = Callable[[Path, Rows, Callable[[], Iterator[JudgedRow]], str], None]
+Write = Callable[[Path, Rows, Callable[[], Iterator[TableRow]], str], None]
 """Writes a table: its path, the rows that it is of, those with their verdicts, and the name of the guard's field."""
 
 
@@ -71,7 +71,7 @@ class TableOutput:
             unfinished.unlink(missing_ok=True)
         self._lines_path.unlink()
 
-    def _judged(self) -> Iterator[JudgedRow]:
+    def _judged(self) -> Iterator[TableRow]:
         with self._lines_path.open("rb") as lines:
             for row, text in zip(self._rows.read(), lines, strict=True):
                 line = json.loads(text)

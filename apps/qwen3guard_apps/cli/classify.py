@@ -10,10 +10,10 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import Classification
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.cli.conversation import add_conversation_arguments, add_response_argument, read_conversation
+from qwen3guard_apps.cli.conversation import add_conversation_arguments, add_response_argument, given_conversation
 from qwen3guard_apps.cli.terminal import Terminal
 
-UNSAFE = 10
+UNSAFE_STATUS = 10
 """The exit status of --exit-code for an unsafe verdict."""
 
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exit-code",
         action="store_true",
-        help=f"exit with {UNSAFE} where the verdict is unsafe, and with 0 only where it is safe; by the server's own"
-        " decision, unless --mode or --thresholds says another (default: 0 for every verdict)",
+        help=f"exit with {UNSAFE_STATUS} where the verdict is unsafe, by the server's own decision, or by --mode or"
+        " --thresholds, and with 0 only where it is safe (default: 0 for every verdict)",
     )
     decision = parser.add_mutually_exclusive_group()
     decision.add_argument(
@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Exits with UNSAFE where --exit-code asks for it. Raises a GuardError."""
+    """Exits with UNSAFE_STATUS where --exit-code asks for it. Raises a GuardError."""
     if (arguments.mode or arguments.thresholds) and not arguments.exit_code:
         raise InvalidRequest("--mode and --thresholds decide the exit status: give --exit-code too.")
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
-    conversation = read_conversation(arguments)
+    conversation = given_conversation(arguments)
     with client_options.connected_client(arguments) as guard:
         found = guard.classify(
             conversation.prompt,
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         Terminal().classification(found)
     if arguments.exit_code and is_unsafe(found, arguments.mode, thresholds):
-        raise SystemExit(UNSAFE)
+        raise SystemExit(UNSAFE_STATUS)
 
 
 def is_unsafe(found: Classification, mode: str | None, thresholds: Thresholds | None) -> bool:

@@ -14,7 +14,7 @@ FORMS = "@FILE reads it from a file, - from standard input"
 
 
 @dataclass(frozen=True)
-class Conversation:
+class GivenConversation:
     """What the options say: either `messages`, as JSON, or a `prompt`, perhaps with its `response`."""
 
     prompt: str | None
@@ -43,7 +43,7 @@ def add_response_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> Conversation:
+def given_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> GivenConversation:
     """Reads the options, their files and standard input. `stdin_is` says what else standard input is, if anything.
 
     Raises InvalidEncoding for what is not UTF-8, InvalidMessages for a file of messages that cannot be read, and
@@ -57,7 +57,7 @@ def read_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> C
         raise InvalidRequest(f"Standard input can be only one of {' and '.join(from_stdin)}: give the other as @FILE.")
     if values["response"] is not None and values["messages"] is not None:
         raise InvalidRequest("Give either messages or a prompt with its response, not both.")
-    return Conversation(
+    return GivenConversation(
         _text(values["prompt"], "prompt"), _text(values["response"], "response"), _messages(values["messages"])
     )
 

@@ -18,7 +18,7 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
 
 from qwen3guard_apps import client_options
-from qwen3guard_apps.cli.conversation import add_conversation_arguments, read_conversation
+from qwen3guard_apps.cli.conversation import add_conversation_arguments, given_conversation
 from qwen3guard_apps.cli.terminal import Terminal
 
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Raises a GuardError."""
     policy = _policy(arguments)
-    conversation = read_conversation(arguments, stdin_is="the response")
+    conversation = given_conversation(arguments, stdin_is="the response")
     with (
         client_options.connected_client(arguments) as guard,
         guard.stream(

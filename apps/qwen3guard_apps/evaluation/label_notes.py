@@ -16,7 +16,7 @@ from qwen3guard_apps.evaluation.labels import LabelFields
 
 MOST_SAID = 10
 """So many rows that are left out are named one by one, and so many values of each kind."""
-SHOWN_CHARACTERS = 40
+LABEL_CHARACTERS = 40
 
 
 @dataclass
@@ -52,14 +52,14 @@ class LabelNotes:
         try:
             self.unsafe += self.labels.unsafe(record)
         except InvalidRequest:
-            self.unknown_labels["(none)" if value is None else str(value)[:SHOWN_CHARACTERS]] += 1
+            self.unknown_labels["(none)" if value is None else str(value)[:LABEL_CHARACTERS]] += 1
             raise
         if names_what_is_safe(name):
             self.inverted[name] = None
         for spelled in self.labels.category_names(record):
             known = category_of(spelled)
             if known is None:
-                self.unknown_categories[spelled[:SHOWN_CHARACTERS]] += 1
+                self.unknown_categories[spelled[:LABEL_CHARACTERS]] += 1
             elif known.value != spelled:
                 self.category_aliases[spelled] = known.value
 

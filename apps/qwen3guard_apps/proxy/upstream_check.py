@@ -17,7 +17,7 @@ CHECK_S = 3.0
 """How long the LLM may take to answer, in seconds."""
 MOST_BYTES = 2**20
 """How much of an answer is read."""
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
+HTTP_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 async def complaint(upstream: str, timeout_s: float = CHECK_S) -> str | None:
@@ -99,7 +99,9 @@ def _behind_a_proxy(base: str) -> str:
     """Names the variable of a proxy that people may expect to be used."""
     if is_local(urlsplit(base).netloc):
         return ""
-    variable = next((name for name in PROXY_VARIABLES if os.environ.get(name) or os.environ.get(name.upper())), None)
+    variable = next(
+        (name for name in HTTP_PROXY_VARIABLES if os.environ.get(name) or os.environ.get(name.upper())), None
+    )
     return f"; the variable {variable} is not used for the LLM" if variable else ""
 
 

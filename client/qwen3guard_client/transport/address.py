@@ -22,27 +22,27 @@ PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 @dataclass(frozen=True)
-class Address:
+class ServerAddress:
     """What gRPC connects to. `tls` is True or False where the scheme of the url says so, and else None."""
 
     target: str
     tls: bool | None = None
 
 
-def read_address(url: str) -> Address:
+def read_address(url: str) -> ServerAddress:
     """The address that `url` names. Raises InvalidRequest, whose sentence says what is wrong with it."""
     text = url.strip()
     if OF_GRPC.match(text):
-        return Address(text)
+        return ServerAddress(text)
     scheme, separator, rest = text.rpartition("://")
     if not separator:
-        return Address(_checked(text.removesuffix("/")))
+        return ServerAddress(_checked(text.removesuffix("/")))
     if scheme.lower() not in (*PLAIN_SCHEMES, *TLS_SCHEMES):
         raise InvalidRequest(
             f"The url begins with {_shown(scheme)}://, and a guard is reached by gRPC: "
             "give HOST:PORT, or https://HOST:PORT for TLS."
         )
-    return Address(_checked(rest.removesuffix("/")), scheme.lower() in TLS_SCHEMES)
+    return ServerAddress(_checked(rest.removesuffix("/")), scheme.lower() in TLS_SCHEMES)
 
 
 def _checked(address: str) -> str:

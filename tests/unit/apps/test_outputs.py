@@ -22,8 +22,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 from qwen3guard_apps.annotation import annotate
-from qwen3guard_apps.annotation.csv_table import VERDICT as VERDICT_FIELDS
-from qwen3guard_apps.annotation.csv_table import verdict_columns
+from qwen3guard_apps.annotation.csv_table import VERDICT_FIELDS, verdict_columns
 from qwen3guard_apps.annotation.flight import Flight
 from qwen3guard_apps.annotation.outputs import open_output
 from qwen3guard_apps.annotation.parquet_table import verdict_type
