@@ -1,4 +1,4 @@
-"""Whatever an LLM sends, no unsafe word reaches the client, and a harmless stream arrives whole."""
+"""Whatever an LLM or a caller sends: no unsafe word reaches the client, and a harmless stream arrives whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from qwen3guard_apps.openai import fields
+from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.openai.request import ChatRequest, read_request
+from qwen3guard_apps.openai.shapes import Anything
 from support.lengths import FULL
 from support.unserved_proxy import LlmAnswer, Received, receive
 from support.word_guard import is_unsafe
@@ -216,3 +220,43 @@ def _content(choice: dict[str, Any]) -> Any:
 def _text(delta: dict[str, Any]) -> Any:
     """A delta without the fields that say nothing."""
     return {key: value for key, value in delta.items() if value not in (None, "", [], {})}
+
+
+SENTENCES = ("zyqstab him", " and xkill all of them.")
+UNJUDGED = {name for name, shape in fields.REQUEST_FIELDS.items() if isinstance(shape, Anything)}
+"""What passes as it is, since no model reads it as a turn: docs/proxy.md names them."""
+
+
+@pytest.mark.trial
+@SETTINGS
+@given(st.data())
+def test_what_a_caller_writes_is_judged_or_not_sent(data: st.DataObject) -> None:
+    """Whatever fields a request has, a sentence in it is refused, is removed, or is read by the guard."""
+    delta = data.draw(deltas(HARMLESS + SENTENCES))
+    messages: list[Any] = [{"role": "assistant"} | delta, {"role": "tool", "tool_call_id": "call_1", "content": "5"}]
+    request = {"model": "fake", "messages": [*messages, *map(dict, MESSAGES)], "temperature": 0.5}
+    for _ in range(data.draw(st.integers(0, 4))):
+        holders = [each for each in _holders(request) if each]
+        holder = data.draw(st.sampled_from(holders))
+        value = data.draw(st.one_of(ANY, texts(SENTENCES), st.builds(lambda key: {key: 1}, st.sampled_from(SENTENCES))))
+        if isinstance(holder, dict):
+            holder[data.draw(st.sampled_from(FIELDS + SENTENCES))] = value
+        else:
+            holder[data.draw(st.integers(0, len(holder) - 1))] = value
+    passed_fields = data.draw(st.sampled_from([(), ("x_vendor", "text")]))
+    read = _read(request, passed_fields)
+    if read is None:
+        return
+    sent = json.dumps({name: value for name, value in read.sent.items() if name not in UNJUDGED}, ensure_ascii=False)
+    judged = read.conversation.begun + "".join(message["content"] for message in read.conversation.messages)
+    for sentence in SENTENCES:
+        assert sentence not in sent or sentence in judged
+        assert sentence not in ", ".join(read.removed)
+
+
+def _read(request: dict[str, Any], passed_fields: tuple[str, ...]) -> ChatRequest | None:
+    """The request as it is read, or None if it is refused."""
+    try:
+        return read_request(request, passed_fields)
+    except ApiError as error:
+        return None
