@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import Category, RiskLevel
-from qwen3guard_contract.thresholds import Judgement, Thresholds, categories
+from qwen3guard_contract.thresholds import Judgement, Thresholds, categories, windows
 
 DEFAULT_DEBOUNCE = 2
 """A token is flagged when it and the token before it are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
@@ -59,9 +59,16 @@ class Policy:
         return category in self.blocked and self.thresholds.is_unsafe_risk(risk, category)
 
     def unsafe_categories(self, judgement: Judgement) -> set[Category]:
-        """The categories that make one judgement unsafe: of a conversation, of a prompt, or of a single token."""
-        risk = 1 - judgement.severity_probabilities[RiskLevel.SAFE]
-        return {each for each in categories(judgement) if self.is_unsafe(judgement.severity, each, risk)}
+        """The categories that make one judgement unsafe: of a conversation, of a prompt, or of a single token.
+
+        Those of all its windows, if it was judged in such.
+        """
+        return {
+            category
+            for each in windows(judgement)
+            for category in categories(each)
+            if self.is_unsafe(each.severity, category, 1 - each.severity_probabilities[RiskLevel.SAFE])
+        }
 
 
 def runs(unsafe: Iterable[bool], *, before: int = 0) -> list[int]:

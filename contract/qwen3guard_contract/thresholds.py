@@ -44,9 +44,15 @@ class Thresholds:
         return risk > self.categories.get(category, self.default)
 
     def is_unsafe(self, judgement: Judgement) -> bool:
-        """Whether one judgement is unsafe: of a conversation, of a prompt, or of a single token."""
-        risk = 1 - judgement.severity_probabilities[RiskLevel.SAFE]
-        return any(self.is_unsafe_risk(risk, category) for category in categories(judgement))
+        """Whether one judgement is unsafe: of a conversation, of a prompt, or of a single token.
+
+        A conversation that was judged in windows is unsafe if one of them is.
+        """
+        return any(
+            self.is_unsafe_risk(1 - each.severity_probabilities[RiskLevel.SAFE], category)
+            for each in windows(judgement)
+            for category in categories(each)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {"default": self.default, "categories": {each.value: t for each, t in self.categories.items()}}
@@ -84,6 +90,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("two fields of one name")
     return dict(pairs)
+
+
+def windows(judgement: Judgement) -> tuple[Judgement, ...]:
+    """The judgements of its windows, if it was judged in such; else the judgement itself."""
+    found = judgement.windows if isinstance(judgement, Classification) else ()
+    return tuple(window.verdict for window in found) or (judgement,)
 
 
 def categories(judgement: Judgement) -> tuple[Category, ...]:

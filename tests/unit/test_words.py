@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from qwen3guard_contract import errors, labels, wire
 from qwen3guard_contract.errors import GuardError, from_text
 from qwen3guard_contract.labels import AnswerStatus, Category, RiskLevel
 from qwen3guard_contract.policy import Policy, runs
+from qwen3guard_contract.verdict import Window
 
 
 def test_index_order_is_the_heads_and_not_severity() -> None:
@@ -104,6 +106,16 @@ def test_thresholds_decide_by_category() -> None:
     assert not Thresholds(1.0).is_unsafe(classified(0.0))
     assert Thresholds(0.0).is_unsafe(classified(0.999))
     assert not Thresholds(0.0).is_unsafe(classified(1.0))
+
+
+def test_a_text_in_windows_is_unsafe_if_one_of_them_is() -> None:
+    severe, risky = classified(0.6, Category.VIOLENT, level=RiskLevel.UNSAFE), classified(0.2, Category.PII)
+    whole = replace(severe, windows=(Window(0, 9, severe), Window(5, 14, risky)))
+    limits = Thresholds(1.0, {Category.PII: 0.5})
+    assert not limits.is_unsafe(severe)
+    assert limits.is_unsafe(whole)
+    assert Policy(thresholds=limits).unsafe_categories(whole) == {Category.PII}
+    assert Policy().unsafe_categories(whole) == {Category.VIOLENT}
 
 
 @pytest.mark.parametrize("status", [AnswerStatus.CUT, AnswerStatus.UNREADABLE])

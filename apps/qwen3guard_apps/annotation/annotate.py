@@ -160,10 +160,7 @@ def as_dict(classification: Classification, thresholds: Thresholds | None = None
     ]
     if windows:
         kept["windows"] = windows
-    if thresholds is None:
-        return kept
-    unsafe = any(window["unsafe"] for window in windows) if windows else thresholds.is_unsafe(classification)
-    return kept | {"unsafe": unsafe}
+    return kept if thresholds is None else kept | {"unsafe": thresholds.is_unsafe(classification)}
 
 
 async def write_all(rows: Rows, output: RowsOutput, ask: Ask, flight: Flight, *, as_json: bool = False) -> int:

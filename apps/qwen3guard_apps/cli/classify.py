@@ -64,10 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def is_unsafe(found: Classification, mode: str | None, thresholds: Thresholds | None) -> bool:
-    """The decision by `thresholds`, or else in `mode` (strict or loose), or else the server's own.
-
-    A turn that was judged in windows is unsafe if one of them is.
-    """
+    """The decision by `thresholds`, or else in `mode` (strict or loose), or else the server's own."""
     if thresholds is not None:
-        return any(map(thresholds.is_unsafe, [window.verdict for window in found.windows] or [found]))
+        return thresholds.is_unsafe(found)
     return {"strict": found.strict, "loose": found.loose, None: found.unsafe}[mode]
