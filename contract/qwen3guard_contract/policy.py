@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import Category, RiskLevel
-from qwen3guard_contract.thresholds import Judgement, Thresholds, categories, windows
+from qwen3guard_contract.thresholds import Judgement, Thresholds, categories, judged_windows
 
 DEFAULT_DEBOUNCE = 2
 """A token is flagged when it and the token before it are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
@@ -65,7 +65,7 @@ class Policy:
         """
         return {
             category
-            for each in windows(judgement)
+            for each in judged_windows(judgement)
             for category in categories(each)
             if self.is_unsafe(each.severity, category, 1 - each.severity_probabilities[RiskLevel.SAFE])
         }

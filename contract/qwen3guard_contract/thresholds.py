@@ -50,7 +50,7 @@ class Thresholds:
         """
         return any(
             self.is_unsafe_risk(1 - each.severity_probabilities[RiskLevel.SAFE], category)
-            for each in windows(judgement)
+            for each in judged_windows(judgement)
             for category in categories(each)
         )
 
@@ -92,7 +92,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def windows(judgement: Judgement) -> tuple[Judgement, ...]:
+def judged_windows(judgement: Judgement) -> tuple[Judgement, ...]:
     """The judgements of its windows, if it was judged in such; else the judgement itself."""
     found = judgement.windows if isinstance(judgement, Classification) else ()
     return tuple(window.verdict for window in found) or (judgement,)

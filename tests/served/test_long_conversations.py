@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, RiskLevel
+from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_contract import errors
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
@@ -232,11 +233,13 @@ def test_a_moderation_and_a_proxy_leave_out_the_oldest_turns_when_asked(small: G
     turns.append(user("How do I bake bread?"))
     with pytest.raises(errors.TextTooLong):
         list(small.moderate([SAFE], messages=turns))
-    for confirm in (None, "strict"):
-        moderated = small.moderate([SAFE], messages=turns, context="recent", confirm=confirm)  # type: ignore[arg-type]
+    confirms: tuple[Confirm | None, ...] = (None, "strict")
+    for confirm in confirms:
+        moderated = small.moderate([SAFE], messages=turns, context="recent", confirm=confirm)
         assert "".join(map(str, moderated)) == SAFE
-        assert moderated.prompt_verdict
-        assert moderated.prompt_verdict.turns_left_out > 10
+        verdict = moderated.prompt_verdict
+        assert verdict
+        assert verdict.turns_left_out > 10
     llm = FakeLLM(SAFE)
     body = {"model": "fake", "messages": turns}
     with Loop() as loop:
@@ -249,5 +252,5 @@ def test_a_moderation_and_a_proxy_leave_out_the_oldest_turns_when_asked(small: G
             (choice,) = httpx.post(f"{proxy.url}/chat/completions", json=body).json()["choices"]
         loop.run(llm.stop())
     assert choice["message"]["content"] == SAFE
-    assert choice["guard"]["turns_left_out"] == moderated.prompt_verdict.turns_left_out
+    assert choice["guard"]["turns_left_out"] == verdict.turns_left_out
     assert llm.asked[-1]["messages"] == turns
