@@ -65,6 +65,7 @@ class ChoiceReader:
     def read(self, entry: ChatChoice, logprobs: Any, extra: tuple[str, ...]) -> None:
         """Fills in the entry's places, and those log-probabilities that may go out with it."""
         entry.places = self._judged(entry, extra)
+        _remove_unread(entry)
         if self._half or any(_is_torn(place.text) for place in entry.places):
             self._mend(entry.places)
             if entry.key == "message" and self._half:
@@ -115,6 +116,14 @@ class ChoiceReader:
             if (start, text) not in mended:
                 mended[start, text], self._half = join_surrogates(self._half, text)
             holder[key] = mended[start, text]
+
+
+def _remove_unread(entry: ChatChoice) -> None:
+    """What the tables let through and nobody reads, such as the second text of a part."""
+    read = {(id(place.holder), place.key) for place in entry.places}
+    for holder, key, _ in list(message_text.unread(entry.message, "The answer")):
+        if (id(holder), key) not in read:
+            del holder[key]
 
 
 def _append(message: dict[str, Any], text: str) -> None:

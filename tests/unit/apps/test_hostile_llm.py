@@ -55,6 +55,7 @@ def deltas(words: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
         st.one_of(
             st.builds(lambda each: {"type": "text", "text": each}, text),
             st.builds(lambda each: {"type": "thinking", "thinking": [{"type": "text", "text": each}]}, text),
+            st.builds(lambda each: {"type": "text", "text": "", "refusal": each} if HARMFUL[0] in each else {}, text),
         ),
         max_size=2,
     )
