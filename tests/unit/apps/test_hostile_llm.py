@@ -17,9 +17,6 @@ from support.unserved_proxy import LlmAnswer, Received, receive
 from support.word_guard import is_unsafe
 
 MESSAGES = [{"role": "user", "content": "What shall we eat?"}]
-STREAMS = 100_000 if FULL else 300
-SETTINGS = settings(max_examples=STREAMS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-
 HARMLESS = ("rice", " bread", " and", " 5", "\n\n", " naïve", " 猫", " \U0001f600", "!")
 HARMFUL = ("zyqs", " zyqstab", "zyqstab him", " xkil", " and xkill all", "ZYQSTAB", "XKil all of them.")
 FIELDS = (
@@ -30,6 +27,12 @@ FIELDS = (
     *("prompt_tokens", "prompt_tokens_details", "annotations", "x_vendor", "zyqstab", "xkill all"),
 )
 KINDS = ("text", "thinking", "refusal", "image_url", "function", "custom", "reasoning_text")
+
+
+def examples(count: int) -> settings:
+    """So many at full length."""
+    checks = list(HealthCheck)
+    return settings(max_examples=count if FULL else 300, deadline=None, suppress_health_check=checks, database=None)
 
 
 def texts(words: tuple[str, ...]) -> st.SearchStrategy[str]:
@@ -146,7 +149,7 @@ def asked(data: st.DataObject, *, stream: bool) -> dict[str, Any]:
 
 
 @pytest.mark.trial
-@SETTINGS
+@examples(100_000)
 @given(st.data())
 def test_no_unsafe_word_of_a_stream_reaches_the_client(data: st.DataObject) -> None:
     pieces = data.draw(st.lists(deltas(HARMLESS + HARMFUL), max_size=6))
@@ -167,7 +170,7 @@ def test_no_unsafe_word_of_a_stream_reaches_the_client(data: st.DataObject) -> N
 
 
 @pytest.mark.trial
-@SETTINGS
+@examples(20_000)
 @given(st.data())
 def test_no_unsafe_word_of_a_whole_answer_reaches_the_client(data: st.DataObject) -> None:
     message = {"role": "assistant"} | data.draw(deltas(HARMLESS + HARMFUL)) | data.draw(deltas(HARMLESS + HARMFUL))
@@ -191,7 +194,7 @@ NOTHING: tuple[Any, ...] = (
 
 
 @pytest.mark.trial
-@SETTINGS
+@examples(20_000)
 @given(st.data())
 def test_a_harmless_stream_arrives_whole(data: st.DataObject) -> None:
     pieces = data.draw(st.lists(deltas(HARMLESS), max_size=6))
@@ -229,7 +232,7 @@ UNJUDGED = {name for name, shape in fields.REQUEST_FIELDS.items() if isinstance(
 
 
 @pytest.mark.trial
-@SETTINGS
+@examples(20_000)
 @given(st.data())
 def test_what_a_caller_writes_is_judged_or_not_sent(data: st.DataObject) -> None:
     """Whatever fields a request has, a sentence in it is refused, is removed, or is read by the guard."""
