@@ -2,10 +2,10 @@
 
     .venv/bin/python perf/proxy.py MODEL_REPOSITORY [--rates 30 300] [--answers 5] [--tokens 120] [--start 0.3]
 
-A fake LLM starts after `--start` seconds and then writes one word in each chunk, at a steady rate; each chunk says when
-it was written. The openai package reads it directly and through the proxy, in turns, with one proxy process for each
-release mode. A chunk's delay is the time from its writing to its reading. "after_check" holds a word until the guard
-has cleared it, which needs the next word. The last line is one JSON object, with times in milliseconds.
+A fake LLM starts after `--start` seconds and then writes one word in each chunk, at a steady rate; each chunk's usage
+says when it was written. The openai package reads it directly and through the proxy, in turns, with one proxy process
+for each release mode. A chunk's delay is the time from its writing to its reading. "after_check" holds a word until the
+guard has cleared it, which needs the next word. The last line is one JSON object, with times in milliseconds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class FakeLLM:
             delta = {} if ends else {"content": WORDS[number % len(WORDS)] + " "}
             choice = {"index": 0, "delta": delta, "finish_reason": "stop" if ends else None}
             chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "fake", "choices": [choice]}
-            await response.write(f"data: {json.dumps(chunk | {'written_s': time.monotonic()})}\n\n".encode())
+            chunk["usage"] = {"total_time": time.monotonic()}  # a field that the proxy passes
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -98,7 +99,7 @@ async def one_answer(client: openai.AsyncOpenAI, rate: float) -> tuple[float, li
         if chunk.choices[0].delta.content:
             now = time.monotonic()
             first = first or now - began
-            delays.append(now - (chunk.model_extra or {})["written_s"])
+            delays.append(now - chunk.usage.model_extra["total_time"])
         elif chunk.choices[0].finish_reason != "stop":
             raise RuntimeError("The answer was flagged.")
     return first, delays
