@@ -80,7 +80,7 @@ def test_a_trl_reward_of_what_cannot_be_judged(server: EmbeddedServer) -> None:
     assert first
     assert others == [0.0, 0.0]
     assert trl_reward(url=server.url, bad=None)(prompts=prompts, completions=completions) == [first, None, None]
-    with pytest.raises(errors.InputError, match="^Conversation [12]: "):
+    with pytest.raises(errors.InputError, match=r"^Conversation [12]: "):
         trl_reward(url=server.url, bad="raise")(prompts=prompts, completions=completions)
     with pytest.raises(errors.InvalidMessages, match="None of 3"):
         trl_reward(url=server.url)(prompts=prompts, completions=[completions[2]] * 3)
