@@ -20,8 +20,11 @@ GENERIC, IN_PROCESS, NOBODY = "generic", "in-process", "nobody"
 """The names of the guardrails: by LiteLLM's generic API, by the adapter, and one that nobody answers."""
 
 
-def config(llm: str, proxy: str, guard: str) -> dict[str, Any]:
-    """Of LiteLLM, as JSON, which is YAML. No guardrail is on unless a request names it."""
+def config(llm: str, proxy: str, guard: str, guarded_llm: str) -> dict[str, Any]:
+    """Of LiteLLM, as JSON, which is YAML. No guardrail is on unless a request names it.
+
+    The model `guarded` is the LLM behind a proxy of ours.
+    """
 
     def generic(base: str) -> dict[str, Any]:
         streaming = {"streaming_sampling_rate": 1, "streaming_transform_mode": "incremental_diff"}
@@ -37,6 +40,7 @@ def config(llm: str, proxy: str, guard: str) -> dict[str, Any]:
         "model_list": [
             # Of this provider LiteLLM asks all routes as chat completions.
             {"model_name": "chat", "litellm_params": {"model": "lm_studio/chat", **served}},
+            {"model_name": "guarded", "litellm_params": {"model": "lm_studio/chat", **served, "api_base": guarded_llm}},
             {"model_name": "embed", "litellm_params": {"model": "openai/embed", **served}},
         ],
         "guardrails": [

@@ -64,8 +64,8 @@ def llm(served_llm: FakeLLM) -> FakeLLM:
 def litellm_url(
     loop: Loop, guard: GuardClient, served_llm: FakeLLM, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    with Proxied(loop, guard.url, None) as proxy:
-        settings = litellm_proxy.config(served_llm.url, proxy.url.removesuffix("/v1"), guard.url)
+    with Proxied(loop, guard.url, None) as proxy, Proxied(loop, guard.url, served_llm) as guarded:
+        settings = litellm_proxy.config(served_llm.url, proxy.url.removesuffix("/v1"), guard.url, guarded.url)
         with litellm_proxy.running(tmp_path_factory.mktemp("litellm"), settings) as url:
             yield url
 
@@ -73,7 +73,8 @@ def litellm_url(
 def ask(url: str, route: str, guardrail: str, prompt: Any = PROMPT, **more: Any) -> Came:
     turns = [{"role": "user", "content": prompt}]
     inputs = {"responses": {"input": prompt}, "embeddings": {"input": prompt}}
-    body = {"model": "chat", "guardrails": [guardrail], **inputs.get(route, {"messages": turns}), **more}
+    named = {"guardrails": [guardrail]} if guardrail else {}
+    body = {"model": "chat", **named, **inputs.get(route, {"messages": turns}), **more}
     if route == "messages":
         body["max_tokens"] = 500
     answer = httpx.post(f"{url}/v1/{route}", json=body, timeout=60)
@@ -177,6 +178,27 @@ def test_what_reasoning_litellm_sends_to_the_generic_guardrail(litellm_url: str,
     }
     unjudged = {("chat/completions", False), ("messages", False), ("messages", True)}
     assert {case for case, is_shown in shown.items() if is_shown} == unjudged
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_llm_behind_our_proxy_is_guarded_on_every_route(litellm_url: str, llm: FakeLLM, route: str) -> None:
+    """Reasoning and streamed calls too, of which LiteLLM does not tell its guardrails in time."""
+    for stream in (False, True):
+        for writes, extra in (
+            ("content", {}),
+            ("reasoning_content", {"content": "Fine."}),
+            ("reasoning_content", {"tool_calls": [SAFE_CALL]}),
+        ):
+            llm.writes, llm.extra = writes, extra
+            for text in (SAFE, TURNS):
+                llm.text = text
+                came = ask(litellm_url, route, "", model="guarded", stream=stream)
+                assert came.status == 200, came
+                assert HARM not in came.text
+                if text == SAFE:
+                    assert (SAFE if writes == "content" else "olive oil") in came.text
+        llm.text, llm.writes, llm.extra = "", "content", {"tool_calls": [CALL]}
+        assert HARM not in ask(litellm_url, route, "", model="guarded", stream=stream).text
 
 
 @pytest.mark.usefixtures("llm")
