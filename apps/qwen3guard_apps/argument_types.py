@@ -12,7 +12,9 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = kind(text)
         if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+            raise argparse.ArgumentTypeError(
+                f"{text} is not above 0" if value <= 0 else f"{text} is not a finite number"
+            )
         return value
 
     return number

@@ -75,10 +75,14 @@ def test_what_cannot_be_read_is_a_sentence(server: EmbeddedServer, tmp_path: Pat
     fails(wrong("--prompt", "-", "--response", "-"), "only one of --prompt and --response")
     fails(wrong("--prompt", "x", "--response", "@none"), "of --response")
     fails(run("stream", "--url", server.url, "--prompt", "-"), "Standard input is the response: give --prompt as @FILE")
-    closed = subprocess.run(
-        ["bash", "-c", f"{COMMAND} classify --url {server.url} --prompt - <&-"], capture_output=True, check=False
-    )
-    fails(closed, "Standard input, of --prompt, cannot be read")
+    fails(wrong("--messages", str(tmp_path / "latin")), "must be a JSON list", "@FILE")
+    for verb, words in (
+        ("classify", "Standard input, of --prompt, cannot be read: it is closed."),
+        ("stream", "closed."),
+    ):
+        prompt = "-" if verb == "classify" else "Hello."
+        command = f"{COMMAND} {verb} --url {server.url} --prompt {prompt} <&-"
+        fails(subprocess.run(["bash", "-c", command], capture_output=True, check=False), words)
 
 
 @pytest.mark.parametrize("name", ["prompt", "messages"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from qwen3guard_apps.cli import completion
 from qwen3guard_contract import errors
+from qwen3guard_contract.labels import Category
 from support.command import COMMAND, run
 
 
@@ -34,7 +35,7 @@ def completed(script: Path, *words: str, folder: Path | None = None) -> list[str
         ["bash", "--norc", "-c", code, "bash", script, *line], capture_output=True, text=True, check=False, cwd=folder
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    return list(filter(None, done.stdout.splitlines()))
 
 
 def test_bash_completes(script: Path, tmp_path: Path) -> None:
@@ -43,6 +44,9 @@ def test_bash_completes(script: Path, tmp_path: Path) -> None:
     assert completed(script, "classify", "--pro") == ["--prompt"]
     assert set(completed(script, "proxy", "--on-flag", "")) == {"stop", "mark", "error"}
     assert completed(script, "completion", "z") == ["zsh"]
+    assert completed(script, "proxy", "--block", "Sui") == ["Suicide\\ \\&\\ Self-Harm"]
+    assert completed(script, "stream", "--block", "Suicide\\ ") == ["Suicide\\ \\&\\ Self-Harm"]
+    assert len(completed(script, "proxy", "--block", "")) == len(Category)
     (tmp_path / "rows.jsonl").touch()
     assert "rows.jsonl" in completed(script, "annotate", "ro", folder=tmp_path)
     assert "rows.jsonl" in completed(script, "proxy", "--config", "ro", folder=tmp_path)

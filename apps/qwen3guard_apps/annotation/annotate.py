@@ -29,7 +29,7 @@ from qwen3guard_apps.annotation.flight import IN_FLIGHT, PATIENCE_S, Flight, in_
 from qwen3guard_apps.annotation.outputs import STANDARD_OUTPUT, RowsOutput, open_output
 from qwen3guard_apps.annotation.progress import Progress
 from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows
-from qwen3guard_apps.annotation.sources import FORMATS, open_rows
+from qwen3guard_apps.annotation.sources import FORMATS, SPLIT, open_rows
 
 ROW_TIMEOUT_S = 120.0
 BAD_ROWS = 3
@@ -71,7 +71,10 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, help="what IN is (default: by its suffix, or else by how it begins)"
     )
     parser.add_argument(
-        "--split", default="train", metavar="NAME", help="which part of a data set is read (default: %(default)s)"
+        "--split",
+        default=SPLIT,
+        metavar="NAME",
+        help="which part of a data set is read; a file has no other than %(default)s (default: %(default)s)",
     )
     for name in ("prompt", "response", "messages"):
         parser.add_argument(

@@ -60,7 +60,7 @@ def _header(name: str, reader: Any) -> tuple[str, ...]:
         raise InvalidRequest(f"The header of {name} is not valid UTF-8.")
     for column in columns:
         if columns.count(column) > 1:
-            raise InvalidRequest(f"The header of {name} has two fields {column!r}.")
+            raise InvalidRequest(f"The header of {name} has two fields {repr(column) if column else 'without a name'}.")
     return columns
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from qwen3guard_contract.errors import GuardError, InvalidEncoding, InvalidRequest
@@ -41,13 +41,25 @@ _LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def rows_of_lines(name: str, opens: Open) -> Rows:
+    """Blank lines at the end are no rows; others are bad ones, so that the lines of the output are those of the
+    source."""
+
     def read() -> Iterator[DataRow]:
         with opens() as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_without_blank_end(file), start=1):
                 yield _line(number, line)
 
     with opens() as file:
-        return Rows(name, sum(1 for _ in file), read)
+        return Rows(name, sum(1 for _ in _without_blank_end(file)), read)
+
+
+def _without_blank_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    blank = list[bytes]()
+    for line in lines:
+        blank.append(line)
+        if line.strip():
+            yield from blank
+            blank.clear()
 
 
 def _line(number: int, line: bytes) -> DataRow:

@@ -37,7 +37,7 @@ def check_free(row: DataRow, taken: Collection[str]) -> None:
     """Raises InvalidRequest where the row has one of the fields that the guard writes."""
     already = sorted(name for name in row.record or () if name in taken)
     if already:
-        raise InvalidRequest(f"Row {row.number} has a field {already[0]!r} already; name another for the guard.")
+        raise InvalidRequest(f"Row {row.number} has a field {already[0]!r} already: name another by --guard-field.")
 
 
 class Output:

@@ -39,10 +39,12 @@ class RowsOutput(Protocol):
 
 
 def open_output(path: Path, field: str, rows: Rows) -> RowsOutput:
-    """The output for the judged `rows`. Raises InvalidRequest for a name whose suffix stands for something else, and
-    ServeError where pyarrow is missing for Parquet."""
+    """The output for the judged `rows`. Raises InvalidRequest for what is there and is not a file, and for a name whose
+    suffix stands for something else, and ServeError where pyarrow is missing for Parquet."""
     if str(path) == STANDARD_OUTPUT:
         return StandardOutput(field)
+    if path.exists() and (not path.is_file() or path.parent == Path("/dev")):
+        raise InvalidRequest(f"{path} is not a file that can be written: name one, or - for standard output.")
     suffix = path.suffix.lower()
     if suffix in JSON_LINES:
         return Output(path, field)

@@ -21,6 +21,7 @@ from qwen3guard_apps.annotation.json_rows import Open, rows_of_array, rows_of_li
 from qwen3guard_apps.annotation.rows import DataRow, Rows
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+SPLIT = "train"
 STANDARD_INPUT = "-"
 PARQUET_ROWS = 1024
 """How many rows of a Parquet file are read at once."""
@@ -29,13 +30,18 @@ HEAD_BYTES = 2**16
 _SUFFIXES = {f".{each}": each for each in FORMATS} | {".ndjson": "jsonl", ".jsonlines": "jsonl", ".pq": "parquet"}
 
 
-def open_rows(source: str, split: str, form: str | None = None) -> Rows:
+def open_rows(source: str, split: str = SPLIT, form: str | None = None) -> Rows:
     """The rows of `source`: a file, - for standard input, or a folder or a hub id that `datasets` can load.
 
     `form` is one of FORMATS; without it the name's suffix tells, or else how the source begins. What gzip has packed is
-    unpacked. `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is missing.
+    unpacked. `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is
+    missing.
     """
     path = Path(source)
+    if not source:
+        raise InvalidRequest("The input has no name.")
+    if split != SPLIT and (source == STANDARD_INPUT or path.is_file() or path.is_fifo()):
+        raise InvalidRequest(f"--split names a part of a data set, and {source} is a file.")
     if source == STANDARD_INPUT:
         return _of_file("standard input", _spooled(), form)
     if path.is_file() or path.is_fifo():

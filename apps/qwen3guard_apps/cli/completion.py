@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
     except ImportError:
         raise ServeError("shtab is not installed: pip install 'qwen3guard-triton[completion]'.") from None
     _mark_files(arguments.command, shtab)
-    print(shtab.complete(arguments.command, arguments.shell))
+    functions = _complete_whole_choices(arguments.command) if arguments.shell != "fish" else ""
+    preamble = functions if arguments.shell == "bash" else ""
+    print(shtab.complete(arguments.command, arguments.shell, preamble=preamble))
 
 
 def _mark_files(parser: argparse.ArgumentParser, shtab: Any) -> None:
@@ -41,3 +44,22 @@ def _mark_files(parser: argparse.ArgumentParser, shtab: Any) -> None:
                 _mark_files(verb, shtab)
         elif action.type is Path or action.dest in ("input", "checkpoint"):
             action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
+
+
+def _complete_whole_choices(parser: argparse.ArgumentParser) -> str:
+    """Lets bash and zsh complete choices with spaces in them as one word each: shtab's scripts would divide them.
+
+    Returns the functions that bash needs for it.
+    """
+    functions = dict[str, None]()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            functions |= dict.fromkeys(map(_complete_whole_choices, action.choices.values()))
+        elif any(" " in str(choice) for choice in action.choices or ()):
+            words = " ".join(re.sub(r"[^\w-]", r"\\\g<0>", str(choice)) for choice in action.choices or ())
+            name = f"_qwen3guard_choices_of_{action.dest}"
+            loop = f'for each in {words}; do each=$(printf %q "$each"); [[ $each == "$1"* ]] && echo "$each"; done'
+            functions[f"{name}() {{ local each; {loop}; }}"] = None
+            action.complete = {"bash": name, "zsh": f"({words})"}  # type: ignore[attr-defined]
+            action.choices = None
+    return "\n".join(filter(None, functions))

@@ -73,9 +73,13 @@ def _text(value: str | None, name: str) -> str | None:
 
 
 def _messages(value: str | None) -> str | None:
-    if value is None or not _stands_elsewhere(value):
-        return value
-    return _read(value, "messages", InvalidMessages)
+    if value is None:
+        return None
+    if _stands_elsewhere(value):
+        return _read(value, "messages", InvalidMessages)
+    if not value.lstrip().startswith("["):
+        raise InvalidMessages("--messages must be a JSON list; the name of a file is given as @FILE.")
+    return value
 
 
 def _stands_elsewhere(value: str) -> bool:
@@ -90,7 +94,7 @@ def _read(value: str, name: str, unreadable: type[InvalidRequest | InvalidMessag
     try:
         data = _standard_input() if path == "-" else Path(path).read_bytes()
     except OSError as error:
-        hint = "; a text that begins with @ is given with @@" if name != "messages" else ""
+        hint = "; a text that begins with @ is given with @@" if path != "-" and name != "messages" else ""
         raise unreadable(f"{where}, of --{name}, cannot be read: {error.strerror or error}{hint}.") from None
     try:
         return data.decode("utf-8-sig")

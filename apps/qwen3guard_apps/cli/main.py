@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default the process's own, and returns its exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if "serve" not in arguments and "--debug" not in arguments:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log says once more what the one sentence says
     try:
         if sys.stdout is None:
             raise OSError("standard output is closed")

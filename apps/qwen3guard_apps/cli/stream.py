@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3guard_client.stream.stream import Stream
-from qwen3guard_contract.errors import InvalidEncoding
+from qwen3guard_contract.errors import InvalidEncoding, InvalidRequest
 from qwen3guard_contract.labels import Category
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.thresholds import Thresholds
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises a GuardError."""
+    if sys.stdin is None:
+        raise InvalidRequest("Standard input, which is the response, is closed.")
     policy = _policy(arguments)
     conversation = given_conversation(arguments, stdin_is="the response")
     with (

@@ -94,7 +94,11 @@ def _share(text: str) -> float:
 def run(arguments: argparse.Namespace) -> None:
     """Judges the rows, and writes the answers, the figures and the report. Raises a GuardError."""
     rows = input_rows(arguments)
+    if not rows.total:
+        raise InvalidRequest(f"{rows.name} has no rows.")
     conversation_fields(arguments).check(rows)
+    if arguments.per_category and not arguments.choose:
+        raise InvalidRequest("--per-category is for the thresholds that --choose proposes: give that too.")
     labels = _label_fields(arguments, rows)
     notes = LabelNotes(labels)
     labelled = list(_labelled(rows, notes))
@@ -123,16 +127,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _label_fields(arguments: argparse.Namespace, rows: Rows) -> LabelFields:
-    """Raises InvalidRequest where no row has a field that an option names."""
+    """Raises InvalidRequest where no row has a field that an option names, or no row any field for a label."""
     named = {arguments.label_field: "--label-field", arguments.category_field: "--category-field"}
     named |= dict.fromkeys(arguments.by or (), "--by")
     rows.check_fields({name: option for name, option in named.items() if name is not None})
-    return LabelFields(
+    labels = LabelFields(
         arguments.label_field,
         "category" if arguments.category_field is None else arguments.category_field,
         tuple(arguments.by or ("language",)),
         arguments.controversial == "unsafe",
     )
+    labels.check(rows)
+    return labels
 
 
 def _labelled(rows: Rows, notes: LabelNotes) -> Iterator[DataRow]:

@@ -31,6 +31,8 @@ class LabelNotes:
     unknown_categories: Counter[str] = field(default_factory=Counter)
     category_aliases: dict[str, str] = field(default_factory=dict)
     inverted: dict[str, None] = field(default_factory=dict)
+    contradicted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many rows another field labels otherwise than the one that is read, by both names."""
 
     def labelled(self, rows: Rows) -> Iterator[tuple[DataRow, str]]:
         """Yields each row with what is wrong with its label, or with "" where it can be read."""
@@ -56,6 +58,8 @@ class LabelNotes:
             raise
         if names_what_is_safe(name):
             self.inverted[name] = None
+        if other := self.labels.contradicting(record):
+            self.contradicted[name, other] += 1
         for spelled in self.labels.category_names(record):
             known = category_of(spelled)
             if known is None:
@@ -75,6 +79,8 @@ class LabelNotes:
         """What is told, one sentence each."""
         for name in self.inverted:
             yield f"The field {name!r} says what is safe, so true there counts as safe."
+        for (name, other), count in self.contradicted.items():
+            yield f"{count:,} rows are labelled by {name!r}, and {other!r} says the opposite: choose by --label-field."
         if self.unknown_labels:
             yield f"{self.left_out:,} rows are left out; labels that are not known: {_counted(self.unknown_labels)}."
         read = self.rows - self.left_out

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen3guard_contract.errors import InvalidRequest
 
-from qwen3guard_apps.annotation.rows import is_missing
+from qwen3guard_apps.annotation.rows import Rows, fields_shown, is_missing
 from qwen3guard_apps.evaluation.hits import Span
 from qwen3guard_apps.evaluation.label_words import (
     KNOWN_LABELS,
@@ -42,11 +42,24 @@ class LabelFields:
 
     def found(self, record: dict[str, Any]) -> tuple[str, Any]:
         """The name and the value of the field with the row's label. The value is None where the row has none."""
-        names = (LABEL, *OTHER_LABELS) if self.label is None else (self.label,)
-        for name in names:
+        for name in self.label_names():
             if not is_missing(record.get(name)):
                 return name, record[name]
-        return names[0], None
+        return self.label_names()[0], None
+
+    def label_names(self) -> tuple[str, ...]:
+        """The fields that may hold a row's label, in the order in which they are looked for."""
+        return (LABEL, *OTHER_LABELS) if self.label is None else (self.label,)
+
+    def check(self, rows: Rows) -> None:
+        """Raises InvalidRequest where no row has a field for its label."""
+        seen = dict[str, None]()
+        for row in rows.read():
+            seen |= dict.fromkeys(row.record or ())
+            if not seen.keys().isdisjoint(self.label_names()):
+                return
+        names = " or ".join(map(repr, self.label_names()))
+        raise InvalidRequest(f"No row of {rows.name} has the field {names}; {fields_shown(seen)}: use --label-field.")
 
     def unsafe(self, record: dict[str, Any]) -> bool:
         """Whether the row is labelled unsafe. Raises InvalidRequest where its label is missing or not known."""
@@ -55,6 +68,16 @@ class LabelFields:
         if level is None:
             raise InvalidRequest(f"The row's {name!r} is none of {KNOWN_LABELS}.")
         return level.is_unsafe(strict=self.controversial_is_unsafe)
+
+    def contradicting(self, record: dict[str, Any]) -> str:
+        """The name of another field for labels that says the opposite of the row's label, or "". Raises
+        InvalidRequest where that is missing or not known."""
+        unsafe = self.unsafe(record)
+        for name in self.label_names():
+            level = level_of(record.get(name), inverted=names_what_is_safe(name))
+            if level is not None and level.is_unsafe(strict=self.controversial_is_unsafe) != unsafe:
+                return name
+        return ""
 
     def categories(self, record: dict[str, Any]) -> tuple[str, ...]:
         """The row's categories, in Qwen3Guard's spelling where that is known."""

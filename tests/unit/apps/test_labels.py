@@ -183,7 +183,21 @@ def test_what_is_told_of_labels() -> None:
     ):
         assert words in text
     assert notes({"label": 1, "category": "PII"}, {"label": 0})[1] == []
+    assert notes({"label": 1, "safe": 0, "unsafe": None, "harmful": "?"}, {"label": 0, "safe": 1})[1] == []
+    assert notes({"unsafe": 1, "is_safe": 1}, {"unsafe": 0, "is_safe": 1})[1] == [
+        "1 rows are labelled by 'unsafe', and 'is_safe' says the opposite: choose by --label-field."
+    ]
     assert notes({"label": 1}, {"label": 1})[1] == ["Every row that is left is labelled unsafe."]
+
+
+def test_rows_without_any_field_for_a_label_are_told_at_once() -> None:
+    def rows(*records: dict[str, Any]) -> Rows:
+        return Rows("r", len(records), lambda: (DataRow(n, each) for n, each in enumerate(records, 1)))
+
+    with pytest.raises(errors.InvalidRequest, match=r"'is_safe'; there are 'prompt', 'tox': use --label-field"):
+        LabelFields().check(rows({"prompt": "a"}, {"tox": 1}))
+    LabelFields().check(rows({"prompt": "a"}, {"safe": None}))
+    LabelFields("tox").check(rows({"tox": 1}))
 
 
 def judged(labels: list[bool], risks: list[float], category: str = "PII") -> JudgedRows:

@@ -11,6 +11,7 @@ import datetime
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -187,6 +188,13 @@ def test_no_other_suffix_is_written(name: str, tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidRequest, match="is not written"):
         open_output(tmp_path / name, "guard", rows_of([]))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path, tmp_path / "pipe.jsonl", Path(), Path("/dev/full"), Path("/dev/stdout"), Path("/dev/zero")):
+        with pytest.raises(errors.InvalidRequest, match="not a file that can be written"):
+            open_output(path, "guard", rows_of([{"prompt": "a"}]))
 
 
 def test_a_field_of_the_guards_name_is_told_before_anything_is_asked(tmp_path: Path) -> None:

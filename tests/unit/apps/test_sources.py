@@ -49,7 +49,7 @@ def written(form: str, records: list[dict[str, Any]]) -> bytes:
 
 
 def read(source: Path | str, form: str | None = None) -> list[dict[str, Any] | None]:
-    rows = open_rows(str(source), "train", form)
+    rows = open_rows(str(source), form=form)
     found = list(rows.read())
     assert [row.number for row in found] == list(range(1, rows.total + 1))
     assert list(rows.read()) == found or any(row.error for row in found)
@@ -57,7 +57,7 @@ def read(source: Path | str, form: str | None = None) -> list[dict[str, Any] | N
 
 
 def errors_of(source: Path, form: str | None = None) -> list[str]:
-    return [str(row.error) if row.error else "" for row in open_rows(str(source), "train", form).read()]
+    return [str(row.error) if row.error else "" for row in open_rows(str(source), form=form).read()]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -140,6 +140,7 @@ def test_a_bad_object_is_one_bad_row_in_lines_and_in_an_array(tmp_path: Path) ->
         ("a.json", b'{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', "one JSON object over several lines"),
         ("a.csv", b"", "has no header"),
         ("a.csv", b"prompt,prompt\na,b\n", "two fields 'prompt'"),
+        ("a.csv", b"prompt,,\na,b,c\n", "two fields without a name"),
         ("a.csv", b'prompt,x\n"a,1\nb,2\n', "A quote in the row at line 2 of"),
         ("a.csv", b"prompt\xff,x\na,1\n", "header of"),
         ("a.csv", "prompt,x\n".encode("utf-16"), "UTF-16"),
@@ -164,6 +165,23 @@ def test_bad_rows_of_a_csv(tmp_path: Path) -> None:
         assert wanted in error
         assert bool(wanted) is bool(error)
     assert read(tmp_path / "a.csv")[-1] == {"prompt": 'g "h"', "x": "6"}
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n\r\n", b"\n \n\t\n"])
+def test_blank_lines_at_the_end_are_no_rows(end: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\n{"prompt": "a"}\r\n \r\n{"prompt": "b"}' + end)
+    assert read(tmp_path / "a.jsonl") == [None, {"prompt": "a"}, None, {"prompt": "b"}]
+    (tmp_path / "a.jsonl").write_bytes(end)
+    assert read(tmp_path / "a.jsonl") == []
+
+
+def test_a_file_has_no_parts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a"}')
+    for source in (str(tmp_path / "a.jsonl"), "-"):
+        with pytest.raises(errors.InvalidRequest, match="--split names a part of a data set"):
+            open_rows(source, "test")
+    with pytest.raises(errors.InvalidRequest, match="no name"):
+        open_rows("")
 
 
 def test_a_cell_longer_than_pythons_limit(tmp_path: Path) -> None:
