@@ -11,7 +11,15 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from qwen3guard_apps.openai import fields
-from qwen3guard_apps.openai.choice import EMPTY, ChatChoice, ChoiceReader, MessageKey, places_of, unreadable
+from qwen3guard_apps.openai.choice import (
+    EMPTY,
+    ChatChoice,
+    ChoiceReader,
+    MessageKey,
+    has_no_text,
+    places_of,
+    unreadable,
+)
 from qwen3guard_apps.openai.shapes import REMOVED, JsonText, ObjectOf, Shape, is_id
 
 _STOPS = ("stop_reason", "matched_stop")
@@ -46,11 +54,11 @@ class ChatAnswer:
         """The choices of a whole answer, or of a chunk. Raises ApiError for text that cannot be read or placed."""
         self._read_head(body)
         choices = body.get("choices")
-        if choices in EMPTY:
+        if has_no_text(choices):
             return []
         if not isinstance(choices, list):
             raise unreadable()
-        return [entry for each in choices if each is not None for entry in self._read_choice(each, key)]
+        return [entry for each in choices if not has_no_text(each) for entry in self._read_choice(each, key)]
 
     def usage(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The field `usage`, where there is one."""
@@ -85,7 +93,7 @@ class ChatAnswer:
         for passed, given in ((choice, raw), (choice.get(key) or {}, message if isinstance(message, dict) else {})):
             self.removed += sum(name not in passed and value not in EMPTY for name, value in given.items())
         if not isinstance(choice.get(key), dict):
-            if raw.get(key) not in EMPTY:
+            if not has_no_text(raw.get(key)):
                 raise unreadable()
             choice[key] = {} if key == "delta" else {"role": "assistant", "content": None}
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self._choices):

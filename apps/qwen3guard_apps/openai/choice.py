@@ -22,6 +22,11 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values that say nothing."""
 
 
+def has_no_text(value: Any) -> bool:
+    """Whether it is empty, or a number or a truth value."""
+    return value in EMPTY or isinstance(value, bool | int | float)
+
+
 @dataclass
 class ChatChoice:
     """A choice of a chunk, or of a whole answer. `choice` may be shown, once its text is cleared."""

@@ -28,7 +28,9 @@ from qwen3guard_apps.openai.shapes import (
 
 Table = dict[str, Shape]
 
-FINISH_REASONS = Words(("stop", "length", "tool_calls", "function_call", "content_filter"), other="stop")
+_ENDED_EARLY = ("abort", "error", "insufficient_system_resource", "max_tokens", "model_length")
+"""Words of some LLMs for an answer that is not complete: as `stop` it would look so."""
+FINISH_REASONS = Words(("stop", "length", "tool_calls", "function_call", "content_filter", *_ENDED_EARLY), other="stop")
 _ROLES = Words(tuple(TURNS))
 
 USAGE_DETAILS_FIELDS: Table = dict.fromkeys(

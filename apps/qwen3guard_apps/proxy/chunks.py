@@ -58,6 +58,11 @@ class Chunks:
         return len(self._finishing) == len(self._choices)
 
     @property
+    def finishes_with_text(self) -> bool:
+        """Whether a chunk that finishes a choice has text. An LLM that finishes every chunk may write more."""
+        return any(held.entry and held.entry.text for held in self._finishing.values())
+
+    @property
     def is_usable(self) -> bool:
         """Whether the LLM has begun at least one choice, and finished all that it has begun."""
         return bool(self._seen) and self._seen == self._finishing.keys()
@@ -78,6 +83,8 @@ class Chunks:
         for entry in self._answer.read(body, "message"):
             entry.choice["delta"] = entry.choice.pop("message")
             entry.key = "delta"
+            for number, call in enumerate(entry.message.get("tool_calls") or ()):
+                call.setdefault("index", number)  # by which clients put the pieces of a call together
             self._hold(entry, {})
         if usage := self._answer.usage(body):
             self._tail.append(HeldChunk(self._chunk([]) | usage))

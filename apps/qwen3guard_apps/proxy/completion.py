@@ -27,6 +27,8 @@ from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, head
 ID_HEADER = "x-guard-request-id"
 REMOVED_HEADER = "x-guard-removed"
 """Names the fields of the request that the LLM did not get."""
+MOST_NAMED = 32
+"""The most fields that it names: clients take only so long a header."""
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
 """What a request's line in the log will say."""
 ENDING_S = 3.0
@@ -80,7 +82,7 @@ class Completion(ABC):
         self._answer = ChatAnswer(read.sent, count, settings.pass_fields)
         self._failure: ApiError | None = None
         """Why the LLM's answer ends early, or is none."""
-        self._headers = {REMOVED_HEADER: ", ".join(read.removed)} if read.removed else {}
+        self._headers = {REMOVED_HEADER: ", ".join(read.removed[:MOST_NAMED])} if read.removed else {}
         self.error: ApiError | None = None
         """The error that was sent as an event, because the stream had begun."""
         self._ended = False
@@ -183,7 +185,11 @@ class Completion(ABC):
                 await changed.wait()
         finally:
             judged.leave()
-        return error if judged.final and not judged.stopped else error.withheld()
+        if not judged.final or judged.stopped:
+            return error.withheld()
+        if judged.flag:
+            error.mark(judged.verdict())
+        return error
 
     def _parsed(self, data: str | bytes) -> Any:
         """JSON of the LLM. Raises LlmError where it is an error, and ApiError where it is no JSON."""

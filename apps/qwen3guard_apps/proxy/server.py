@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +36,7 @@ from qwen3guard_apps.proxy.streamed import StreamedCompletion
 from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
 
 LOG = logging.getLogger("qwen3guard.proxy")
+_HTTP_LOG = logging.getLogger("qwen3guard.proxy.http")
 CLIENT_LEFT = 499
 """The status in the log; nobody is told."""
 
@@ -194,15 +196,32 @@ class Proxy:
         return web.json_response(failure.body(), status=failure.status, headers=failure.headers)
 
 
+def _without_bytes(record: logging.LogRecord) -> bool:
+    """aiohttp tells what is no HTTP with its bytes, which may be a key: of its errors, the name alone is logged."""
+    kind = record.exc_info[0] if record.exc_info else None
+    record.msg, record.args = json.dumps({"error": kind.__name__ if kind else "http"}), ()
+    record.exc_info = record.exc_text = None
+    return True
+
+
 async def _json(request: web.Request) -> dict[str, Any]:
     """Raises ApiError. What is sent on is this, so that nobody reads a duplicated name in another way."""
-    data = await request.read()
+    try:
+        data = await request.read()
+    except web.RequestPayloadError:
+        raise invalid("The request's body cannot be read.") from None
 
     def no_number(name: str) -> None:
         raise ValueError(name)
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            no_number(digits)
+        return number
+
     try:
-        asked = json.loads(data.decode("utf-8-sig"), parse_constant=no_number)
+        asked = json.loads(data.decode("utf-8-sig"), parse_constant=no_number, parse_float=finite)
         if b"\\ud" in data.lower():  # a text may have been cut in the middle of a character
             asked = json.loads(without_lone_surrogates(json.dumps(asked, ensure_ascii=False)))
     except (ValueError, RecursionError):
@@ -226,7 +245,10 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
             place = Place(settings, guard, Upstream(settings))
             stack.push_async_callback(place.close)
         application = Proxy(settings, guard, place, moderations, litellm).application()
-        runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=ENDING_S)
+        _HTTP_LOG.addFilter(_without_bytes)
+        runner = web.AppRunner(
+            application, handler_cancellation=True, access_log=None, shutdown_timeout=ENDING_S, logger=_HTTP_LOG
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:

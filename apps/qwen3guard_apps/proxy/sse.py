@@ -51,9 +51,11 @@ class _Lines:
         self._after_return = False
 
     def of(self, text: str) -> Iterator[str]:
-        if self._after_return and text:
+        if not text:
+            return
+        if self._after_return:
             text = text.removeprefix("\n")
-        self._after_return = text.endswith("\r") if text else self._after_return
+        self._after_return = text.endswith("\r")
         first, *rest = _LINE_ENDS.split(text)
         self._held.append(first)
         for part in rest:

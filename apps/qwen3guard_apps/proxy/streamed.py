@@ -19,6 +19,8 @@ MOST_HELD = 64
 """Chunks that are held while a write waits for the client, before the LLM is read on."""
 FINISH_S = 2.0
 """How long an LLM that has finished every choice may take to end its stream."""
+FINISH_WITH_TEXT_S = 30.0
+"""The same where text came with the finish: the LLM may be one that finishes every chunk, and pause."""
 KEEP_ALIVE_S = 15.0
 """After so long without anything to send, the client gets a comment."""
 
@@ -50,13 +52,14 @@ class StreamedCompletion(Completion):
         self._chunks.end()
 
     async def _take_events(self, events: AsyncIterator[str | None]) -> bool:
-        """Returns whether the LLM has said that it is done. It may also just end."""
+        """Returns whether the LLM has said that it is done. It may also just end, or break off after all was said."""
         while True:
             is_finished = self._chunks.is_finished
+            wait_s = FINISH_WITH_TEXT_S if self._chunks.finishes_with_text else FINISH_S
             try:
-                async with asyncio.timeout(FINISH_S if is_finished else None):
+                async with asyncio.timeout(wait_s if is_finished else None):
                     data = await anext(events, sse.END)
-            except TimeoutError:
+            except (TimeoutError, aiohttp.ClientError, ConnectionError):
                 if is_finished:
                     return True
                 raise

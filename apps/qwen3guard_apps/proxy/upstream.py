@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -31,7 +32,7 @@ _HOP_BY_HOP = {
 _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "content-md5", "digest"}
 _NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | {"host", "accept-encoding", "expect", "cookie"}
 BAD_GATEWAY = 502
-_SENT_BACK = re.compile(r"x-[a-z0-9-]{1,60}|openai-[a-z0-9-]{1,60}|request-id|retry-after|retry-after-ms")
+_SENT_BACK = re.compile(r"x-(?!guard-)[a-z0-9-]{1,60}|openai-[a-z0-9-]{1,60}|request-id|retry-after|retry-after-ms")
 LONGEST_ERROR = 2**16
 """The most characters of an LLM's error that are judged and told."""
 
@@ -62,8 +63,15 @@ class LlmError(ApiError):
         """The same error without its words."""
         return upstream_failed(str(self), status=self.status)
 
+    def mark(self, guard: Any) -> None:
+        """Its words were flagged, and are told nevertheless: `guard` goes with them."""
+        self._guard = {"guard": guard}
+
     def body(self) -> dict[str, Any]:
-        return dict(json.loads(self.words))
+        body = dict(json.loads(self.words))
+        error = body.get("error")
+        (error if isinstance(error, dict) else body).update(self._guard)
+        return body
 
     def _shaped(self, text: str) -> dict[str, Any]:
         return {"error": {"message": text[:LONGEST_ERROR], "type": self.kind, "param": None, "code": self.code}}
@@ -121,7 +129,7 @@ class Upstream:
             raise upstream_failed(f"The LLM answers with status {answer.status}{redirects}.", "upstream_status")
         body = (await self.whole(answer)).decode(errors="replace")
         try:
-            raise LlmError(answer.status, json.loads(body), headers_back(answer))
+            raise LlmError(answer.status, _json(body), headers_back(answer))
         except (ValueError, RecursionError):
             raise LlmError(answer.status, body, headers_back(answer)) from None
 
@@ -144,6 +152,16 @@ def headers_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
 def parsed(text: str | bytes) -> Any:
     """JSON of an LLM. Raises ApiError."""
     try:
-        return json.loads(text, parse_constant=lambda _: None)  # NaN and Infinity, which JSON does not have
+        return _json(text)
     except (ValueError, RecursionError):
         raise unreadable() from None
+
+
+def _json(text: str | bytes) -> Any:
+    """NaN, Infinity and numbers as large, which JSON does not have, are None."""
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None

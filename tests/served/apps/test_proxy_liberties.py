@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -495,3 +498,50 @@ def test_headers_and_query_go_as_they_should(proxy: Proxied, llm: RawLLM) -> Non
     line, headers, _ = llm.asked[-1]
     assert line.split()[1] == "/v1/chat/completions?a=%23b&c=%2Fd+e"
     assert "content-encoding" not in headers
+
+
+def test_an_llm_that_finishes_every_chunk_may_pause(ask: Ask, llm: RawLLM) -> None:
+    first, *rest = streamed(SAFE, reason="stop")
+    llm.streams(sse(first, done=False), 2.5, sse(*rest))
+    ask().assert_whole(SAFE)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_an_answer_that_is_compressed_nevertheless_is_judged(ask: Ask, llm: RawLLM, encoding: str) -> None:
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    for text in (SAFE, TURNS):
+        headers = {"content-type": "text/event-stream", "content-encoding": encoding}
+        llm.answers([pack(sse(*streamed(text), STOP))], "200 OK", headers)
+        found = ask()
+        found.assert_hides(*LATE)
+        assert found.last["guard"]["flagged"] is (text == TURNS)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /v1/chat/completions?key=sk-SECRET BADPROTO\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nAuthorization sk-SECRET\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\ncontent-encoding: gzip\r\ncontent-length: 6\r\n\r\nSECRET",
+    ],
+    ids=["line", "header", "body"],
+)
+def test_what_is_no_http_is_a_400_and_not_in_the_log(
+    proxy: Proxied, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, request_bytes: bytes
+) -> None:
+    address = httpx.URL(proxy.url)
+    with socket.create_connection((address.host, address.port or 80), timeout=20) as connection:
+        connection.sendall(request_bytes)
+        assert b" 400 " in connection.recv(4096)
+    logged = "".join(logging.Formatter().format(record) for record in caplog.records) + "".join(capfd.readouterr())
+    assert "SECRET" not in logged
+
+
+@pytest.mark.parametrize("tools", [b'[{"a": 1e999}]', b'[{"a": NaN}]'], ids=["large", "NaN"])
+def test_a_request_that_cannot_be_sent_on_is_the_callers_error(proxy: Proxied, llm: RawLLM, tools: bytes) -> None:
+    llm.streams(sse(*streamed(SAFE), STOP))
+    asked = {"model": "fake", "messages": [{"role": "user", "content": PROMPT}], "tools": "?"}
+    found = httpx.post(
+        f"{proxy.url}/chat/completions", content=json.dumps(asked).encode().replace(b'"?"', tools), timeout=60
+    )
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_request")

@@ -1,0 +1,123 @@
+"""Answers of an LLM that are odd in their form: what is usable of them arrives, and is valid JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+from qwen3guard_apps.openai.request import read_request
+from support.raw_llm import chunk, completion, sse
+from support.unserved_proxy import LlmAnswer, Received, receive
+
+ASKED = {"model": "fake", "messages": [{"role": "user", "content": "What shall we eat?"}]}
+STOP = chunk({}, "stop")
+
+
+def stream(*pieces: bytes, kind: type[LlmAnswer] = LlmAnswer, **settings: Any) -> Received:
+    return receive(kind(pieces), ASKED | {"stream": True}, **settings)
+
+
+def text(found: Received) -> str:
+    assert "error" not in found.text, found.text
+    return "".join(choice["delta"].get("content") or "" for event in found.events for choice in event["choices"])
+
+
+@dataclass(frozen=True)
+class Torn(LlmAnswer):
+    """Its connection breaks at the end, as one does that ends without its last chunk of HTTP."""
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        async for piece in super().iter_any():
+            yield piece
+        raise aiohttp.ClientPayloadError
+
+
+def test_a_connection_that_breaks_after_the_finish_is_an_end() -> None:
+    assert text(stream(sse(chunk({"content": "rice"}), STOP, done=False), kind=Torn)) == "rice"
+
+
+def test_a_connection_that_breaks_before_the_finish_is_an_error() -> None:
+    with pytest.raises(AssertionError, match=r"ClientPayloadError|broke off"):
+        text(stream(sse(chunk({"content": "rice"}), done=False), kind=Torn))
+
+
+@pytest.mark.parametrize("choices", [0, False, 1.5, [5], [[]], [""], [True, None], [{"delta": 5}]], ids=str)
+def test_an_event_without_text_is_never_fatal(choices: Any) -> None:
+    found = stream(sse(chunk({"content": "rice"}), {"choices": choices}, chunk({"content": " and"}), STOP))
+    assert text(found) == "rice and"
+
+
+@pytest.mark.parametrize("choices", ["rice", {"0": "rice"}, ["rice"], [["rice"]], [{"delta": "rice"}]], ids=str)
+def test_a_text_in_an_odd_place_is_an_error(choices: Any) -> None:
+    found = stream(sse({"choices": choices}, STOP))
+    assert "upstream_unreadable" in found.text
+    assert "rice" not in found.text
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_line_ends_of_two_kinds_are_read_wherever_they_are_cut(cut: int) -> None:
+    first = b"data: " + json.dumps(chunk({"content": "rice"})).encode()
+    rest = b"\r\n\n\r\n\r\r\n" + sse(chunk({"content": " and"}), STOP)
+    assert text(stream(first, *(rest[at : at + 1] for at in range(cut)), rest[cut:])) == "rice and"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN"])
+def test_numbers_that_json_does_not_have_are_not_sent_on(number: str) -> None:
+    calls = [{"index": 0, "function": {"name": "cook", "arguments": {"for": "?"}}}]
+    written = sse(chunk({"tool_calls": calls}), chunk({}, "stop", stop_reason="?")).replace(b'"?"', number.encode())
+    error = json.dumps({"error": {"message": "It failed.", "cost": "?"}}).replace('"?"', number).encode()
+    for found in (stream(written), receive(LlmAnswer([error], 500, "application/json"), ASKED)):
+        assert "Infinity" not in found.text
+        assert "NaN" not in found.text
+    assert stream(written).events[0]["choices"][0]["delta"]["tool_calls"] == [
+        calls[0] | {"function": {"name": "cook", "arguments": {"for": None}}}
+    ]
+
+
+def test_a_whole_answer_as_a_stream_numbers_its_calls() -> None:
+    calls = [{"id": f"call_{n}", "type": "function", "function": {"name": "cook", "arguments": "{}"}} for n in (1, 2)]
+    body = json.dumps(completion({"role": "assistant", "content": None, "tool_calls": calls})).encode()
+    found = receive(LlmAnswer([body], content_type="application/json"), ASKED | {"stream": True})
+    (shown,) = [choice["delta"]["tool_calls"] for event in found.events for choice in event["choices"]]
+    assert shown == [each | {"index": number} for number, each in enumerate(calls)]
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource", "max_tokens", "model_length"])
+def test_an_answer_that_ended_early_does_not_look_complete(reason: str) -> None:
+    found = stream(sse(chunk({"content": "rice"}), chunk({}, reason)))
+    assert found.events[-1]["choices"][0]["finish_reason"] == reason
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_error_that_is_flagged_is_told_with_its_mark_or_not_at_all(status: int) -> None:
+    for words, flagged in (("It failed.", False), ("zyqstab him", True)):
+        for body in ({"error": {"message": words}}, {"error": words}, {"detail": words, "error": {"code": 1}}):
+            answer = LlmAnswer([json.dumps(body).encode()], status, "application/json")
+            marked = receive(answer, ASKED, on_flag="mark")
+            told = json.loads(marked.text)["error"]
+            assert told.get("guard", {}).get("flagged", False) is (flagged and words in marked.text)
+            for on_flag in ("stop", "error"):
+                assert ("zyqs" in receive(answer, ASKED, on_flag=on_flag).text) is False
+
+
+def test_an_llm_does_not_speak_in_the_headers_of_the_proxy() -> None:
+    headers = {"x-guard-removed": "none_1", "x-guard-request-id": "5", "x-request-id": "req_1"}
+    found = receive(
+        LlmAnswer([json.dumps(completion({"content": "rice"})).encode()], 200, "application/json", headers),
+        ASKED | {"documents": ["rice"]},
+    )
+    assert found.headers["x-guard-removed"] == "documents"
+    assert found.headers["x-request-id"] == "req_1"
+    assert "x-guard-request-id" not in found.headers
+
+
+def test_the_header_of_removed_fields_stays_short() -> None:
+    asked = ASKED | {f"field_{number}": "x" for number in range(10_000)}
+    assert len(read_request(asked).removed) == 10_000
+    found = receive(LlmAnswer([json.dumps(completion({"content": "rice"})).encode()], 200, "application/json"), asked)
+    assert found.headers["x-guard-removed"].startswith("field_0, field_1, ")
+    assert len(found.headers["x-guard-removed"]) < 5000
