@@ -73,6 +73,11 @@ def test_a_busy_port_is_named(repository: Path) -> None:
         fails(run("serve", "--model-repository", repository, "--grpc-port", port), str(port))
 
 
+def test_two_services_on_one_port_are_named(repository: Path) -> None:
+    ports = [word for name in ("http-port", "metrics-port") for word in (f"--{name}", "18999")]
+    fails(run("serve", "--model-repository", repository, *ports), "--metrics-port and --http-port are both 18999")
+
+
 def test_a_missing_export_is_named(tmp_path: Path) -> None:
     fails(run("serve", "--model-repository", tmp_path), "qwen3guard export", str(tmp_path))
 

@@ -114,6 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
     rows, conversation = input_rows(arguments), conversation_fields(arguments)
     conversation.check(rows)
     output = open_output(arguments.output, arguments.guard_field, rows)
+    errors = output.errors_path
+    if isinstance(errors, Path) and errors.resolve() == Path(arguments.input).resolve():
+        raise InvalidRequest(f"{arguments.input} is where the errors of {output.path} go: name another output.")
 
     async def annotate() -> int:
         async with connected_guard(arguments) as guard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -44,13 +45,14 @@ class Output:
     """Appends rows to `path`, and the errors of bad rows to the errors file beside it.
 
     A row gets the field `field`, and a bad row `field`_error too; rows may have no field of `reserved` either. The
-    errors file is named after `name`, by default `path`. A context manager, which holds a lock on `path`; it raises
-    InvalidRequest where another run holds the lock, or a file cannot be written.
+    errors file is named after the whole of `name`, by default after `path` without its suffix. A run that fails before
+    its first row leaves no file. A context manager, which holds a lock on `path`; it raises InvalidRequest where
+    another run holds the lock, or a file cannot be written.
     """
 
     def __init__(self, path: Path, field: str, *, name: Path | None = None, reserved: Collection[str] = ()) -> None:
         self.path = path
-        self.errors_path = path.with_name(f"{(name or path).stem}.errors.jsonl")
+        self.errors_path = path.with_name(f"{name.name if name else path.stem}.errors.jsonl")
         self.bad = 0
         self._field = field
         self._taken = {field, f"{field}_error", *reserved}
@@ -76,8 +78,11 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._errors.close()
+        nothing = not self._file.seek(0, os.SEEK_END)
         self._file.close()
-        if not kind and not self.bad:
+        if kind and nothing:
+            self.path.unlink()
+        if not self.bad and (nothing or not kind):
             self.errors_path.unlink()
 
     def resume(self, rows: Iterator[DataRow]) -> int:

@@ -55,9 +55,6 @@ class TableOutput:
             self._lines.__exit__(type(failure), failure, failure.__traceback__)
             raise
         self._lines.__exit__(kind, error, trace)
-        if kind is not None and not self._lines_path.stat().st_size:
-            self._lines_path.unlink()
-            self.errors_path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         """Writes the table under another name, gives it its own, and removes the lines."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import read_token
-from qwen3guard_contract.errors import InvalidCredentials
+from qwen3guard_contract.errors import InvalidCredentials, PortBusy
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import installation
 
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     def log(text: str) -> None:
         say(logs.line("info", "supervisor", message=text) if as_json else text)
 
+    _check_ports(arguments)
     settings = ServerSettings(
         arguments.model_repository,
         grpc_port=arguments.grpc_port,
@@ -130,6 +131,16 @@ def run(arguments: argparse.Namespace) -> None:
                         say(server.log)
         except KeyboardInterrupt:
             log("stopped")
+
+
+def _check_ports(arguments: argparse.Namespace) -> None:
+    """Raises PortBusy where two services would have one port."""
+    taken = dict[int, str]()
+    for name in ("grpc-port", "http-port", "metrics-port"):
+        number = getattr(arguments, name.replace("-", "_"))
+        if number in taken:
+            raise PortBusy(f"--{name} and --{taken[number]} are both {number}: give each its own.")
+        taken |= {number: name} if number else {}
 
 
 def _show_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str], log: Callable[[str], None]) -> None:

@@ -30,6 +30,7 @@ from qwen3guard_apps.annotation.parquet_table import verdict_type
 from qwen3guard_apps.annotation.rows import DataRow, Rows, dumps
 from qwen3guard_apps.annotation.sources import open_rows
 from qwen3guard_apps.cli import classify
+from qwen3guard_apps.cli.main import parser
 from qwen3guard_contract import errors
 from qwen3guard_contract.labels import AnswerStatus, Category, RiskLevel
 from qwen3guard_contract.thresholds import Thresholds
@@ -114,8 +115,9 @@ def test_every_format_has_the_same_rows_and_verdicts(suffix: str, tmp_path: Path
             kept = row["guard"] and row["guard"]["probabilities"]["categories"]
             assert kept == (None if bad else VERDICT["probabilities"]["categories"])
         assert severity == (None if bad else "Safe" if record and record["id"] == 1 else "Unsafe")
-    assert [row["row"] for row in table(tmp_path / "out.errors.jsonl")] == [2, 3]
-    assert {each.name for each in tmp_path.iterdir()} == {out.name, "out.errors.jsonl"}
+    errors_file = f"{'out' if suffix == 'jsonl' else out.name}.errors.jsonl"
+    assert [row["row"] for row in table(tmp_path / errors_file)] == [2, 3]
+    assert {each.name for each in tmp_path.iterdir()} == {out.name, errors_file}
 
 
 def test_parquet_keeps_the_types_of_parquet(tmp_path: Path) -> None:
@@ -195,6 +197,27 @@ def test_what_is_no_file_is_not_written(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe.jsonl", Path(), Path("/dev/full"), Path("/dev/stdout"), Path("/dev/zero")):
         with pytest.raises(errors.InvalidRequest, match="not a file that can be written"):
             open_output(path, "guard", rows_of([{"prompt": "a"}]))
+
+
+def test_outputs_of_one_stem_have_their_own_errors_and_a_run_without_rows_leaves_nothing(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        judge(rows_of(RECORDS), tmp_path / f"out.{suffix}")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2 * len(SUFFIXES)
+    for suffix in SUFFIXES:
+        judge(rows_of(RECORDS[:1]), tmp_path / f"good.{suffix}")
+        with pytest.raises(KeyboardInterrupt), open_output(tmp_path / f"gone.{suffix}", "guard", rows_of(RECORDS)):
+            raise KeyboardInterrupt
+        (tmp_path / f"good.{suffix}").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_errors_are_not_written_over_the_input(tmp_path: Path) -> None:
+    source = tmp_path / "out.errors.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    with pytest.raises(errors.InvalidRequest, match="name another output"):
+        annotate.run(parser().parse_args(["annotate", str(source), str(tmp_path / "out.jsonl")]))
+    assert source.read_text() == '{"prompt": "a"}\n'
 
 
 def test_a_field_of_the_guards_name_is_told_before_anything_is_asked(tmp_path: Path) -> None:
