@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ def delimited(name: str, opens: Open, delimiter: str | None) -> Rows:
     """Raises InvalidRequest for a source that cannot be read as a whole: without a header, or with a quote that nothing
     ends. `delimiter` None takes a comma, or what else divides the header: a semicolon or a tab."""
     csv.field_size_limit(LARGEST_CELL)
-    delimiter = delimiter or _delimiter(name, opens)
+    delimiter = delimiter or _delimiter(opens)
     with _text(opens) as file:
         columns = _header(name, csv.reader(file, delimiter=delimiter, strict=True))
 
@@ -38,14 +39,11 @@ def _text(opens: Open) -> io.TextIOWrapper:
     return io.TextIOWrapper(opens(), "utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _delimiter(name: str, opens: Open) -> str:
-    with _text(opens) as file:
-        if len(_header(name, csv.reader(file, strict=True))) > 1:
-            return ","
-    for other in (";", "\t"):
-        with _text(opens) as file:
-            if len(_header(name, csv.reader(file, delimiter=other, strict=True))) > 1:
-                return other
+def _delimiter(opens: Open) -> str:
+    for delimiter in (",", ";", "\t"):
+        with _text(opens) as file, contextlib.suppress(csv.Error):
+            if len(next(csv.reader(file, delimiter=delimiter, strict=True), ())) > 1:
+                return delimiter
     return ","
 
 

@@ -89,9 +89,11 @@ def test_every_format_gives_the_same_rows(form: str, tmp_path: Path, monkeypatch
         assert read("-", form) == RECORDS
 
 
-@pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_a_csv_is_read_by_what_divides_its_header(delimiter: str, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text(f"id{delimiter}prompt\n1{delimiter}Hello, you\n")
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_is_read_by_what_divides_its_header(delimiter: str, quote: str, tmp_path: Path) -> None:
+    header = delimiter.join(f"{quote}{name}{quote}" for name in ("id", "prompt"))
+    (tmp_path / "rows.csv").write_text(f'{header}\n1{delimiter}"Hello, you"\n')
     assert read(tmp_path / "rows.csv") == [{"id": "1", "prompt": "Hello, you"}]
 
 
