@@ -38,6 +38,7 @@ def test_what_grpc_resolves_itself_is_left_to_it(url: str) -> None:
         ("guard", "no port: give guard:8001"),
         ("https://guard.example", "no port"),
         ("[::1]", "no port"),
+        ("a:1,b:2", "a host and a port"),
         ("::1:8001", "in brackets"),
         ("guard:", "the port ''"),
         ("guard:http", "the port 'http'"),

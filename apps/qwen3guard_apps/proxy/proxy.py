@@ -19,6 +19,7 @@ from qwen3guard_client.arguments import Context
 from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
+from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidParameter, ServeError
 
 from qwen3guard_apps import client_options
@@ -188,19 +189,18 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
     token = read_token(arguments.token_file)
     if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
         print(f"warning: {wrong}", file=sys.stderr)
-    async with (
-        AsyncGuardClient(
-            arguments.url, timeout_s=settings.guard_timeout_s, tls=client_options.tls(arguments), token=token
-        ) as guard,
-        listening(settings, guard, arguments.host, arguments.port) as listens,
-    ):
-        for line in _notices(settings, arguments.host):
-            print(line, file=sys.stderr)
-        if listens.notice:
-            print(f"note: {listens.notice}", file=sys.stderr)
-        url = f"http://{arguments.host}:{listens.port}/v1"
-        print(json.dumps({"url": url}) if arguments.json else f"ready on {url}", flush=True)
-        await stop.wait()
+    tls = client_options.tls(arguments)
+    async with AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token) as guard:
+        if not await guard.is_ready((wire.STREAM_STEP if settings.upstream else wire.CLASSIFY).name):
+            print(f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most", file=sys.stderr)
+        async with listening(settings, guard, arguments.host, arguments.port) as listens:
+            for line in _notices(settings, arguments.host):
+                print(line, file=sys.stderr)
+            if listens.notice:
+                print(f"note: {listens.notice}", file=sys.stderr)
+            url = f"http://{arguments.host}:{listens.port}/v1"
+            print(json.dumps({"url": url}) if arguments.json else f"ready on {url}", flush=True)
+            await stop.wait()
 
 
 def _notices(settings: Settings, host: str) -> list[str]:

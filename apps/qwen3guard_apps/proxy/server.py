@@ -70,6 +70,8 @@ class Proxy:
         self._moderations = moderations
         self._litellm = litellm
         self._in_flight = 0
+        llm = "POST /v1/chat/completions, GET /v1/models, " if place else ""
+        self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
 
     def application(self) -> web.Application:
         application = web.Application(middlewares=[self._logged], client_max_size=self._settings.max_body_bytes)
@@ -187,7 +189,7 @@ class Proxy:
         except web.HTTPException as error:
             if error.status not in (404, 405):
                 raise
-            failure = ApiError(error.status, "invalid_request_error", "not_relayed", "This proxy does not relay that.")
+            failure = ApiError(error.status, "invalid_request_error", "not_relayed", self._refusal)
         except ConnectionError:
             raise
         except Exception as error:

@@ -12,6 +12,8 @@ from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_contract.errors import InvalidParameter
 
+from qwen3guard_apps.openai.shapes import is_name
+
 OnFlaggedAnswer = Literal["stop", "mark", "error"]
 OnGuardError = Literal["block", "pass"]
 PromptCheck = Literal["before", "while", "off"]
@@ -57,6 +59,8 @@ class Settings:
         for value, known in words:
             if value not in get_args(known):
                 raise InvalidParameter(f"{value!r} is not one of {', '.join(get_args(known))}.")
+        if not all(map(is_name, self.pass_fields)):
+            raise InvalidParameter("A field that is to pass must have a name without spaces.")
         if self.upstream is not None:
             parts = urlsplit(self.upstream)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

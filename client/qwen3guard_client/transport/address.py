@@ -48,7 +48,7 @@ def read_address(url: str) -> ServerAddress:
 def _checked(address: str) -> str:
     """Returns a host and its port. Raises InvalidRequest."""
     host, colon, port = address.rpartition(":")
-    if not address or any(each.isspace() or not each.isprintable() for each in address):
+    if not address or any(each == "," or each.isspace() or not each.isprintable() for each in address):
         raise InvalidRequest("The url must be a host and a port, such as 127.0.0.1:8001.")
     if "@" in address:
         raise InvalidRequest("The url has a user or a password; a guard takes a token instead.")

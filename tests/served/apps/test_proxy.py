@@ -658,4 +658,5 @@ def test_the_command_fails_with_a_sentence_where_no_guard_answers() -> None:
     ]
     done = subprocess.run([*started, *options], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
+    assert "looking for a guard at 127.0.0.1:" in done.stderr
     assert "qwen3guard: The server cannot be reached" in done.stderr
