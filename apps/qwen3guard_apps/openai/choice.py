@@ -13,6 +13,7 @@ from qwen3guard_contract.errors import InvalidMessages
 from qwen3guard_contract.message_text import TEXT_FIELDS, TextPlace
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.interleaved import Interleaved
 from qwen3guard_apps.openai.logprobs import OwnLogprobs
 from qwen3guard_apps.openai.shapes import is_id
 
@@ -36,6 +37,8 @@ class ChatChoice:
     key: MessageKey
     places: list[TextPlace]
     """Where its text stands, in the order in which it is judged."""
+    again: str = ""
+    """What is judged before its text once more, and is not shown: the end of a field that it goes on with."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class ChoiceReader:
         self._names = names
         self._half = ""
         """Half of a surrogate pair with which the text so far ends."""
+        self._interleaved = Interleaved()
         self._logprobs = {field: OwnLogprobs() for field in TEXT_FIELDS} if logprobs else {}
 
     def read(self, entry: ChatChoice, logprobs: Any, extra: tuple[str, ...]) -> None:
@@ -76,6 +80,7 @@ class ChoiceReader:
             if entry.key == "message" and self._half:
                 _append(entry.message, self.rest())
             entry.places = self._judged(entry, extra)
+        entry.again = self._interleaved.again(entry.choice, entry.message, entry.places)
         raw = logprobs if isinstance(logprobs, dict) else {}
         own = {
             field: each.take(_string(entry.message.get(field)), raw.get(field))

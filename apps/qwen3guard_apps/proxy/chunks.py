@@ -92,7 +92,7 @@ class Chunks:
     def _hold(self, entry: ChatChoice, usage: Chunk) -> None:
         index = entry.index
         judged = self._choices[index]
-        judged.write(entry.text)
+        judged.write(entry.again + entry.text)
         held = HeldChunk(self._chunk([entry.choice]) | usage, entry, judged.length)
         if earlier := self._finishing.pop(index, None):
             assert earlier.entry
