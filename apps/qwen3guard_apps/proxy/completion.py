@@ -231,9 +231,9 @@ class WholeCompletion(Completion):
         return web.json_response(self._judged(), headers=self._headers)
 
     def _is_over(self) -> bool:
-        # An answer that is stopped at its prompt waits for no LLM.
+        # An answer that is stopped at its prompt waits for no LLM, and an LLM's error waits for the prompt's verdict.
         judged = all(choice.stopped or choice.final for choice in self._choices)
-        return self._all_stopped or (self._ended and (judged or self._failure is not None))
+        return self._all_stopped or (self._ended and judged)
 
     def _judged(self) -> dict[str, Any]:
         head = {"object": "chat.completion"} | self._answer.head

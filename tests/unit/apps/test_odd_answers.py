@@ -121,3 +121,13 @@ def test_the_header_of_removed_fields_stays_short() -> None:
     found = receive(LlmAnswer([json.dumps(completion({"content": "rice"})).encode()], 200, "application/json"), asked)
     assert found.headers["x-guard-removed"].startswith("field_0, field_1, ")
     assert len(found.headers["x-guard-removed"]) < 5000
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("on_flag", ["stop", "error"])
+def test_a_flagged_prompt_counts_more_than_an_error_of_the_llm(stream: bool, on_flag: str) -> None:
+    asked = {"model": "fake", "messages": [{"role": "user", "content": "zyqs"}], "stream": stream}
+    for answer in (LlmAnswer([b'{"error": {"message": "too long"}}'], 400, "application/json"), LlmAnswer([], 307)):
+        found = receive(answer, asked, on_flag=on_flag)
+        assert "content_filter" in found.text
+        assert "upstream" not in found.text
