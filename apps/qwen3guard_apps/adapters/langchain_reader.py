@@ -14,6 +14,8 @@ from qwen3guard_contract.errors import InvalidMessages
 from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places, unread
 from qwen3guard_contract.text import shown
 
+from qwen3guard_apps.openai.interleaved import Interleaved
+
 _ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 _KWARGS = ("reasoning_content", "reasoning", "refusal", "function_call")
 _CALL_BLOCKS = ("tool_use", "input_json_delta", "tool_call", "tool_call_chunk", "function_call")
@@ -44,6 +46,7 @@ class Written:
         self._waiting: deque[tuple[AIMessageChunk, int, float]] = deque()
         """Each chunk, with where its text begins and up to where text must be cleared for it."""
         self._length = 0
+        self._interleaved = Interleaved()
         self.finish_reason = "stop"
         """As the model tells it."""
 
@@ -53,10 +56,12 @@ class Written:
             raw = as_openai(chunk)
             for _, key, place in unread(raw, "The answer"):
                 raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-            text = text_of_places(places(raw, "The answer"))
+            found = list(places(raw, "The answer"))
+            again = self._interleaved.again({}, raw, found)
+            text = again + text_of_places(found)
             if reason := chunk.response_metadata.get("finish_reason"):
                 self.finish_reason = reason if _says_nothing(reason) else "stop"
-            begin, self._length = self._length, self._length + len(text)
+            begin, self._length = self._length + len(again), self._length + len(text)
             self._waiting.append((_judged_alone(chunk), begin, inf if _calls(chunk) else self._length))
             yield text
 

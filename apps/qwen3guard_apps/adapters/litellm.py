@@ -62,7 +62,7 @@ class Qwen3Guardrail(CustomGuardrail):
                 def moderated(index: int, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
                     return cleared_text(guard, self._policy, asked.of_choice(index), pieces)
 
-                async for chunk in ClearedItems(response, reader.texts_of, moderated):
+                async for chunk in ClearedItems(response, reader.StreamedTexts(), moderated):
                     yield chunk
 
     @contextmanager

@@ -16,6 +16,7 @@ from qwen3guard_contract.text import shown
 
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.openai.interleaved import Interleaved
 
 CHAT_CALLS = ("completion", "acompletion")
 COMPLETION_CALLS = ("text_completion", "atext_completion")
@@ -112,18 +113,33 @@ def texts_of(answer: Any) -> dict[int, str]:
     if getattr(answer, "object", None) == "response":
         output = answer.model_dump(exclude_none=True).get("output") or []
         return {0: "\n".join(_text(_of_item(each), "The answer") for each in output)}
-    if not isinstance(getattr(answer, "choices", None), Sequence):
-        raise InvalidMessages(f"An answer of the type {shown(type(answer).__name__)} cannot be judged.")
-    _drop_unread(answer, _ANSWER)
-    texts: dict[int, str] = {}
-    for choice in answer.choices:
-        text = _of_choice(choice)
-        index = choice.index or 0
-        texts[index] = texts.get(index, "") + text
-    return {index: text for index, text in texts.items() if text}
+    return StreamedTexts()(answer)
 
 
-def _of_choice(choice: Any) -> str:
+class StreamedTexts:
+    """The text of each choice of the chunks of one answer, given one after the other."""
+
+    def __init__(self) -> None:
+        self._interleaved: dict[int, Interleaved] = {}
+
+    def __call__(self, answer: Any) -> dict[int, str]:
+        """As `texts_of`; before a field that the stream comes back to, with the end of that field. Raises
+        InvalidMessages."""
+        if not isinstance(getattr(answer, "choices", None), Sequence):
+            raise InvalidMessages(f"An answer of the type {shown(type(answer).__name__)} cannot be judged.")
+        _drop_unread(answer, _ANSWER)
+        texts: dict[int, str] = {}
+        for choice in answer.choices:
+            raw, where = _of_choice(choice)
+            text = _text(raw, where)
+            index = choice.index or 0
+            interleaved = self._interleaved.setdefault(index, Interleaved())
+            texts[index] = texts.get(index, "") + interleaved.again({}, raw, list(places(raw, where))) + text
+        return {index: text for index, text in texts.items() if text}
+
+
+def _of_choice(choice: Any) -> tuple[dict[str, Any], str]:
+    """The message, or the piece of one, and what an error's sentence calls it."""
     message = getattr(choice, "message", None) or getattr(choice, "delta", None)
     _drop_unread(choice, _COMPLETION if message is None else _CHOICE)
     if message is None:
@@ -131,7 +147,7 @@ def _of_choice(choice: Any) -> str:
             "reasoning_content": getattr(choice, "reasoning_content", None),
             "content": getattr(choice, "text", None),
         }
-        return _text(raw, "The text")
+        return raw, "The text"
     blocks = getattr(message, "thinking_blocks", None) or []
     signed = all(set(each) <= {"type", "thinking", "data", "signature"} for each in blocks)
     if signed and all(_SIGNATURE.fullmatch(each.get(key) or "") for each in blocks for key in ("data", "signature")):
@@ -141,7 +157,7 @@ def _of_choice(choice: Any) -> str:
         thinking = ""
         _drop_unread(message, _MESSAGE)
     raw = message.model_dump(exclude_none=True, include=_MESSAGE)
-    return _text(({"reasoning": thinking} if thinking else {}) | raw, "The message")
+    return ({"reasoning": thinking} if thinking else {}) | raw, "The message"
 
 
 def _text(raw: dict[str, Any], where: str) -> str:

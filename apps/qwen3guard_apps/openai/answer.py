@@ -22,6 +22,8 @@ from qwen3guard_apps.openai.choice import (
 )
 from qwen3guard_apps.openai.shapes import REMOVED, JsonText, ObjectOf, Shape, is_id
 
+MOST_WORDS_OF_A_MODEL = 8
+"""Such as accounts/fireworks/models/llama-v3p1-405b-instruct."""
 _STOPS = ("stop_reason", "matched_stop")
 _OTHER = {"message": ("delta",), "delta": ("message",)}
 
@@ -77,7 +79,7 @@ class ChatAnswer:
             if value is None or name in self._told or name == "object":
                 continue
             read = shape.read(value)
-            if name == "model" and read != self._model and not is_id(read):
+            if name == "model" and read != self._model and not is_id(read, most_words=MOST_WORDS_OF_A_MODEL):
                 continue
             if read is not REMOVED:
                 self._told.add(name)

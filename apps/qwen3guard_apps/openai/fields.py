@@ -116,9 +116,10 @@ REQUEST_FIELDS: Table = {
     **dict.fromkeys(("model", "tool_choice", "function_call"), Anything()),
     **dict.fromkeys(("tools", "functions"), Anything("definitions; they are not judged")),
     **dict.fromkeys(("response_format", "structured_outputs", "grammar", "json_schema", "stop"), _FORM),
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), _FORM),
-    **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"), _OPERATOR),
-    **dict.fromkeys(("reasoning_effort", "verbosity"), Name("a word")),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf"), _FORM),
+    **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key"), _OPERATOR),
+    **dict.fromkeys(("service_tier", "store", "provider", "keep_alive"), _OPERATOR),
+    **dict.fromkeys(("reasoning_effort", "reasoning_format", "verbosity", "prompt_mode"), Name("a word")),
     "reasoning": ObjectOf(
         {**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()},
         "`effort` and `summary`, a word each; `max_tokens`; `enabled`",

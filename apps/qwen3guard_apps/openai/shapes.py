@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 _UNLIKE_A_WORD = re.compile(r"[0-9_:/@+-]")
+_WORD = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2,}(?![A-Za-z0-9])")
 LONGEST_ABBREVIATION = 3
+MOST_WORDS = 4
+"""An id may have so many words of letters alone, such as chatcmpl-tool-5f2: with more it may be a sentence."""
 
 
 class _Removed:
@@ -201,8 +204,11 @@ class ObjectOf(Shape):
         return passed
 
 
-def is_id(value: Any) -> bool:
-    return is_name(value) and (len(value) <= LONGEST_ABBREVIATION or bool(_UNLIKE_A_WORD.search(value)))
+def is_id(value: Any, *, most_words: int = MOST_WORDS) -> bool:
+    """Whether `value` is one word that no prose has: with a digit or a sign in it, and few words between its signs."""
+    if not is_name(value) or len(_WORD.findall(value)) > most_words:
+        return False
+    return len(value) <= LONGEST_ABBREVIATION or bool(_UNLIKE_A_WORD.search(value))
 
 
 def is_name(value: Any) -> bool:

@@ -6,7 +6,7 @@ This module is pure state, without tasks and connections.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,9 @@ class Chunks:
         self._tail: list[HeldChunk] = []
         """Chunks without a choice, such as the usage: they follow all others."""
         self._finishing: dict[int, HeldChunk] = {}
-        """The chunk that finishes a choice. It is held until the LLM's end, since some LLMs finish every chunk."""
+        """The chunk that finishes a choice. It waits for the LLM's end, since some LLMs finish every chunk."""
+        self._waiting: set[int] = set()
+        """The choices whose finishing chunk is not among the held ones yet, so that it holds up no other choice."""
         self._seen: set[int] = set()
         """The choices of which the LLM has sent anything."""
         self._begun: set[int] = set()
@@ -94,15 +96,28 @@ class Chunks:
         judged = self._choices[index]
         judged.write(entry.again + entry.text)
         held = HeldChunk(self._chunk([entry.choice]) | usage, entry, judged.length)
-        if earlier := self._finishing.pop(index, None):
+        if earlier := self._finishing.get(index):
+            self._hold_finishing([index])
+            del self._finishing[index]
             assert earlier.entry
             reason, earlier.entry.choice["finish_reason"] = earlier.entry.choice["finish_reason"], None
             if not entry.finishes:
                 entry.choice["finish_reason"] = reason
+        self._seen.add(index)
         if entry.finishes:
             self._finishing[index] = held
-        self._seen.add(index)
-        self._held.append(held)
+            self._waiting.add(index)
+        else:
+            self._held.append(held)
+
+    def _hold_finishing(self, indexes: Iterable[int]) -> None:
+        for index in sorted(self._waiting.intersection(indexes)):
+            self._held.append(self._finishing[index])
+            self._waiting.discard(index)
+
+    def break_off(self) -> None:
+        """The LLM has failed. What it wrote is still to be shown."""
+        self._hold_finishing(self._waiting)
 
     def end(self) -> None:
         """The LLM has ended. What it left out is added: a reason why a choice ends, the other half of a character."""
@@ -112,10 +127,12 @@ class Chunks:
                 reason = None if index in self._finishing else "stop"
                 delta = {"content": content} if content else {}
                 self.take({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]})
+            self._hold_finishing([index])
         self._held.extend(self._tail)
 
     def cleared(self) -> Iterator[Chunk]:
         """The chunks that may be sent now, in the LLM's order. The last chunk of a stopped choice has the flag."""
+        self._hold_finishing(index for index, choice in enumerate(self._choices) if choice.stopped)
         while self._held and self._may_go(self._held[0]):
             held = self._held.popleft()
             if held.entry is None:

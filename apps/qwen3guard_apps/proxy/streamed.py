@@ -42,6 +42,14 @@ class StreamedCompletion(Completion):
         self._written.set()
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
+        try:
+            await self._take_all(answer)
+        except BaseException:
+            self._chunks.break_off()
+            raise
+        self._chunks.end()
+
+    async def _take_all(self, answer: aiohttp.ClientResponse) -> None:
         if answer.content_type == "application/json":
             self._chunks.take_whole(self._parsed(await self._place.upstream.whole(answer)))
         elif not await self._take_events(sse.events(self._place.upstream.pieces(answer))):
@@ -49,7 +57,6 @@ class StreamedCompletion(Completion):
                 raise upstream_failed("The LLM does not stream.", "upstream_unreadable")
             if not self._chunks.is_usable:
                 raise upstream_failed("The LLM broke off.")
-        self._chunks.end()
 
     async def _take_events(self, events: AsyncIterator[str | None]) -> bool:
         """Returns whether the LLM has said that it is done. It may also just end, or break off after all was said."""

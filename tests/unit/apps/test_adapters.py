@@ -12,10 +12,12 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessageChunk
 from litellm import EmbeddingResponse, ModelResponse
 from litellm.types.utils import ModelResponseStream
 from qwen3guard_apps.adapters import litellm_reader as reader
 from qwen3guard_apps.adapters.cleared import ClearedItems
+from qwen3guard_apps.adapters.langchain_reader import Written
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_contract.errors import GuardError, InvalidMessages
 
@@ -233,3 +235,21 @@ def test_a_choice_that_was_not_asked_for_is_refused() -> None:
     assert [asked.of_choice(index).messages[0]["content"] for index in range(4)] == ["Hi.", "Hi.", "Ho.", "Ho."]
     with pytest.raises(InvalidMessages, match="not asked for"):
         asked.of_choice(4)
+
+
+def test_a_field_that_a_stream_comes_back_to_is_read_with_its_end() -> None:
+    """A client puts its pieces together, and another field between them hides no word."""
+    pieces: list[dict[str, Any]] = [{"content": "Take the kn"}, {"reasoning_content": " and"}, {"content": "ife."}]
+    streamed = reader.StreamedTexts()
+    found = "".join(
+        text
+        for delta in pieces
+        for text in streamed(ModelResponseStream(choices=[{"index": 0, "delta": delta}])).values()  # type: ignore[list-item]
+    )
+    assert BAD in found
+    kwargs = [{"content": each.get("content", ""), "additional_kwargs": each} for each in pieces]
+    for each in kwargs:
+        each["additional_kwargs"].pop("content", None)
+    written = Written(AIMessageChunk(**each) for each in kwargs)
+    assert BAD in "".join(written.texts())
+    assert [chunk.content for chunk in written.cleared(10**6)] == ["Take the kn", "", "ife."]

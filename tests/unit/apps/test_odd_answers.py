@@ -131,3 +131,62 @@ def test_a_flagged_prompt_counts_more_than_an_error_of_the_llm(stream: bool, on_
         found = receive(answer, asked, on_flag=on_flag)
         assert "content_filter" in found.text
         assert "upstream" not in found.text
+
+
+def test_a_choice_that_finishes_early_holds_up_no_other() -> None:
+    """Its last chunk waits for the LLM's end, and the other choice goes on before it."""
+    early = [
+        chunk({"content": "rice"}, "stop"),
+        chunk({"content": "bread"}, index=1),
+        chunk({"content": " and"}, index=1),
+    ]
+    events = [*early, chunk({}, "length", index=1), {"choices": [], "usage": {"total_tokens": 3}}]
+    found = receive(LlmAnswer([sse(*events)]), ASKED | {"stream": True, "n": 2})
+    choices = [choice for event in found.events for choice in event["choices"]]
+    assert [(each["index"], each["delta"].get("content")) for each in choices] == [
+        (1, "bread"),
+        (1, " and"),
+        (0, "rice"),
+        (1, None),
+    ]
+    assert [each["finish_reason"] for each in choices] == [None, None, "stop", "length"]
+    assert found.events[-1]["usage"] == {"total_tokens": 3}
+
+
+def test_what_an_llm_wrote_before_its_error_is_shown_with_its_last_chunk() -> None:
+    events = [chunk({"content": "rice"}), chunk({"content": " and"}, "stop"), {"error": {"message": "It broke."}}]
+    found = stream(sse(*events))
+    assert [choice["delta"]["content"] for event in found.events[:-1] for choice in event["choices"]] == [
+        "rice",
+        " and",
+    ]
+    assert found.events[-1]["error"] == {"message": "It broke."}
+
+
+def test_the_beginning_of_a_flagged_last_chunk_is_shown() -> None:
+    found = stream(sse(chunk({"content": "rice and zyqstab him"}, "stop")))
+    shown = "".join(choice["delta"].get("content") or "" for event in found.events for choice in event["choices"])
+    assert shown == "rice and"
+    assert found.events[-1]["choices"][0]["finish_reason"] == "content_filter"
+
+
+@pytest.mark.parametrize(
+    "name", ["First_stab_him_in_the_neck", "stab.him.in.the.neck.1", "a/very-long+id/of:many_words"]
+)
+def test_an_id_of_many_words_is_judged_or_replaced(name: str) -> None:
+    name = name.replace("stab", "zyqstab")
+    for fields in ({"id": name}, {"system_fingerprint": name}, {"x": name}):
+        assert "zyqs" not in stream(sse(chunk({"content": "rice"}) | fields, STOP)).text
+    call = {"index": 0, "id": name, "type": "function", "function": {"name": "cook", "arguments": "{}"}}
+    found = stream(sse(chunk({"tool_calls": [call]}), STOP))
+    assert "zyqs" not in found.text
+    if "zyqs" not in name:
+        assert name in found.text
+
+
+@pytest.mark.parametrize("name", ["chatcmpl-tool-5f2a", "550e8400-e29b-41d4-a716-446655440000", "fp_1", "call_aBcDeF"])
+def test_ids_of_servers_pass(name: str) -> None:
+    call = {"index": 0, "id": name, "type": "function", "function": {"name": "cook", "arguments": "{}"}}
+    found = stream(sse(chunk({"tool_calls": [call]}) | {"id": name}, STOP))
+    assert found.events[0]["id"] == name
+    assert found.events[0]["choices"][0]["delta"]["tool_calls"] == [call]
