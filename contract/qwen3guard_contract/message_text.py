@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.text import shown, valid_text
+from qwen3guard_contract.text import shown, unescaped, valid_text
 
 TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
 """The fields of a message that are text, or a list of parts, in the order in which they are read."""
@@ -60,7 +60,8 @@ def text_of_message(raw: dict[str, Any], where: str) -> str:
         if key in IDENTIFIERS:
             raise InvalidMessages(f"{place} has a {key} that is not an identifier; the guard does not read it.")
         raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-    return valid_text(text_of_places(places(raw, where)), f"The text of {_inside(where)}")
+    found = with_decoded_calls(places(raw, where), lambda place: "".join(unescaped(place.text)))
+    return valid_text(text_of_places(found), f"The text of {_inside(where)}")
 
 
 def text_of_places(found: Iterable[TextPlace]) -> str:
@@ -92,6 +93,15 @@ def places(raw: dict[str, Any], where: str) -> Iterator[TextPlace]:
             if text := _argument(call.get(key), f"The {key} of {_inside(place)}"):
                 yield TextPlace(call, key, text, length)
                 length += len(text)
+
+
+def with_decoded_calls(found: Iterable[TextPlace], decode: Callable[[TextPlace], str]) -> Iterator[TextPlace]:
+    """The places, with what the arguments of calls say: they are JSON, in which letters may be escapes."""
+    shift = 0
+    for place in found:
+        text = decode(place) if place.key in CALL_FIELDS else place.text
+        yield place._replace(text=text, start=place.start + shift)
+        shift += len(text) - len(place.text)
 
 
 def unread(raw: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str, str]]:

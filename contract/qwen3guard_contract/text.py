@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from qwen3guard_contract.errors import InvalidEncoding
 
+_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])", re.DOTALL)
+_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+LONGEST_ESCAPE = 6
+"""The characters of \\uXXXX."""
 SHOWN_CHARACTERS = 40
 """An error's sentence shows at most this many characters of a name that the caller chose."""
 
@@ -27,3 +33,27 @@ def shown(name: str) -> str:
     characters."""
     shown = "".join(each if each.isprintable() else "?" for each in name[:SHOWN_CHARACTERS])
     return f"'{shown}...'" if len(name) > SHOWN_CHARACTERS else f"'{shown}'"
+
+
+def unescaped(text: str) -> tuple[str, str]:
+    """What a piece of JSON says: \\uXXXX as the character that it stands for. Other escapes stay, and so do those of
+    control characters.
+
+    Returns it, and the beginning of an escape with which the piece ends, or an empty string: it belongs before the next
+    piece. A lone half of a surrogate pair becomes U+FFFD.
+    """
+    if "\\" not in text:
+        return text, ""
+    end = max((each.end() for each in _ESCAPE.finditer(text)), default=0)
+    begins = text.find("\\", end)
+    cut = "" if begins < 0 or len(text) - begins >= LONGEST_ESCAPE else text[begins:]
+    text = text.removesuffix(cut) if cut else text
+    if half := _PAIR.search(text):
+        text, cut = text[: half.start()], half.group() + cut
+    decoded = _ESCAPE.sub(_character, text)
+    return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), cut
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = int(escape[0][2:], 16) if escape[0][1] == "u" else 0
+    return chr(code) if code >= ord(" ") else escape[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from qwen3guard_contract import errors
 from qwen3guard_contract.message_text import PART_FIELDS, TEXT_FIELDS, places, text_of_message, text_of_places
 from qwen3guard_contract.messages import TURNS, Message, conversation, parse_messages, read
+from qwen3guard_contract.text import unescaped
 from qwen3guard_runtime.text.chat import ChatTemplate
 from support.places import DEMO
+from support.texts import cut as cut_text
 
 
 def text_of(**fields: Any) -> str:
@@ -297,3 +300,23 @@ def test_arguments_that_no_json_can_hold_are_refused() -> None:
     for value in (deep, {"a": b"bytes"}, {1, 2}):
         with pytest.raises(errors.InvalidMessages, match="The arguments of call 1 of message 1 cannot be read"):
             text_of(tool_calls=[{"function": {"arguments": value}}])
+
+
+def test_escapes_of_arguments_are_read_as_characters_however_they_are_cut() -> None:
+    source = random.Random(5)
+    for _ in range(500):
+        value = {"x": "".join(source.choice('abu\\"é猫\U0001f600\n k') for _ in range(20))}
+        text = json.dumps(value)
+        whole, rest = unescaped(text)
+        assert json.loads(whole) == value
+        assert not rest
+        pieces, cut = "", ""
+        for piece in cut_text(text, source, 4):
+            decoded, cut = unescaped(cut + piece)
+            pieces += decoded
+        assert pieces == whole
+    call = {"function": {"arguments": json.dumps({"x": "猫"})}}
+    assert text_of_message({"role": "assistant", "tool_calls": [call]}, "It") == '{"x": "猫"}'
+    odd = {r"\ud83d": "\ufffd", r"\u00": r"\u00", r"\uZZZZ": r"\uZZZZ", r"\\u0041": r"\\u0041", r"\u000a": r"\u000a"}
+    for escape, said in odd.items():
+        assert "".join(unescaped(escape + "!")) == said + "!"

@@ -14,6 +14,7 @@ from qwen3guard_contract.errors import InvalidMessages
 from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places, unread
 from qwen3guard_contract.text import shown
 
+from qwen3guard_apps.openai.escapes import Escapes
 from qwen3guard_apps.openai.interleaved import Interleaved
 
 _ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
@@ -46,6 +47,7 @@ class Written:
         self._waiting: deque[tuple[AIMessageChunk, int, float]] = deque()
         """Each chunk, with where its text begins and up to where text must be cleared for it."""
         self._length = 0
+        self._escapes = Escapes()
         self._interleaved = Interleaved()
         self.finish_reason = "stop"
         """As the model tells it."""
@@ -56,7 +58,7 @@ class Written:
             raw = as_openai(chunk)
             for _, key, place in unread(raw, "The answer"):
                 raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-            found = list(places(raw, "The answer"))
+            found = self._escapes.decoded({}, raw, places(raw, "The answer"))
             again = self._interleaved.again({}, raw, found)
             text = again + text_of_places(found)
             if reason := chunk.response_metadata.get("finish_reason"):

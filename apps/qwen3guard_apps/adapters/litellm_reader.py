@@ -6,16 +6,17 @@ Of an answer, what is not read is removed in place. What cannot be read is an er
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places, unread
-from qwen3guard_contract.text import shown
+from qwen3guard_contract.message_text import IDENTIFIER, TextPlace, places, text_of_places, unread, with_decoded_calls
+from qwen3guard_contract.text import shown, unescaped
 
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.openai.escapes import Escapes
 from qwen3guard_apps.openai.interleaved import Interleaved
 
 CHAT_CALLS = ("completion", "acompletion")
@@ -120,7 +121,7 @@ class StreamedTexts:
     """The text of each choice of the chunks of one answer, given one after the other."""
 
     def __init__(self) -> None:
-        self._interleaved: dict[int, Interleaved] = {}
+        self._choices: dict[int, tuple[Escapes, Interleaved]] = {}
 
     def __call__(self, answer: Any) -> dict[int, str]:
         """As `texts_of`; before a field that the stream comes back to, with the end of that field. Raises
@@ -131,10 +132,10 @@ class StreamedTexts:
         texts: dict[int, str] = {}
         for choice in answer.choices:
             raw, where = _of_choice(choice)
-            text = _text(raw, where)
             index = choice.index or 0
-            interleaved = self._interleaved.setdefault(index, Interleaved())
-            texts[index] = texts.get(index, "") + interleaved.again({}, raw, list(places(raw, where))) + text
+            escapes, interleaved = self._choices.setdefault(index, (Escapes(), Interleaved()))
+            found = escapes.decoded({}, raw, _places(raw, where))
+            texts[index] = texts.get(index, "") + interleaved.again({}, raw, found) + text_of_places(found)
         return {index: text for index, text in texts.items() if text}
 
 
@@ -162,9 +163,14 @@ def _of_choice(choice: Any) -> tuple[dict[str, Any], str]:
 
 def _text(raw: dict[str, Any], where: str) -> str:
     """As `text_of_message`, of a piece, which may end within a surrogate pair."""
+    return text_of_places(with_decoded_calls(_places(raw, where), lambda place: "".join(unescaped(place.text))))
+
+
+def _places(raw: dict[str, Any], where: str) -> Iterator[TextPlace]:
+    """Raises InvalidMessages for a field with text that is not read."""
     for _, key, place in unread(raw, where):
         raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-    return text_of_places(places(raw, where))
+    return places(raw, where)
 
 
 def _drop_unread(holder: Any, read: set[str]) -> None:

@@ -13,6 +13,7 @@ from qwen3guard_contract.errors import InvalidMessages
 from qwen3guard_contract.message_text import TEXT_FIELDS, TextPlace
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.escapes import Escapes
 from qwen3guard_apps.openai.interleaved import Interleaved
 from qwen3guard_apps.openai.logprobs import OwnLogprobs
 from qwen3guard_apps.openai.shapes import is_id
@@ -53,11 +54,11 @@ class ChatChoice:
         return self.choice.get("finish_reason") is not None
 
     def cut(self, characters: int) -> None:
-        """Shortens the text to its first `characters`. What is judged as JSON stays or goes whole."""
+        """Shortens the text to its first `characters`. What is judged in another form stays or goes whole."""
         for holder, key, text, start in self.places:
             kept = max(0, characters - start)
             if kept < len(text):
-                holder[key] = text[:kept] if isinstance(holder[key], str) else ""
+                holder[key] = text[:kept] if holder[key] == text else ""
         self.choice["logprobs"] = None
 
 
@@ -68,6 +69,7 @@ class ChoiceReader:
         self._names = names
         self._half = ""
         """Half of a surrogate pair with which the text so far ends."""
+        self._escapes = Escapes()
         self._interleaved = Interleaved()
         self._logprobs = {field: OwnLogprobs() for field in TEXT_FIELDS} if logprobs else {}
 
@@ -80,6 +82,7 @@ class ChoiceReader:
             if entry.key == "message" and self._half:
                 _append(entry.message, self.rest())
             entry.places = self._judged(entry, extra)
+        entry.places = self._escapes.decoded(entry.choice, entry.message, entry.places)
         entry.again = self._interleaved.again(entry.choice, entry.message, entry.places)
         raw = logprobs if isinstance(logprobs, dict) else {}
         own = {

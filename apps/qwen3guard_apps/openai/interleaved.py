@@ -58,10 +58,10 @@ def _written(
     choice: dict[str, Any], message: dict[str, Any], places: Iterable[TextPlace]
 ) -> Iterator[tuple[list[Hashable], str]]:
     """Each text that is judged, with the fields that have it."""
-    owners: dict[int, Hashable] = dict(_owners(choice, message))
+    of: dict[int, Hashable] = dict(owners(choice, message))
     pieces: dict[Hashable, tuple[int, str]] = {}
     for holder, key, text, start in places:
-        owner = owners.get(id(holder))
+        owner = of.get(id(holder))
         label: Hashable = (
             owner if isinstance(owner, _Field) else _Field(str(key)) if holder is message else (owner, key)
         )
@@ -74,7 +74,7 @@ def _written(
         yield labels, text
 
 
-def _owners(choice: dict[str, Any], message: dict[str, Any]) -> Iterator[tuple[int, Hashable]]:
+def owners(choice: dict[str, Any], message: dict[str, Any]) -> Iterator[tuple[int, Hashable]]:
     """The objects and lists that may hold text, by their id, and what they are part of."""
     yield id(choice), "choice"
     for field in TEXT_FIELDS:

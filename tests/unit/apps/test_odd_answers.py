@@ -190,3 +190,29 @@ def test_ids_of_servers_pass(name: str) -> None:
     found = stream(sse(chunk({"tool_calls": [call]}) | {"id": name}, STOP))
     assert found.events[0]["id"] == name
     assert found.events[0]["choices"][0]["delta"]["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_escapes_in_arguments_are_judged_as_their_characters(size: int) -> None:
+    """However they are cut, and shown as they came."""
+
+    def answered(words: str, *, whole: bool) -> str:
+        arguments = json.dumps({"how": words}).replace("q", "\\u0071").replace("z", "\\u007A")
+        pieces = [arguments] if whole else [arguments[at : at + size] for at in range(0, len(arguments), size)]
+        calls = [{"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces]
+        if whole:
+            body = completion({"role": "assistant", "content": None} | calls[0])
+            came = receive(LlmAnswer([json.dumps(body).encode()], 200, "application/json"), ASKED).text
+            messages = [json.loads(came)["choices"][0]["message"]]
+        else:
+            found = stream(sse(*map(chunk, calls), STOP))
+            messages = [choice["delta"] for event in found.events for choice in event["choices"]]
+        return "".join(
+            call["function"].get("arguments", "") for each in messages for call in each.get("tool_calls", ())
+        )
+
+    for whole in (False, True):
+        harmless = answered("rice q 猫 \U0001f600", whole=whole)
+        assert json.loads(harmless) == {"how": "rice q 猫 \U0001f600"}
+        assert "\\u0071" in harmless
+        assert "stab" not in answered("rice zyqstab him", whole=whole)
