@@ -7,7 +7,7 @@ import re
 from qwen3guard_contract.errors import InvalidEncoding
 
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])", re.DOTALL)
-_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+_HIGH_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}")
 LONGEST_ESCAPE = 6
 """The characters of \\uXXXX."""
 SHOWN_CHARACTERS = 40
@@ -44,13 +44,16 @@ def unescaped(text: str) -> tuple[str, str]:
     """
     if "\\" not in text:
         return text, ""
-    end = max((each.end() for each in _ESCAPE.finditer(text)), default=0)
-    begins = text.find("\\", end)
-    cut = "" if begins < 0 or len(text) - begins >= LONGEST_ESCAPE else text[begins:]
-    text = text.removesuffix(cut) if cut else text
-    if half := _PAIR.search(text):
-        text, cut = text[: half.start()], half.group() + cut
-    decoded = _ESCAPE.sub(_character, text)
+    escapes = list(_ESCAPE.finditer(text))
+    last = escapes[-1] if escapes else None
+    end = last.end() if last else 0
+    begins = text.rfind("\\", end)
+    if begins < 0 or len(text) - begins >= LONGEST_ESCAPE:
+        begins = len(text)
+    if last and begins == end and _HIGH_HALF.fullmatch(last[0]):
+        begins = last.start()
+    cut = text[begins:]
+    decoded = _ESCAPE.sub(_character, text[:begins])
     return decoded.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), cut
 
 

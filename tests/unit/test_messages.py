@@ -318,5 +318,7 @@ def test_escapes_of_arguments_are_read_as_characters_however_they_are_cut() -> N
     call = {"function": {"arguments": json.dumps({"x": "猫"})}}
     assert text_of_message({"role": "assistant", "tool_calls": [call]}, "It") == '{"x": "猫"}'
     odd = {r"\ud83d": "\ufffd", r"\u00": r"\u00", r"\uZZZZ": r"\uZZZZ", r"\\u0041": r"\\u0041", r"\u000a": r"\u000a"}
+    odd[r"\\ud83d"] = r"\\ud83d"
+    assert unescaped(r"\uZZ \u00") == (r"\uZZ ", r"\u00")
     for escape, said in odd.items():
         assert "".join(unescaped(escape + "!")) == said + "!"
