@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 from qwen3guard_apps.openai.api_error import ApiError
-from qwen3guard_apps.proxy.completion import RECORD, Completion, Place, WholeCompletion
+from qwen3guard_apps.proxy.completion import RECORD, Completion, Place
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
 from qwen3guard_apps.proxy.upstream import Upstream
+from qwen3guard_apps.proxy.whole import WholeCompletion
 
 from support.word_guard import WordGuard
 

@@ -1,6 +1,6 @@
 """`qwen3guard proxy`: OpenAI's chat completions, guarded. An application changes its base URL and nothing else.
 
-This module knows the command line; server.py answers HTTP, completion.py and streamed.py guard one answer.
+This module knows the command line; server.py answers HTTP, whole.py and streamed.py guard one answer.
 """
 
 from __future__ import annotations

@@ -30,10 +30,11 @@ from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.openai.shapes import REMOVED
-from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place, WholeCompletion
+from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
 from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
+from qwen3guard_apps.proxy.whole import WholeCompletion
 
 LOG = logging.getLogger("qwen3guard.proxy")
 _HTTP_LOG = logging.getLogger("qwen3guard.proxy.http")

@@ -1,0 +1,64 @@
+"""A chat completion in one piece: it is judged whole, and cut where it is flagged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from qwen3guard_apps.openai.choice import CALLS, ChatChoice, unreadable
+from qwen3guard_apps.proxy.completion import Completion
+
+
+class WholeCompletion(Completion):
+    """The LLM answers in one piece."""
+
+    _entries: list[ChatChoice] | None = None
+
+    async def _take(self, answer: aiohttp.ClientResponse) -> None:
+        body = self._parsed(await self._place.upstream.whole(answer))
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
+            raise unreadable()
+        entries = self._answer.read(body, "message")
+        if len({entry.index for entry in entries}) < len(entries):
+            raise unreadable()
+        for entry in entries:
+            self._choices[entry.index].write(entry.text)
+        self._usage = self._answer.usage(body)
+        self._entries = entries
+
+    async def _relay(self) -> web.StreamResponse:
+        await self._until(self._is_over, checked=True)
+        if self._failure and not self._all_stopped:
+            raise self._failure
+        return web.json_response(self._judged(), headers=self._headers)
+
+    def _is_over(self) -> bool:
+        # An answer that is stopped at its prompt waits for no LLM, and an LLM's error waits for the prompt's verdict.
+        judged = all(choice.stopped or choice.final for choice in self._choices)
+        return self._all_stopped or (self._ended and judged)
+
+    def _judged(self) -> dict[str, Any]:
+        head = {"object": "chat.completion"} | self._answer.head
+        if self._entries is None:
+            return head | {"choices": [self._choice_without_answer(index) for index in range(len(self._choices))]}
+        for entry in self._entries:
+            judged = self._choices[entry.index]
+            if judged.stopped:
+                entry.cut(judged.limit - (judged.length - len(entry.text)))
+                for name in CALLS:
+                    entry.message.pop(name, None)
+                entry.choice["finish_reason"] = "content_filter"
+            entry.choice.setdefault("finish_reason", "stop")
+            entry.choice["guard"] = judged.verdict()
+        return head | {"choices": [entry.choice for entry in self._entries]} | self._usage
+
+    def _choice_without_answer(self, index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": "content_filter",
+            "guard": self._choices[index].verdict(),
+        }
