@@ -119,6 +119,7 @@ REQUEST_FIELDS: Table = {
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf"), _FORM),
     **dict.fromkeys(("user", "metadata", "safety_identifier", "prompt_cache_key"), _OPERATOR),
     **dict.fromkeys(("service_tier", "store", "provider", "keep_alive"), _OPERATOR),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids"), ListOf(Number(), "numbers")),
     **dict.fromkeys(("reasoning_effort", "reasoning_format", "verbosity", "prompt_mode"), Name("a word")),
     "reasoning": ObjectOf(
         {**dict.fromkeys(("effort", "summary"), Name()), "max_tokens": Number(), "enabled": Number()},

@@ -86,10 +86,10 @@ class Name(Shape):
 
 @dataclass(frozen=True)
 class WithoutText(Shape):
-    """Numbers and truth values, also in lists and objects whose fields are names."""
+    """Numbers and truth values, also in objects whose fields are names. A list of numbers may be ids of tokens."""
 
     becomes = "passed, or removed"
-    says: str = "numbers and truth values, at any depth"
+    says: str = "numbers and truth values, also in objects; no list of numbers, which may be ids of tokens"
 
     def read(self, value: Any) -> Any:
         return value if _is_without_text(value) else REMOVED
@@ -219,7 +219,7 @@ def _is_without_text(value: Any) -> bool:
     if isinstance(value, dict):
         return all(is_name(name) and _is_without_text(each) for name, each in value.items())
     if isinstance(value, list):
-        return all(map(_is_without_text, value))
+        return all(isinstance(each, bool | dict) and _is_without_text(each) for each in value)
     return value is None or _is_number(value)
 
 

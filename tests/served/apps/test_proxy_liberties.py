@@ -279,6 +279,7 @@ def test_the_models_are_a_list_of_names(proxy: Proxied, llm: RawLLM) -> None:
             {"tools": [{"type": "function"}], "metadata": {"a": "b"}},
             {"tools": [{"type": "function"}], "metadata": {"a": "b"}},
         ),
+        ({"input_ids": [9, 8, 7], "stop_token_ids": [5]}, {"stop_token_ids": [5]}),
         ({BAD: 1}, {}),
     ],
     ids=str,
