@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterable
 from typing import Any
+
+Piece = bytes | float | threading.Event
 
 
 def sse(*events: Any, done: bool = True) -> bytes:
@@ -28,22 +31,25 @@ def completion(message: Any, **more: Any) -> dict[str, Any]:
 
 
 class RawLLM:
-    """`pieces` are bytes to send, and seconds to wait between them. `asked` has (request line, headers, body)."""
+    """`pieces` are bytes to send, and between them seconds to wait, or events to wait for.
+
+    `asked` has (request line, headers, body).
+    """
 
     def __init__(self) -> None:
         self.status = "200 OK"
         self.headers: dict[str, str] = {"content-type": "text/event-stream"}
-        self.pieces: list[bytes | float] = []
+        self.pieces: list[Piece] = []
         self.asked: list[tuple[str, dict[str, str], Any]] = []
 
     def says(self, body: Any, *, status: str = "200 OK", **headers: str) -> None:
         """`body` is JSON."""
         self.answers([json.dumps(body).encode()], status, {"content-type": "application/json"} | headers)
 
-    def streams(self, *pieces: bytes | float) -> None:
+    def streams(self, *pieces: Piece) -> None:
         self.answers(pieces, "200 OK", {"content-type": "text/event-stream"})
 
-    def answers(self, pieces: Iterable[bytes | float], status: str, headers: dict[str, str]) -> None:
+    def answers(self, pieces: Iterable[Piece], status: str, headers: dict[str, str]) -> None:
         self.pieces, self.status, self.headers = list(pieces), status, headers
 
     async def start(self) -> None:
@@ -64,6 +70,9 @@ class RawLLM:
             for piece in self.pieces:
                 if isinstance(piece, float):
                     await asyncio.sleep(piece)
+                elif isinstance(piece, threading.Event):
+                    while not piece.is_set():
+                        await asyncio.sleep(0.01)
                 else:
                     writer.write(piece)
                     await writer.drain()

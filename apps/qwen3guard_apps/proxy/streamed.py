@@ -21,6 +21,8 @@ FINISH_S = 2.0
 """How long an LLM that has finished every choice may take to end its stream."""
 FINISH_WITH_TEXT_S = 30.0
 """The same where text came with the finish: the LLM may be one that finishes every chunk, and pause."""
+HEAD_S = 1.0
+"""How long the head waits for the LLM's first event, which may be an error with a status of its own."""
 KEEP_ALIVE_S = 15.0
 """After so long without anything to send, the client gets a comment."""
 
@@ -33,6 +35,8 @@ class StreamedCompletion(Completion):
     def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
         super().__init__(place, request, asked)
         self._chunks = Chunks(self._answer, self._choices, stopping=self._settings.on_flag == "stop")
+        self._is_accepted = False
+        """Whether the LLM has promised a stream."""
         self._streams = False
         """Whether the LLM has begun to answer."""
         self._comments = False
@@ -50,6 +54,8 @@ class StreamedCompletion(Completion):
         self._chunks.end()
 
     async def _take_all(self, answer: aiohttp.ClientResponse) -> None:
+        self._is_accepted = answer.content_type == "text/event-stream"
+        self._changed.set()
         if answer.content_type == "application/json":
             self._chunks.take_whole(self._parsed(await self._place.upstream.whole(answer)))
         elif not await self._take_events(sse.events(self._place.upstream.pieces(answer))):
@@ -125,18 +131,19 @@ class StreamedCompletion(Completion):
 
     async def _wait(self) -> None:
         """Waits for a change. The client gets the head as soon as it may get an answer, and comments meanwhile."""
-        may_begin = self._streams and all(choice.begins or choice.stopped for choice in self._choices)
+        may_begin = all(choice.begins or choice.stopped for choice in self._choices)
         is_begun = self._response is not None
         # An error that ends an answer before its first word keeps its HTTP status.
-        may_comment = self._comments if is_begun else self._settings.on_flag != "error"
-        if may_begin and may_comment:
+        is_early = not is_begun and self._settings.on_flag != "error"
+        if may_begin and self._streams and (self._comments if is_begun else is_early):
             self._comments = False
             await self._write(sse.COMMENT)
+            is_early = False
         try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(HEAD_S if is_early and may_begin and self._is_accepted else KEEP_ALIVE_S):
                 await self._changed.wait()
         except TimeoutError:
-            if may_begin:
+            if may_begin and (self._streams or self._is_accepted):
                 await self._write(sse.COMMENT)
 
     async def _write(self, data: bytes) -> None:
