@@ -34,7 +34,8 @@ CALLED = ("function", "custom")
 IDENTIFIERS = ("role", "id", "name", "type", "tool_call_id", "status")
 """Fields that are not read, if they have an IDENTIFIER."""
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values that say nothing."""
 
 
 class TextPlace(NamedTuple):
@@ -132,7 +133,7 @@ def _texts(raw: dict[str, Any], field: str, where: str) -> Iterator[tuple[Any, A
         text = holder[key] if isinstance(holder, list) else holder.get(key)
         if isinstance(text, str) and text:
             yield holder, key, text
-        elif text not in _EMPTY and not isinstance(text, str | list):
+        elif text not in EMPTY and not isinstance(text, str | list):
             raise InvalidMessages(f"The {key} of {_inside(place)} is not text.")
 
 
@@ -171,7 +172,7 @@ def _text_key(part: Any, place: str) -> str:
 def _calls(raw: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], str, tuple[str, ...]]]:
     """Each object of a message that may hold a call's arguments, where it is, and the fields that are such objects."""
     calls = raw.get("tool_calls")
-    if calls not in _EMPTY and not isinstance(calls, list):
+    if calls not in EMPTY and not isinstance(calls, list):
         raise InvalidMessages(f"The tool_calls of {_inside(where)} are not a list.")
     found: list[tuple[Any, str, tuple[str, ...]]] = []
     found.append((raw.get("function_call"), f"The function_call of {_inside(where)}", ()))
@@ -183,13 +184,13 @@ def _calls(raw: dict[str, Any], where: str) -> Iterator[tuple[dict[str, Any], st
     for call, place, inner in found:
         if isinstance(call, dict):
             yield call, place, inner
-        elif call not in _EMPTY:
+        elif call not in EMPTY:
             raise InvalidMessages(f"{place} is not an object.")
 
 
 def _argument(value: Any, what: str) -> str:
     """The text of a call's arguments, which may be any JSON. Raises InvalidMessages for what cannot be JSON."""
-    if value in _EMPTY:
+    if value in EMPTY:
         return ""
     if isinstance(value, str):
         return value
@@ -205,7 +206,7 @@ def _is_harmless(key: str, value: Any) -> bool:
         return all(isinstance(each, str) and IDENTIFIER.fullmatch(each) for each in value.values())
     if key in IDENTIFIERS and isinstance(value, str) and IDENTIFIER.fullmatch(value):
         return True
-    is_empty = value in _EMPTY or (isinstance(value, str) and not value.strip())
+    is_empty = value in EMPTY or (isinstance(value, str) and not value.strip())
     return bool(IDENTIFIER.fullmatch(key)) and (is_empty or isinstance(value, bool | int | float))
 
 

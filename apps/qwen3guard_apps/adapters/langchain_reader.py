@@ -15,7 +15,7 @@ from qwen3guard_contract.message_text import IDENTIFIER, places, text_of_places,
 from qwen3guard_contract.text import shown
 
 from qwen3guard_apps.openai.escapes import Escapes
-from qwen3guard_apps.openai.interleaved import Interleaved
+from qwen3guard_apps.openai.interleaved import Interleaved, owners_of
 
 _ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 _KWARGS = ("reasoning_content", "reasoning", "refusal", "function_call")
@@ -58,8 +58,9 @@ class Written:
             raw = as_openai(chunk)
             for _, key, place in unread(raw, "The answer"):
                 raise InvalidMessages(f"{place} has a field {shown(key)}, which the guard does not read.")
-            found = self._escapes.decoded({}, raw, places(raw, "The answer"))
-            again = self._interleaved.again({}, raw, found)
+            of = owners_of({}, raw)
+            found = self._escapes.decoded(of, places(raw, "The answer"))
+            again = self._interleaved.again(of, raw, found)
             text = again + text_of_places(found)
             if reason := chunk.response_metadata.get("finish_reason"):
                 self.finish_reason = reason if _says_nothing(reason) else "stop"

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.message_text import IDENTIFIER, TextPlace, places, text_of_places, unread, with_decoded_calls
+from qwen3guard_contract.message_text import (
+    EMPTY,
+    IDENTIFIER,
+    TextPlace,
+    places,
+    text_of_places,
+    unread,
+    with_decoded_calls,
+)
 from qwen3guard_contract.text import shown, unescaped
 
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.escapes import Escapes
-from qwen3guard_apps.openai.interleaved import Interleaved
+from qwen3guard_apps.openai.interleaved import Interleaved, owners_of
 
 CHAT_CALLS = ("completion", "acompletion")
 COMPLETION_CALLS = ("text_completion", "atext_completion")
@@ -36,7 +44,6 @@ _COMPLETION = {"index", "finish_reason", "text", "reasoning_content"}
 _MESSAGE = {"role", "content", "refusal", "reasoning_content", "reasoning", "function_call", "tool_calls"}
 _IDENTIFIERS = {"id", "model", "object", "system_fingerprint", "finish_reason", "role"}
 _SIGNATURE = re.compile(r"[A-Za-z0-9+/=_-]*")
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def call_type_of(data: Mapping[str, Any], answer: Any) -> str:
@@ -134,8 +141,9 @@ class StreamedTexts:
             raw, where = _of_choice(choice)
             index = choice.index or 0
             escapes, interleaved = self._choices.setdefault(index, (Escapes(), Interleaved()))
-            found = escapes.decoded({}, raw, _places(raw, where))
-            texts[index] = texts.get(index, "") + interleaved.again({}, raw, found) + text_of_places(found)
+            of = owners_of({}, raw)
+            found = escapes.decoded(of, _places(raw, where))
+            texts[index] = texts.get(index, "") + interleaved.again(of, raw, found) + text_of_places(found)
         return {index: text for index, text in texts.items() if text}
 
 
@@ -180,7 +188,7 @@ def _drop_unread(holder: Any, read: set[str]) -> None:
         passes = name in read
         if name in _IDENTIFIERS:
             passes = passes and isinstance(value, str) and bool(IDENTIFIER.fullmatch(value))
-        if not (passes or value in _EMPTY or isinstance(value, bool | int | float)):
+        if not (passes or value in EMPTY or isinstance(value, bool | int | float)):
             if name in extra:
                 del extra[name]
             else:

@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from qwen3guard_contract.message_text import EMPTY
+
 from qwen3guard_apps.openai import fields
 from qwen3guard_apps.openai.choice import (
-    EMPTY,
     ChatChoice,
     ChoiceReader,
     MessageKey,

@@ -10,18 +10,16 @@ from typing import Any, Literal
 from qwen3guard_client.surrogates import REPLACEMENT, join_surrogates
 from qwen3guard_contract import message_text
 from qwen3guard_contract.errors import InvalidMessages
-from qwen3guard_contract.message_text import TEXT_FIELDS, TextPlace
+from qwen3guard_contract.message_text import EMPTY, TEXT_FIELDS, TextPlace
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
 from qwen3guard_apps.openai.escapes import Escapes
-from qwen3guard_apps.openai.interleaved import Interleaved
+from qwen3guard_apps.openai.interleaved import Interleaved, owners_of
 from qwen3guard_apps.openai.logprobs import OwnLogprobs
 from qwen3guard_apps.openai.shapes import is_id
 
 MessageKey = Literal["message", "delta"]
 CALLS = ("function_call", "tool_calls")
-EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""Values that say nothing."""
 
 
 def has_no_text(value: Any) -> bool:
@@ -82,8 +80,9 @@ class ChoiceReader:
             if entry.key == "message" and self._half:
                 _append(entry.message, self.rest())
             entry.places = self._judged(entry, extra)
-        entry.places = self._escapes.decoded(entry.choice, entry.message, entry.places)
-        entry.again = self._interleaved.again(entry.choice, entry.message, entry.places)
+        of = owners_of(entry.choice, entry.message)
+        entry.places = self._escapes.decoded(of, entry.places)
+        entry.again = self._interleaved.again(of, entry.message, entry.places)
         raw = logprobs if isinstance(logprobs, dict) else {}
         own = {
             field: each.take(_string(entry.message.get(field)), raw.get(field))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Any
 
 from qwen3guard_contract.message_text import TextPlace, with_decoded_calls
 from qwen3guard_contract.text import unescaped
 
-from qwen3guard_apps.openai.interleaved import owners
+from qwen3guard_apps.openai.interleaved import Owners
 
 
 class Escapes:
@@ -17,9 +16,8 @@ class Escapes:
     def __init__(self) -> None:
         self._cut: dict[Hashable, str] = {}
 
-    def decoded(self, choice: dict[str, Any], message: dict[str, Any], places: Iterable[TextPlace]) -> list[TextPlace]:
+    def decoded(self, of: Owners, places: Iterable[TextPlace]) -> list[TextPlace]:
         """The places, with the text to judge in those of arguments."""
-        of = dict(owners(choice, message))
 
         def decode(place: TextPlace) -> str:
             label = of.get(id(place.holder)), place.key

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from qwen3guard_contract.message_text import CALLED, TEXT_FIELDS, TextPlace
 
+Owners = dict[int, Hashable]
+"""What the objects and lists that may hold text are part of, by their id."""
 _AGAIN = 256
 """How many characters of a field are judged again where the answer comes back to it."""
 
@@ -25,7 +27,7 @@ class Interleaved:
         self._last: set[Hashable] = set()
         """The field that was written last. With those that mirror it, these may be several."""
 
-    def again(self, choice: dict[str, Any], message: dict[str, Any], places: Iterable[TextPlace]) -> str:
+    def again(self, of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> str:
         """What is to be judged before the text of `places`: it is empty, unless a field goes on after another one.
 
         Then it is the end of that field, to which the text is the sequel. Where a later field of `places` goes on, its
@@ -34,7 +36,7 @@ class Interleaved:
         found: list[str] = []
         returns, first = False, ""
         last = follows = self._last
-        for number, (labels, text) in enumerate(_written(choice, message, places)):
+        for number, (labels, text) in enumerate(_written(of, message, places)):
             follows = set()
             for label in labels:
                 end = self._ends.get(label, "")
@@ -54,11 +56,8 @@ class Interleaved:
         return "".join(f"\n{each}" for each in (*found, first)) if returns else ""
 
 
-def _written(
-    choice: dict[str, Any], message: dict[str, Any], places: Iterable[TextPlace]
-) -> Iterator[tuple[list[Hashable], str]]:
+def _written(of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> Iterator[tuple[list[Hashable], str]]:
     """Each text that is judged, with the fields that have it."""
-    of: dict[int, Hashable] = dict(owners(choice, message))
     pieces: dict[Hashable, tuple[int, str]] = {}
     for holder, key, text, start in places:
         owner = of.get(id(holder))
@@ -74,8 +73,11 @@ def _written(
         yield labels, text
 
 
-def owners(choice: dict[str, Any], message: dict[str, Any]) -> Iterator[tuple[int, Hashable]]:
-    """The objects and lists that may hold text, by their id, and what they are part of."""
+def owners_of(choice: dict[str, Any], message: dict[str, Any]) -> Owners:
+    return dict(_owners(choice, message))
+
+
+def _owners(choice: dict[str, Any], message: dict[str, Any]) -> Iterator[tuple[int, Hashable]]:
     yield id(choice), "choice"
     for field in TEXT_FIELDS:
         for each in _inside(message.get(field)):

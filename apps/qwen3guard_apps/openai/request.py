@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3guard_contract.message_text import EMPTY
+
 from qwen3guard_apps.openai import conversation, fields
 from qwen3guard_apps.openai.api_error import invalid
-from qwen3guard_apps.openai.choice import EMPTY
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.shapes import REMOVED, is_name
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
+from qwen3guard_contract.message_text import IDENTIFIER
+
 _UNLIKE_A_WORD = re.compile(r"[0-9_:/@+-]")
 _WORD = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2,}(?![A-Za-z0-9])")
 LONGEST_ABBREVIATION = 3
@@ -27,23 +27,27 @@ class _Removed:
 REMOVED = _Removed()
 
 
-class Shape(ABC):
+class Shape:
     becomes: ClassVar[str] = "passed"
     """What becomes of the value, for the tables in the documentation."""
     says: str
     """What passes, for the same."""
 
-    @abstractmethod
+    def accepts(self, value: Any) -> bool:  # noqa: ARG002
+        """Whether `value`, which is not None, passes as it is."""
+        return True
+
     def read(self, value: Any) -> Any:
         """What passes of `value`, which is not None, or REMOVED."""
+        return value if self.accepts(value) else REMOVED
 
 
 @dataclass(frozen=True)
 class Number(Shape):
     says: str = "a number"
 
-    def read(self, value: Any) -> Any:
-        return value if _is_number(value) else REMOVED
+    def accepts(self, value: Any) -> bool:
+        return _is_number(value)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class Identifier(Shape):
 
     says: str = "an id"
 
-    def read(self, value: Any) -> Any:
-        return value if is_id(value) else REMOVED
+    def accepts(self, value: Any) -> bool:
+        return is_id(value)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Name(Shape):
 
     says: str = "a name without spaces"
 
-    def read(self, value: Any) -> Any:
-        return value if is_name(value) else REMOVED
+    def accepts(self, value: Any) -> bool:
+        return is_name(value)
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class WithoutText(Shape):
     becomes = "passed, or removed"
     says: str = "numbers and truth values, also in objects; no list of numbers, which may be ids of tokens"
 
-    def read(self, value: Any) -> Any:
-        return value if _is_without_text(value) else REMOVED
+    def accepts(self, value: Any) -> bool:
+        return _is_without_text(value)
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,6 @@ class Anything(Shape):
     """What a caller's own request says, and no model reads as a turn."""
 
     says: str = "as it is"
-
-    def read(self, value: Any) -> Any:
-        return value
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,6 @@ class Checked(Shape):
     becomes = "passed, or refused"
     says: str
 
-    def read(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True)
 class String(Shape):
@@ -123,8 +121,8 @@ class String(Shape):
     becomes = "passed, or judged"
     says: str = "text"
 
-    def read(self, value: Any) -> Any:
-        return value if isinstance(value, str) else REMOVED
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str)
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,8 @@ class Text(Shape):
     becomes = "judged"
     says: str = "text"
 
-    def read(self, value: Any) -> Any:
-        return REMOVED if _is_number(value) else value
+    def accepts(self, value: Any) -> bool:
+        return not _is_number(value)
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,6 @@ class JsonText(Shape):
 
     becomes = "judged"
     says: str = "text, or any JSON"
-
-    def read(self, value: Any) -> Any:
-        return value
 
 
 @dataclass(frozen=True)
@@ -212,7 +207,7 @@ def is_id(value: Any, *, most_words: int = MOST_WORDS) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value))
+    return isinstance(value, str) and bool(IDENTIFIER.fullmatch(value))
 
 
 def _is_without_text(value: Any) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import get_args
 
 from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
-from qwen3guard_client.arguments import Context
 from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
@@ -106,13 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Confirm),
         help="put each flag to Gen; it stands unless Gen finds all safe in this mode (default: Gen is not asked)",
     )
-    parser.add_argument(
-        "--context",
-        choices=get_args(Context),
-        default=own.context,
-        help="what becomes of a conversation that does not fit the guard's context: it is refused whole, or its oldest"
-        " turns are left out, and the field guard tells how many (default: %(default)s)",
-    )
+    client_options.add_context_argument(parser)
     parser.add_argument(
         "--pass-field",
         action="append",

@@ -320,40 +320,41 @@ def test_what_the_guard_cannot_read_is_refused_by_name(ask: Ask, llm: RawLLM, me
 # Liberties
 
 
-@pytest.mark.parametrize(
-    "stream",
-    {
-        "no done": sse(*streamed(SAFE), STOP, done=False),
-        "no blank line at the end": sse(*streamed(SAFE), STOP).rstrip(),
-        "torn after the finish": sse(*streamed(SAFE), STOP, done=False) + b'data: {"id',
-        "reasons that say nothing": sse(*streamed(SAFE, reason=""), STOP),
-        "null as a text": sse(*streamed(SAFE, reason="null"), STOP),
-        "a reason in every chunk": sse(*streamed(SAFE, reason="stop")),
-        "an unknown reason": sse(*streamed(SAFE), chunk({}, "eos")),
-        "no reason at all": sse(*streamed(SAFE)),
-        "choices that are null": sse(*streamed(SAFE), {"id": "1", "choices": None}, STOP),
-        "a ping first": sse({"type": "ping"}, *streamed(SAFE), STOP),
-        "events without text": sse("null", "5", '"ping"', "[]", {"choices": [None]}, *streamed(SAFE), STOP),
-        "a null delta": sse(*streamed(SAFE), chunk(None), {"choices": [{"delta": None}]}, STOP),
-        "fields that are null": sse(
-            chunk({"role": "assistant", "content": None, "tool_calls": None}), *streamed(SAFE), STOP
-        ),
-        "a choice that nobody asked for": sse(*streamed(SAFE), {"choices": [{"index": 3, "delta": {}}]}, STOP),
-        "a byte order mark": b"\xef\xbb\xbf" + sse(*streamed(SAFE), STOP),
-        "carriage returns": sse(*streamed(SAFE), STOP).replace(b"\n", b"\r"),
-        "comments and fields": b": hello\n\nevent: x\nid: 5\nretry: 3\n" + sse(*streamed(SAFE), STOP),
-        "nothing after the data": sse(*streamed(SAFE), STOP).replace(b"data: ", b"data:"),
-    }.items(),
-    ids=lambda each: each[0],
-)
-def test_usable_streams_arrive_whole(ask: Ask, llm: RawLLM, stream: tuple[str, bytes]) -> None:
-    _, data = stream
-    llm.streams(*(data[at : at + 11] for at in range(0, len(data), 11)))
-    found = ask()
-    found.assert_whole(SAFE)
-    assert found.last["finish_reason"] == "stop"
-    llm.streams(data.replace(SAFE[-7:].encode(), b"bomb to kill everyone in it, with nails and explosives."))
-    ask().assert_hides("explosives")
+USABLE: dict[str, Callable[[str], bytes]] = {
+    "no done": lambda text: sse(*streamed(text), STOP, done=False),
+    "no blank line at the end": lambda text: sse(*streamed(text), STOP).rstrip(),
+    "torn after the finish": lambda text: sse(*streamed(text), STOP, done=False) + b'data: {"id',
+    "reasons that say nothing": lambda text: sse(*streamed(text, reason=""), STOP),
+    "null as a text": lambda text: sse(*streamed(text, reason="null"), STOP),
+    "a reason in every chunk": lambda text: sse(*streamed(text, reason="stop")),
+    "an unknown reason": lambda text: sse(*streamed(text), chunk({}, "eos")),
+    "no reason at all": lambda text: sse(*streamed(text)),
+    "choices that are null": lambda text: sse(*streamed(text), {"id": "1", "choices": None}, STOP),
+    "a ping first": lambda text: sse({"type": "ping"}, *streamed(text), STOP),
+    "no text": lambda text: sse("null", "5", '"ping"', "[]", {"choices": [None]}, *streamed(text), STOP),
+    "a null delta": lambda text: sse(*streamed(text), chunk(None), {"choices": [{"delta": None}]}, STOP),
+    "null fields": lambda text: sse(chunk({"content": None, "tool_calls": None}), *streamed(text), STOP),
+    "an odd choice": lambda text: sse(*streamed(text), {"choices": [{"index": 3, "delta": {}}]}, STOP),
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + sse(*streamed(text), STOP),
+    "carriage returns": lambda text: sse(*streamed(text), STOP).replace(b"\n", b"\r"),
+    "comments": lambda text: b": hello\n\nevent: x\nid: 5\nretry: 3\n" + sse(*streamed(text), STOP),
+    "nothing after the colon": lambda text: sse(*streamed(text), STOP).replace(b"data: ", b"data:"),
+}
+
+
+@pytest.mark.parametrize("liberty", USABLE)
+def test_usable_streams_arrive_whole_and_are_judged(ask: Ask, llm: RawLLM, liberty: str) -> None:
+    for text in (SAFE, TURNS):
+        data = USABLE[liberty](text)
+        llm.streams(*(data[at : at + 11] for at in range(0, len(data), 11)))
+        found = ask()
+        if text == SAFE:
+            found.assert_whole(SAFE)
+            assert found.last["finish_reason"] == "stop"
+        else:
+            found.assert_hides(*LATE)
+            assert found.last["finish_reason"] == "content_filter"
+            assert TURNS.startswith(found.text())
 
 
 def test_an_answer_in_one_piece_to_a_request_for_a_stream(ask: Ask, llm: RawLLM) -> None:
