@@ -143,9 +143,8 @@ class Completion(ABC):
         return self._answer.removed
 
     async def _read(self) -> None:
-        failure: ApiError | None = upstream_failed(
-            "The LLM broke off."
-        )  # what ends without its end must not look whole
+        # What ends without its end must not look whole.
+        failure: ApiError | None = upstream_failed("The LLM broke off.")
         try:
             failure = await self._exchange()
         finally:

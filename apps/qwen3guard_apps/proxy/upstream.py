@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -127,11 +128,10 @@ class Upstream:
         if not 400 <= answer.status < 600:
             redirects = "; it redirects, so give --upstream its final address" if 300 <= answer.status < 400 else ""
             raise upstream_failed(f"The LLM answers with status {answer.status}{redirects}.", "upstream_status")
-        body = (await self.whole(answer)).decode(errors="replace")
-        try:
-            raise LlmError(answer.status, _json(body), headers_back(answer))
-        except (ValueError, RecursionError):
-            raise LlmError(answer.status, body, headers_back(answer)) from None
+        body: Any = (await self.whole(answer)).decode(errors="replace")
+        with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is told as a text
+            body = _json(body)
+        raise LlmError(answer.status, body, headers_back(answer))
 
     async def pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         """Raises ApiError for more bytes than an answer may have."""
