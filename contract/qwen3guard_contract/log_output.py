@@ -1,0 +1,116 @@
+"""How every process here writes its log: a line of JSON for each event, from a thread of its own.
+
+Whoever logs never waits and gets no error, whether the disk is full, the reader stalls, or the reader has gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+import time
+from collections import deque
+
+MOST_BYTES = 2**18
+"""The most bytes of lines that wait to be written. What comes then is dropped, and counted."""
+LONGEST_LINE = 4096
+"""Bytes; a pipe takes a line of this length in one piece, so that the lines of several processes do not mix."""
+
+
+def line(level: str, event: str, **facts: object) -> str:
+    """Returns one JSON object with the UTC time first. Facts that are None are left out."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return json.dumps({"time": stamp, "level": level, "event": event, **known})
+
+
+class LogOutput:
+    """Writes to `descriptor`, from a thread. It has the methods of a text file that logging and print need.
+
+    What is given to `write` at once stays together. Before the next line that can be written after some were dropped,
+    a line says how many; it is JSON with `as_json`.
+    """
+
+    def __init__(self, descriptor: int, *, as_json: bool = False) -> None:
+        self._descriptor = descriptor
+        self._as_json = as_json
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._told = 0
+        self._in_line = False
+        """Whether the last line was written in part."""
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """How many writes were dropped so far, because too many waited or the system did not take them."""
+        return self._dropped
+
+    def write(self, text: str) -> None:
+        """Queues `text`, cut at LONGEST_LINE, or drops it."""
+        data = text.encode("utf-8", "backslashreplace")
+        if len(data) > LONGEST_LINE:
+            data = data[: LONGEST_LINE - 1] + b"\n"
+        with self._changed:
+            if self._closed or self._waiting_bytes + len(data) > MOST_BYTES:
+                self._dropped += 1
+                return
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            self._changed.notify()
+
+    def flush(self) -> None:
+        """Does nothing: nobody waits for the output."""
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Takes no more, and waits up to `timeout_s` until what waits is written."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _write_all(self) -> None:
+        while data := self._next():
+            if (lost := self._dropped - self._told) and self._put(self._lost(lost)):
+                self._told += lost
+            if not self._put(data):
+                with self._changed:
+                    self._dropped += 1
+
+    def _next(self) -> bytes:
+        """The next lines, when there are some. Empty if this is closed and nothing waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return b""
+            data = self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            return data
+
+    def _lost(self, number: int) -> bytes:
+        text = f"{number} lines of the log were dropped"
+        return (line("warning", "log_dropped", lines=number) if self._as_json else f"warning: {text}").encode() + b"\n"
+
+    def _put(self, data: bytes) -> bool:
+        """Writes all of `data`, however long that takes. False if the system refuses it."""
+        left = b"\n" + data if self._in_line else data
+        try:
+            while left:
+                left = left[self._write_some(left) :]
+                self._in_line = bool(left)
+        except OSError:
+            return False
+        return True
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:  # a full pipe that its owner made non-blocking
+            select.select([], [self._descriptor], [])
+            return 0
