@@ -56,7 +56,7 @@ class LogOutput:
         """Queues `text`, cut at LONGEST_LINE, or drops it."""
         data = text.encode("utf-8", "backslashreplace")
         if len(data) > LONGEST_LINE:
-            data = data[: LONGEST_LINE - 1] + b"\n"
+            data = data[: LONGEST_LINE - 1].decode("utf-8", "ignore").encode() + b"\n"
         with self._changed:
             if self._closed or self._waiting_bytes + len(data) > MOST_BYTES:
                 self._dropped += 1
