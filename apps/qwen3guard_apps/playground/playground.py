@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport.connection import read_token
@@ -12,6 +13,7 @@ from qwen3guard_contract.errors import ServeError
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.http_server.output import AppOutput
 from qwen3guard_apps.signals import stop_on_signals
 
 PLAYGROUND_PORT = 8008
@@ -39,14 +41,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
     token = read_token(arguments.token_file)
 
-    def show_url(url: str) -> None:
-        print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it", flush=True)
+    async def serve_page(output: AppOutput) -> None:
+        def show_url(url: str) -> None:
+            output.print(json.dumps({"url": url}) if arguments.json else f"playground on {url}, Ctrl-C stops it")
 
-    async def serve_page() -> None:
+        asyncio.get_running_loop().set_exception_handler(output.log_unhandled)
         stop = stop_on_signals()
         async with AsyncGuardClient(
             arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
         ) as guard:
             await server.serve_until(stop, guard, arguments.port, show_url)
 
-    asyncio.run(serve_page())
+    with AppOutput(logging.WARNING) as output:
+        asyncio.run(serve_page(output))

@@ -1,14 +1,13 @@
 """The playground's server: the page's files, Gen's verdict, and one guard stream for each WebSocket, on loopback alone.
 
-A page of another site cannot use it: the Host must be 127.0.0.1 or localhost, and an Origin must be this server. So a
-foreign page gets no answer, nor does a foreign name that was rebound to 127.0.0.1. No text is logged.
+A page of another site cannot use it: the Host must be loopback's, and an Origin must be this server. So a foreign page
+gets no answer, nor does a foreign name that was rebound to 127.0.0.1. No text is logged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,35 +19,44 @@ from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_contract.errors import GuardError, InvalidRequest, PortBusy, TextTooLong
 from qwen3guard_contract.verdict import TokenVerdict
 
+from qwen3guard_apps.http_server.body import Bodies
+from qwen3guard_apps.http_server.callers import Callers
+from qwen3guard_apps.http_server.limits import HttpLimits
+from qwen3guard_apps.http_server.refusals import refusal, refused
+from qwen3guard_apps.http_server.server import Listener
+from qwen3guard_apps.openai.api_error import ApiError
+
 _HOST = "127.0.0.1"
-_OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 MESSAGE_BYTES = 2**20
 """The largest request; the longest text that fits a context of 32,768 tokens takes half of it."""
+_LIMITS = HttpLimits(max_body_bytes=MESSAGE_BYTES, max_receiving_bytes=16 * MESSAGE_BYTES, max_connections=256)
 _PAGE = Path(__file__).parent / "page"
 _CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _GUARD: web.AppKey[AsyncGuardClient] = web.AppKey("guard", AsyncGuardClient)
+_BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
+_CALLERS = Callers()
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def serve_until(stop: asyncio.Event, guard: AsyncGuardClient, port: int, ready: Callable[[str], None]) -> None:
     """Serves the page until `stop` is set, and calls `ready` once with its address. Raises PortBusy."""
-    runner = web.AppRunner(application(guard), access_log=None, shutdown_timeout=1)
-    await runner.setup()
+    listener = Listener(application(guard), _LIMITS, ending_s=1)
     try:
-        try:
-            await web.TCPSite(runner, _HOST, port).start()
-        except OSError as error:
-            raise PortBusy(f"Port {port} on {_HOST} cannot be used: {error.strerror}.") from None
-        ready(f"http://{_HOST}:{runner.addresses[0][1]}")
+        await listener.start(_HOST, port)
+    except OSError as error:
+        raise PortBusy(f"Port {port} on {_HOST} cannot be used: {error.strerror}.") from None
+    try:
+        ready(f"http://{_HOST}:{listener.addresses[0][1]}")
         await stop.wait()
     finally:
-        await runner.cleanup()
+        await listener.stop()
 
 
 def application(guard: AsyncGuardClient) -> web.Application:
-    app = web.Application(middlewares=[_own_page_only], client_max_size=MESSAGE_BYTES)
+    app = web.Application(middlewares=[_own_page_only])
     app[_GUARD] = guard
+    app[_BODIES] = Bodies(_LIMITS)
     app.on_response_prepare.append(_restrict_page)
     for file in sorted(_PAGE.iterdir()):
         app.router.add_get("/" if file.name == "index.html" else f"/{file.name}", _content(file))
@@ -60,11 +68,13 @@ def application(guard: AsyncGuardClient) -> web.Application:
 
 @web.middleware
 async def _own_page_only(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    needs_origin = request.method != "GET" or request.path == "/stream"
-    origin = request.headers.get("Origin")
-    if not _OWN_HOST.fullmatch(request.host) or ((needs_origin or origin) and origin != f"http://{request.host}"):
-        raise web.HTTPForbidden(text="The playground answers its own page alone.")
-    return await handler(request)
+    try:
+        if "Origin" not in request.headers and (request.method != "GET" or request.path == "/stream"):
+            raise refusal("forbidden")
+        _CALLERS.check(request)
+        return await handler(request)
+    except ApiError as error:
+        return refused(error)
 
 
 async def _restrict_page(request: web.Request, response: web.StreamResponse) -> None:
@@ -93,9 +103,11 @@ async def _about(request: web.Request) -> web.Response:
 async def _classify(request: web.Request) -> web.Response:
     """Answers {"prompt", "response" or null} with Gen's verdict as the client gives it, or with {"error", "code"}."""
     try:
-        turns = _fields(await request.read(), prompt=str, response=str | None)
+        turns = _fields(await request.app[_BODIES].receive(request), prompt=str, response=str | None)
         classification = await request.app[_GUARD].classify(**turns)
-    except web.HTTPRequestEntityTooLarge:
+    except ApiError as error:
+        if error.status != 413:
+            raise
         return web.json_response(_failure(TextTooLong("The text is too long for one message.")))
     except GuardError as error:
         return web.json_response(_failure(error))

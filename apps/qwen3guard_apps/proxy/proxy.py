@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +22,9 @@ from qwen3guard_contract.errors import InvalidParameter, ServeError
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port, positive
 from qwen3guard_apps.config_file import add_config_argument
+from qwen3guard_apps.http_server.hosts import is_loopback
+from qwen3guard_apps.http_server.open_files import within_open_files
+from qwen3guard_apps.http_server.output import AppOutput
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
 from qwen3guard_apps.signals import stop_on_signals
 
@@ -113,10 +114,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge and pass on this field of messages and choices too, which no list names; may be given again"
         " (default: such a field is removed)",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="answer requests with this Host, and pages from it, too; may be given again"
+        " (default: on loopback only its own names, elsewhere every Host)",
+    )
     limits = (
         ("upstream_timeout_s", float, "S", "how many seconds the LLM may take for its next piece"),
         ("client_timeout_s", float, "S", "how many seconds a client may read nothing"),
-        ("max_body_bytes", int, "N", "how many bytes a request may have"),
+        ("head_timeout_s", float, "S", "how many seconds a request's head may take"),
+        ("body_timeout_s", float, "S", "how many seconds a request's body may take"),
+        ("idle_timeout_s", float, "S", "after how many seconds without a request a connection is closed"),
+        ("lifetime_s", float, "S", "after how many seconds a connection's next answer is its last"),
+        ("max_connections", int, "N", "how many connections there may be; more close those that have waited longest"),
+        ("max_head_bytes", int, "N", "how many bytes a request's head may have"),
+        ("max_body_bytes", int, "N", "how many bytes a request's body may have"),
+        ("max_receiving_bytes", int, "N", "how many bytes all incomplete bodies may have together"),
         ("max_response_bytes", int, "N", "how many bytes an answer of the LLM may have, as it is sent"),
         ("max_in_flight", int, "N", "how many requests are answered at a time; more get 429"),
         ("max_choices", int, "N", "how large n of a request may be"),
@@ -158,41 +173,53 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         guard_timeout_s=arguments.timeout,
         upstream_timeout_s=arguments.upstream_timeout_s,
         client_timeout_s=arguments.client_timeout_s,
+        head_timeout_s=arguments.head_timeout_s,
+        body_timeout_s=arguments.body_timeout_s,
+        idle_timeout_s=arguments.idle_timeout_s,
+        lifetime_s=arguments.lifetime_s,
+        max_connections=arguments.max_connections,
+        max_head_bytes=arguments.max_head_bytes,
         max_body_bytes=arguments.max_body_bytes,
+        max_receiving_bytes=arguments.max_receiving_bytes,
         max_response_bytes=arguments.max_response_bytes,
         max_in_flight=arguments.max_in_flight,
         max_choices=arguments.max_choices,
+        allow_hosts=frozenset(arguments.allow_host or ()),
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("qwen3guard.proxy").setLevel(logging.INFO)
-    asyncio.run(_serve(settings, arguments))
+    settings, notice = within_open_files(settings, 2 * settings.max_in_flight)
+    with AppOutput(logging.INFO) as output:
+        if notice:
+            output.say(notice)
+        asyncio.run(_serve(settings, arguments, output))
 
 
-async def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
+async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppOutput) -> None:
     try:
         from qwen3guard_apps.proxy import upstream_check
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+    asyncio.get_running_loop().set_exception_handler(output.log_unhandled)
     stop = stop_on_signals()
     token = read_token(arguments.token_file)
     if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
-        print(f"warning: {wrong}", file=sys.stderr)
+        output.say(f"warning: {wrong}")
     tls = client_options.tls(arguments)
     async with AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token) as guard:
         if not await guard.is_ready((wire.STREAM_STEP if settings.upstream else wire.CLASSIFY).name):
-            print(f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most", file=sys.stderr)
+            output.say(f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
         async with listening(settings, guard, arguments.host, arguments.port) as listens:
             for line in _notices(settings, arguments.host):
-                print(line, file=sys.stderr)
+                output.say(line)
             if listens.notice:
-                print(f"note: {listens.notice}", file=sys.stderr)
-            url = f"http://{arguments.host}:{listens.port}/v1"
-            print(json.dumps({"url": url}) if arguments.json else f"ready on {url}", flush=True)
+                output.say(f"note: {listens.notice}")
+            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+            url = f"http://{host}:{listens.port}/v1"
+            output.print(json.dumps({"url": url}) if arguments.json else f"ready on {url}")
             await stop.wait()
 
 
@@ -202,13 +229,6 @@ def _notices(settings: Settings, host: str) -> list[str]:
     if settings.upstream:
         does = "is blocked (fail closed)" if settings.on_guard_error == "block" else "PASSES UNJUDGED (fail open)"
         notices.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
-    if not (host == "localhost" or _is_loopback(host)):
+    if not is_loopback(host):
         notices.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
     return notices
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,11 +18,15 @@ from urllib.parse import quote
 
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient, GuardError
-from qwen3guard_client.surrogates import without_lone_surrogates
 from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
 
+from qwen3guard_apps.http_server.body import Bodies
+from qwen3guard_apps.http_server.callers import Callers
+from qwen3guard_apps.http_server.hosts import is_loopback
+from qwen3guard_apps.http_server.refusals import refused
+from qwen3guard_apps.http_server.server import Listener
 from qwen3guard_apps.openai import fields, litellm_guardrail
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.choice import unreadable
@@ -31,13 +34,13 @@ from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
+from qwen3guard_apps.proxy.request_json import object_of
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
 from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
 from qwen3guard_apps.proxy.whole import WholeCompletion
 
 LOG = logging.getLogger("qwen3guard.proxy")
-_HTTP_LOG = logging.getLogger("qwen3guard.proxy.http")
 CLIENT_LEFT = 499
 """The status in the log; nobody is told."""
 
@@ -52,6 +55,10 @@ class Listening:
 
 
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+JudgedHandler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+"""Answers a request whose body is the JSON object."""
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+"""The methods that the log names."""
 
 
 class Proxy:
@@ -64,31 +71,35 @@ class Proxy:
         place: Place | None,
         moderations: Moderations,
         litellm: LiteLLMGuardrail,
+        *,
+        callers: Callers,
     ) -> None:
         self._settings = settings
+        self._callers = callers
+        self._bodies = Bodies(settings)
         self._guard = guard
         self._place = place
         self._moderations = moderations
         self._litellm = litellm
         self._in_flight = 0
+        self._readiness: asyncio.Task[bool] | None = None
         llm = "POST /v1/chat/completions, GET /v1/models, " if place else ""
         self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._logged], client_max_size=self._settings.max_body_bytes)
+        application = web.Application(middlewares=[self._logged])
         add = application.router.add_route
-        add("POST", "/v1/moderations", self._limited(self._moderate))
-        add("POST", litellm_guardrail.PATH, self._limited(self._answer_litellm))
+        add("POST", "/v1/moderations", self._received(self._moderate))
+        add("POST", litellm_guardrail.PATH, self._received(self._answer_litellm))
         add("GET", "/health", self._health)
         if self._place:
-            add("POST", "/v1/chat/completions", self._limited(self._complete))
+            add("POST", "/v1/chat/completions", self._received(self._complete))
             add("GET", "/v1/models", self._limited(self._models))
             add("GET", "/v1/models/{model:.+}", self._limited(self._models))
         return application
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
         assert self._place
-        asked = await _json(request)
         kind = StreamedCompletion if asked.get("stream") else WholeCompletion
         try:
             completion: Completion = kind(self._place, request, asked)
@@ -105,18 +116,18 @@ class Proxy:
                 "error": error,
             }
 
-    async def _moderate(self, request: web.Request) -> web.StreamResponse:
+    async def _moderate(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
         try:
-            answer = await self._moderations.answer(await _json(request))
+            answer = await self._moderations.answer(asked)
         except GuardError as error:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
             request[RECORD]["flagged_by"] = "moderation"
         return web.json_response(answer)
 
-    async def _answer_litellm(self, request: web.Request) -> web.StreamResponse:
+    async def _answer_litellm(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
         try:
-            answer = await self._litellm.answer(await _json(request))
+            answer = await self._litellm.answer(asked)
         except GuardError as error:
             raise of_guard(error) from None
         if answer["action"] != "NONE":
@@ -141,8 +152,25 @@ class Proxy:
         return web.json_response(listed)
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
-        ready = await self._guard.is_ready(wire.STREAM_STEP.name if self._place else self._moderations.served)
+        """The guard is asked by one call at a time, however many ask here."""
+        if self._readiness is None or self._readiness.done():
+            model = wire.STREAM_STEP.name if self._place else self._moderations.served
+            self._readiness = asyncio.create_task(self._guard.is_ready(model))
+        ready = await asyncio.shield(self._readiness)
         return web.json_response({"guard": "ready" if ready else "not ready"}, status=200 if ready else 503)
+
+    def _received(self, handle: JudgedHandler) -> RouteHandler:
+        """Receives the body first: who sends slowly takes no place of those that are answered."""
+
+        async def handle_received(request: web.Request) -> web.StreamResponse:
+            body = await self._bodies.receive(request)
+
+            async def handle_json(request: web.Request) -> web.StreamResponse:
+                return await handle(request, object_of(body))
+
+            return await self._limited(handle_json)(request)
+
+        return handle_received
 
     def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:
@@ -172,8 +200,9 @@ class Proxy:
             return web.Response(status=CLIENT_LEFT)
         finally:
             resource = request.match_info.route.resource
+            method = request.method if request.method in _METHODS else "?"
             record |= {
-                "route": f"{request.method} {resource.canonical if resource else '?'}",
+                "route": f"{method} {resource.canonical if resource else '?'}",
                 "status": status,
                 "ms": round((time.monotonic() - began) * 1000),
             }
@@ -181,12 +210,10 @@ class Proxy:
 
     async def _answered(self, request: web.Request, handle: RouteHandler) -> web.StreamResponse:
         try:
+            self._callers.check(request)
             return await handle(request)
         except ApiError as error:
             failure = error
-        except web.HTTPRequestEntityTooLarge:
-            limit = self._settings.max_body_bytes
-            failure = ApiError(413, "invalid_request_error", "too_large", f"A request takes {limit} bytes at most.")
         except web.HTTPException as error:
             if error.status not in (404, 405):
                 raise
@@ -196,42 +223,7 @@ class Proxy:
         except Exception as error:
             failure = ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
         request[RECORD]["error"] = failure.code
-        return web.json_response(failure.body(), status=failure.status, headers=failure.headers)
-
-
-def _without_bytes(record: logging.LogRecord) -> bool:
-    """aiohttp tells what is no HTTP with its bytes, which may be a key: of its errors, the name alone is logged."""
-    kind = record.exc_info[0] if record.exc_info else None
-    record.msg, record.args = json.dumps({"error": kind.__name__ if kind else "http"}), ()
-    record.exc_info = record.exc_text = None
-    return True
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    """Raises ApiError. What is sent on is this, so that nobody reads a duplicated name in another way."""
-    try:
-        data = await request.read()
-    except web.RequestPayloadError:
-        raise invalid("The request's body cannot be read.") from None
-
-    def no_number(name: str) -> None:
-        raise ValueError(name)
-
-    def finite(digits: str) -> float:
-        number = float(digits)
-        if not math.isfinite(number):
-            no_number(digits)
-        return number
-
-    try:
-        asked = json.loads(data.decode("utf-8-sig"), parse_constant=no_number, parse_float=finite)
-        if b"\\ud" in data.lower():  # a text may have been cut in the middle of a character
-            asked = json.loads(without_lone_surrogates(json.dumps(asked, ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        raise invalid("The request is not valid JSON.") from None
-    if not isinstance(asked, dict):
-        raise invalid("The request is not a JSON object.")
-    return asked
+        return refused(failure)
 
 
 @asynccontextmanager
@@ -247,19 +239,17 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
         if settings.upstream:
             place = Place(settings, guard, Upstream(settings))
             stack.push_async_callback(place.close)
-        application = Proxy(settings, guard, place, moderations, litellm).application()
-        _HTTP_LOG.addFilter(_without_bytes)
-        runner = web.AppRunner(
-            application, handler_cancellation=True, access_log=None, shutdown_timeout=ENDING_S, logger=_HTTP_LOG
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        callers = Callers(settings.allow_hosts)
+        application = Proxy(settings, guard, place, moderations, litellm, callers=callers).application()
+        listener = Listener(application, settings, ending_s=ENDING_S)
         try:
-            site = web.TCPSite(runner, host, port)
-            await site.start()
+            await listener.start(host, port)
         except OSError as error:
             raise PortBusy(f"The proxy cannot listen on {host}:{port}: {error.strerror}.") from None
-        yield Listening(runner.addresses[0][1], moderations.model, notice)
+        stack.push_async_callback(listener.stop)
+        is_public = not all(is_loopback(address[0]) for address in listener.addresses)
+        callers.any_host = is_public and not settings.allow_hosts
+        yield Listening(listener.addresses[0][1], moderations.model, notice)
 
 
 async def _first_judgement(guard: AsyncGuardClient, settings: Settings) -> str:

@@ -12,6 +12,8 @@ from qwen3guard_client.moderation.cascade import Confirm
 from qwen3guard_client.moderation.gate import Release
 from qwen3guard_contract.errors import InvalidParameter
 
+from qwen3guard_apps.http_server.hosts import is_host_name
+from qwen3guard_apps.http_server.limits import HttpLimits, require_finite, require_one
 from qwen3guard_apps.openai.shapes import is_name
 
 OnFlaggedAnswer = Literal["stop", "mark", "error"]
@@ -20,11 +22,11 @@ PromptCheck = Literal["before", "while", "off"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(HttpLimits):
     """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
     With `confirm`, Gen must confirm each flag in that mode. `context` is that of the client's `stream`: whether the
     oldest turns may be left out. `pass_fields` are fields that the allow-list does not name, and that are judged and
-    passed.
+    passed. `allow_hosts` are names that requests may have as their Host, beside those of loopback.
 
     Raises InvalidParameter.
     """
@@ -40,13 +42,13 @@ class Settings:
     pass_fields: frozenset[str] = frozenset()
     guard_timeout_s: float = 30.0
     upstream_timeout_s: float = 300.0
-    client_timeout_s: float = 60.0
-    max_body_bytes: int = 4 * 2**20
     max_response_bytes: int = 8 * 2**20
     max_in_flight: int = 64
     max_choices: int = 8
+    allow_hosts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         words: list[tuple[str, Any]] = [
             (self.on_flag, OnFlaggedAnswer),
             (self.release, Release),
@@ -65,9 +67,7 @@ class Settings:
             parts = urlsplit(self.upstream)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
                 raise InvalidParameter("The upstream must be a base URL such as http://127.0.0.1:8080/v1.")
-        for name in ("guard_timeout_s", "upstream_timeout_s", "client_timeout_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidParameter(f"{name} must be above 0.")
-        for name in ("max_body_bytes", "max_response_bytes", "max_in_flight", "max_choices"):
-            if getattr(self, name) < 1:
-                raise InvalidParameter(f"{name} must be at least 1.")
+        if not all(map(is_host_name, self.allow_hosts)):
+            raise InvalidParameter("An allowed host must be a name or an address, without a port.")
+        require_finite(self, "guard_timeout_s", "upstream_timeout_s")
+        require_one(self, "max_response_bytes", "max_in_flight", "max_choices")

@@ -15,7 +15,7 @@ from qwen3guard_client.transport.address import is_local
 
 CHECK_S = 3.0
 """How long the LLM may take to answer, in seconds."""
-MOST_BYTES = 2**20
+_MOST_BYTES = 2**20
 """How much of an answer is read."""
 HTTP_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -72,7 +72,7 @@ async def _is_json_object(answer: aiohttp.ClientResponse) -> bool:
     body = bytearray()
     async for piece in answer.content.iter_any():
         body += piece
-        if len(body) > MOST_BYTES:
+        if len(body) > _MOST_BYTES:
             return False
     try:
         return isinstance(json.loads(body), dict)

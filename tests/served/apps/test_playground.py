@@ -39,6 +39,7 @@ RESPONSE = (
     "The niece shakes her head, and goes to work by bicycle."
 )
 LEVELS = ("Safe", "Controversial", "Unsafe")
+JSON = {"Content-Type": "application/json"}
 MARKUP = "<b>bold</b> &amp; <img src=x onerror=\"document.title='out'\"> </p><script>alert(1)</script>"
 
 
@@ -401,7 +402,10 @@ def test_a_text_beyond_one_message_is_refused(page: Page, url: str) -> None:
     said = page.evaluate(f"async () => {opens}.catch((error) => error.message)")
     assert said == "The text is too long for one message."
     body = json.dumps({"prompt": "far " * 2**18, "response": None}).encode()
-    assert json.loads(ask(f"{url}/classify", body, Origin=url)[1]) == {"error": said, "code": "TEXT_TOO_LONG"}
+    assert json.loads(ask(f"{url}/classify", body, **(JSON | {"Origin": url}))[1]) == {
+        "error": said,
+        "code": "TEXT_TOO_LONG",
+    }
 
 
 def test_a_guard_that_is_killed_is_named_and_one_that_comes_back_goes_on(
@@ -470,7 +474,7 @@ def ask(url: str, data: bytes | None = None, **headers: str) -> tuple[int, str, 
 
 
 def test_it_answers_its_own_page_alone(url: str) -> None:
-    own = {"Origin": url, "Content-Type": "application/json"}
+    own = JSON | {"Origin": url}
     asked = json.dumps({"prompt": "Hi.", "response": None}).encode()
     assert ask(f"{url}/classify", asked, **own)[0] == 200
     status, _, policy = ask(url)
@@ -495,7 +499,7 @@ def test_it_answers_its_own_page_alone(url: str) -> None:
 
 @pytest.mark.parametrize("message", [b"", b"[]", b"{}", b'{"prompt": 1, "response": null}', b"\xff", b"[" * 100_000])
 def test_a_message_of_another_form_is_an_error_of_its_own(url: str, message: bytes) -> None:
-    status, answer, _ = ask(f"{url}/classify", message, Origin=url)
+    status, answer, _ = ask(f"{url}/classify", message, **(JSON | {"Origin": url}))
     assert (status, json.loads(answer)["code"]) == (200, "INVALID_REQUEST")
 
 

@@ -36,6 +36,7 @@ from support.proxied import Proxied
 from support.serving import free_port, serve, stream_repository, wait_ready
 from support.texts import TEXTS
 
+JSON = {"Content-Type": "application/json"}
 LETS_ALL_PASS = Policy(blocked=frozenset())
 Open = Callable[..., Proxied]
 
@@ -372,7 +373,7 @@ def test_conversations_of_every_kind(proxied: Open, llm: FakeLLM, offset: int) -
             [5],
         ):
             body = json.dumps({"model": "fake", "messages": messages})
-            refused = httpx.post(f"{proxy.url}/chat/completions", content=body)
+            refused = httpx.post(f"{proxy.url}/chat/completions", content=body, headers=JSON)
             assert refused.status_code == 400, messages
             assert refused.json()["error"]["type"] == "invalid_request_error"
         assert llm.started == asked_so_far
@@ -543,8 +544,8 @@ def test_limits_are_answered_in_openais_shape(proxied: Open, llm: FakeLLM) -> No
             other.join()
             assert client.post(url, json=asked("x" * 3000)).status_code == 413
             assert client.post(url, json=asked(n=3)).status_code == 400
-            assert client.post(url, content=b"[1").status_code == 400
-            assert client.post(url, content=b'{"temperature": NaN}').status_code == 400
+            assert client.post(url, content=b"[1", headers=JSON).status_code == 400
+            assert client.post(url, content=b'{"temperature": NaN}', headers=JSON).status_code == 400
             assert client.post(f"{proxy.url}/embeddings", json={}).status_code == 404
             assert client.get(url).status_code == 405
             assert client.get(f"{proxy.url}/models/%2e%2e/files").status_code == 404
@@ -567,7 +568,10 @@ def test_a_flagged_stream_that_was_read_to_its_end_is_logged_as_answered(
         address = urlsplit(proxy.url)
         for _ in range(5):
             with socket.create_connection((address.hostname, address.port)) as client:
-                head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                head = (
+                    "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\n\r\n"
+                )
                 client.sendall(head.encode() + body)
                 received = b""
                 while b"data: [DONE]" not in received:

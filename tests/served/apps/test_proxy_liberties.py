@@ -21,6 +21,7 @@ from support.proxied import Proxied
 from support.raw_llm import RawLLM, chunk, completion, sse
 
 BAD = TURNS.partition(". ")[2]
+JSON = {"Content-Type": "application/json"}
 WORDS = ("bomb", "explosives", "nails", "timer", "kill")
 LATE = ("timer", "kill")
 """Those that follow the flag, where the text is judged and shown up to it."""
@@ -92,7 +93,7 @@ def ask(proxy: Proxied) -> Ask:
     def ask(*, stream: bool = True, proxied: Proxied = proxy, **more: Any) -> Told:
         body = {"model": "fake", "messages": [{"role": "user", "content": PROMPT}], "stream": stream} | more
         with httpx.Client(timeout=60) as client:
-            return told(client.post(f"{proxied.url}/chat/completions", content=json.dumps(body)))
+            return told(client.post(f"{proxied.url}/chat/completions", content=json.dumps(body), headers=JSON))
 
     return ask
 
@@ -544,6 +545,9 @@ def test_a_request_that_cannot_be_sent_on_is_the_callers_error(proxy: Proxied, l
     llm.streams(sse(*streamed(SAFE), STOP))
     asked = {"model": "fake", "messages": [{"role": "user", "content": PROMPT}], "tools": "?"}
     found = httpx.post(
-        f"{proxy.url}/chat/completions", content=json.dumps(asked).encode().replace(b'"?"', tools), timeout=60
+        f"{proxy.url}/chat/completions",
+        content=json.dumps(asked).encode().replace(b'"?"', tools),
+        headers=JSON,
+        timeout=60,
     )
     assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_request")
