@@ -94,6 +94,14 @@ POSITION = Tensor("POSITION", "INT64", (1,))
 QUERY_INDEX = Tensor("QUERY_INDEX", "INT64", (1,), optional=True)  # where the prompt's verdict is read; -1: nowhere
 RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # index in INPUT_IDS of the first judged token
 
+# The wire text of the error of a step that ends a session, from its tokenizer; empty without one. An ensemble whose
+# tokenizer failed would not run stream_guard, which must hear of the end.
+STEP_ERROR = Tensor("STEP_ERROR", "BYTES", (-1,), optional=True)
+
+CANARY = "canary"
+"""The parameter of a request to stream_guard with which the supervisor marks its canary. Room is made for it by no
+user's stream: a full guard refuses it as overloaded, which is a sign of life."""
+
 # The policy of a session, sent with the step that opens it. For what is left out, the server's own policy applies.
 STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)
 DEBOUNCE = Tensor("DEBOUNCE", "INT64", (1,), optional=True)
@@ -142,12 +150,12 @@ CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, (*GEN_GUARD.outputs, TURNS_
 STREAM_TOKENIZER = Model(
     "stream_tokenizer",
     (MESSAGES, PROMPT, RECENT, TEXT, TOKEN_IDS, POSITION),
-    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS, TURNS_LEFT_OUT),
+    (INPUT_IDS, QUERY_INDEX, RESPONSE_START, STEP_ERROR, FINAL_TOKENS, FINAL_CHARACTERS, TOKEN_ENDS, TURNS_LEFT_OUT),
 )
 
 STREAM_GUARD = Model(
     "stream_guard",
-    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, *POLICY),
+    (INPUT_IDS, POSITION, QUERY_INDEX, RESPONSE_START, STEP_ERROR, *POLICY),
     (
         LENGTH,
         PENDING,

@@ -16,14 +16,15 @@ Outputs = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; and its
-    sequence id, with the flags of its first and last request."""
+    """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; its
+    sequence id, with the flags of its first and last request; and whether it is the supervisor's canary."""
 
     tensors: Mapping[str, npt.NDArray[Any]]
     wanted: frozenset[str]
     sequence: int | str = 0
     start: bool = False
     end: bool = False
+    canary: bool = False
 
     def has(self, tensor: Tensor) -> bool:
         return tensor.name in self.tensors
@@ -39,3 +40,6 @@ class Request:
 
 Handler = Callable[[Sequence[Request]], Sequence[Outputs | GuardError]]
 """Returns one result, or its own error, for each request."""
+Refuse = Callable[[Request, GuardError], Outputs | GuardError]
+"""Returns the answer to a request that failed: its error, or outputs that hand the error on. The request may be without
+its tensors, because they could not be read."""

@@ -55,14 +55,17 @@ def requests(data: bytes) -> None:
     triton_io = _triton_io()
     batch = [_TritonRequest(part) for part in data.split(SPLIT)[:4]]
     for model, served in _tokenizer_models():
-        responses = triton_io.serve(batch, model, served.handle, triton_io.RefusalLog(model))
+        responses = triton_io.serve(batch, model, served.handle, triton_io.RefusalLog(model), served.refuse)
         assert len(responses) == len(batch)
         for response in responses:
-            if response.error:
-                assert re.fullmatch(r"\[[A-Z_]+\] [^\n]{10,250}", response.error.text), response.error.text
-                assert not response.error.text.startswith("[INTERNAL]"), response.error.text
-            else:
-                assert {tensor.name for tensor in response.tensors} == {tensor.name for tensor in model.outputs}
+            sent = {tensor.name: tensor.array for tensor in response.tensors}
+            if not response.error:
+                assert sent.keys() == {tensor.name for tensor in model.outputs}
+            texts = [response.error.text] if response.error else [*sent.get(wire.STEP_ERROR.name, [[]])[0]]
+            for text in texts:
+                sentence = text if isinstance(text, str) else text.decode()
+                assert re.fullmatch(r"\[[A-Z_]+\] [^\n]{10,250}", sentence), sentence
+                assert not sentence.startswith("[INTERNAL]"), sentence
 
 
 def template(data: bytes) -> None:
@@ -371,6 +374,9 @@ class _TritonRequest:
 
     def correlation_id(self) -> str:
         return self._text[:9].hex()
+
+    def parameters(self) -> str:
+        return json.dumps({"canary": True, "other": self._text.hex()}) if self._flags & 32 else "{}"
 
 
 @cache

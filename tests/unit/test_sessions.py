@@ -181,6 +181,33 @@ def test_a_batch_never_evicts_a_session_of_its_own() -> None:
     assert [type(each) for each in found] == [StepReply, StepReply, errors.Overloaded]
 
 
+def test_a_canary_takes_the_place_of_no_session() -> None:
+    bench = Bench(slots=2)
+    bench.ok("a", [1], start=True)
+    bench.ok("b", [1], start=True)
+    bench.clock[0] = 59.0
+    assert type(bench.step("canary", [1], start=True, end=True, canary=True)) is errors.Overloaded
+    bench.ok("a", [2], 1, end=True)
+    bench.ok("canary", [1], start=True, end=True, canary=True)
+    bench.ok("b", [2], 1)
+
+
+def test_a_canary_gives_way_to_every_session() -> None:
+    bench = Bench(slots=2, evict_s=5)
+    bench.ok("a", [1], start=True)
+    canary = Step("canary", np.array([1] * 300, np.int64), 0, start=True, end=True, canary=True)
+    user = Step("b", np.array([1], np.int64), 0, start=True)
+    in_one_batch = [type(reply) for reply in bench.sessions.steps([canary, user])]
+    assert in_one_batch == [errors.Overloaded, StepReply]
+    bench.ok("b", [2], 1, end=True)
+    bench.graph.pass_s = 2.0  # longer than a turn
+    reply = bench.sessions.steps([canary])[0]
+    assert isinstance(reply, StepReply)
+    assert reply.pending
+    bench.ok("b", [1], start=True)  # not after evict_s: at once
+    assert type(bench.step("a", [2], 1)) is StepReply
+
+
 def test_end_with_nothing_to_say_frees_the_slot() -> None:
     bench = Bench(slots=1)
     for number in range(20):

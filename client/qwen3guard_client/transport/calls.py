@@ -58,6 +58,7 @@ class Call(Generic[T]):
     session: int | str = 0
     start: bool = False
     end: bool = False
+    canary: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """The server's log names a failure by this id."""
 
@@ -75,6 +76,7 @@ class Call(Generic[T]):
             "sequence_start": self.start,
             "sequence_end": self.end,
             "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
+            "parameters": {wire.CANARY: True} if self.canary else None,
             "timeout": int(timeout_s * 1e6),
             "client_timeout": timeout_s + GRACE_S,
         }

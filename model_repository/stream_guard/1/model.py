@@ -14,7 +14,7 @@ class TritonPythonModel:
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
 
     def execute(self, requests):
-        return serve(requests, STREAM_GUARD, self.model.handle, self.refusals)
+        return serve(requests, STREAM_GUARD, self.model.handle, self.refusals, self.model.refuse)
 
     def finalize(self):
         self.unpublish()

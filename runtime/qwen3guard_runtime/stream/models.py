@@ -49,10 +49,27 @@ class StreamTokenizerModel(TokenizerModel):
             wire.INPUT_IDS.name: [*prompt, *response.ids],
             wire.QUERY_INDEX.name: query_index,
             wire.RESPONSE_START.name: len(prompt),
+            wire.STEP_ERROR.name: [],
             wire.FINAL_TOKENS.name: len(prompt) + response.final_tokens,
             wire.FINAL_CHARACTERS.name: response.final_characters,
             wire.TOKEN_ENDS.name: response.ends,
             wire.TURNS_LEFT_OUT.name: left_out,
+        }
+
+    def refuse(self, request: Request, error: GuardError) -> Outputs | GuardError:
+        """Its error. That of a step with END goes to stream_guard, which forgets the session and answers with it, if
+        the export is new enough to have a tensor for it."""
+        if not request.end or wire.STEP_ERROR.name not in request.wanted:
+            return error
+        return {
+            wire.INPUT_IDS.name: [],
+            wire.QUERY_INDEX.name: -1,
+            wire.RESPONSE_START.name: 0,
+            wire.STEP_ERROR.name: [error.wire_text()],
+            wire.FINAL_TOKENS.name: 0,
+            wire.FINAL_CHARACTERS.name: 0,
+            wire.TOKEN_ENDS.name: [],
+            wire.TURNS_LEFT_OUT.name: 0,
         }
 
     def _prompt(self, request: Request) -> tuple[list[int], int]:
@@ -159,13 +176,17 @@ class StreamGuardModel:
             try:
                 steps[number] = step_of(request, self._policy)
             except GuardError as error:
-                results[number] = error
-                if request.end:
-                    with self._sessions_lock:
-                        self._sessions.forget(request.sequence)
+                results[number] = self.refuse(request, error)
         with self._sessions_lock:
             replies = self._sessions.steps(list(steps.values()))
         for number, reply in zip(steps, replies, strict=True):
             results[number] = reply if isinstance(reply, GuardError) else outputs_of(reply, self._notice)
         self._files.check()
         return [results[number] for number in range(len(requests))]
+
+    def refuse(self, request: Request, error: GuardError) -> GuardError:
+        """The error of a request that failed. Whatever is wrong with it, END ends its session."""
+        if request.end:
+            with self._sessions_lock:
+                self._sessions.forget(request.sequence)
+        return error

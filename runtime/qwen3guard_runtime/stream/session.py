@@ -34,12 +34,14 @@ class SessionLimits:
 
 @dataclass(eq=False)
 class Session:
-    """One stream that the server holds. The response begins at the token `response_start`."""
+    """One stream that the server holds. The response begins at the token `response_start`. A `canary` may be forgotten
+    at any time."""
 
     slot: Slot
     policy: Policy
     used_s: float
     response_start: int
+    canary: bool = False
     runs: list[tuple[int, ...]] = field(default_factory=list)
     """The runs (`policy.runs`) of each token held, in strict mode, in loose mode and by the session's own policy. They
     are 0 for tokens that are not of the response."""

@@ -52,9 +52,19 @@ class Sessions:
         self._turns = Turns(runner, limits.chunk_tokens, self._grow, self._metrics, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
-        """Returns one reply, or its own error, for each step. Steps of one session are taken in order."""
+        """Returns one reply, or its own error, for each step. Steps of one session are taken in order.
+
+        Canaries come after all others, which find the memory as if there were none.
+        """
         turn_ends_s = self._clock() + self._limits.turn_s
         self.forget_idle()
+        replies = {
+            canary: iter(self._answer([step for step in steps if step.canary is canary], turn_ends_s))
+            for canary in (False, True)
+        }
+        return [next(replies[step.canary]) for step in steps]
+
+    def _answer(self, steps: Sequence[Step], turn_ends_s: float) -> list[StepReply | GuardError]:
         self._in_use = {step.session for step in steps}
         replies: list[StepReply | GuardError | None] = [None] * len(steps)
         while None in replies:
@@ -156,10 +166,10 @@ class Sessions:
     def _open(self, step: Step, tokens: int) -> Session:
         """Opens the step's session if there is room for `tokens`. Raises Overloaded."""
         self.forget(step.session, "restarted")
-        self._make_room(tokens)
+        self._make_room(tokens, forgetting=not step.canary)
         policy = step.policy or self._policy
         slot = self._cache.acquire(0)
-        session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start)
+        session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start, canary=step.canary)
         self._live[step.session] = session
         self._metrics.opened()
         return session
@@ -169,22 +179,22 @@ class Sessions:
         self._make_room(tokens, slot)
         self._cache.grow(slot, tokens)
 
-    def _make_room(self, tokens: int, slot: Slot | None = None) -> None:
-        """Forgets idle sessions, the longest unused first, until `slot`, or a new slot, can hold `tokens`.
+    def _make_room(self, tokens: int, slot: Slot | None = None, *, forgetting: bool = True) -> None:
+        """Forgets canaries and idle sessions, the longest unused first, until `slot`, or a new slot, can hold `tokens`.
 
         It never forgets a session that was used within `evict_s` or whose step is being answered. Raises Overloaded if
-        the others do not suffice.
+        the others do not suffice, or without `forgetting`.
         """
         now = self._clock()
         while not self._cache.has_room(tokens, slot):
             idle = [
-                name
+                (not session.canary, session.used_s, name)
                 for name, session in self._live.items()
-                if name not in self._in_use and now - session.used_s >= self._limits.evict_s
+                if name not in self._in_use and (session.canary or now - session.used_s >= self._limits.evict_s)
             ]
-            if not idle:
+            if not idle or not forgetting:
                 raise Overloaded("All KV memory is taken by streams in use; try again later.")
-            self.forget(min(idle, key=lambda name: self._live[name].used_s), "room")
+            self.forget(min(idle, key=lambda each: each[:2])[2], "room")
 
     @property
     def live(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy.typing as npt
 from qwen3guard_contract import wire
-from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.errors import InvalidRequest, from_text
 from qwen3guard_contract.labels import Category
 from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.text import valid_text
 from qwen3guard_contract.thresholds import Thresholds
 
 from qwen3guard_runtime.request import Request
@@ -19,7 +22,9 @@ LONGEST_LIST = 1000
 
 
 def step_of(request: Request, server_policy: Policy) -> Step:
-    """Raises InvalidRequest for a policy that cannot be read."""
+    """Raises the step's STEP_ERROR, and InvalidRequest for a policy that cannot be read."""
+    if request.has(wire.STEP_ERROR):
+        _raise_first(request.tensors[wire.STEP_ERROR.name])
     return Step(
         request.sequence,
         request.tensors[wire.INPUT_IDS.name],
@@ -29,7 +34,14 @@ def step_of(request: Request, server_policy: Policy) -> Step:
         query_index=request.number(wire.QUERY_INDEX, -1),
         response_start=request.number(wire.RESPONSE_START, 0),
         policy=policy_of(request, server_policy),
+        canary=request.canary,
     )
+
+
+def _raise_first(errors: npt.NDArray[Any]) -> None:
+    """Raises the first of `errors`, as the tokenizer wrote them."""
+    for each in errors:
+        raise from_text(valid_text(each, "STEP_ERROR")) or InvalidRequest("STEP_ERROR is not the text of an error.")
 
 
 def policy_of(request: Request, server_policy: Policy) -> Policy | None:

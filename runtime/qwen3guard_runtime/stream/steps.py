@@ -19,7 +19,8 @@ class Step:
     """Writes `ids` (int64 [tokens]) at `position` of a session.
 
     Tokens from index `response_start` on are judged as the response. The prompt is judged at the token with index
-    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies.
+    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies. No
+    session is forgotten to make room for a `canary`.
     """
 
     session: int | str
@@ -30,6 +31,7 @@ class Step:
     query_index: int = -1
     response_start: int = 0
     policy: Policy | None = None
+    canary: bool = False
 
     def same_as(self, other: Step) -> bool:
         """Whether this is the same step, sent again."""

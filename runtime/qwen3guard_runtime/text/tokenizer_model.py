@@ -45,7 +45,11 @@ class TokenizerModel(ABC):
         try:
             return self._outputs(request)
         except GuardError as error:
-            return error
+            return self.refuse(request, error)
+
+    def refuse(self, _: Request, error: GuardError) -> Outputs | GuardError:
+        """The answer to a request that failed."""
+        return error
 
     def _conversation(self, request: Request) -> list[Message]:
         """Raises what `conversation` raises."""

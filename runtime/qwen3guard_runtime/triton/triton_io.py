@@ -6,6 +6,7 @@ Every request is answered on its own: a bad request gets its error, and the othe
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -16,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from qwen3guard_contract.errors import GuardError, InputError, InternalError, InvalidRequest, Overloaded, SessionLost
-from qwen3guard_contract.wire import NUMPY_DTYPES, Dtype, Model
+from qwen3guard_contract.wire import CANARY, NUMPY_DTYPES, Dtype, Model
 
-from qwen3guard_runtime.request import Handler, Outputs, Request
+from qwen3guard_runtime.request import Handler, Outputs, Refuse, Request
 from qwen3guard_runtime.telemetry import logs, metrics
 from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
 
@@ -26,26 +27,33 @@ SEQUENCE_START, SEQUENCE_END = 1, 2
 """Triton's flags of a request."""
 
 
-def serve(requests: Sequence[Any], model: Model, handle: Handler, refusals: RefusalLog) -> list[Any]:
-    """Returns one Triton response for each Triton request. `handle` gets the well-formed requests, and `refusals` notes
-    those that failed."""
+def serve(
+    requests: Sequence[Any],
+    model: Model,
+    handle: Handler,
+    refusals: RefusalLog,
+    refuse: Refuse = lambda _, error: error,
+) -> list[Any]:
+    """Returns one Triton response for each Triton request.
+
+    `handle` gets the well-formed requests, and `refuse` each other one with its error, and all if `handle` raises.
+    `refusals` notes those that are answered with an error.
+    """
     began = time.monotonic()
-    results: list[Outputs | GuardError] = []
+    results: list[Any] = []  # None for those that `handle` answers
     parsed: list[Request] = []
     for request in requests:
         try:
-            parsed.append(_parse(request, model))
-            results.append({})
+            parsed.append(Request(_tensors(request, model), *_head(request)))
+            results.append(None)
         except GuardError as error:
-            results.append(error)
+            results.append(refuse(Request({}, *_head(request)), error))
     try:
         handled = iter(handle(parsed))
-    except GuardError as error:
-        handled = iter([error] * len(parsed))
     except Exception as error:
-        logging.getLogger(__name__).error("execution failed: %s", type(error).__name__)
-        handled = iter([InternalError(f"The model failed ({type(error).__name__}).")] * len(parsed))
-    results = [result if isinstance(result, GuardError) else next(handled) for result in results]
+        failure = error if isinstance(error, GuardError) else _unexpected(error)
+        handled = iter([refuse(request, failure) for request in parsed])
+    results = [next(handled) if result is None else result for result in results]
     seconds = time.monotonic() - began
     for request, result in zip(requests, results, strict=True):
         if isinstance(result, GuardError):
@@ -62,8 +70,36 @@ def send(requests: Sequence[Any], responses: Sequence[Any]) -> None:
         request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _parse(request: Any, model: Model) -> Request:
-    """Raises InvalidRequest."""
+def _unexpected(error: Exception) -> InternalError:
+    name = type(error).__name__
+    logging.getLogger(__name__).error("execution failed: %s", name)
+    return InternalError(f"The model failed ({name}).")
+
+
+def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
+    """What a Request has after its tensors."""
+    flags = request.flags()
+    return (
+        frozenset(request.requested_output_names()),
+        request.correlation_id(),
+        bool(flags & SEQUENCE_START),
+        bool(flags & SEQUENCE_END),
+        _is_canary(request.parameters()),
+    )
+
+
+def _is_canary(parameters: str) -> bool:
+    """`parameters` is JSON, and `{}` in nearly every request."""
+    if parameters == "{}":
+        return False
+    try:
+        return json.loads(parameters).get(CANARY) is True
+    except (ValueError, AttributeError):
+        return False
+
+
+def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a request by name, without the batch dimension. Raises InvalidRequest."""
     tensors = {}
     dims = {tensor.name: tensor.dims for tensor in model.inputs}
     for tensor in request.inputs():
@@ -74,14 +110,7 @@ def _parse(request: Any, model: Model) -> Request:
     missing = [tensor.name for tensor in model.inputs if not tensor.optional and tensor.name not in tensors]
     if missing:
         raise InvalidRequest(f"{missing[0]} is missing.")
-    flags = request.flags()
-    return Request(
-        tensors,
-        frozenset(request.requested_output_names()),
-        request.correlation_id(),
-        bool(flags & SEQUENCE_START),
-        bool(flags & SEQUENCE_END),
-    )
+    return tensors
 
 
 def _read(tensor: Any) -> npt.NDArray[Any]:
@@ -132,17 +161,18 @@ class RefusalLog:
     """Counts the requests of one model that are answered with an error, and logs them if the log is on."""
 
     def __init__(self, model: Model) -> None:
-        self.metric = metrics.Refusals(model.name)
-        self._log = logs.failure_log(model.name)
+        log = logs.ModelLog(model.name)
+        self.metric = metrics.Refusals(model.name, lambda: log.dropped)
+        self._failures = log.failures
         self._lock = threading.Lock()
 
     def note(self, request: Any, error: GuardError, seconds: float) -> None:
         """Counts one request, from any thread. It took `seconds`."""
         with self._lock:
             self.metric.count(error)
-            if self._log:
+            if self._failures:
                 request_id = logs.safe_request_id(request.request_id(), request.correlation_id())
-                self._log.write(error.code, request_id, seconds)
+                self._failures.note(error.code, request_id, seconds)
 
 
 def publish(counted: Sequence[metrics.Metric]) -> Callable[[], None]:
