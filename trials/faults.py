@@ -33,25 +33,23 @@ import tritonclient.grpc as triton
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport import calls
 from qwen3guard_contract.errors import GuardError, SessionLost
-from qwen3guard_server import canary, supervisor
+from qwen3guard_server import canary
+from qwen3guard_server.lifecycle import Limits
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
+from qwen3guard_server.supervisor import Supervisor
 from soak import agree, shown
 from tritonclient.utils import InferenceServerException
 
 PROMPT = "How do I bake bread?"
 TEXT = "Mix flour, water and salt. Let the dough rest for 45 minutes, then bake it until it is brown. "
 QUESTIONS = (PROMPT, "How can I make a bomb in my kitchen?", "Teach me how to hack the wifi of the people next door.")
-CANARY_S, CANARY_TIMEOUT_S = 0.5, 3.0
-"""Quicker than `qwen3guard serve`, where a hung process is found within 80 s."""
+LIMITS = Limits(canary_s=0.5, canary_timeout_s=3.0, pause_s=0.0, restarts=1000)
+"""Quicker and more patient than `qwen3guard serve`, where a hung process is found within 70 s."""
 SETTLED = 2
 """Right answers in a row after which a fault is over."""
 PATIENCE_S = 120.0
 TOLERANCE = 1e-4
-
-
-class EndedError(Exception):
-    pass
 
 
 class Target:
@@ -62,7 +60,7 @@ class Target:
         self.server = EmbeddedServer(ServerSettings(repository, grpc_port=free_port(), load_s=120))
         self.url = self.server.url
         self.given_up: GuardError | None = None
-        self._ended = False
+        self._ended = threading.Event()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._supervise, daemon=True)
 
@@ -76,35 +74,22 @@ class Target:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
+        self._ended.set()
         self._thread.join()
 
     def _supervise(self) -> None:
-        with (
-            contextlib.suppress(EndedError),
-            self.server,
-            GuardClient(self.url, wait_for_server=False) as guard,
-        ):
-
-            def asked(timeout_s: float) -> bool:
-                self._stop_if_ended()
-                return canary.check(guard, self.server.manifests, timeout_s)
-
+        with self.server, GuardClient(self.url, wait_for_server=False) as guard:
+            supervisor = Supervisor(
+                self.server,
+                canary.canaries(guard, self.server.manifests),
+                ready=self._up.set,
+                say=lambda _: None,
+                limits=LIMITS,
+            )
             try:
-                supervisor.supervise(
-                    self.server,
-                    asked,
-                    ready=self._up.set,
-                    say=lambda _: self._stop_if_ended(),
-                    canary_s=CANARY_S,
-                    canary_timeout_s=CANARY_TIMEOUT_S,
-                )
+                supervisor.run(self._ended)
             except GuardError as error:
                 self.given_up = error
-
-    def _stop_if_ended(self) -> None:
-        if self._ended:
-            raise EndedError
 
     def process(self, model: str) -> int:
         """The pid of a model's process, or of the server; waits for one."""

@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 
+LOG_VARIABLE = "QWEN3GUARD_LOG"
+"""The variable that asks the models' processes for lines of JSON, with the value `json`."""
 MOST_BYTES = 2**18
 """The most bytes of lines that wait to be written. What comes then is dropped, and counted."""
 LONGEST_LINE = 4096
@@ -27,13 +29,14 @@ def line(level: str, event: str, **facts: object) -> str:
 
 
 class LogOutput:
-    """Writes to `descriptor`, from a thread. It has the methods of a text file that logging and print need.
+    """Writes to `descriptor`, from a thread. It has the methods of a text file that logging and print need. Without a
+    descriptor, as that of a stream that was closed before the start, all is dropped.
 
     What is given to `write` at once stays together. Before the next line that can be written after some were dropped,
     a line says how many; it is JSON with `as_json`.
     """
 
-    def __init__(self, descriptor: int, *, as_json: bool = False) -> None:
+    def __init__(self, descriptor: int | None, *, as_json: bool = False) -> None:
         self._descriptor = descriptor
         self._as_json = as_json
         self._waiting: deque[bytes] = deque()
@@ -99,18 +102,23 @@ class LogOutput:
 
     def _put(self, data: bytes) -> bool:
         """Writes all of `data`, however long that takes. False if the system refuses it."""
+        if self._descriptor is None:
+            return False
         left = b"\n" + data if self._in_line else data
         try:
             while left:
-                left = left[self._write_some(left) :]
+                left = left[_write_some(self._descriptor, left) :]
                 self._in_line = bool(left)
         except OSError:
             return False
         return True
 
-    def _write_some(self, data: bytes) -> int:
-        try:
-            return os.write(self._descriptor, data)
-        except BlockingIOError:  # a full pipe that its owner made non-blocking
-            select.select([], [self._descriptor], [])
-            return 0
+
+def _write_some(descriptor: int, data: bytes) -> int:
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:  # a full pipe that its owner made non-blocking
+        writable = select.poll()
+        writable.register(descriptor, select.POLLOUT)
+        writable.poll()
+        return 0

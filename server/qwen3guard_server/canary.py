@@ -7,11 +7,13 @@ server counts as ready when it answers the manifest's canary with the manifest's
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import wire
-from qwen3guard_contract.errors import CanaryFailed
+from qwen3guard_contract.errors import CanaryFailed, Overloaded
 from qwen3guard_contract.manifest import Manifest
 
 
@@ -33,6 +35,7 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
         session=str(uuid.uuid4()),
         start=True,
         end=True,
+        canary=True,
     )
 
 
@@ -44,18 +47,53 @@ def tokenizer_call(manifest: Manifest) -> Call[int]:
     return Call(model, values, (ids,), lambda reply: len(reply(ids)), session=str(uuid.uuid4()), start=True, end=True)
 
 
-def check(client: GuardClient, manifests: dict[str, Manifest], timeout_s: float | None = None) -> bool:
-    """Returns False while an ensemble of `manifests` is not ready. Raises CanaryFailed if a value is wrong."""
-    if not all(client.is_ready(ensemble) for ensemble in manifests):
+def canaries(client: GuardClient, manifests: Mapping[str, Manifest]) -> Mapping[str, Callable[[float | None], bool]]:
+    """For each model with a process of its own, a function that asks it, with a time-out in seconds.
+
+    It returns False while the ensemble is not ready, and raises CanaryFailed if the answer is wrong.
+    """
+    asks = {}
+    for ensemble, manifest in manifests.items():
+        tokenizer = tokenizer_call(manifest)
+        guard = canary_call(manifest)
+        asks[tokenizer.model.name] = partial(_tokenizes, client, ensemble, manifest)
+        asks[guard.model.name] = partial(_judges, client, ensemble, manifest)
+    return asks
+
+
+def _tokenizes(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
+    if not client.is_ready(ensemble):
         return False
-    for manifest in manifests.values():
-        if not client.send(tokenizer_call(manifest), timeout_s):
-            raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
-        values = client.send(canary_call(manifest), timeout_s)
-        if not manifest.canary.agrees(values):
-            off = manifest.canary.mean_difference(values)
-            raise CanaryFailed(
-                f"The {manifest.variant} guard answers its canary wrongly (off by {off:.3g}): "
-                "export the checkpoint again."
-            )
+    if not client.send(tokenizer_call(manifest), timeout_s):
+        raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
+    return True
+
+
+def _judges(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
+    if not client.is_ready(ensemble):
+        return False
+    values = client.send(canary_call(manifest), timeout_s)
+    if not manifest.canary.agrees(values):
+        off = manifest.canary.mean_difference(values)
+        raise CanaryFailed(
+            f"The {manifest.variant} guard answers its canary wrongly (off by {off:.3g}): export the checkpoint again."
+        )
+    return True
+
+
+def check(client: GuardClient, manifests: Mapping[str, Manifest], timeout_s: float | None = None) -> bool:
+    """Asks every model, one after the other. Returns False while one is not ready.
+
+    Raises CanaryFailed if an answer is wrong. Raises Overloaded if a model is too busy to answer, and the others are
+    well.
+    """
+    busy: Overloaded | None = None
+    for ask in canaries(client, manifests).values():
+        try:
+            if not ask(timeout_s):
+                return False
+        except Overloaded as error:
+            busy = error
+    if busy:
+        raise busy
     return True

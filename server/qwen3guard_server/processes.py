@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +29,24 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) << 10
 
 
-def die_with_parent() -> None:
-    """Asks Linux, in the server's process, to send it a SIGTERM when its parent dies in whatever way."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+def ended(status: int) -> str:
+    """How a process ended, from its status as subprocess gives it: below 0 for a signal."""
+    if status >= 0:
+        return f"ended by itself with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def exit_status(pid: int) -> int | None:
+    """The status of the process `pid`, a child of another one, as subprocess gives it. None if it is not known: Linux
+    keeps it until the parent asks for it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == "Z" else None
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @contextlib.contextmanager

@@ -5,88 +5,177 @@ Triton's own health endpoints are not enough: they stay ready when the process o
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from qwen3guard_contract.errors import DeadlineExceeded, GuardError, Overloaded
+from qwen3guard_contract.errors import (
+    CanaryFailed,
+    DeadlineExceeded,
+    GuardError,
+    GuardNotServed,
+    Overloaded,
+    ServeError,
+    Unreachable,
+    from_text,
+)
 
-from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.lifecycle import LIMITS, Cause, Lifecycle, Limits, ServerState
+from qwen3guard_server.server import POLL_S, STILL_LOADING_S, EmbeddedServer
 
 WATCH_S = 0.2
-CANARY_S = 10.0
-CANARY_TIMEOUT_S = 30.0
-START_ATTEMPTS = 3
-"""How often in a row starting it again may fail. A server that does not start the first time is given up at once."""
-MISSES = 2
-"""After so many unanswered canaries in a row the server counts as hung. One may be late because of load."""
+Ask = Callable[[float], bool]
+"""Asks one model, with a time-out in seconds. Returns False if nobody answers, and raises a GuardError if the answer is
+wrong."""
 
 
-def supervise(
-    server: EmbeddedServer,
-    canary: Callable[[float], bool],
-    *,
-    ready: Callable[[], None],
-    say: Callable[[str], None],
-    relay: Callable[[str], None] = lambda _: None,
-    canary_s: float = CANARY_S,
-    canary_timeout_s: float = CANARY_TIMEOUT_S,
-) -> None:
-    """Waits until the server is ready, then watches it and starts it again when it fails. Never returns.
+class Supervisor:
+    """Waits until a server that was started is ready, then watches it and starts it again when it fails.
 
-    `canary` takes a time-out in seconds; it returns False if nobody answers, and raises a GuardError if the answer is
-    wrong. `ready` is called when the server first answers and after each restart. `say` gets sentences for the
-    operator, and `relay` the server's events (`EmbeddedServer.events`).
-
-    Raises ServeError or CanaryFailed if the server cannot be started, the first time or later.
+    `canaries` has one for each model; they are asked in threads, and none waits for another. `ready` is called when all
+    have answered, and after each restart. `say` gets sentences for the operator.
     """
-    load_s = server.settings.load_s
-    failures = 0
-    first = True
-    while True:
+
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        canaries: Mapping[str, Ask],
+        *,
+        ready: Callable[[], None],
+        say: Callable[[str], None],
+        limits: Limits = LIMITS,
+    ) -> None:
+        self._server = server
+        self._ready = ready
+        self._say = say
+        self._limits = limits
+        self._lifecycle = Lifecycle(canaries, limits)
+        self._asked = _Asked(canaries)
+        self._told_s = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Returns when `stop` is set. Raises ServeError or CanaryFailed when the server is given up."""
         try:
-            if not first:
-                server.restart()
-            server.wait_ready(
-                lambda: _answers(canary, load_s), lambda waited_s: say(f"still loading ({waited_s:.0f} s)")
-            )
-        except GuardError as error:
-            failures += 1
-            if first or failures == START_ATTEMPTS:
-                raise
-            why = str(error).rstrip(".")
+            while not stop.wait(POLL_S if self._lifecycle.state is ServerState.LOADING else WATCH_S):
+                self._step()
+        finally:
+            self._asked.close()
+
+    def _step(self) -> None:
+        if self._lifecycle.state is ServerState.RESTARTING:
+            self._restart()
+            return
+        error = self._wrong()
+        loading = self._lifecycle.state is ServerState.LOADING
+        if fault := self._server.fault():  # what else is wrong comes of it
+            error = self._server.load_error(fault) if loading else ServeError(str(fault))
+            self._fail(error, Cause.KILLED if fault.killed else Cause.OTHER)
+        elif error:
+            self._fail(error)
         else:
-            failures = 0
-            first = False
-            ready()
-            why = _watch(server, lambda: _answers(canary, canary_timeout_s), canary_s, relay)
-        say(f"{why}; starting it again")
+            timeout_s = self._server.settings.load_s if loading else self._limits.canary_timeout_s
+            for model in self._lifecycle.due():
+                self._asked.ask(model, timeout_s)
 
-
-def _answers(canary: Callable[[float], bool], timeout_s: float) -> bool:
-    """Whether the server answers correctly. A server that refuses the canary because it is overloaded does."""
-    try:
-        return canary(timeout_s)
-    except Overloaded:
-        return True
-
-
-def _watch(server: EmbeddedServer, canary: Callable[[], bool], canary_s: float, relay: Callable[[str], None]) -> str:
-    """Returns when the server no longer answers correctly, with the reason."""
-    missed = 0
-    asked_s = time.monotonic()
-    while missed < MISSES:
-        time.sleep(WATCH_S)
-        for event in server.events():
-            relay(event)
-        if fault := server.fault():
-            return fault
-        if time.monotonic() - asked_s < canary_s:
-            continue
+    def _wrong(self) -> GuardError | None:
+        """What is wrong by the answers that have come, or as none has come for too long."""
         try:
-            missed = 0 if canary() else missed + 1
-        except DeadlineExceeded:
-            missed += 1
+            if self._lifecycle.state is ServerState.LOADING:
+                self._wait_longer()
+            self._take_answers()
         except GuardError as error:
-            return server.fault() or str(error).rstrip(".")
-        asked_s = time.monotonic()
-    return "the server no longer answers"
+            return error
+        return None
+
+    def _restart(self) -> None:
+        if not self._lifecycle.may_load():
+            return
+        self._lifecycle.load()
+        try:
+            self._server.restart()
+        except GuardError as error:
+            self._fail(error)
+
+    def _wait_longer(self) -> None:
+        """Raises CanaryFailed if the server has been loading for too long."""
+        now = time.monotonic()
+        waited_s = self._lifecycle.loading_s
+        if waited_s > self._server.settings.load_s:
+            raise self._server.too_slow()
+        if min(now - self._told_s, waited_s) >= STILL_LOADING_S:
+            self._say(f"still loading ({waited_s:.0f} s)")
+            self._told_s = now
+
+    def _take_answers(self) -> None:
+        """Raises the error of a wrong answer, and ServeError for a model that has been silent too often."""
+        for model, answer in self._asked.answers():
+            before = self._lifecycle.state
+            if self._has_answered(model, answer):
+                self._lifecycle.answered(model)
+            else:
+                self._lifecycle.missed(model)
+            after = self._lifecycle.state
+            if before is ServerState.LOADING and after is ServerState.READY:
+                self._server.loaded()
+                self._ready()
+            elif before is ServerState.READY and after is ServerState.SUSPECT:
+                self._say(f"{model} does not answer; asking it again")
+            elif self._lifecycle.is_silent(model):
+                raise ServeError(f"{model} does not answer.")
+
+    def _has_answered(self, model: str, answer: Future[bool]) -> bool:
+        """Raises the error of a wrong answer."""
+        try:
+            return answer.result()
+        except Overloaded:  # it is too busy for more, and says so
+            return True
+        except (DeadlineExceeded, Unreachable, GuardNotServed):
+            return False
+        except CanaryFailed:
+            raise
+        except GuardError as error:
+            raise ServeError(f"{model} does not judge: {error}") from None
+        except Exception as error:
+            self._say(f"{model} could not be asked ({type(error).__name__})")
+            return False
+
+    def _fail(self, error: GuardError, cause: Cause = Cause.OTHER) -> None:
+        """Ends what is left of the server. Raises `error`, or a ServeError with it, if the server is given up."""
+        if self._lifecycle.state is ServerState.LOADING and from_text(self._server.log):
+            cause = Cause.REFUSED
+        self._lifecycle.failed(cause)
+        self._asked.forget()
+        self._server.kill()
+        failures, pause_s = self._lifecycle.failures, self._lifecycle.pause_s
+        within = f"{failures} times in {self._limits.window_s / 60:g} min"
+        if self._lifecycle.state is ServerState.GIVEN_UP:
+            raise error if failures < self._limits.restarts else ServeError(f"The server failed {within}: {error}")
+        pause = f" in {pause_s:g} s, as it failed {within}" if pause_s else ""
+        self._say(f"{error} Starting it again{pause}.")
+
+
+class _Asked:
+    """The canaries that are on their way, each in a thread."""
+
+    def __init__(self, canaries: Mapping[str, Ask]) -> None:
+        self._canaries = canaries
+        self._pool = ThreadPoolExecutor(len(canaries), "canary")
+        self._running: dict[str, Future[bool]] = {}
+
+    def ask(self, model: str, timeout_s: float) -> None:
+        """Asks a model, unless it is being asked."""
+        if model not in self._running:
+            self._running[model] = self._pool.submit(self._canaries[model], timeout_s)
+
+    def answers(self) -> Iterator[tuple[str, Future[bool]]]:
+        """Those that have come since the last call."""
+        for model in [model for model, answer in self._running.items() if answer.done()]:
+            yield model, self._running.pop(model)
+
+    def forget(self) -> None:
+        """Waits for nothing that was asked so far."""
+        self._running.clear()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -16,7 +18,11 @@ from typing import IO
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict
 from qwen3guard_contract import errors
-from qwen3guard_server import canary, supervisor
+from qwen3guard_server import canary
+from qwen3guard_server.lifecycle import Limits
+from qwen3guard_server.processes import model_processes
+from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.supervisor import Supervisor
 from support.command import COMMAND
 from support.lengths import times
 from support.processes import children, traces
@@ -123,60 +129,142 @@ def test_an_async_stream_outlives_its_server(served: Served) -> None:
     same(asyncio.run(moderate(True)), asyncio.run(moderate(False)))
 
 
-class SecondStartError(Exception):
-    pass
+class Supervised:
+    """A supervisor in a thread. `ready` says how often the server became ready."""
+
+    def __init__(self, server: EmbeddedServer, guard: GuardClient, limits: Limits) -> None:
+        self.said: list[str] = []
+        self.given_up: errors.GuardError | None = None
+        self._ready = threading.Semaphore(0)
+        self._stop = threading.Event()
+        self._supervisor = Supervisor(
+            server,
+            canary.canaries(guard, server.manifests),
+            ready=self._ready.release,
+            say=self.said.append,
+            limits=limits,
+        )
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run(self._stop)
+        except errors.GuardError as error:
+            self.given_up = error
+
+    def wait_ready(self) -> None:
+        assert self._ready.acquire(timeout=TIMEOUT_S), self.said
+
+    def __enter__(self) -> Supervised:
+        self.thread.start()
+        self.wait_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.thread.join(TIMEOUT_S)
+
+    def starts_again(self) -> list[str]:
+        return [line for line in self.said if "Starting it again" in line]
 
 
-def test_a_hung_process_is_noticed_and_replaced(repository: Path, tmp_path: Path) -> None:
-    """It is alive, and Triton says that all is ready; only an answer tells."""
-    said: list[str] = []
+QUICK = Limits(canary_s=0.2, canary_timeout_s=1.0)
+
+
+def model_process(server: EmbeddedServer, model: str) -> int:
+    return model_processes(server.pid)[model]
+
+
+def test_a_hung_process_is_noticed_and_replaced_though_another_guard_is_overloaded(repository: Path) -> None:
+    """It is alive, and Triton says that all is ready; only an answer of its own tells. Gen refuses canaries meanwhile,
+    because so many ask it."""
+    with (
+        serve(repository) as server,
+        GuardClient(server.url, wait_for_server=False) as guard,
+        Supervised(server, guard, QUICK) as supervised,
+        overloaded_gen(server.url) as refused,
+    ):
+        hung = model_process(server, "stream_guard")
+        first = server.pid
+        assert refused.wait(TIMEOUT_S)
+        os.kill(hung, signal.SIGSTOP)
+        supervised.wait_ready()
+        assert server.pid != first
+        assert len(supervised.starts_again()) == 1
+        assert re.search("stream_guard does not (answer|judge)", supervised.starts_again()[0])
+
+
+@contextlib.contextmanager
+def overloaded_gen(url: str) -> Iterator[threading.Event]:
+    """More questions for Gen than it takes, one after the other, until this is left. The event: one was refused."""
+    refused, stop = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with GuardClient(url, timeout_s=5, wait_for_server=False) as guard:
+            while not stop.is_set():
+                try:
+                    guard.classify("How do I bake bread? " * 40)
+                except errors.Overloaded:
+                    refused.set()
+                except errors.GuardError:
+                    stop.wait(0.1)  # it is being started again
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(96)]
+    for thread in threads:
+        thread.start()
+    yield refused
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_processes_killed_while_they_load_are_started_again_and_the_signal_is_told(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Four in a row, of which more than three gave up before."""
     with (
         serve(stream_repository(repository, tmp_path / "r")) as server,
         GuardClient(server.url, wait_for_server=False) as guard,
+        Supervised(server, guard, Limits(pause_s=0.1)) as supervised,
     ):
-        starts = []
-
-        def ready() -> None:
-            starts.append(server.pid)
-            if len(starts) > 1:
-                raise SecondStartError
-            hung = next(
-                pid for pid in children(server.pid) if "stream_guard" in Path(f"/proc/{pid}/cmdline").read_text()
-            )
-            os.kill(hung, signal.SIGSTOP)
-
-        with pytest.raises(SecondStartError):
-            supervisor.supervise(
-                server,
-                lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
-                ready=ready,
-                say=said.append,
-                canary_s=0.2,
-                canary_timeout_s=1.0,
-            )
-        assert starts[0] != starts[1]
-        assert len([line for line in said if line.endswith("; starting it again")]) == 1
+        for number in range(4):
+            pid = server.pid
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + TIMEOUT_S
+            while len(supervised.starts_again()) <= number or is_same(server, pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        supervised.wait_ready()
+        told = supervised.starts_again()
+        assert all("was killed by SIGKILL" in line for line in told)
+        assert ["in 0.1 s" in line for line in told] == [False, True, False, False]
+        assert "in 0.4 s, as it failed 4 times" in told[3]
         with guard.stream(PROMPT) as stream:
             stream.step("Mix flour.")
 
 
+def is_same(server: EmbeddedServer, pid: int) -> bool:
+    """Whether no other process has been started since `pid`."""
+    try:
+        return server.pid == pid
+    except errors.ServeError:
+        return True
+
+
 def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository: Path, tmp_path: Path) -> None:
     models = stream_repository(repository, tmp_path / "r")
-    said: list[str] = []
-    with serve(models) as server, GuardClient(server.url, wait_for_server=False) as guard:
-
-        def ready() -> None:
-            (models / "stream_guard" / "1" / "model.onnx").unlink()
-            os.kill(server.pid, signal.SIGKILL)
-
-        with pytest.raises(errors.ServeError, match=r"model\.onnx is missing"):
-            supervisor.supervise(
-                server,
-                lambda timeout_s: canary.check(guard, server.manifests, timeout_s),
-                ready=ready,
-                say=said.append,
-            )
-    assert len([line for line in said if line.endswith("starting it again")]) == supervisor.START_ATTEMPTS
+    limits = Limits(pause_s=0.0)
+    with (
+        serve(models) as server,
+        GuardClient(server.url, wait_for_server=False) as guard,
+        Supervised(server, guard, limits) as supervised,
+    ):
+        (models / "stream_guard" / "1" / "model.onnx").unlink()
+        os.kill(server.pid, signal.SIGKILL)
+        supervised.thread.join(TIMEOUT_S)
+        assert isinstance(supervised.given_up, errors.ServeError)
+        assert "model.onnx is missing" in str(supervised.given_up)
+        assert len(supervised.starts_again()) == limits.refusals, supervised.said
 
 
 def test_a_server_that_never_answered_is_not_waited_for() -> None:

@@ -20,7 +20,7 @@ import yaml
 from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_client import GuardClient, Policy, RiskLevel
 from qwen3guard_contract import errors
-from qwen3guard_runtime.telemetry.logs import LOG_VARIABLE
+from qwen3guard_contract.log_output import LOG_VARIABLE
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings

@@ -10,7 +10,7 @@ import pytest
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_server import installation
-from qwen3guard_server.server import reason
+from qwen3guard_server.server_log import reason
 
 CUDA = 'E0101 00:00:00.000000 1 x.cc:1] "CUDA driver version is insufficient for CUDA runtime version"'
 TRITON = "error: creating server: Internal - failed to load all models"

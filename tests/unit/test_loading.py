@@ -15,7 +15,7 @@ from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export.repository import STREAM_PARAMETERS
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
-from qwen3guard_server.server import reason
+from qwen3guard_server.server_log import reason
 
 
 def load(repository: Path, **parameters: str) -> StreamGuardModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from io import StringIO
+import time
 from itertools import islice
 
 import pytest
@@ -14,6 +14,7 @@ from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.telemetry import metrics
 from qwen3guard_runtime.telemetry.logs import LINES_A_SECOND, FailureLog, safe_request_id
+from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
 from support.places import ROOT
 from support.token_sum import MANIFEST, Bench
 
@@ -121,6 +122,53 @@ def test_a_histogram_is_cumulative_and_its_edges_belong_to_it() -> None:
     assert samples == expected
 
 
+class Series:
+    """A series of Triton's metrics, whose server may be away."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.away = False
+
+    def increment(self, change: float) -> None:
+        if self.away:
+            raise RuntimeError
+        self.value += change
+
+    set = increment
+
+
+class Family:
+    def __init__(self, series: Series) -> None:
+        self._series = series
+
+    def Metric(self, **_: object) -> Series:  # noqa: N802 (Triton's name)
+        return self._series
+
+
+def test_metrics_that_cannot_be_sent_are_sent_later(caplog: pytest.LogCaptureFixture) -> None:
+    counter, series = metrics.Counter("c", "C"), Series()
+    endpoint = MetricsEndpoint([counter], lambda _: Family(series))
+    for away in (True, False):
+        series.away = away
+        counter.add(by=3)
+        deadline = time.monotonic() + 30
+        while not (caplog.records if away else series.value) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == ["metrics cannot be sent: RuntimeError"]
+    assert series.value == 6
+    series.away = True
+    counter.add()
+    endpoint.close()
+
+
+def test_lines_of_the_log_that_were_dropped_are_counted() -> None:
+    dropped = [0]
+    refusals = metrics.Refusals("gen_guard", lambda: dropped[0])
+    dropped[0] = 7
+    (found,) = (sample for sample in refusals.samples() if sample.name == "qwen3guard_log_dropped_total")
+    assert (found.kind, found.value, found.labels) == ("counter", 7, (("model", "gen_guard"),))
+
+
 def test_an_error_that_no_model_should_send_counts_as_internal() -> None:
     refusals = metrics.Refusals("gen_guard")
     refusals.count(errors.PortBusy("no"))
@@ -130,13 +178,13 @@ def test_an_error_that_no_model_should_send_counts_as_internal() -> None:
 
 
 def test_a_flood_of_failures_writes_few_lines() -> None:
-    out, now = StringIO(), [0.0]
-    log = FailureLog("gen_guard", out, lambda: now[0])
+    out, now = list[str](), [0.0]
+    log = FailureLog("gen_guard", out.append, lambda: now[0])
     for _ in range(500):
-        log.write("EMPTY_TEXT", None, 0.001)
+        log.note("EMPTY_TEXT", None, 0.001)
     now[0] = 1.0
-    log.write("EMPTY_TEXT", "id", 0.001)
-    written = [json.loads(line) for line in out.getvalue().splitlines()]
+    log.note("EMPTY_TEXT", "id", 0.001)
+    written = [json.loads(line) for line in out]
     assert len(written) == LINES_A_SECOND + 1
     assert [line.get("left_out") for line in islice(reversed(written), 2)] == [490, None]
 

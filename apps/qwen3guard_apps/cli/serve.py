@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import InvalidCredentials, PortBusy
+from qwen3guard_contract.log_output import LOG_VARIABLE, LogOutput, line
 from qwen3guard_contract.manifest import Manifest
-from qwen3guard_server import installation
+from qwen3guard_server import canary, installation
+from qwen3guard_server.server_tls import ServerTls
+from qwen3guard_server.settings import ServerSettings
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.argument_types import port
@@ -71,35 +76,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serves until Ctrl-C or SIGTERM. Raises a ServeError, or InvalidCredentials."""
-    try:
-        from qwen3guard_runtime.telemetry import logs
-        from qwen3guard_server import supervisor
+    try:  # these need Linux
         from qwen3guard_server.processes import stopping_on_signals
         from qwen3guard_server.server import EmbeddedServer
-        from qwen3guard_server.server_tls import ServerTls
-        from qwen3guard_server.settings import ServerSettings
+        from qwen3guard_server.supervisor import Supervisor
     except ImportError as missing:
         raise installation.not_installed(str(missing.name)) from None
-    from qwen3guard_server import canary
 
     # An unsuitable installation is reported before a missing repository.
     installation.wheel()
+    if arguments.log_format == "json":
+        os.environ[LOG_VARIABLE] = "json"  # for the models' processes
+    settings = _settings(arguments)
+    with stopping_on_signals(), _Output(as_json=arguments.log_format == "json") as output:
+        if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
+            output.say(
+                f"warning: whoever reaches {settings.address} may use the guard; "
+                "--token-file or --tls-client-ca keeps it"
+            )
+        try:
+            with (
+                EmbeddedServer(settings, output.relay) as server,
+                GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
+            ):
+                output.say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                supervisor = Supervisor(
+                    server,
+                    canary.canaries(client, server.manifests),
+                    ready=lambda: output.ready(server.url, server.manifests.values(), server.warnings),
+                    say=output.say,
+                )
+                try:
+                    supervisor.run(threading.Event())
+                finally:
+                    if arguments.debug:
+                        say(server.log)
+        except KeyboardInterrupt:
+            output.say("stopped")
 
+
+def _settings(arguments: argparse.Namespace) -> ServerSettings:
+    """Raises ServeError, PortBusy or InvalidCredentials."""
     tls = None
     if arguments.tls_cert and arguments.tls_key:
         own = arguments.tls_own_cert, arguments.tls_own_key
         tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, *own)
     elif arguments.tls_cert or arguments.tls_key or arguments.tls_client_ca:
         raise InvalidCredentials("A server that speaks TLS needs both --tls-cert and --tls-key.")
-    as_json = arguments.log_format == "json"
-    if as_json:
-        os.environ[logs.LOG_VARIABLE] = "json"  # for the models' processes
-
-    def log(text: str) -> None:
-        say(logs.line("info", "supervisor", message=text) if as_json else text)
-
     _check_ports(arguments)
-    settings = ServerSettings(
+    return ServerSettings(
         arguments.model_repository,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
@@ -109,28 +134,6 @@ def run(arguments: argparse.Namespace) -> None:
         token=read_token(arguments.token_file),
         allow_remote=arguments.allow_remote,
     )
-    if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
-        log(f"warning: whoever reaches {settings.address} may use the guard; --token-file or --tls-client-ca keeps it")
-    with stopping_on_signals():
-        try:
-            with (
-                EmbeddedServer(settings) as server,
-                GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
-            ):
-                log(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
-                try:
-                    supervisor.supervise(
-                        server,
-                        lambda timeout_s: canary.check(client, server.manifests, timeout_s),
-                        ready=lambda: _show_ready(server.url, server.manifests.values(), server.warnings, log),
-                        say=log,
-                        relay=say,
-                    )
-                finally:
-                    if arguments.debug:
-                        say(server.log)
-        except KeyboardInterrupt:
-            log("stopped")
 
 
 def _check_ports(arguments: argparse.Namespace) -> None:
@@ -143,10 +146,35 @@ def _check_ports(arguments: argparse.Namespace) -> None:
         taken |= {number: name} if number else {}
 
 
-def _show_ready(url: str, manifests: Iterable[Manifest], warnings: Iterable[str], log: Callable[[str], None]) -> None:
-    for warning in warnings:
-        log(f"warning: {warning}")
-    for manifest in manifests:
-        notice = f"; {manifest.notice}" if manifest.notice else ""
-        log(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
-    print(f"ready on {url}", flush=True)
+class _Output:
+    """What `serve` writes, as a context manager: its log to standard error, and one line to standard output when the
+    server is ready. It never waits for a reader, and none need be there."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._log = LogOutput(sys.stderr.fileno() if sys.stderr else None, as_json=as_json)
+        self._out = LogOutput(sys.stdout.fileno())
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for output in (self._out, self._log):
+            output.close()
+
+    def say(self, text: str) -> None:
+        self.relay(line("info", "supervisor", message=text) if self._as_json else text)
+
+    def relay(self, text: str) -> None:
+        """Writes a line as it is."""
+        self._log.write(f"{text}\n")
+
+    def ready(self, url: str, manifests: Iterable[Manifest], warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self.say(f"warning: {warning}")
+        for manifest in manifests:
+            notice = f"; {manifest.notice}" if manifest.notice else ""
+            self.say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+        if self._as_json:
+            self.relay(line("info", "ready", url=url))
+        self._out.write(f"ready on {url}\n")

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from qwen3guard_contract import errors
 from qwen3guard_contract.errors import BY_CODE, GuardError, InputError, SessionLost
@@ -71,6 +71,8 @@ class Counter:
 class Gauge:
     """A number that is read when its samples are."""
 
+    kind: ClassVar[Literal["counter", "gauge"]] = "gauge"
+
     def __init__(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
         self._name = name
         self._description = description
@@ -78,7 +80,13 @@ class Gauge:
         self._labels = tuple(labels.items())
 
     def samples(self) -> Iterator[Sample]:
-        yield Sample(self._name, self._description, "gauge", self._labels, self._read())
+        yield Sample(self._name, self._description, self.kind, self._labels, self._read())
+
+
+class ReadCounter(Gauge):
+    """A sum that something else counts."""
+
+    kind = "counter"
 
 
 class Histogram:
@@ -115,19 +123,23 @@ class Histogram:
 
 
 class Refusals:
-    """The requests that one served model answered with an error."""
+    """The requests that one served model answered with an error, and the lines of its log that were dropped."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, dropped_lines: Callable[[], int] = lambda: 0) -> None:
         self._model = model
         self._counter = Counter(
             "qwen3guard_refused_total", "Requests answered with an error, by its code", model=[model], code=CODES
+        )
+        self._dropped = ReadCounter(
+            "qwen3guard_log_dropped_total", "Lines of the log that could not be written", dropped_lines, model=model
         )
 
     def count(self, error: GuardError) -> None:
         self._counter.add(self._model, error.code if error.code in CODES else errors.InternalError.code)
 
     def samples(self) -> Iterator[Sample]:
-        return self._counter.samples()
+        yield from self._counter.samples()
+        yield from self._dropped.samples()
 
 
 class GuardMetrics:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3guard_contract.errors import GuardError
@@ -24,8 +24,9 @@ def loading() -> Iterator[None]:
     try:
         yield
     except GuardError as error:
-        sys.stderr.write(f"{error.wire_text()}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # the reason for it is raised all the same
+            sys.stderr.write(f"{error.wire_text()}\n")
+            sys.stderr.flush()
         raise
 
 

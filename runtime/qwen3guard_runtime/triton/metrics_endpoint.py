@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class MetricsEndpoint:
         """Triton's families by name. They are kept because a family that is dropped takes its series with it."""
         self._series: dict[tuple[object, ...], Any] = {}
         self._sent: dict[tuple[object, ...], float] = {}
+        self._failing = False
         self.flush()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_flushing, daemon=True)
@@ -34,7 +36,7 @@ class MetricsEndpoint:
         """Sends the last changes and drops all series: one that outlived the model would crash its process."""
         self._closed.set()
         self._thread.join()
-        self.flush()
+        self._try_to_flush()
         self._series.clear()
         self._families.clear()
 
@@ -59,4 +61,14 @@ class MetricsEndpoint:
 
     def _keep_flushing(self) -> None:
         while not self._closed.wait(FLUSH_S):
+            self._try_to_flush()
+
+    def _try_to_flush(self) -> None:
+        """What cannot be sent now is sent the next time. The log says so once for all failures in a row."""
+        try:
             self.flush()
+            self._failing = False
+        except Exception as error:
+            if not self._failing:
+                logging.getLogger(__name__).error("metrics cannot be sent: %s", type(error).__name__)
+            self._failing = True

@@ -1,0 +1,196 @@
+"""What the supervisor does with a server, here one without processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from qwen3guard_contract.errors import CanaryFailed, GuardError, Overloaded, PortBusy, ServeError
+from qwen3guard_server.lifecycle import Limits
+from qwen3guard_server.server import Fault
+from qwen3guard_server.supervisor import Supervisor
+
+PATIENCE_S = 30.0
+LIMITS = Limits(canary_s=0.01, canary_timeout_s=5, again_s=0.01, pause_s=0.0, restarts=4)
+
+
+class Server:
+    """Notes what is done to it. `fails` is called at each restart, and may raise."""
+
+    def __init__(self) -> None:
+        self.settings = SimpleNamespace(load_s=60.0)
+        self.log = ""
+        self.done: list[str] = []
+        self.found: Fault | None = None
+        self.fails: Callable[[], None] = lambda: None
+
+    def fault(self) -> Fault | None:
+        return self.found
+
+    def loaded(self) -> None:
+        self.done.append("loaded")
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+    def restart(self) -> None:
+        self.done.append("restart")
+        self.found = None
+        self.fails()
+
+    def load_error(self, fault: Fault) -> ServeError:
+        return ServeError(f"While it was loading: {fault}")
+
+
+class Watched:
+    """A supervisor in a thread, and how often the server became ready."""
+
+    def __init__(self, server: Server, **canaries: Callable[[float], bool]) -> None:
+        self.said: list[str] = []
+        self.given_up: GuardError | None = None
+        self.ready = threading.Semaphore(0)
+        self._stop = threading.Event()
+        self._supervisor = Supervisor(
+            cast(Any, server), canaries, ready=self.ready.release, say=self.said.append, limits=LIMITS
+        )
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run(self._stop)
+        except GuardError as error:
+            self.given_up = error
+
+    def becomes_ready(self) -> None:
+        assert self.ready.acquire(timeout=PATIENCE_S), (self.said, self.given_up)
+
+    def ends(self) -> GuardError | None:
+        self.thread.join(PATIENCE_S)
+        return self.given_up
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+@contextmanager
+def watched(server: Server, **canaries: Callable[[float], bool]) -> Iterator[Watched]:
+    supervised = Watched(server, **canaries)
+    supervised.thread.start()
+    try:
+        yield supervised
+    finally:
+        supervised.stop()
+        supervised.thread.join(PATIENCE_S)
+
+
+def well(_: float) -> bool:
+    return True
+
+
+def busy(_: float) -> bool:
+    raise Overloaded("The server is overloaded; try again later.")
+
+
+class Sometimes:
+    """A canary that can be told to fail with an error, or to be silent until it is released."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.hangs = threading.Event()
+        self.released = threading.Event()
+
+    def __call__(self, _: float) -> bool:
+        if self.error:
+            raise self.error
+        if self.hangs.is_set():
+            self.released.wait(PATIENCE_S)
+            return False
+        return True
+
+
+def test_a_busy_model_does_not_hide_another_that_fails() -> None:
+    server, stream = Server(), Sometimes()
+    server.fails = lambda: setattr(stream, "error", None)
+    with watched(server, gen_guard=busy, stream_guard=stream) as supervised:
+        supervised.becomes_ready()
+        stream.error = TimeoutError()
+        supervised.becomes_ready()
+    assert server.done == ["loaded", "kill", "restart", "loaded"]
+    assert "stream_guard does not answer. Starting it again." in supervised.said
+
+
+def test_a_silent_model_does_not_keep_another_from_being_asked() -> None:
+    server, gen, stream = Server(), Sometimes(), Sometimes()
+    server.fails = lambda: setattr(stream, "error", None)
+    with watched(server, gen_guard=gen, stream_guard=stream) as supervised:
+        supervised.becomes_ready()
+        gen.hangs.set()
+        stream.error = CanaryFailed("The stream guard answers its canary wrongly.")
+        assert waits(lambda: "kill" in server.done)
+        gen.hangs.clear()
+        gen.released.set()
+        supervised.becomes_ready()
+    assert supervised.said[0] == "The stream guard answers its canary wrongly. Starting it again."
+
+
+def waits(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true."""
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return True
+        pause.wait(0.01)
+    return False
+
+
+def test_a_fault_is_noticed_while_a_canary_hangs_in_loading() -> None:
+    server, gen = Server(), Sometimes()
+    gen.hangs.set()
+    with watched(server, gen_guard=gen) as supervised:
+        server.found = Fault("The process of gen_guard was killed by SIGKILL.", killed=True)
+        assert waits(lambda: "kill" in server.done)
+        gen.hangs.clear()
+        gen.released.set()
+        supervised.becomes_ready()
+    assert supervised.said == [
+        "While it was loading: The process of gen_guard was killed by SIGKILL. Starting it again."
+    ]
+
+
+def test_what_cannot_be_started_again_is_tried_until_it_is_given_up() -> None:
+    def fails() -> None:
+        raise PortBusy("Port 8001 on 127.0.0.1 cannot be used.")
+
+    server = Server()
+    server.fails = fails
+    with watched(server, gen_guard=well) as supervised:
+        supervised.becomes_ready()
+        server.found = Fault("The server was killed by SIGSEGV.", killed=True)
+        error = supervised.ends()
+    assert server.done.count("restart") == LIMITS.restarts - 1
+    assert "failed 4 times in 15 min: Port 8001" in str(error)
+    assert supervised.said[0] == "The server was killed by SIGSEGV. Starting it again."
+
+
+def test_a_first_start_that_comes_to_nothing_is_given_up_at_once_with_its_reason() -> None:
+    server = Server()
+    server.found = Fault("model.onnx is missing.")
+    with watched(server, gen_guard=well) as supervised:
+        error = supervised.ends()
+    assert str(error) == "While it was loading: model.onnx is missing."
+    assert "restart" not in server.done
+
+
+@pytest.mark.parametrize("error", [OSError(), RuntimeError("a bug")], ids=["system", "bug"])
+def test_a_canary_that_cannot_be_asked_ends_nothing(error: Exception) -> None:
+    server, gen = Server(), Sometimes()
+    server.fails = lambda: setattr(gen, "error", None)
+    with watched(server, gen_guard=gen) as supervised:
+        supervised.becomes_ready()
+        gen.error = error
+        supervised.becomes_ready()
+    assert f"gen_guard could not be asked ({type(error).__name__})" in supervised.said
