@@ -38,11 +38,11 @@ class Callers:
         """Whether no web page asks, or one of this server's own."""
         site = request.headers.get("Sec-Fetch-Site", "none")
         follows_a_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
-        origin = request.headers.get("Origin")
-        if origin is None:
+        origins = request.headers.getall("Origin", [])
+        if not origins:
             return site in _OWN_PAGE or follows_a_link
         try:
-            parts = urlsplit(origin.lower())
+            parts = urlsplit(",".join(origins).lower())
         except ValueError:
             return False
         is_own = parts.netloc == host or name_of(parts.netloc) in self._names

@@ -109,7 +109,8 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if self._loop.time() - self._opened > self._limits.lifetime_s or self.broken:
+        is_old = self._loop.time() - self._opened > self._limits.lifetime_s
+        if is_old or (self.broken and not self._messages):
             resp.force_close()
         try:
             return await super().finish_response(request, resp, start_time)
