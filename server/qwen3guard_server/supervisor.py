@@ -25,7 +25,7 @@ from qwen3guard_server.lifecycle import LIMITS, Cause, Lifecycle, Limits, Server
 from qwen3guard_server.server import POLL_S, STILL_LOADING_S, EmbeddedServer
 
 WATCH_S = 0.2
-Ask = Callable[[float], bool]
+AskModel = Callable[[float], bool]
 """Asks one model, with a time-out in seconds. Returns False if nobody answers, and raises a GuardError if the answer is
 wrong."""
 
@@ -40,7 +40,7 @@ class Supervisor:
     def __init__(
         self,
         server: EmbeddedServer,
-        canaries: Mapping[str, Ask],
+        canaries: Mapping[str, AskModel],
         *,
         ready: Callable[[], None],
         say: Callable[[str], None],
@@ -158,7 +158,7 @@ class Supervisor:
 class _Asked:
     """The canaries that are on their way, each in a thread."""
 
-    def __init__(self, canaries: Mapping[str, Ask]) -> None:
+    def __init__(self, canaries: Mapping[str, AskModel]) -> None:
         self._canaries = canaries
         self._pool = ThreadPoolExecutor(len(canaries), "canary")
         self._running: dict[str, Future[bool]] = {}

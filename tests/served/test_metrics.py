@@ -229,7 +229,7 @@ def test_labels_and_logs_hold_nothing_of_a_request(observed: Observed) -> None:
     for request_id in ("a-17:b_2.c", "", 'x", "level": "none', "long" * 20, session):
         fail(request_id)
     connection.close()
-    written = lines(observed.server)[before:]
+    written = lines(observed.server, before + 5)[before:]
     assert len(written) == 5
     assert [line.get("request_id") for line in written] == ["a-17:b_2.c", None, None, None, None]
     for line in written:
@@ -248,12 +248,22 @@ def test_an_error_of_the_client_is_found_in_the_log(observed: Observed, client: 
     for ask in (lambda: client.classify(long), lambda: client.stream_step("one", prompt=long, start=True)):
         with pytest.raises(errors.TextTooLong) as found:
             ask()
-        (line,) = (line for line in lines(observed.server) if line.get("request_id") == found.value.request_id)
-        assert line["code"] == found.value.code
+        codes = list[object]()
+        until = time.monotonic() + 30
+        while not codes and time.monotonic() < until:
+            written = lines(observed.server)
+            codes = [line["code"] for line in written if line.get("request_id") == found.value.request_id]
+        assert codes == [found.value.code]
 
 
-def lines(server: EmbeddedServer) -> list[dict[str, object]]:
-    return [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+def lines(server: EmbeddedServer, at_least: int = 0) -> list[dict[str, object]]:
+    """The JSON lines of the log, when there are so many: a line comes a moment after the answer."""
+    until = time.monotonic() + 30
+    while True:
+        found = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+        if len(found) >= at_least or time.monotonic() > until:
+            return found
+        time.sleep(0.01)
 
 
 def expressions() -> Iterator[str]:
