@@ -107,6 +107,8 @@ class CommandParser(argparse.ArgumentParser):
         repeatable = isinstance(action, argparse._AppendAction)
         if repeatable != isinstance(value, list):
             raise _Wrong(f"{name} must be a list, such as [...]." if repeatable else f"{name} must be one value.")
+        if value == []:
+            raise _Wrong(f"{name} is an empty list; leave it out to have its default.")
         return [self._word(name, option, action, each) for each in (value if repeatable else [value])]
 
     def _word(self, name: str, option: str, action: argparse.Action, value: Any) -> str:

@@ -7,6 +7,7 @@ value to use, or raises an error of the contract.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -21,7 +22,8 @@ Piece = str | Sequence[int]
 LONGEST_TIMEOUT_S = 10**9
 """About 31 years. Python's and gRPC's clocks still take it."""
 LONGEST_SESSION_BYTES = 128
-"""Triton takes no longer id. It ends an id at its first NUL character, so that two sessions may become one."""
+"""Triton takes no longer id."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 INT64 = range(-(2**63), 2**63)
 
 
@@ -80,8 +82,9 @@ def checked_session(session: int | str) -> int | str:
     if isinstance(session, str):
         if not session:
             raise InvalidRequest("A step needs a session id.")
-        if "\0" in session or len(checked_text(session, "The session id")) > LONGEST_SESSION_BYTES:
-            raise InvalidRequest(f"A session id may have {LONGEST_SESSION_BYTES} bytes, and no NUL character.")
+        if len(checked_text(session, "The session id")) > LONGEST_SESSION_BYTES:
+            raise InvalidRequest(f"A session id may have {LONGEST_SESSION_BYTES} bytes.")
+        check_plain(session, "A session id")
         return session
     try:
         value = _integer(session)
@@ -92,6 +95,12 @@ def checked_session(session: int | str) -> int | str:
     if value < 0 or value not in INT64:
         raise InvalidRequest("A session id must be a string, or an integer from 1 to 2**63 - 1.")
     return value
+
+
+def check_plain(name: str, what: str) -> None:
+    """Raises InvalidRequest for control characters. Triton ends an id at its first NUL, so that two become one."""
+    if _CONTROL.search(name):
+        raise InvalidRequest(f"{what} may have no control characters.")
 
 
 def checked_text(text: str, what: str) -> bytes:

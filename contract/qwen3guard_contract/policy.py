@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import Category, RiskLevel
+from qwen3guard_contract.messages import CONTEXT
 from qwen3guard_contract.thresholds import Judgement, Thresholds, categories, judged_windows
 
 DEFAULT_DEBOUNCE = 2
 """A token is flagged when it and the token before it are both not Safe: Qwen3Guard report, arXiv 2510.14276, 4.4."""
-LARGEST_DEBOUNCE = 2**63 - 1
-"""The largest debounce that a request can carry."""
+LARGEST_DEBOUNCE = CONTEXT
+"""No context has room for a longer run of tokens, so a larger debounce would never flag."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Policy:
     With `strict`, Controversial counts as unsafe. `thresholds`, if there are any, decide by probability instead of by
     level. Only judgements of the categories in `blocked` can be unsafe. `debounce` applies to the tokens of a response;
     a prompt is one judgement. A policy replaces the server's own in every part. Raises InvalidRequest for a debounce
-    that is not a whole number from 1 to LARGEST_DEBOUNCE, and for other values of the wrong type.
+    that is not a whole number from 1 to LARGEST_DEBOUNCE, for no category, and for values of the wrong type.
     """
 
     strict: bool = True
@@ -38,12 +39,12 @@ class Policy:
             raise InvalidRequest("The debounce must be a whole number of tokens.")
         if not isinstance(self.blocked, Collection) or not all(isinstance(each, Category) for each in self.blocked):
             raise InvalidRequest("What a policy blocks must be of Category.")
+        if not self.blocked:
+            raise InvalidRequest("A policy must block at least one category; to flag nothing, set a threshold of 1.")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise InvalidRequest("The thresholds of a policy must be Thresholds.")
-        if abs(self.debounce) > LARGEST_DEBOUNCE:
+        if not 1 <= self.debounce <= LARGEST_DEBOUNCE:
             raise InvalidRequest(f"The debounce must be from 1 to {LARGEST_DEBOUNCE} tokens.")
-        if self.debounce < 1:
-            raise InvalidRequest(f"The debounce is {self.debounce} tokens; it must be at least 1.")
 
     def is_unsafe_level(self, level: RiskLevel, category: Category | None, *, strict: bool | None = None) -> bool:
         """Whether a judgement is unsafe by its level; `strict` overrides the policy's own mode."""

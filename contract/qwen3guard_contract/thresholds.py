@@ -59,11 +59,14 @@ class Thresholds:
 
     @classmethod
     def parse(cls, text: bytes) -> Thresholds:
-        """Reads JSON of the form that `as_dict` returns; a missing field has its default. Raises InvalidRequest."""
+        """Reads JSON in UTF-8 of the form that `as_dict` returns. One field may be missing, and then has its default.
+
+        Raises InvalidRequest, also if there is no threshold in it.
+        """
         if len(text) > LONGEST_JSON:
             raise InvalidRequest(f"The thresholds have {len(text)} bytes; there may be {LONGEST_JSON}.")
         try:
-            raw = json.loads(text, object_pairs_hook=_without_duplicates)
+            raw = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError):
             raw = None
         named = raw.get("categories", {}) if isinstance(raw, dict) else None
@@ -72,6 +75,8 @@ class Thresholds:
         if named.keys() - {each.value for each in Category}:
             known = ", ".join(each.value for each in Category)
             raise InvalidRequest(f"The thresholds name a category that does not exist; there are: {known}.")
+        if not named and "default" not in raw:
+            raise InvalidRequest(f"The thresholds hold no threshold; they must be JSON such as {EXAMPLE}.")
         return cls(raw.get("default", cls.default), {Category(name): t for name, t in named.items()})
 
     @classmethod

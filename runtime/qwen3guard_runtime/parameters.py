@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qwen3guard_contract.errors import InvalidParameter, InvalidRequest
+from qwen3guard_contract.text import shown
 from qwen3guard_contract.thresholds import Thresholds
+
+LARGEST = 2**63 - 1
 
 
 class Parameters:
@@ -15,10 +18,14 @@ class Parameters:
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
 
-    def whole(self, name: str, *, at_least: int = 0) -> int:
+    def whole(self, name: str, *, at_least: int = 0, at_most: int = LARGEST) -> int:
         text = self.text(name)
-        if not text.isascii() or not text.isdigit() or int(text) < at_least:
-            raise InvalidParameter(f"The parameter {name} is {text!r}; it must be a whole number from {at_least} on.")
+        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))
+        if not is_number or not at_least <= int(text) <= at_most:
+            to = "on" if at_most == LARGEST else f"to {at_most}"
+            raise InvalidParameter(
+                f"The parameter {name} is {shown(text)}; it must be a whole number from {at_least} {to}."
+            )
         return int(text)
 
     def seconds(self, name: str) -> float:

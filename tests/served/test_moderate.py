@@ -134,7 +134,7 @@ def test_before_the_check_text_passes_until_the_check_comes_back(guard: GuardCli
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_safe_response_is_shown_whole(guard: GuardClient, release: Release) -> None:
     for text in (SAFE, TEXTS[15]):
-        policy = Policy(blocked=frozenset()) if text != SAFE else None
+        policy = Policy(thresholds=Thresholds(1)) if text != SAFE else None
         moderated = guard.moderate(cut(text, random.Random(2)), PROMPT, release=release, policy=policy)
         assert text_of(moderated) == text
         assert moderated.flag is None

@@ -443,12 +443,12 @@ def test_a_wrong_policy_is_named(guard: GuardClient) -> None:
         tensors = {getattr(wire, name.upper()): value for name, value in values.items()}
         return guard.send(Call(call.model, call.values | tensors, call.outputs, call.read, session, start))
 
-    for values in ({"strict": [True]}, {"thresholds": [b"{}"]}):
+    for values in ({"strict": [True]}, {"thresholds": [b'{"default": 0.5}']}):
         with pytest.raises(errors.InvalidRequest, match="opens a stream"):
             send(length, False, **values)
     wrong: tuple[tuple[bool, dict[str, Any], str], ...] = (
-        (True, {"debounce": [0]}, "at least 1"),
-        (True, {"debounce": [-3]}, "at least 1"),
+        (True, {"debounce": [0]}, "must be from 1 to"),
+        (True, {"debounce": [-3]}, "must be from 1 to"),
         (True, {"blocked": [b'["Violent", "Rude"]']}, "Jailbreak"),
         (True, {"blocked": [b"\xff"]}, "must be a JSON list"),
         (True, {"blocked": [b"Violent"]}, "must be a JSON list"),

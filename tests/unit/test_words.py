@@ -123,7 +123,6 @@ def test_an_answer_that_broke_off_counts_if_it_would_under_any_category(status: 
     broken = classified(0.6, level=RiskLevel.UNSAFE, status=status)
     for blocked in (frozenset(Category), frozenset({Category.COPYRIGHT})):
         assert Policy(blocked=blocked).unsafe_categories(broken) == blocked
-    assert not Policy(blocked=frozenset()).unsafe_categories(broken)
     assert Policy().unsafe_categories(classified(0.6, Category.PII, level=RiskLevel.UNSAFE, status=status)) == {
         Category.PII
     }
@@ -153,7 +152,7 @@ def test_thresholds_are_read_back() -> None:
         Thresholds(1 / 3, dict.fromkeys(Category, 2 / 3)),
     ):
         assert Thresholds.parse(json.dumps(limits.as_dict(), indent=2).encode()) == limits
-    assert Thresholds.parse(b"{}") == Thresholds()
+    assert Thresholds.parse(b'\xef\xbb\xbf{"default": 0.5}') == Thresholds()  # as some editors save UTF-8
     assert Thresholds.parse(b'{"categories": {"PII": 0.1}}') == Thresholds(categories={Category.PII: 0.1})
 
 
@@ -199,11 +198,6 @@ def test_wrong_thresholds_are_named(text: bytes, tmp_path: Path) -> None:
         Thresholds.read(path)
     with pytest.raises(errors.InvalidRequest, match="cannot be read"):
         Thresholds.read(tmp_path)
-
-
-def test_a_debounce_below_one_is_refused() -> None:
-    with pytest.raises(errors.InvalidRequest, match="at least 1"):
-        Policy(debounce=0)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +269,8 @@ def test_an_ensembles_tensors_come_from_its_steps() -> None:
         {"blocked": frozenset({"Violent"})},
         {"blocked": None},
         {"blocked": "Violent"},
+        {"blocked": frozenset()},
+        {"debounce": 2**62},
         {"debounce": 1.5},
         {"debounce": True},
         {"debounce": float("nan")},
@@ -288,5 +284,19 @@ def test_a_policy_that_would_never_flag_is_refused(wrong: dict[str, object]) -> 
 
 @pytest.mark.parametrize("text", [b'{"default": 0.001, "default": 1}', b'{"categories": {"PII": 0, "PII": 1}}'])
 def test_thresholds_that_say_two_things_are_refused(text: bytes) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        Thresholds.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b" ", b"1", b"null", b'""', b"[]", b"[[]]", b"[0.5]", b"{}", b'{"categories": {}}', b'{"default": null}',
+        b'{"default": ""}', b'{"default": [0.5]}', b'{"categories": null}', b'{"categories": []}',
+        b'{"categories": {"PII": null}}', b'{"categories": {"": 0.5}}', b'{"default": Infinity}', b'{"default": 1e400}',
+        b'{"default": -0.1}', b'{"Default": 0.5}', '{"default": 0.5}'.encode("utf-16"), b'{"default": 0.5}}',
+    ],
+)  # fmt: skip
+def test_thresholds_that_say_nothing_are_refused(text: bytes) -> None:
     with pytest.raises(errors.InvalidRequest):
         Thresholds.parse(text)

@@ -26,6 +26,7 @@ from qwen3guard_contract.verdict import Classification, StepResult
 
 from qwen3guard_client.arguments import (
     Context,
+    check_plain,
     checked_context,
     checked_flag,
     checked_position,
@@ -49,7 +50,10 @@ Triton 24.10 itself (its issue 7368).
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request to one model, and how to read its reply. `read` returns None if the call must be sent again."""
+    """One request to one model, and how to read its reply. `read` returns None if the call must be sent again.
+
+    Raises InvalidRequest for an id with control characters.
+    """
 
     model: wire.Model
     values: dict[wire.Tensor, Any]
@@ -60,7 +64,10 @@ class Call(Generic[T]):
     end: bool = False
     canary: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """The server's log names a failure by this id."""
+    """The server's log names a failure by this id. Triton would end it at a NUL character."""
+
+    def __post_init__(self) -> None:
+        check_plain(self.id, "A request id")
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
         """Returns the arguments of tritonclient's `infer`, sync and async.
@@ -175,7 +182,7 @@ def stream_step(
         values[wire.STRICT] = [policy.strict]
         values[wire.DEBOUNCE] = [policy.debounce]
         values[wire.BLOCKED] = [json.dumps(sorted(category.value for category in policy.blocked)).encode()]
-        if policy.thresholds:
+        if policy.thresholds is not None:
             values[wire.THRESHOLDS] = [json.dumps(policy.thresholds.as_dict()).encode()]
     recent = checked_context(context)
     if opens:

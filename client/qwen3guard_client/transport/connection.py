@@ -53,10 +53,10 @@ class Tls:
 
     def __post_init__(self) -> None:
         for file in (self.ca, self.cert, self.key):
-            if file is not None and (not isinstance(file, File) or "\0" in str(file)):
+            if file is not None and (not isinstance(file, File) or not str(file) or "\0" in str(file)):
                 raise InvalidCredentials("A file of certificates or keys must be named by a string or a Path.")
-        if self.server_name is not None and not isinstance(self.server_name, str):
-            raise InvalidCredentials("The server_name must be a string.")
+        if self.server_name is not None and not (isinstance(self.server_name, str) and self.server_name):
+            raise InvalidCredentials("The server_name must be a string that is not empty.")
         if (self.cert is None) != (self.key is None):
             raise InvalidCredentials("A client's certificate and its key belong together: give both, or neither.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import EmptyText, GuardError, InvalidRequest, LastRole, TextTooLong
-from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.policy import LARGEST_DEBOUNCE, Policy
 from qwen3guard_contract.text import valid_text
 
 from qwen3guard_runtime.engine.devices import open_guard
@@ -138,7 +138,7 @@ class StreamGuardModel:
         self._notice = manifest.notice
         self._policy = Policy(
             strict=parameters.flag("strict"),
-            debounce=parameters.whole("debounce", at_least=1),
+            debounce=parameters.whole("debounce", at_least=1, at_most=min(manifest.context, LARGEST_DEBOUNCE)),
             thresholds=parameters.thresholds("thresholds"),
         )
         metrics = StreamMetrics()

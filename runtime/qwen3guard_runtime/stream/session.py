@@ -97,9 +97,13 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
         raise EmptyText("The step has no tokens.")
     if not -1 <= step.query_index < tokens or not 0 <= step.response_start <= tokens:
         raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-    if step.policy and not step.start:
-        raise InvalidRequest("Only the step that opens a stream carries a policy.")
+    if step.policy and step.policy.debounce > context:
+        raise InvalidRequest(f"The debounce is {step.policy.debounce} tokens; the context holds {context}.")
     if not step.start:
+        if step.policy:
+            raise InvalidRequest("Only the step that opens a stream carries a policy.")
+        if step.query_index != -1 or step.response_start:
+            raise InvalidRequest("Only the step that opens a stream has tokens that are not of the response.")
         _check_position(step, session)
     elif step.position:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: a stream opens at 0.")

@@ -67,15 +67,15 @@ def policy_of(request: Request, server_policy: Policy) -> Policy | None:
 
 
 def _categories(data: bytes) -> frozenset[Category]:
-    """Reads a JSON list of categories. Raises InvalidRequest."""
+    """Reads a JSON list of categories, each named once. Raises InvalidRequest."""
     try:
-        names = json.loads(data[:LONGEST_LIST])
-        if not isinstance(names, list):
+        names = json.loads(data.decode()) if len(data) <= LONGEST_LIST else None
+        if not isinstance(names, list) or len(set(names)) < len(names):
             raise TypeError
         return frozenset(map(Category, names))
     except (ValueError, TypeError, RecursionError):
         known = ", ".join(category.value for category in Category)
-        raise InvalidRequest(f"BLOCKED must be a JSON list of categories; there are: {known}.") from None
+        raise InvalidRequest(f"BLOCKED must be a JSON list of categories, each once; there are: {known}.") from None
 
 
 def outputs_of(reply: StepReply, notice: str) -> dict[str, object]:

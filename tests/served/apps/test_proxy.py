@@ -37,7 +37,7 @@ from support.serving import free_port, serve, stream_repository, wait_ready
 from support.texts import TEXTS
 
 JSON = {"Content-Type": "application/json"}
-LETS_ALL_PASS = Policy(blocked=frozenset())
+LETS_ALL_PASS = Policy(thresholds=Thresholds(1))
 Open = Callable[..., Proxied]
 
 

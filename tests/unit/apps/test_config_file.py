@@ -113,6 +113,7 @@ def test_the_file_goes_before_the_environment(tmp_path: Path, monkeypatch: pytes
         ("proxy", 'mode = "loose"\nthresholds = "t.json"', "not allowed with"),
         ("proxy", 'block = "PII"', "block must be a list"),
         ("proxy", 'block = ["Pii"]', "block: invalid choice"),
+        ("proxy", "block = []", "block is an empty list"),
         ("proxy", 'tls = "yes"', "tls must be true or false"),
         ("proxy", "port = 1\nport = 2", "is not TOML"),
         ("proxy", "max_choices = 1\nmax-choices = 2", "there twice"),
