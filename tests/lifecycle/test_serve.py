@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -53,16 +55,76 @@ def test_serve_says_ready_answers_and_leaves_nothing(
     assert not traces(process.pid)
 
 
-def test_a_killed_supervisor_takes_its_server_along(served: tuple[subprocess.Popen[str], int]) -> None:
+def leaves_nothing(pid: int) -> bool:
+    """Whether nothing of the servers of process `pid` is left after a while."""
+    deadline = time.monotonic() + 40
+    while traces(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not traces(pid)
+
+
+def kill(pid: int, *others: int) -> None:
+    for each in (*others, pid):
+        os.kill(each, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2, 4], ids=lambda number: f"when {number} models have a process")
+def test_a_supervisor_that_is_killed_while_it_loads_leaves_nothing(
+    served: tuple[subprocess.Popen[str], int], processes: int
+) -> None:
+    process, _ = served
+    deadline = time.monotonic() + 60
+    while len(stubs(process.pid)) < processes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    kill(process.pid)
+    process.wait()
+    assert leaves_nothing(process.pid)
+
+
+def stubs(pid: int) -> list[int]:
+    """The processes of the models below process `pid`."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if "_stub\0" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
+
+
+def test_a_supervisor_that_is_killed_leaves_nothing_and_its_port_is_free(
+    served: tuple[subprocess.Popen[str], int],
+) -> None:
+    process, port = served
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert len(traces(process.pid)) > 8  # regions of shared memory, a folder, processes
+    kill(process.pid)
+    process.wait()
+    assert leaves_nothing(process.pid)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_the_next_server_clears_what_a_killed_one_left(
+    served: tuple[subprocess.Popen[str], int], repository: Path
+) -> None:
+    """Where what clears up after a killed supervisor is killed too. What a living one has stays."""
     process, _ = served
     assert process.stdout is not None
     process.stdout.readline()
-    family = children(process.pid)
-    process.kill()
-    deadline = time.monotonic() + 40
-    while any(Path(f"/proc/{child}").exists() for child in family) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{child}").exists() for child in family)
+    (clearer,) = (pid for pid in children(process.pid) if "/bin/sh" in Path(f"/proc/{pid}/cmdline").read_text())
+    with serve(repository) as living:
+        wait_ready(living)
+        kill(process.pid, clearer)
+        process.wait()
+        left = traces(process.pid)
+        assert len(left) > 8
+        with serve(repository) as following:
+            assert leaves_nothing(process.pid)
+            wait_ready(following)
+        assert living.fault() is None
+        with GuardClient(living.url) as guard:
+            assert guard.classify("How do I bake bread?").severity.value == "Safe"
 
 
 def test_a_busy_port_is_named(repository: Path) -> None:

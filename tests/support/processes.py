@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -12,5 +13,8 @@ def children(pid: int) -> list[int]:
 
 
 def traces(pid: int) -> list[str]:
-    """Shared memory that a server started by process `pid` left behind."""
-    return [path.name for path in Path("/dev/shm").glob(f"*qwen3guard_{pid}_*")]
+    """What servers started by process `pid` left behind: shared memory, folders, and processes."""
+    tag = f"qwen3guard_{pid}_"
+    files = [path for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"*{tag}*")]
+    found = subprocess.run(["pgrep", "-fa", tag], capture_output=True, text=True, check=False).stdout
+    return [str(path) for path in files] + found.splitlines()
