@@ -11,6 +11,8 @@ import select
 import threading
 import time
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 
 LOG_VARIABLE = "QWEN3GUARD_LOG"
 """The variable that asks the models' processes for lines of JSON, with the value `json`."""
@@ -102,16 +104,57 @@ class LogOutput:
 
     def _put(self, data: bytes) -> bool:
         """Writes all of `data`, however long that takes. False if the system refuses it."""
-        if self._descriptor is None:
-            return False
         left = b"\n" + data if self._in_line else data
         try:
+            descriptor = self._open(len(left))
             while left:
-                left = left[_write_some(self._descriptor, left) :]
+                left = left[_write_some(descriptor, left) :]
                 self._in_line = bool(left)
         except OSError:
             return False
         return True
+
+    def _open(self, size: int) -> int:
+        """What the next `size` bytes are written to. Raises OSError."""
+        del size
+        if self._descriptor is None:
+            raise OSError("the stream was closed before the start")
+        return self._descriptor
+
+
+class RotatedLog(LogOutput):
+    """Writes to the file `path`. Before it would have more than `most_bytes`, it is renamed to `path`.1, that one to
+    `path`.2, and so on; `kept` of these are kept.
+
+    A file that was removed is made again, and one whose disk was full is written to when there is room. Raises OSError
+    if it cannot be made at the start.
+    """
+
+    def __init__(self, path: Path, *, as_json: bool = False, most_bytes: int = 10 * 2**20, kept: int = 5) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+        self._kept = kept
+        super().__init__(_opened(path), as_json=as_json)
+
+    def _open(self, size: int) -> int:
+        descriptor = super()._open(size)
+        written = os.fstat(descriptor)
+        if written.st_nlink and written.st_size + size <= self._most_bytes:
+            return descriptor
+        if written.st_nlink:
+            for number in range(self._kept, 0, -1):
+                with suppress(FileNotFoundError):
+                    self._numbered(number - 1).replace(self._numbered(number))
+        self._descriptor = _opened(self._path)
+        os.close(descriptor)
+        return self._descriptor
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o600)
 
 
 def _write_some(descriptor: int, data: bytes) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from qwen3guard_contract.log_output import LONGEST_LINE, MOST_BYTES, LogOutput, line
+from qwen3guard_contract.log_output import LONGEST_LINE, MOST_BYTES, LogOutput, RotatedLog, line
 
 PATIENCE_S = 30.0
 
@@ -77,6 +79,58 @@ def test_a_full_disk_is_an_error_for_nobody() -> None:
     output.close(PATIENCE_S)
     os.close(descriptor)
     assert output.dropped == 3
+
+
+def test_a_log_file_is_rotated_and_never_longer_than_it_may_be(tmp_path: Path) -> None:
+    log = RotatedLog(tmp_path / "log", most_bytes=100, kept=2)
+    for number in range(50):
+        log.write(f"line {number:04d}\n")
+    log.close(PATIENCE_S)
+    files = [tmp_path / name for name in ("log.2", "log.1", "log")]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(80 < file.stat().st_size <= 100 for file in files)
+    found = "".join(file.read_text() for file in files).splitlines()
+    assert found == [f"line {number:04d}" for number in range(50 - len(found), 50)]
+    assert log.dropped == 0
+
+
+def test_a_log_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    log = RotatedLog(tmp_path / "log")
+    log.write("before\n")
+    while not (tmp_path / "log").stat().st_size:
+        time.sleep(0.001)
+    (tmp_path / "log").unlink()
+    log.write("after\n")
+    log.close(PATIENCE_S)
+    assert (tmp_path / "log").read_text() == "after\n"
+
+
+def test_a_log_file_is_for_its_owner_alone_and_is_gone_on_with(tmp_path: Path) -> None:
+    for text in ("one\n", "two\n"):
+        log = RotatedLog(tmp_path / "log")
+        log.write(text)
+        log.close(PATIENCE_S)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_file_that_cannot_be_made_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        RotatedLog(tmp_path / "nowhere" / "log")
+
+
+def test_a_folder_of_the_log_that_goes_away_costs_lines_alone(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = RotatedLog(tmp_path / "logs" / "log", most_bytes=10)
+    (tmp_path / "logs" / "log").unlink()
+    (tmp_path / "logs").rmdir()
+    log.write("lost\n")
+    while not log.dropped:
+        time.sleep(0.001)
+    (tmp_path / "logs").mkdir()
+    log.write("found\n")
+    log.close(PATIENCE_S)
+    assert (tmp_path / "logs" / "log").read_text().endswith("found\n")
 
 
 def test_a_long_line_is_cut_and_stays_one_line() -> None:
