@@ -127,10 +127,12 @@ def test_the_command_line_brings_authority_and_token(
 ) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     trusting = ("--url", secured.url, "--tls-ca", certificates / "ca.pem", "--tls-server-name", HOST)
-    for verb, more in (("classify", ()), ("stream", ("--json",))):
+    for verb, more, mode in (("classify", (), 0o600), ("stream", ("--json",), 0o644)):
         asked = (verb, *trusting, "--prompt", PROMPT, *more)
+        (tmp_path / "token").chmod(mode)
         result = run(*asked, "--token-file", tmp_path / "token", stdin=b"Mix flour.")
         assert result.returncode == 0, result.stderr
+        assert (b"holds a secret" in result.stderr) is (mode == 0o644)
         fails(run(*asked), "wants a token")
         fails(run(verb, "--url", secured.url, "--prompt", PROMPT), "may want TLS")
         fails(run(verb, "--url", secured.url, "--prompt", PROMPT, "--tls"), "not signed by a trusted one")
@@ -363,6 +365,13 @@ def remote(repository: Path, certificates: Path, tmp_path_factory: pytest.TempPa
             process.wait(60)
         finally:
             process.kill()
+
+
+def test_a_server_warns_of_secrets_that_others_may_read(remote: Remote, certificates: Path) -> None:
+    said = (remote.token_file.parent / "stderr").read_text()
+    for file in (remote.token_file, certificates / "server.key", certificates / "client.key"):
+        assert file.stat().st_mode & 0o077
+        assert said.count(f"{file} holds a secret") == 1
 
 
 def test_mutual_tls_asks_for_a_certificate(remote: Remote, certificates: Path) -> None:

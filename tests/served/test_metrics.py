@@ -215,23 +215,25 @@ def test_labels_and_logs_hold_nothing_of_a_request(observed: Observed) -> None:
     session, secret = str(uuid.uuid4()), "a text that nobody may find"
     connection = triton.InferenceServerClient(observed.server.url)
 
-    def fail(request_id: str) -> None:
+    def fail(request_id: str, sequence_id: int | str = session) -> None:
         text = triton.InferInput("TEXT", [1, 1], "BYTES")
         text.set_data_from_numpy(np.array([[secret.encode() + b"\xff"]], object))
         position = triton.InferInput("POSITION", [1, 1], "INT64")
         position.set_data_from_numpy(np.array([[0]]))
         with pytest.raises(triton.InferenceServerException, match="INVALID_"):
             connection.infer(
-                "stream_step", [text, position], request_id=request_id, sequence_id=session, sequence_start=True
+                "stream_step", [text, position], request_id=request_id, sequence_id=sequence_id, sequence_start=True
             )
 
     before = len(lines(observed.server))
     for request_id in ("a-17:b_2.c", "", 'x", "level": "none', "long" * 20, session):
         fail(request_id)
+    fail(session, 0)  # the session's id in the wrong place, as for a client that mixes the two up
+    fail("-31415", -31415)  # which Triton takes for 2**64 - 31415
     connection.close()
-    written = lines(observed.server, before + 5)[before:]
-    assert len(written) == 5
-    assert [line.get("request_id") for line in written] == ["a-17:b_2.c", None, None, None, None]
+    written = lines(observed.server, before + 7)[before:]
+    assert len(written) == 7
+    assert [line.get("request_id") for line in written] == ["a-17:b_2.c", *[None] * 6]
     for line in written:
         assert {"time", "level", "event", "model", "code", "ms"} <= line.keys()
         assert (line["event"], line["model"]) == ("request_failed", "stream_tokenizer")

@@ -193,3 +193,16 @@ def test_a_flood_of_failures_writes_few_lines() -> None:
 def test_an_id_that_is_long_strange_or_the_sessions_is_not_written(request_id: str) -> None:
     assert safe_request_id(request_id, 7) is None
     assert safe_request_id("a-7", 7) == "a-7"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "session"),
+    [
+        ("abc-1", "abc-1"), ("abc-1", " abc-1"), ("ABC-1", "abc-1"), ("abc1", "abc-1"), ("step:abc-1:4", "abc-1"),
+        ("a" * 64, "a" * 128), ("-1", 2**64 - 1), ("18446744073709551615", 2**64 - 1),
+    ],
+)  # fmt: skip
+def test_an_id_that_tells_the_sessions_is_not_written(request_id: str, session: int | str) -> None:
+    assert safe_request_id(request_id, session) is None
+    for other in ("", "xyz", 0, 5):
+        assert safe_request_id(request_id, other) == request_id

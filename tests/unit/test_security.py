@@ -144,6 +144,23 @@ def test_the_file_goes_before_the_variable(tmp_path: Path) -> None:
     assert "short" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1), (0o644, 1)])
+def test_a_secret_that_others_may_read_is_warned_of_once(
+    certificates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: int
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "key").write_bytes((certificates / "client.key").read_bytes())
+    for file in tmp_path.iterdir():
+        file.chmod(mode)
+    for _ in range(2):
+        read_token(tmp_path / "token")
+        Tls(cert=certificates / "client.pem", key=tmp_path / "key")
+    said = [record.getMessage() for record in caplog.records]
+    for file in tmp_path.iterdir():
+        assert len([each for each in said if str(file) in each]) == warned
+    assert not [each for each in said if TOKEN in each]
+
+
 def test_settings_do_not_show_the_token(repository: Path) -> None:
     assert TOKEN not in repr(ServerSettings(repository, token=TOKEN))
 

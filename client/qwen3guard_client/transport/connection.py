@@ -14,6 +14,7 @@ from qwen3guard_contract.errors import InvalidCredentials, InvalidRequest
 
 from qwen3guard_client.arguments import checked_text
 from qwen3guard_client.transport.address import is_local, read_address
+from qwen3guard_client.transport.secret_file import warn_if_shared
 
 File = str | Path
 TOKEN_HEADER = "guard-token"
@@ -85,6 +86,7 @@ def present(context: ssl.SSLContext, cert: File, key: File) -> None:
     trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert)
     try:
         Path(key).read_bytes()
+        warn_if_shared(Path(key))
         context.load_cert_chain(cert, key, locked)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -100,7 +102,9 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
         token = environment.get(TOKEN_VARIABLE)
         return token if token is None else checked_token(token, TOKEN_VARIABLE)
     try:
-        return checked_token(file.read_text(encoding="ascii").strip(), str(file))
+        token = checked_token(file.read_text(encoding="ascii").strip(), str(file))
+        warn_if_shared(file)
+        return token
     except UnicodeDecodeError:
         raise InvalidCredentials(f"{file} holds no token.") from None
     except OSError as error:

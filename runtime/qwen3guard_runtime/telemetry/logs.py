@@ -25,8 +25,20 @@ def json_lines(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def safe_request_id(request_id: str, sequence: int | str) -> str | None:
-    """Returns the id if it may be logged: it is short, of plain characters, and not the session's. Otherwise None."""
-    return request_id if _REQUEST_ID.fullmatch(request_id) and request_id != str(sequence) else None
+    """Returns the id if it may be logged: it is short, of plain characters, and says nothing of the session's id.
+    Otherwise None.
+
+    `sequence` is the session's id as Triton tells it: a negative number has become the positive one of the same 64
+    bits.
+    """
+    if not _REQUEST_ID.fullmatch(request_id):
+        return None
+    if isinstance(sequence, int):
+        tells = request_id in (str(sequence), str(sequence - 2**64))
+    else:
+        ours, session = (re.sub(r"[^a-z0-9]", "", each.lower()) for each in (request_id, sequence))
+        tells = bool(session) and (ours in session or session in ours)
+    return None if tells else request_id
 
 
 class FailureLog:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from qwen3guard_contract.errors import GuardError, InputError, InternalError, InvalidRequest, Overloaded, SessionLost
-from qwen3guard_contract.wire import CANARY, NUMPY_DTYPES, Dtype, Model
+from qwen3guard_contract.wire import CANARY, NUMPY_DTYPES, POSITION, Dtype, Model
 
 from qwen3guard_runtime.request import Handler, Outputs, Refuse, Request
 from qwen3guard_runtime.telemetry import logs, metrics
@@ -164,6 +164,7 @@ class RefusalLog:
         log = logs.ModelLog(model.name)
         self.metric = metrics.Refusals(model.name, lambda: log.dropped)
         self._failures = log.failures
+        self._has_sessions = POSITION in model.inputs
         self._lock = threading.Lock()
 
     def note(self, request: Any, error: GuardError, seconds: float) -> None:
@@ -171,7 +172,10 @@ class RefusalLog:
         with self._lock:
             self.metric.count(error)
             if self._failures:
-                request_id = logs.safe_request_id(request.request_id(), request.correlation_id())
+                # The id of a step that names no session may be the session's, written in the wrong place.
+                session = request.correlation_id()
+                known = session or not self._has_sessions
+                request_id = logs.safe_request_id(request.request_id(), session) if known else None
                 self._failures.note(error.code, request_id, seconds)
 
 
