@@ -14,7 +14,7 @@ from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.layout import exported
 from qwen3guard_server.server import EXIT_S
-from qwen3guard_server.settings import restrictions
+from qwen3guard_server.settings import KEEP_NO_REQUESTS, restrictions
 
 MODELS = Path("/models")
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,6 +33,7 @@ def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[s
         "--allow-http=false",
         "--allow-vertex-ai=false",
         "--grpc-port=8001",
+        KEEP_NO_REQUESTS,
         "--metrics-port=8002",
         f"--exit-timeout-secs={EXIT_S}",
         *restrictions(token),

@@ -19,6 +19,9 @@ IMPOSSIBLE_HEADER = "no:body"
 """Triton demands this header for a closed call, and no client can send it: HTTP/1 ends a header's name at the colon,
 and gRPC refuses the name. So closed calls stay closed to users of this machine, who can read tritonserver's command
 line."""
+KEEP_NO_REQUESTS = "--grpc-infer-allocation-pool-size=0"
+"""Triton's flag. By default it keeps eight requests for reuse, each with the memory of the largest that it ever held,
+also of callers whom it has refused."""
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 """All other groups except health, which stays open for probes."""
 
@@ -71,6 +74,7 @@ class ServerSettings:
         flags = [
             f"--grpc-address={self.host()}",
             f"--grpc-port={self.grpc_port}",
+            KEEP_NO_REQUESTS,
             "--allow-vertex-ai=false",  # a variable may turn it on, and in 24.10 HTTP's restrictions do not apply to it
             *(self.tls.flags() if self.tls else ()),
         ]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc as triton
 from qwen3guard_client import AsyncGuardClient, GuardClient
@@ -24,13 +25,17 @@ from qwen3guard_client.transport.connection import GRPC_PREFIX, TOKEN_HEADER, Tl
 from qwen3guard_contract import errors
 from qwen3guard_contract.errors import GuardError, TlsFailed, TokenRefused, Unreachable
 from qwen3guard_server import canary
+from qwen3guard_server.processes import resident_bytes
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.server_tls import ServerTls
 from qwen3guard_server.settings import ServerSettings
 from support.certificates import HOST, TOKEN, WRONG
 from support.command import COMMAND, fails, run
+from support.hostile import UNLIMITED
 from support.processes import traces
 from support.serving import free_port, stream_repository
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
 PROMPT = "How do I bake bread?"
@@ -138,6 +143,19 @@ def test_the_command_line_brings_authority_and_token(
         fails(run(verb, "--url", secured.url, "--prompt", PROMPT, "--tls"), "not signed by a trusted one")
     monkeypatch.setenv("QWEN3GUARD_TOKEN", TOKEN)
     assert run("classify", *trusting, "--prompt", PROMPT).returncode == 0
+
+
+def test_large_requests_without_a_token_leave_no_memory_behind(secured: EmbeddedServer, certificates: Path) -> None:
+    """Triton reads a request whole before it refuses it."""
+    names = (("grpc.ssl_target_name_override", HOST),)
+    trusted = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
+    request = ModelInferRequest(model_name="classify", raw_input_contents=[bytes(64 << 20)])
+    before = resident_bytes(secured.pid)
+    with grpc.secure_channel(secured.url, trusted, [*UNLIMITED, *names]) as channel:
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError, match="restricted"):
+                GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    assert resident_bytes(secured.pid) - before < 3 * (64 << 20)  # not five times as much
 
 
 def administration(client: Any, headers: dict[str, str]) -> Iterator[Callable[[], object]]:
