@@ -195,7 +195,16 @@ async def fake_llm() -> AsyncIterator[str]:
 @contextlib.contextmanager
 def proxied(guard: str, llm: str, options: Sequence[str]) -> Iterator[tuple[int, int]]:
     """The port and the process's id of a proxy."""
-    command = [Path(sys.executable).parent / "qwen3guard", "proxy", "--port", "0", "--url", guard, "--upstream", llm]
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "qwen3guard",
+        "proxy",
+        "--port",
+        "0",
+        "--url",
+        guard,
+        "--upstream",
+        llm,
+    ]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout
     try:

@@ -21,6 +21,7 @@ from qwen3guard_contract.verdict import TokenVerdict
 
 from qwen3guard_apps.http_server.body import Bodies
 from qwen3guard_apps.http_server.callers import Callers
+from qwen3guard_apps.http_server.hosts import is_loopback, name_of
 from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.refusals import refusal, refused
 from qwen3guard_apps.http_server.server import Listener
@@ -79,9 +80,11 @@ async def _own_page_only(request: web.Request, handler: _Handler) -> web.StreamR
 
 async def _restrict_page(request: web.Request, response: web.StreamResponse) -> None:
     """Sets headers: the page may load files of this server alone, talk to it alone, and stand in no frame."""
+    host = request.headers.get("Host", "")
+    own_socket = f" ws://{host}" if is_loopback(name_of(host) or "") else ""
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        f"connect-src 'self' ws://{request.host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"connect-src 'self'{own_socket}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"

@@ -101,7 +101,7 @@ async def served(limits: HttpLimits) -> AsyncIterator[Served]:
     async def checked(request: web.Request, handler: Any) -> web.StreamResponse:
         try:
             callers.check(request)
-            return await handler(request)  # type: ignore[no-any-return]
+            return await handler(request)
         except ApiError as error:
             return refused(error)
 
