@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -62,39 +63,55 @@ def judges(guard: GuardClient) -> None:
             return
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["stalled", "gone"])
+@pytest.mark.parametrize("reader", ["stalled", "gone", "a file, removed with its folder"])
 def test_a_guard_is_kept_running_though_nobody_reads_what_serve_writes(
-    repository: Path, tmp_path: Path, gone: bool
+    repository: Path, tmp_path: Path, reader: str
 ) -> None:
     port = free_port()
     models = stream_repository(repository, tmp_path / "r")
-    command: list[str | Path] = [
-        COMMAND,
-        "serve",
-        "--model-repository",
-        models,
-        "--grpc-port",
-        str(port),
-        "--log-format",
-        "json",
-    ]
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
+    command += ["--log-format", "json"]
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    if reader.startswith("a file"):
+        command += ["--log-file", folder / "log"]
     with (
-        unread(gone=gone) as out,
-        unread(gone=gone) as log,
+        unread(gone=reader == "gone") as out,
+        unread(gone=reader == "gone") as log,
         subprocess.Popen(command, stdout=out, stderr=log) as process,
         GuardClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as guard,
     ):
         judges(guard)
+        shutil.rmtree(folder)
         for number in range(20):
             with pytest.raises(errors.EmptyText):
                 guard.stream_step(f"wrong {number}", prompt="", start=True)
-        for what in ("stream_guard", "tritonserver"):
-            killed = next(pid for pid in children(process.pid) if what in Path(f"/proc/{pid}/cmdline").read_text())
-            os.kill(killed, signal.SIGKILL)
-            judges(guard)
+        killed = next(pid for pid in children(process.pid) if "stub" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(killed, signal.SIGKILL)
+        judges(guard)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     assert not traces(process.pid)
+
+
+def test_the_log_goes_into_a_file_if_asked(repository: Path, tmp_path: Path) -> None:
+    port = free_port()
+    models = stream_repository(repository, tmp_path / "r")
+    file = tmp_path / "log"
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(port)]
+    command += ["--log-file", file, "--log-format", "json"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        GuardClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as guard,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready on 127.0.0.1:{port}\n"
+        with pytest.raises(errors.EmptyText):
+            guard.stream_step("wrong", prompt="", start=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=PATIENCE_S) == ("", "")
+    events = [json.loads(line)["event"] for line in file.read_text().splitlines()]
+    assert {"supervisor", "ready", "request_failed"} == set(events)
 
 
 class FullDisk(ServerLog):

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import InvalidCredentials, PortBusy
-from qwen3guard_contract.log_output import LOG_VARIABLE, LogOutput, line
-from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.log_output import LOG_VARIABLE, line
 from qwen3guard_server import canary, installation
 from qwen3guard_server.server_tls import ServerTls
 from qwen3guard_server.settings import ServerSettings
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.app_output import AppOutput, add_log_argument
 from qwen3guard_apps.argument_types import port
 from qwen3guard_apps.cli.terminal import say
 from qwen3guard_apps.config_file import add_config_argument
+
+if TYPE_CHECKING:
+    from qwen3guard_server.server import EmbeddedServer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="how the log is written; json has failed requests too (default: %(default)s)",
     )
+    add_log_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,26 +90,31 @@ def run(arguments: argparse.Namespace) -> None:
 
     # An unsuitable installation is reported before a missing repository.
     installation.wheel()
-    if arguments.log_format == "json":
+    as_json = arguments.log_format == "json"
+    if as_json:
         os.environ[LOG_VARIABLE] = "json"  # for the models' processes
     settings = _settings(arguments)
-    with stopping_on_signals(), _Output(as_json=arguments.log_format == "json") as output:
+    with stopping_on_signals(), AppOutput(logging.WARNING, arguments.log_file, as_json=as_json) as output:
+
+        def tell(text: str) -> None:
+            output.say(line("info", "supervisor", message=text) if as_json else text)
+
         if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
-            output.say(
+            tell(
                 f"warning: whoever reaches {settings.address} may use the guard; "
                 "--token-file or --tls-client-ca keeps it"
             )
         try:
             with (
-                EmbeddedServer(settings, output.relay) as server,
+                EmbeddedServer(settings, on_event=output.say) as server,
                 GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
             ):
-                output.say(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                tell(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
                 supervisor = Supervisor(
                     server,
                     canary.canaries(client, server.manifests),
-                    ready=lambda: output.ready(server.url, server.manifests.values(), server.warnings),
-                    say=output.say,
+                    ready=lambda: _show_ready(server, output, tell, as_json=as_json),
+                    say=tell,
                 )
                 try:
                     supervisor.run(threading.Event())
@@ -112,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
                     if arguments.debug:
                         say(server.log)
         except KeyboardInterrupt:
-            output.say("stopped")
+            tell("stopped")
 
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -146,35 +156,12 @@ def _check_ports(arguments: argparse.Namespace) -> None:
         taken |= {number: name} if number else {}
 
 
-class _Output:
-    """What `serve` writes, as a context manager: its log to standard error, and one line to standard output when the
-    server is ready. It never waits for a reader, and none need be there."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._log = LogOutput(sys.stderr.fileno() if sys.stderr else None, as_json=as_json)
-        self._out = LogOutput(sys.stdout.fileno())
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for output in (self._out, self._log):
-            output.close()
-
-    def say(self, text: str) -> None:
-        self.relay(line("info", "supervisor", message=text) if self._as_json else text)
-
-    def relay(self, text: str) -> None:
-        """Writes a line as it is."""
-        self._log.write(f"{text}\n")
-
-    def ready(self, url: str, manifests: Iterable[Manifest], warnings: Iterable[str]) -> None:
-        for warning in warnings:
-            self.say(f"warning: {warning}")
-        for manifest in manifests:
-            notice = f"; {manifest.notice}" if manifest.notice else ""
-            self.say(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
-        if self._as_json:
-            self.relay(line("info", "ready", url=url))
-        self._out.write(f"ready on {url}\n")
+def _show_ready(server: EmbeddedServer, output: AppOutput, tell: Callable[[str], None], *, as_json: bool) -> None:
+    for warning in server.warnings:
+        tell(f"warning: {warning}")
+    for manifest in server.manifests.values():
+        notice = f"; {manifest.notice}" if manifest.notice else ""
+        tell(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+    if as_json:
+        output.say(line("info", "ready", url=server.url))
+    output.print(f"ready on {server.url}")

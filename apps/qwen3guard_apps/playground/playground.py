@@ -12,8 +12,8 @@ from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import ServeError
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.app_output import AppOutput, add_log_argument
 from qwen3guard_apps.argument_types import port
-from qwen3guard_apps.http_server.output import AppOutput
 from qwen3guard_apps.signals import stop_on_signals
 
 PLAYGROUND_PORT = 8008
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the port of the page, on 127.0.0.1; 0 takes a free one (default: %(default)s)",
     )
+    add_log_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,5 +53,5 @@ def run(arguments: argparse.Namespace) -> None:
         ) as guard:
             await server.serve_until(stop, guard, arguments.port, show_url)
 
-    with AppOutput(logging.WARNING) as output:
+    with AppOutput(logging.WARNING, arguments.log_file) as output:
         asyncio.run(serve_page(output))

@@ -20,11 +20,11 @@ from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidParameter, ServeError
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.app_output import AppOutput, add_log_argument
 from qwen3guard_apps.argument_types import port, positive
 from qwen3guard_apps.config_file import add_config_argument
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.open_files import within_open_files
-from qwen3guard_apps.http_server.output import AppOutput
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
 from qwen3guard_apps.signals import stop_on_signals
 
@@ -121,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answer requests with this Host, and pages from it, too; may be given again"
         " (default: on loopback only its own names, elsewhere every Host)",
     )
+    add_log_argument(parser)
     limits = (
         ("upstream_timeout_s", float, "S", "how many seconds the LLM may take for its next piece"),
         ("client_timeout_s", float, "S", "how many seconds a client may read nothing"),
@@ -191,7 +192,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
     settings, notice = within_open_files(settings, 2 * settings.max_in_flight)
-    with AppOutput(logging.INFO) as output:
+    with AppOutput(logging.INFO, arguments.log_file) as output:
         if notice:
             output.say(notice)
         asyncio.run(_serve(settings, arguments, output))

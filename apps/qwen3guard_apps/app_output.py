@@ -1,30 +1,43 @@
-"""What an app that serves says: its log and its notices on standard error, its address on standard output.
+"""What an app that serves says: its log and its notices on standard error or in a file, its address on standard output.
 
 Nothing that answers waits for a reader, and nothing of a request is in what others (asyncio, aiohttp) log.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
-import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qwen3guard_contract.log_output import LogOutput
+from qwen3guard_contract.log_output import LogOutput, RotatedLog
 
 OUR_LOGS = "qwen3guard"
 
 
-class AppOutput:
-    """Takes the log of the process from `level` on, until it is left."""
+def add_log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="write the log to this file, of which up to 6 parts of 10 MiB are kept (default: standard error)",
+    )
 
-    def __init__(self, level: int) -> None:
-        self._nowhere = None if sys.stderr else os.open(os.devnull, os.O_WRONLY)  # else 2 is somebody's socket
-        self._errors = LogOutput(2 if self._nowhere is None else self._nowhere)
-        self._answers = LogOutput(1)
+
+class AppOutput:
+    """Takes the log of the process from `level` on, until it is left. It is written to `log_file`, if there is one.
+
+    `as_json` says whether the app's own lines are JSON. Raises OSError where the file cannot be made.
+    """
+
+    def __init__(self, level: int, log_file: Path | None = None, *, as_json: bool = True) -> None:
+        errors = sys.stderr.fileno() if sys.stderr else None  # else 2 is somebody's socket
+        self._errors = RotatedLog(log_file, as_json=as_json) if log_file else LogOutput(errors, as_json=as_json)
+        self._answers = LogOutput(sys.stdout.fileno())
         self._handler = logging.StreamHandler(self._errors)
         self._handler.addFilter(_kind_alone)
         self._level = level
@@ -38,11 +51,9 @@ class AppOutput:
         logging.getLogger().removeHandler(self._handler)
         for output in (self._errors, self._answers):
             output.close()
-        if self._nowhere is not None:
-            os.close(self._nowhere)
 
     def say(self, line: str) -> None:
-        """On standard error."""
+        """In the log."""
         self._errors.write(f"{line}\n")
 
     def print(self, line: str) -> None:
