@@ -1,10 +1,15 @@
-"""Many streams for a long time over connections that break: is every verdict right, and does memory stay flat?
+"""Many streams and classifications for a long time: is every verdict right, and does memory stay flat?
 
-    .venv/bin/python trials/soak.py MODEL_REPOSITORY [--minutes 10] [--sessions 32]
+    .venv/bin/python trials/soak.py [--weights fp32 dq8r] [--minutes 10] [--streams 16] [--classifications 2]
 
-Each session moderates the demo's everyday texts in random pieces, one after the other. It may leave in mid-stream
-without a word, or find its session gone. The sessions talk through forwarders that cut a connection every second.
-What a text's verdicts are is asked once, in one whole pass over a connection of its own.
+For each format of weights, both demo guards are exported and served, with sessions that are forgotten after 30 s. Each
+stream is one of the demo's everyday texts in random pieces. A fifth of them is left in mid-stream without a word; some
+find their session gone. They talk through forwarders that cut a connection every few seconds. What the verdicts are is
+asked once, in one whole pass over a connection of its own.
+
+Prints what was found as JSON, and the memory of each process on standard error every few seconds. Fails for a wrong
+verdict, for any error, for a session that is not forgotten in the end, and for a process whose memory grew by more than
+FLAT in the second half.
 """
 
 from __future__ import annotations
@@ -12,29 +17,43 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import socket
+import statistics
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from qwen3guard_client import GuardClient, TokenVerdict
+from qwen3guard_client import Classification, GuardClient, PromptVerdict, TokenVerdict
 from qwen3guard_contract.errors import GuardError
+from qwen3guard_export import export
+from qwen3guard_export.repository import place_models
 from qwen3guard_server import canary
 from qwen3guard_server.processes import model_processes, resident_bytes
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 
-EVERYDAY = Path(__file__).parents[1] / "demo" / "everyday.jsonl"
+DEMO = Path(__file__).parents[1] / "demo"
+IDLE_S = 30
+ABANDONED = 0.2
+"""The share of the streams that nobody ends."""
+TAKEN_AWAY = 0.01
+"""The share of the steps after which somebody else ends the session."""
 FORWARDERS = 8
-CUT_S = 1.0
-SAMPLE_S = 5.0
+CUT_S = 5.0
+SAMPLE_S = 2.0
+FLAT = 0.02
+"""How much a process may grow in the second half, as a share of its memory."""
 TOLERANCE = 1e-4
-"""Of a probability, between one pass and pieces, in fp32."""
-
-Case = tuple[str, str]
-Shown = list[tuple[int, int | None, str, bool, bool, list[float]]]
+"""Of a probability, between one pass and pieces."""
 
 
 class Forwarder:
@@ -76,125 +95,240 @@ class Forwarder:
         return bool(pairs)
 
 
-def shown(verdicts: tuple[TokenVerdict, ...]) -> Shown:
-    return [
-        (
-            each.position,
-            each.end,
-            each.severity.value,
-            each.strict,
-            each.loose,
-            list(each.severity_probabilities.values()),
-        )
-        for each in verdicts
-    ]
+def shown(verdicts: Sequence[TokenVerdict | PromptVerdict | Classification]) -> list[Any]:
+    return [each.as_dict() | {"run": getattr(each, "run", None)} for each in verdicts]
 
 
-def agree(found: Shown, expected: Shown) -> bool:
-    return [each[:5] for each in found] == [each[:5] for each in expected] and all(
-        abs(a - b) <= TOLERANCE
-        for one, other in zip(found, expected, strict=True)
-        for a, b in zip(one[5], other[5], strict=True)
-    )
+def agree(found: Any, expected: Any) -> bool:
+    """Whether two values of `shown` are the same but for TOLERANCE."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(agree(found[name], expected[name]) for name in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(agree, found, expected))
+    if isinstance(expected, float):
+        return abs(found - expected) <= TOLERANCE
+    return bool(found == expected)
 
 
-class Session(threading.Thread):
-    """Streams one text after the other, and counts what happens."""
+@dataclass(frozen=True)
+class Case:
+    """A text, and what both guards say of it in one whole pass."""
 
-    def __init__(self, seed: int, url: str, server: str, expected: dict[Case, Shown], until: float) -> None:
+    prompt: str
+    text: str
+    streamed: list[Any]
+    classified: list[Any]
+
+    @classmethod
+    def of(cls, guard: GuardClient, prompt: str, text: str) -> Case:
+        with guard.stream(prompt) as stream:
+            stream.step(text)
+        found = guard.classify(prompt, text)
+        return cls(prompt, text, shown([stream.prompt_verdict, *stream.verdicts]), shown([found]))
+
+
+class Caller(threading.Thread):
+    """Asks for one case after the other until `until`, and counts what happens."""
+
+    def __init__(self, seed: int, url: str, cases: Sequence[Case], until: float) -> None:
         super().__init__()
         self._source = random.Random(seed)
         self._url = url
-        self._server = server
-        self._expected = expected
+        self._cases = cases
         self._until = until
         self.counts: Counter[str] = Counter()
 
     def run(self) -> None:
-        with GuardClient(self._url, timeout_s=60) as guard, GuardClient(self._server) as saboteur:
+        with GuardClient(self._url, timeout_s=60) as guard:
             while time.monotonic() < self._until:
                 try:
-                    self._stream(guard, saboteur)
+                    self.ask(guard, self._source.choice(self._cases))
                 except GuardError as error:
                     self.counts[f"error {error.code}"] += 1
 
-    def _stream(self, guard: GuardClient, saboteur: GuardClient) -> None:
-        case = prompt, text = self._source.choice(list(self._expected))
-        stream = guard.stream(prompt)
+    def ask(self, guard: GuardClient, case: Case) -> None:
+        raise NotImplementedError
+
+
+class Classifier(Caller):
+    def ask(self, guard: GuardClient, case: Case) -> None:
+        found = shown([guard.classify(case.prompt, case.text)])
+        self.counts["classifications"] += 1
+        self.counts["wrong"] += not agree(found, case.classified)
+
+
+class Streamer(Caller):
+    def __init__(self, seed: int, url: str, cases: Sequence[Case], until: float, server: str) -> None:
+        super().__init__(seed, url, cases, until)
+        self._saboteur = GuardClient(server)
+
+    def ask(self, guard: GuardClient, case: Case) -> None:
+        stream = guard.stream(case.prompt)
         stream.__enter__()
-        while text:
+        text = case.text
+        left = self._source.randrange(len(text)) if self._source.random() < ABANDONED else 0
+        while len(text) > left:
             size = self._source.randint(1, 20)
             stream.step(text[:size])
             text = text[size:]
             self.counts["steps"] += 1
-            if self._source.random() < 0.01:
-                saboteur.stream_step(stream.session, position=0, end=True)
+            if self._source.random() < TAKEN_AWAY:
+                self._saboteur.stream_step(stream.session, position=0, end=True)
                 self.counts["sessions taken away"] += 1
-            if self._source.random() < 0.01:
-                self.counts["streams abandoned"] += 1
-                return
+        if left:
+            self.counts["streams abandoned"] += 1
+            return
         stream.finish()
         self.counts["streams"] += 1
         self.counts["tokens"] += len(stream.verdicts)
-        self.counts["wrong"] += not agree(shown(stream.verdicts), self._expected[case])
+        self.counts["wrong"] += not agree(shown([stream.prompt_verdict, *stream.verdicts]), case.streamed)
 
 
-def memory(pid: int) -> dict[str, int]:
-    """Resident mebibytes of the server and of its models' processes."""
+def memory(pid: int) -> dict[str, float]:
+    """The resident memory of the server and of its models' processes, in MiB."""
     processes = {"tritonserver": pid} | model_processes(pid)
-    return {name: resident_bytes(process) >> 20 for name, process in processes.items()}
+    return {name: resident_bytes(process) / 2**20 for name, process in processes.items()}
+
+
+def growth(samples: Sequence[tuple[float, float]]) -> float:
+    """How much a process grew over `samples` of (seconds, memory), as a share of its median memory.
+
+    The slope is Theil and Sen's, the median of those between all pairs, so that no single sample decides.
+    """
+    slope = statistics.median((b - a) / (later - earlier) for (earlier, a), (later, b) in combinations(samples, 2))
+    return slope * (samples[-1][0] - samples[0][0]) / statistics.median(value for _, value in samples)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def sessions_kept(metrics_port: int, within_s: float) -> int:
+    """How many sessions the guard still holds when they should be forgotten, `within_s` seconds from now at the
+    latest."""
+    until = time.monotonic() + within_s
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as response:
+            (held,) = re.findall(r"^qwen3guard_sessions(?:{.*})? (\d+)", response.read().decode(), re.MULTILINE)
+        if held == "0" or time.monotonic() > until:
+            return int(held)
+        time.sleep(SAMPLE_S / 4)
+
+
+def soak(
+    repository: Path,
+    *,
+    minutes: float,
+    idle_s: float,
+    streams: int,
+    classifications: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Serves `repository`, which has both guards and forgets sessions after `idle_s`. Returns what was found."""
+    port, metrics_port = free_port(), free_port()
+    with EmbeddedServer(ServerSettings(repository, grpc_port=port, metrics_port=metrics_port)) as server:
+        with GuardClient(server.url, timeout_s=120) as guard:
+            server.wait_ready(lambda: canary.check(guard, server.manifests))
+            rows = [json.loads(line) for line in (DEMO / "everyday.jsonl").read_text(encoding="utf-8").splitlines()]
+            cases = [Case.of(guard, row["prompt"], row.get("response", "") + " " + row["prompt"]) for row in rows]
+        forwarders = [Forwarder((server.settings.address, port)) for _ in range(FORWARDERS)]
+        began = time.monotonic()
+        until = began + 60 * minutes
+        urls = [forwarders[number % FORWARDERS].url for number in range(streams + classifications)]
+        callers: list[Caller] = [
+            Streamer(number, url, cases, until, server.url)
+            if number < streams
+            else Classifier(number, url, cases, until)
+            for number, url in enumerate(urls)
+        ]
+        for caller in callers:
+            caller.start()
+        source = random.Random(0)
+        cuts = 0
+        cut_s = began
+        samples: list[tuple[float, dict[str, float]]] = []
+        while any(caller.is_alive() for caller in callers):
+            now = time.monotonic()
+            samples.append((now - began, memory(server.pid)))
+            say(f"{now - began:6.0f} s  " + "  ".join(f"{name} {mib:.1f}" for name, mib in samples[-1][1].items()))
+            if now - cut_s > CUT_S:
+                cut_s = now
+                cuts += source.choice(forwarders).cut()
+            time.sleep(SAMPLE_S)
+        kept = sessions_kept(metrics_port, 2 * idle_s + 5)
+        fault = server.fault()
+    half = [sample for sample in samples if sample[0] >= 30 * minutes]
+    return {
+        "guards": [f"{each.source}, {each.weights}" for each in server.manifests.values()],
+        "minutes": minutes,
+        "streams at a time": streams,
+        "classifications at a time": classifications,
+        "connections cut": cuts,
+        "counts": {"wrong": 0} | dict(sum((caller.counts for caller in callers), Counter())),
+        "sessions kept": kept,
+        "fault": str(fault) if fault else None,
+        "memory_mib": {
+            name: {
+                "at the middle": round(half[0][1][name], 1),
+                "at the end": round(half[-1][1][name], 1),
+                "grew": round(growth([(at, sizes[name]) for at, sizes in half]), 4),
+            }
+            for name in half[0][1]
+        },
+    }
+
+
+def failures(found: dict[str, Any], flat: float = FLAT) -> list[str]:
+    """What must not be in what `soak` found. `flat` is the most that a process may have grown."""
+    bad = [
+        f"{count} {name}" for name, count in found["counts"].items() if name.split()[0] in ("wrong", "error") and count
+    ]
+    bad += [f"{name} grew" for name, sizes in found["memory_mib"].items() if sizes["grew"] > flat]
+    bad += [f"{found['sessions kept']} sessions kept"] * bool(found["sessions kept"])
+    return bad + [found["fault"]] * bool(found["fault"])
+
+
+def exported(weights: str, folder: Path) -> Path:
+    """Both demo guards in a repository, with sessions that are forgotten after IDLE_S."""
+    for variant in ("gen", "stream"):
+        place_models(folder, export(str(DEMO / variant), folder, weights=weights, say=lambda _: None))
+    forget_after(folder, IDLE_S)
+    return folder
+
+
+def forget_after(repository: Path, idle_s: int) -> None:
+    """Sets how long sessions may be idle, in the guard and in Triton."""
+    config = repository / "stream_guard" / "config.pbtxt"
+    text, guards = re.subn(r'(key: "idle_s"\s+value {\s+string_value: ")[^"]*', rf"\g<1>{idle_s}", config.read_text())
+    text, tritons = re.subn(r"(max_sequence_idle_microseconds: )\d+", rf"\g<1>{idle_s * 1_000_000}", text)
+    assert (guards, tritons) == (1, 1)
+    config.write_text(text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("--weights", nargs="+", default=["fp32", "dq8r"], help="each for --minutes")
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--sessions", type=int, default=32)
-    parser.add_argument("--grpc-port", type=int, default=8902)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--classifications", type=int, default=2)
     arguments = parser.parse_args()
-    with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
-        with GuardClient(server.url, timeout_s=120) as guard:
-            server.wait_ready(lambda: canary.check(guard, server.manifests))
-            expected = {}
-            for line in EVERYDAY.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                text = row.get("response", "") + " " + row["prompt"]
-                with guard.stream(row["prompt"]) as stream:
-                    stream.step(text)
-                expected[row["prompt"], text] = shown(stream.verdicts)
-        found = soak(server, expected, arguments.minutes, arguments.sessions)
-    print(json.dumps(found, indent=1))
-    return 1 if found["counts"]["wrong"] else 0
-
-
-def soak(server: EmbeddedServer, expected: dict[Case, Shown], minutes: float, count: int) -> dict[str, object]:
-    forwarders = [Forwarder((server.settings.address, server.settings.grpc_port)) for _ in range(FORWARDERS)]
-    began = time.monotonic()
-    until = began + 60 * minutes
-    sessions = [Session(seed, forwarders[seed % FORWARDERS].url, server.url, expected, until) for seed in range(count)]
-    for session in sessions:
-        session.start()
-    cuts = 0
-    samples: list[tuple[float, dict[str, int]]] = []
-    source = random.Random(0)
-    while any(session.is_alive() for session in sessions):
-        time.sleep(CUT_S)
-        cuts += source.choice(forwarders).cut()
-        if not samples or time.monotonic() - samples[-1][0] > SAMPLE_S:
-            samples.append((time.monotonic(), memory(server.pid)))
-            print(f"{samples[-1][0] - began:6.0f} s {samples[-1][1]}", file=sys.stderr)
-    counts = sum((session.counts for session in sessions), Counter())
-    third = len(samples) // 3
-    early, late = ([sample for _, sample in part] for part in (samples[third : 2 * third], samples[2 * third :]))
-    return {
-        "guard": [f"{each.source}, {each.weights}" for each in server.manifests.values()],
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "sessions": count,
-        "connections cut": cuts,
-        "counts": {"wrong": 0} | dict(counts),
-        "memory_mib_middle_third": {name: max(sample[name] for sample in early) for name in early[0]},
-        "memory_mib_last_third": {name: max(sample[name] for sample in late) for name in late[0]},
-    }
+    bad = []
+    for weights in arguments.weights:
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            found = soak(
+                exported(weights, Path(folder)),
+                minutes=arguments.minutes,
+                idle_s=IDLE_S,
+                streams=arguments.streams,
+                classifications=arguments.classifications,
+                say=lambda line: print(line, file=sys.stderr),
+            )
+        print(json.dumps(found, indent=1), flush=True)
+        bad += [f"{weights}: {each}" for each in failures(found)]
+    print("\n".join(bad) or "nothing wrong", file=sys.stderr)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

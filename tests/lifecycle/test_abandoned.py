@@ -1,24 +1,24 @@
-"""Sessions that nobody ends: thousands of them, and what a server keeps of them."""
+"""Sessions that nobody ends, and what a server keeps of them."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-import uuid
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qwen3guard_client import AsyncGuardClient, GuardClient
-from qwen3guard_contract import errors
+import soak
+from qwen3guard_client import GuardClient
 from qwen3guard_server.processes import model_processes, resident_bytes
 from qwen3guard_server.server import EmbeddedServer
-from support.lengths import times
+from support.lengths import FULL, times
 from support.processes import traces
 from support.serving import serve, stream_repository, wait_ready
 
 PROMPT = "How do I bake bread?"
+WARMING_UP = 0.05
+"""The most that a process may grow in the second quarter of a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +39,16 @@ def memory(server: EmbeddedServer) -> dict[str, int]:
 
 
 @pytest.mark.trial
-def test_thousands_of_abandoned_sessions_leave_nothing(small: EmbeddedServer) -> None:
-    async def abandon(guard: AsyncGuardClient, count: int) -> None:
-        for _ in range(count):
-            session = str(uuid.uuid4())
-            while True:
-                try:
-                    await guard.stream_step(session, prompt=PROMPT, start=True)
-                    break
-                except errors.Overloaded:
-                    await asyncio.sleep(0.01)
-
-    async def all_of(count: int) -> None:
-        async with AsyncGuardClient(small.url) as guard:
-            await asyncio.gather(*(abandon(guard, count // 16) for _ in range(16)))
-
-    with GuardClient(small.url) as guard:
-        kept = str(uuid.uuid4())
-        length = guard.stream_step(kept, prompt=PROMPT, start=True).length
-    asyncio.run(all_of(times(400, 2000)))
-    before, files = memory(small), set(traces(os.getpid()))
-    asyncio.run(all_of(times(1600, 8000)))
-    after = memory(small)
-    for name, size in after.items():
-        assert size - before[name] < times(8 << 20, 20 << 20), (name, before, after)
-    assert set(traces(os.getpid())) == files
-    with GuardClient(small.url) as guard, pytest.raises(errors.SessionLost):
-        guard.stream_step(kept, text="more", position=length)
-    time.sleep(5)  # longer than idle_s, and nobody asks anything
-    assert memory(small)["stream_guard"] < after["stream_guard"]
+def test_nothing_is_left_of_streams_that_nobody_ends(repository: Path, tmp_path: Path) -> None:
+    """The soak, with sessions that are forgotten after 3 s so that half a minute shows it."""
+    folder = Path(shutil.copytree(repository, tmp_path / "r"))
+    idle_s = soak.IDLE_S if FULL else 3
+    soak.forget_after(folder, idle_s)
+    found = soak.soak(folder, minutes=10 if FULL else 0.5, idle_s=idle_s, streams=8, classifications=1)
+    assert soak.failures(found, soak.FLAT if FULL else WARMING_UP) == [], found
+    for name in ("streams", "streams abandoned", "classifications"):
+        assert found["counts"][name] > 10, found
+    assert not traces(os.getpid())
 
 
 @pytest.mark.trial
