@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import text_format
 from qwen3guard_client import GuardClient, StepResult
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors, wire
@@ -19,6 +20,7 @@ from qwen3guard_runtime.engine.kv_cache import KVCache
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
 from support.serving import serve, stream_repository, wait_ready
+from tritonclient.grpc import model_config_pb2
 
 PROMPT = "How do I bake bread?"
 STREAMS = 6
@@ -116,3 +118,30 @@ def test_end_frees_the_memory_whatever_else_is_wrong(
         client.send(Call(model, values, (output,), lambda reply: reply(output), ended, end=True))
     assert type(found.value) is expected
     room_for_one(client, streams, ended)
+
+
+def test_an_export_of_before_answers_as_it_did(repository: Path, tmp_path: Path) -> None:
+    """Without the tensor that hands an error on to the guard."""
+    folder = stream_repository(repository, tmp_path / "r")
+    for path in folder.glob("*/config.pbtxt"):
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        for tensors in (config.input, config.output):
+            kept = [tensor for tensor in tensors if tensor.name != wire.STEP_ERROR.name]
+            del tensors[:]
+            tensors.extend(kept)
+        for step in config.ensemble_scheduling.step:
+            step.input_map.pop(wire.STEP_ERROR.name, None)
+            step.output_map.pop(wire.STEP_ERROR.name, None)
+        path.write_text(text_format.MessageToString(config))
+    with serve(folder) as server:
+        wait_ready(server)
+        with GuardClient(server.url) as guard:
+            [name] = fresh(1)
+            opened = guard.stream_step(name, prompt=PROMPT, start=True)
+            assert goes_on(guard, name, opened)
+            call = Call(
+                wire.STREAM_STEP, text(b"\xff"), (wire.LENGTH,), lambda reply: reply(wire.LENGTH), name, end=True
+            )
+            with pytest.raises(errors.InvalidEncoding):
+                guard.send(call)
+            guard.stream_step(name, text="", position=opened.length, end=True)

@@ -6,7 +6,6 @@ Every request is answered on its own: a bad request gets its error, and the othe
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,15 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from qwen3guard_contract.errors import GuardError, InputError, InternalError, InvalidRequest, Overloaded, SessionLost
-from qwen3guard_contract.wire import CANARY, NUMPY_DTYPES, POSITION, Dtype, Model
+from qwen3guard_contract.errors import GuardError, InputError, InternalError, Overloaded, SessionLost
+from qwen3guard_contract.wire import NUMPY_DTYPES, POSITION, Dtype, Model
 
 from qwen3guard_runtime.request import Handler, Outputs, Refuse, Request
 from qwen3guard_runtime.telemetry import logs, metrics
 from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
-
-SEQUENCE_START, SEQUENCE_END = 1, 2
-"""Triton's flags of a request."""
+from qwen3guard_runtime.triton.request_reader import plain_request, without_tensors
 
 
 def serve(
@@ -44,10 +41,10 @@ def serve(
     parsed: list[Request] = []
     for request in requests:
         try:
-            parsed.append(Request(_tensors(request, model), *_head(request)))
+            parsed.append(plain_request(request, model))
             results.append(None)
         except GuardError as error:
-            results.append(refuse(Request({}, *_head(request)), error))
+            results.append(refuse(without_tensors(request), error))
     try:
         handled = iter(handle(parsed))
     except Exception as error:
@@ -74,54 +71,6 @@ def _unexpected(error: Exception) -> InternalError:
     name = type(error).__name__
     logging.getLogger(__name__).error("execution failed: %s", name)
     return InternalError(f"The model failed ({name}).")
-
-
-def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
-    """What a Request has after its tensors."""
-    flags = request.flags()
-    return (
-        frozenset(request.requested_output_names()),
-        request.correlation_id(),
-        bool(flags & SEQUENCE_START),
-        bool(flags & SEQUENCE_END),
-        _is_canary(request.parameters()),
-    )
-
-
-def _is_canary(parameters: str) -> bool:
-    """`parameters` is JSON, and `{}` in nearly every request."""
-    if parameters == "{}":
-        return False
-    try:
-        return json.loads(parameters).get(CANARY) is True
-    except (ValueError, AttributeError):
-        return False
-
-
-def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a request by name, without the batch dimension. Raises InvalidRequest."""
-    tensors = {}
-    dims = {tensor.name: tensor.dims for tensor in model.inputs}
-    for tensor in request.inputs():
-        array, name = _read(tensor), tensor.name()
-        if not _fits(array.shape, (1, *dims.get(name, ()))):
-            raise InvalidRequest(f"{name} must have the shape {[1, *dims.get(name, ())]}.")
-        tensors[name] = array[0]
-    missing = [tensor.name for tensor in model.inputs if not tensor.optional and tensor.name not in tensors]
-    if missing:
-        raise InvalidRequest(f"{missing[0]} is missing.")
-    return tensors
-
-
-def _read(tensor: Any) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(tensor.as_numpy())
-    except Exception as error:
-        raise InvalidRequest(f"{tensor.name()} cannot be read ({type(error).__name__}).") from None
-
-
-def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
-    return len(shape) == len(dims) and all(dim in (-1, size) for size, dim in zip(shape, dims, strict=True))
 
 
 def _response(request: Any, model: Model, outputs: Outputs) -> Any:

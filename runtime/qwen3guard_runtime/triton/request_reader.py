@@ -1,0 +1,78 @@
+"""Reads a request of Triton's into a plain one: its tensors, checked, and what says which session it is of.
+
+This module reads Triton's objects, but imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.wire import CANARY, Model
+
+from qwen3guard_runtime.request import Request
+
+SEQUENCE_START, SEQUENCE_END = 1, 2
+"""Triton's flags of a request."""
+
+
+def plain_request(request: Any, model: Model) -> Request:
+    """Raises InvalidRequest."""
+    return Request(_tensors(request, model), *_head(request))
+
+
+def without_tensors(request: Any) -> Request:
+    """What is known of a request whose tensors cannot be read."""
+    return Request({}, *_head(request))
+
+
+def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
+    """What a Request has after its tensors."""
+    flags = request.flags()
+    return (
+        frozenset(request.requested_output_names()),
+        request.correlation_id(),
+        bool(flags & SEQUENCE_START),
+        bool(flags & SEQUENCE_END),
+        _is_canary(request.parameters()),
+    )
+
+
+def _is_canary(parameters: str) -> bool:
+    """`parameters` is JSON, and `{}` in nearly every request."""
+    if parameters == "{}":
+        return False
+    try:
+        return json.loads(parameters).get(CANARY) is True
+    except (ValueError, AttributeError):
+        return False
+
+
+def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a request by name, without the batch dimension. Raises InvalidRequest."""
+    tensors = {}
+    dims = {tensor.name: tensor.dims for tensor in model.inputs}
+    for tensor in request.inputs():
+        array, name = _read(tensor), tensor.name()
+        if not _fits(array.shape, (1, *dims.get(name, ()))):
+            raise InvalidRequest(f"{name} must have the shape {[1, *dims.get(name, ())]}.")
+        tensors[name] = array[0]
+    missing = [tensor.name for tensor in model.inputs if not tensor.optional and tensor.name not in tensors]
+    if missing:
+        raise InvalidRequest(f"{missing[0]} is missing.")
+    return tensors
+
+
+def _read(tensor: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(tensor.as_numpy())
+    except Exception as error:
+        raise InvalidRequest(f"{tensor.name()} cannot be read ({type(error).__name__}).") from None
+
+
+def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    return len(shape) == len(dims) and all(dim in (-1, size) for size, dim in zip(shape, dims, strict=True))
