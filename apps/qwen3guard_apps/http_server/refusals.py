@@ -26,6 +26,7 @@ _SENTENCES = {
     "expectation": (417, "The request's Expect header is not 100-continue."),
     "head_too_large": (431, "The request's headers are too long, or too many."),
     "internal": (500, "The server failed."),
+    "too_many_streams": (503, "Too many streams at once."),
     "body_gave_way": (503, "Too many requests are being received at once."),
     "bad_version": (505, "The request's version is not HTTP/1.0 or HTTP/1.1."),
 }

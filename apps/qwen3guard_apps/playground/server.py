@@ -31,9 +31,12 @@ _HOST = "127.0.0.1"
 MESSAGE_BYTES = 2**20
 """The largest request; the longest text that fits a context of 32,768 tokens takes half of it."""
 _LIMITS = HttpLimits(max_body_bytes=MESSAGE_BYTES, max_receiving_bytes=16 * MESSAGE_BYTES, max_connections=256)
+MOST_STREAMS = 64
+"""A stream waits for its page as long as that is open, so these may take only a part of the connections."""
 _PAGE = Path(__file__).parent / "page"
 _CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _GUARD: web.AppKey[AsyncGuardClient] = web.AppKey("guard", AsyncGuardClient)
+_STREAMS: web.AppKey[set[web.RequestHandler]] = web.AppKey("streams", set)
 _BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 _CALLERS = Callers()
 
@@ -58,6 +61,7 @@ def application(guard: AsyncGuardClient) -> web.Application:
     app = web.Application(middlewares=[_own_page_only])
     app[_GUARD] = guard
     app[_BODIES] = Bodies(_LIMITS)
+    app[_STREAMS] = set()
     app.on_response_prepare.append(_restrict_page)
     for file in sorted(_PAGE.iterdir()):
         app.router.add_get("/" if file.name == "index.html" else f"/{file.name}", _content(file))
@@ -122,18 +126,28 @@ async def _stream(request: web.Request) -> web.WebSocketResponse:
 
     Each message gets one answer, in order. After an error the socket is closed.
     """
-    socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, heartbeat=30)
-    await socket.prepare(request)
+    streams, connection = request.app[_STREAMS], request.protocol
+    if len(streams) >= MOST_STREAMS:
+        raise refusal("too_many_streams")
+    streams.add(connection)
     try:
-        await _moderate(request.app[_GUARD], socket)
-    except GuardError as error:
-        await _send(socket, _failure(error))
-    await socket.close()
-    return socket
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, heartbeat=30)
+        await socket.prepare(request)
+        try:
+            await _moderate(request.app[_GUARD], socket)
+        except GuardError as error:
+            await _send(socket, _failure(error))
+        await socket.close()
+        return socket
+    finally:
+        streams.discard(connection)
 
 
 async def _moderate(guard: AsyncGuardClient, socket: web.WebSocketResponse) -> None:
-    opening = await socket.receive()
+    try:
+        opening = await socket.receive(_LIMITS.body_timeout_s)
+    except TimeoutError:
+        return
     if opening.type is not WSMsgType.TEXT:
         return
     prompt = _fields(opening.data, prompt=str)["prompt"]

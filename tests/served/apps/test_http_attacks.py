@@ -10,13 +10,15 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx
 import pytest
 from flood import KINDS, Flood, call_for
+from qwen3guard_apps.playground.server import MOST_STREAMS
 from qwen3guard_server.server import EmbeddedServer
 from support.command import COMMAND
 from support.fake_llm import FakeLLM, Loop
@@ -216,3 +218,18 @@ def test_who_does_not_read_the_log_holds_up_no_answer(stream_server: EmbeddedSer
             if reader == "stalled":
                 os.close(reading)
     assert process.returncode == 0
+
+
+def test_streams_of_the_playground_leave_room_for_its_page(stream_server: EmbeddedServer) -> None:
+    async def too_many(port: int) -> None:
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession(headers={"Origin": url}) as page, AsyncExitStack() as stack:
+            for _ in range(MOST_STREAMS):
+                await stack.enter_async_context(page.ws_connect(f"{url}/stream"))
+            async with page.get(f"{url}/stream", headers={"Upgrade": "websocket", "Connection": "upgrade"}) as refused:
+                assert refused.status == 503
+            async with page.get(url) as shown:
+                assert shown.status == 200
+
+    with running("playground", "--url", stream_server.url) as server:
+        asyncio.run(too_many(server.port))

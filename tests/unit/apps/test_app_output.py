@@ -1,0 +1,76 @@
+"""What a serving app says and how many files it may open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable
+
+import pytest
+from qwen3guard_apps.app_output import AppOutput
+from qwen3guard_apps.http_server.limits import HttpLimits
+from qwen3guard_apps.http_server.open_files import within_open_files
+
+MARKER = "sk-marker"
+UNLIMITED = resource.RLIM_INFINITY
+SetLimits = Callable[[int, int], list[tuple[int, int]]]
+
+
+def test_of_what_others_log_only_the_kind_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """asyncio and aiohttp quote what they received; our own lines are as they were."""
+
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(output.log_unhandled)
+        loop.call_soon(lambda: int(MARKER))
+        await asyncio.sleep(0)
+
+    with AppOutput(logging.INFO) as output:
+        try:
+            int(MARKER)
+        except ValueError:
+            logging.getLogger("aiohttp.server").exception("Error handling request from %s", MARKER)
+        logging.getLogger("asyncio").warning(MARKER)
+        logging.getLogger("qwen3guard.proxy").info("ours")
+        asyncio.run(fail())
+        output.say("a notice")
+        output.print("ready")
+    out, err = capfd.readouterr()
+    assert out == "ready\n"
+    assert MARKER not in err
+    assert err.splitlines()[-3:] == ["ours", '{"error": "internal", "exception": "ValueError"}', "a notice"]
+    assert '"logger": "aiohttp.server", "exception": "ValueError"' in err
+
+
+@pytest.fixture
+def limits_of_files(monkeypatch: pytest.MonkeyPatch) -> SetLimits:
+    """Makes the system's limits these; the list has what they are set to."""
+
+    def pretend(soft: int, hard: int) -> list[tuple[int, int]]:
+        made: list[tuple[int, int]] = []
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda _, limits: made.append(limits))
+        return made
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "made", "connections"),
+    [
+        (1024, 524288, [(1712, 524288)], 1000),
+        (1024, UNLIMITED, [(1712, UNLIMITED)], 1000),
+        (65536, 65536, [], 1000),
+        (UNLIMITED, UNLIMITED, [], 1000),
+        (1024, 1024, [(1024, 1024)], 312),
+        (64, 256, [(256, 256)], 16),
+    ],
+)
+def test_the_soft_limit_of_open_files_is_raised_as_far_as_needed(
+    limits_of_files: SetLimits, soft: int, hard: int, made: list[tuple[int, int]], connections: int
+) -> None:
+    tried = limits_of_files(soft, hard)
+    limits, notice = within_open_files(HttpLimits(max_connections=1000), 200)
+    assert (tried, limits.max_connections) == (made, connections)
+    assert (f"allows {connections} connections" in notice) == (connections < 1000)
