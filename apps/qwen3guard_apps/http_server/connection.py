@@ -139,7 +139,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002  # it quotes the request
     ) -> web.StreamResponse:
         kind = kind_of(exc) if status < 500 else "internal"
-        log(kind)
+        log(kind, exception=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError
         answer = refused(refusal(kind))

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from qwen3guard_apps.http_server.connection import Connection, log
+from qwen3guard_apps.http_server.connection import Connection
 from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.refusals import kind_of_status, refusal, refused
 
@@ -62,15 +62,10 @@ class LimitedServer(web.Server):
         try:
             return await self._application_handler(request)
         except web.HTTPException as error:
-            kind, headers = kind_of_status(error.status), {"Allow": error.headers.get("Allow", "")}
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            log("internal", exception=type(error).__name__)
-            kind, headers = "internal", {}
-        answer = refused(refusal(kind))
-        answer.headers.update({name: value for name, value in headers.items() if value})
-        return answer
+            answer = refused(refusal(kind_of_status(error.status)))
+            if allowed := error.headers.get("Allow"):
+                answer.headers["Allow"] = allowed
+            return answer
 
 
 class Listener:

@@ -51,6 +51,7 @@ class Served:
     answering: asyncio.Event
     """Lets /held answer."""
     held: int = 0
+    receiving: int = 0
     clients: list[Client] = field(default_factory=list)
 
     async def open(self) -> Client:
@@ -106,6 +107,7 @@ async def served(limits: HttpLimits) -> AsyncIterator[Served]:
             return refused(error)
 
     async def length(request: web.Request) -> web.Response:
+        found.receiving += 1
         return web.json_response(len(await bodies.receive(request)))
 
     async def hold(_: web.Request) -> web.Response:
@@ -191,7 +193,7 @@ def test_a_head_that_trickles_is_closed_however_often_a_byte_comes(
         assert await client.ends() == b""
         trickling.cancel()
 
-    run(HttpLimits(head_timeout_s=SOON_S), work)
+    run(HttpLimits(head_timeout_s=5 * SOON_S), work)
     assert said() == ["slow_head"]
 
 
@@ -205,7 +207,33 @@ def test_a_body_that_trickles_is_closed_however_often_a_byte_comes() -> None:
         assert (status, json.loads(body)["error"]["code"]) == (408, "slow_body")
         assert await client.ends() == b""
 
-    run(HttpLimits(body_timeout_s=SOON_S), work)
+    run(HttpLimits(body_timeout_s=5 * SOON_S), work)
+
+
+def test_a_body_that_stops_being_http_is_answered_at_once() -> None:
+    async def work(server: Served) -> None:
+        client = await server.open()
+        await client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        while not server.receiving:
+            await asyncio.sleep(0)
+        await client.send(MARKER + b"\r\n")
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (400, "bad_body")
+
+    run(HttpLimits(body_timeout_s=2 * PATIENCE_S), work)
+
+
+def test_each_head_of_a_kept_connection_may_be_as_long() -> None:
+    async def work(server: Served) -> None:
+        client = await server.open()
+        for _ in range(5):
+            sent = post(b"{}", b"X-Long: " + 600 * b"x")
+            await client.send(sent[:500])
+            await asyncio.sleep(SOON_S / 10)
+            await client.send(sent[500:])
+            assert await client.answer() == (200, b"2")
+
+    run(HttpLimits(max_head_bytes=1000), work)
 
 
 @pytest.mark.parametrize("before", [b"", post(b"{}")], ids=["first", "kept"])
@@ -384,6 +412,7 @@ def test_requests_in_a_row_are_answered_in_order_and_few_are_kept() -> None:
         ([b"Host: localhost:1", b"Origin: http://localhost:1"], True),
         ([b"Host: localhost:1", b"Origin: http://localhost:2"], False),
         ([b"Host: localhost:1", b"Origin: http://127.0.0.1:1"], False),
+        ([b"Host: localhost:1", b"Origin: http://localhost:1", b"Origin: https://evil.example"], False),
         ([b"Host: localhost:1", b"Origin: null"], False),
         ([b"Host: localhost:1", b"Origin:"], False),
         ([b"Host: localhost:1", b"Origin: file://localhost:1"], False),
