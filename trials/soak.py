@@ -27,6 +27,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -81,18 +82,20 @@ class Forwarder:
                 sink.sendall(data)
         except OSError:
             pass
-        for end in (source, sink):
-            end.close()
+        _hang_up(source, sink)
 
     def cut(self) -> bool:
         pairs, self._pairs = self._pairs, []
         for pair in pairs:
-            for end in pair:
-                try:
-                    end.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue
+            _hang_up(*pair)
         return bool(pairs)
+
+
+def _hang_up(*ends: socket.socket) -> None:
+    for end in ends:
+        with suppress(OSError):  # hung up already
+            end.shutdown(socket.SHUT_RDWR)  # a close alone would say nothing while another thread reads
+        end.close()
 
 
 def shown(verdicts: Sequence[TokenVerdict | PromptVerdict | Classification]) -> list[Any]:
