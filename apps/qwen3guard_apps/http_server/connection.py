@@ -54,7 +54,7 @@ class Connection(web.RequestHandler):
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        """Of a head that is being received, or of what came before the answer that it must wait for."""
+        """Of a head that is being received, of what came before its turn, or of what a body has beside its data."""
         self._payload: StreamReader | None = None
         self.broken = False
         """Whether what came last is not HTTP. Nothing more is read."""
@@ -77,6 +77,7 @@ class Connection(web.RequestHandler):
             return
         # Whether it is of a request that has not begun. aiohttp calls this without data to read on.
         is_ahead = bool(data) and (self._payload is None or self._payload.is_eof()) and not self._upgraded
+        body_bytes = self._payload.total_bytes if self._payload else 0
         if self._state is _State.IDLE and is_ahead:
             self._wait(_State.HEAD, self._limits.head_timeout_s, prolong=self._payload is not None)
         try:
@@ -85,9 +86,12 @@ class Connection(web.RequestHandler):
             self._refuse(kind_of(error))
             return
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            self.broken = True
-            if self.receipt:
-                self.receipt.refuse("bad_body")
+            self._break_off("bad_body")
+        elif self._state is _State.BUSY and self._payload and not self._payload.is_eof():
+            is_beside = self._payload.total_bytes == body_bytes  # extensions of chunks, and trailers
+            self._head_bytes = self._head_bytes + len(data) if is_beside else 0
+            if self._head_bytes > self._limits.max_head_bytes:
+                self._break_off("head_too_large")
         elif is_ahead and not (self._state is _State.HEAD and self._messages):
             self._head_bytes += len(data)
             if self._head_bytes <= self._limits.max_head_bytes:
@@ -148,6 +152,12 @@ class Connection(web.RequestHandler):
 
     def log_exception(self, *_: Any, exc_info: BaseException | None = None, **__: Any) -> None:
         log("internal", exception=type(exc_info).__name__)
+
+    def _break_off(self, kind: str) -> None:
+        """Reads no more, also not of the body that is being received."""
+        self.broken = True
+        if self.receipt:
+            self.receipt.refuse(kind)
 
     def _wait(self, state: _State, seconds: float, *, prolong: bool = True) -> None:
         """Waits for the client. Without `prolong`, the time that has begun goes on."""

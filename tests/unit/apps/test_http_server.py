@@ -223,6 +223,20 @@ def test_a_body_that_stops_being_http_is_answered_at_once() -> None:
     run(HttpLimits(body_timeout_s=2 * PATIENCE_S), work)
 
 
+@pytest.mark.parametrize("beside", [b"1;" + MUCH * b"x", b"0\r\n" + 100 * (b"X-Long: " + 9000 * b"x" + b"\r\n")])
+def test_extensions_of_chunks_and_trailers_have_the_limit_of_a_head(beside: bytes) -> None:
+    async def work(server: Served) -> None:
+        client = await server.open()
+        await client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        while not server.receiving:
+            await asyncio.sleep(0)
+        client.writer.write(beside)
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (431, "head_too_large")
+
+    run(HttpLimits(body_timeout_s=2 * PATIENCE_S), work)
+
+
 def test_each_head_of_a_kept_connection_may_be_as_long() -> None:
     async def work(server: Served) -> None:
         client = await server.open()

@@ -51,6 +51,9 @@ def test_server_sent_events_are_read_however_they_are_cut() -> None:
         {"confirm": "yes"},
         {"max_in_flight": 0},
         {"guard_timeout_s": float("inf")},
+        {"head_timeout_s": 0.0},
+        {"allow_hosts": frozenset({"guard.example:443"})},
+        {"allow_hosts": frozenset({"https://guard.example"})},
     ],
 )
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
