@@ -31,6 +31,7 @@ test-large: say-dev .venv/dev.done  # the true 0.6B shape, random weights: minut
 trials: say-dev .venv/dev.done $(GUARDS)  # what `make test` does in short, at full length: the better part of an hour
 	@TRIALS=full $(BIN)/python -m pytest -m trial -s
 	@$(BIN)/python trials/faults.py $(REPOSITORY) --times 20
+	@$(BIN)/python trials/flood.py $(REPOSITORY)
 
 check: say-dev .venv/dev.done
 	$(BIN)/ruff check .

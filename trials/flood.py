@@ -66,10 +66,6 @@ class Flood:
         self.closed: Counter[str] = Counter()
         """How many the other side has closed, by kind."""
 
-    @property
-    def standing(self) -> int:
-        return self.opened.total() - self.closed.total()
-
     async def stand(self, connections: int) -> None:
         """Never ends by itself."""
         kinds = itertools.cycle(self._kinds)
@@ -102,14 +98,14 @@ class Flood:
 
 
 def flood_until(ended: Event, standing: Event, port: int, kinds: Sequence[str], connections: int) -> None:
-    """A process: floods until `ended` is set, and sets `standing` once all connections stand."""
+    """A process: floods until `ended` is set, and sets `standing` once all connections have been opened."""
 
     async def until_ended() -> None:
         flood = Flood(port, kinds)
         running = asyncio.create_task(flood.stand(connections))
         while not ended.is_set():
             await asyncio.sleep(0.1)
-            if flood.standing >= connections:
+            if flood.opened.total() >= connections:
                 standing.set()
         running.cancel()
 
@@ -119,7 +115,7 @@ def flood_until(ended: Event, standing: Event, port: int, kinds: Sequence[str], 
 
 @contextlib.contextmanager
 def flooded(port: int, kinds: Sequence[str], connections: int, patience_s: float = 60.0) -> Iterator[None]:
-    """Once all connections stand. Raises TimeoutError if that takes longer than `patience_s`."""
+    """Once all connections have been opened. Raises TimeoutError if that takes longer than `patience_s`."""
     context = multiprocessing.get_context("spawn")
     ended, standing = context.Event(), context.Event()
     process = context.Process(target=flood_until, args=(ended, standing, port, kinds, connections), daemon=True)
