@@ -18,7 +18,7 @@ from support.serving import serve, stream_repository, wait_ready
 
 PROMPT = "How do I bake bread?"
 WARMING_UP = 0.05
-"""The most that a process may grow in the second quarter of a minute."""
+"""The most that a process may grow from the first quarter of a minute to the second."""
 
 
 @pytest.fixture(scope="module")
