@@ -83,7 +83,7 @@ class Target:
                 self.server,
                 canary.canaries(guard, self.server.manifests),
                 ready=self._up.set,
-                say=lambda _: None,
+                say=lambda *_: None,
                 limits=LIMITS,
             )
             try:

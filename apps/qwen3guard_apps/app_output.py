@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
-from qwen3guard_contract.log_output import LogOutput, RotatedLog
+from qwen3guard_contract.errors import GuardError, ServeError
+from qwen3guard_contract.log_output import LogOutput, RotatedLog, line, stamp
 
 OUR_LOGS = "qwen3guard"
 
@@ -31,14 +31,16 @@ def add_log_argument(parser: argparse.ArgumentParser) -> None:
 class AppOutput:
     """Takes the log of the process from `level` on, until it is left. It is written to `log_file`, if there is one.
 
-    `as_json` says whether the app's own lines are JSON. Raises OSError where the file cannot be made.
+    With `as_json` the app's notices are lines of JSON (`log_output.line`) too. Raises ServeError where the file cannot
+    be opened.
     """
 
-    def __init__(self, level: int, log_file: Path | None = None, *, as_json: bool = True) -> None:
-        errors = sys.stderr.fileno() if sys.stderr else None  # else 2 is somebody's socket
-        self._errors = RotatedLog(log_file, as_json=as_json) if log_file else LogOutput(errors, as_json=as_json)
-        self._answers = LogOutput(sys.stdout.fileno())
-        self._handler = logging.StreamHandler(self._errors)
+    def __init__(self, level: int, log_file: Path | None, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._in_file = log_file is not None
+        self._log = _opened(log_file, as_json=as_json) if log_file else _standard(sys.stderr, as_json=as_json)
+        self._answers = _standard(sys.stdout)
+        self._handler = logging.StreamHandler(self._log)
         self._handler.addFilter(_kind_alone)
         self._level = level
 
@@ -48,27 +50,62 @@ class AppOutput:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, GuardError) and (self._as_json or self._in_file):  # standard error has it anyway
+            self.tell("error", str(error), event="given_up")
         logging.getLogger().removeHandler(self._handler)
-        for output in (self._errors, self._answers):
+        for output in (self._log, self._answers):
             output.close()
 
-    def say(self, line: str) -> None:
-        """In the log."""
-        self._errors.write(f"{line}\n")
+    def tell(self, level: str, text: str, event: str = "notice") -> None:
+        """Writes a sentence for the operator into the log."""
+        if self._as_json:
+            self.log(line(level, event, message=text))
+        else:
+            self.log(f"{stamp()} {text}" if self._in_file else text)
 
-    def print(self, line: str) -> None:
-        """On standard output."""
-        self._answers.write(f"{line}\n")
+    def log(self, text: str) -> None:
+        """Writes a line into the log as it is."""
+        self._log.write(f"{text}\n")
+
+    def print(self, text: str) -> None:
+        """Writes a line to standard output."""
+        self._answers.write(f"{text}\n")
 
     def log_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """For a loop: what nobody caught, by its kind alone."""
-        self.say(json.dumps({"error": "internal", "exception": type(context.get("exception")).__name__}))
+        self.log(line("error", "http", error="internal", exception=type(context.get("exception")).__name__))
+
+
+def _standard(stream: TextIO | None, *, as_json: bool = False) -> LogOutput:
+    """The output for a standard stream. It is None if it was closed before the start; its number may be a socket's."""
+    if stream is None:
+        return LogOutput(None)
+    return LogOutput(stream.fileno(), as_json=as_json, encoding=stream.encoding)
+
+
+def _opened(log_file: Path, *, as_json: bool) -> LogOutput:
+    try:
+        return RotatedLog(log_file, as_json=as_json)
+    except OSError as error:
+        raise ServeError(f"The log file {log_file} cannot be opened: {error.strerror}.") from None
+
+
+def say_error(text: str) -> None:
+    """Writes a line to standard error. Where its reader stalls, this gives up after a second."""
+    try:
+        output = _standard(sys.stderr)
+    except OSError:  # it is no stream of the system's
+        print(text, file=sys.stderr, flush=True)
+        return
+    output.write(f"{text}\n")
+    output.close()
 
 
 def _kind_alone(record: logging.LogRecord) -> bool:
+    """Of a record that is not ours, the kind alone: its text may quote a request."""
     if record.name.partition(".")[0] != OUR_LOGS:
         kind = record.exc_info[0] if record.exc_info else None
         facts = {"error": "internal", "logger": record.name, "exception": kind.__name__ if kind else None}
-        record.msg, record.args = json.dumps({name: fact for name, fact in facts.items() if fact}), ()
+        record.msg, record.args = line(record.levelname.lower(), "http", **facts), ()
         record.exc_info = record.exc_text = record.stack_info = None
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -24,10 +25,14 @@ LONGEST_LINE = 4096
 
 def line(level: str, event: str, **facts: object) -> str:
     """Returns one JSON object with the UTC time first. Facts that are None are left out."""
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
     known = {name: fact for name, fact in facts.items() if fact is not None}
-    return json.dumps({"time": stamp, "level": level, "event": event, **known})
+    return json.dumps({"time": stamp(), "level": level, "event": event, **known})
+
+
+def stamp() -> str:
+    """The UTC time now, to the millisecond."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
 
 
 class LogOutput:
@@ -38,9 +43,10 @@ class LogOutput:
     a line says how many; it is JSON with `as_json`.
     """
 
-    def __init__(self, descriptor: int | None, *, as_json: bool = False) -> None:
+    def __init__(self, descriptor: int | None, *, as_json: bool = False, encoding: str = "utf-8") -> None:
         self._descriptor = descriptor
         self._as_json = as_json
+        self._encoding = encoding
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._dropped = 0
@@ -59,9 +65,9 @@ class LogOutput:
 
     def write(self, text: str) -> None:
         """Queues `text`, cut at LONGEST_LINE, or drops it."""
-        data = text.encode("utf-8", "backslashreplace")
+        data = text.encode(self._encoding, "replace")
         if len(data) > LONGEST_LINE:
-            data = data[: LONGEST_LINE - 1].decode("utf-8", "ignore").encode() + b"\n"
+            data = data[: LONGEST_LINE - 1].decode(self._encoding, "ignore").encode(self._encoding) + b"\n"
         with self._changed:
             if self._closed or self._waiting_bytes + len(data) > MOST_BYTES:
                 self._dropped += 1
@@ -124,30 +130,38 @@ class LogOutput:
 
 class RotatedLog(LogOutput):
     """Writes to the file `path`. Before it would have more than `most_bytes`, it is renamed to `path`.1, that one to
-    `path`.2, and so on; `kept` of these are kept.
+    `path`.2, and so on; `kept` of these are kept. Where the folder does not allow that, the file begins anew.
 
-    A file that was removed is made again, and one whose disk was full is written to when there is room. Raises OSError
-    if it cannot be made at the start.
+    A link is followed once, and a device or a pipe is never renamed. A file that was removed is made again, and one
+    whose disk was full is written to when there is room. Raises OSError if it cannot be opened at the start.
     """
 
     def __init__(self, path: Path, *, as_json: bool = False, most_bytes: int = 10 * 2**20, kept: int = 5) -> None:
-        self._path = path
+        self._path = path.resolve()
         self._most_bytes = most_bytes
         self._kept = kept
-        super().__init__(_opened(path), as_json=as_json)
+        super().__init__(_opened(self._path), as_json=as_json)
 
     def _open(self, size: int) -> int:
         descriptor = super()._open(size)
-        written = os.fstat(descriptor)
-        if written.st_nlink and written.st_size + size <= self._most_bytes:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or (found.st_nlink and found.st_size + size <= self._most_bytes):
             return descriptor
-        if written.st_nlink:
-            for number in range(self._kept, 0, -1):
-                with suppress(FileNotFoundError):
-                    self._numbered(number - 1).replace(self._numbered(number))
+        if found.st_nlink and not self._renamed():
+            os.ftruncate(descriptor, 0)
+            return descriptor
         self._descriptor = _opened(self._path)
         os.close(descriptor)
         return self._descriptor
+
+    def _renamed(self) -> bool:
+        try:
+            for number in range(self._kept, 0, -1):
+                with suppress(FileNotFoundError):
+                    self._numbered(number - 1).replace(self._numbered(number))
+        except OSError:
+            return False
+        return True
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}") if number else self._path

@@ -10,15 +10,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-PREFIX = "qwen3guard_"
+_TAG = re.compile(r"qwen3guard_\d+_[0-9a-f]{16}")
+_PROGRAMS = {"tritonserver", "triton_python_backend_stub"}
+_MADE_HERE = "footprint"
+"""A file that only folders of this module have."""
+_GONE_S = 5.0
+"""How long a killed process may take to go, with its port."""
 _SHARED_MEMORY = Path("/dev/shm")
 _CLEAR = f"""
 while read -r line; do server=$line; done
@@ -34,7 +41,7 @@ class Footprint:
     server's shared memory. Raises OSError."""
 
     def __init__(self) -> None:
-        self.tag = f"{PREFIX}{os.getpid()}_{secrets.token_hex(8)}"
+        self.tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(8)}"
         self.folder = Path(tempfile.gettempdir()) / self.tag
         self._lock: int | None = None
         self.make_folder()
@@ -54,6 +61,7 @@ class Footprint:
         unlocked = self.folder.with_name(f".{self.tag}")  # a name that `clear_leftovers` does not look for
         unlocked.mkdir(mode=0o700)
         self._lock = _locked(unlocked)
+        (unlocked / _MADE_HERE).touch()
         unlocked.rename(self.folder)
 
     def _unlock(self) -> None:
@@ -61,7 +69,7 @@ class Footprint:
             os.close(self._lock)
             self._lock = None
 
-    def belongs(self, server: int | None) -> None:
+    def set_process_group(self, server: int | None) -> None:
         """Says which process group is the server's; None if it has none any more."""
         assert self._clearer.stdin is not None
         with contextlib.suppress(OSError):  # somebody killed the shell; the next server does its work
@@ -90,17 +98,28 @@ class Footprint:
 
 def clear_leftovers() -> None:
     """Removes what servers of this user left that nobody owns any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*_*"):
+    for folder in Path(tempfile.gettempdir()).iterdir():
+        if not _TAG.fullmatch(folder.name) or not (folder / _MADE_HERE).is_file():
+            continue
         with contextlib.suppress(OSError):  # its owner lives, or is removing it
             lock = _locked(folder)
             try:
-                for process in _processes(folder.name):
-                    os.kill(process, signal.SIGKILL)
+                _end(list(_processes(folder.name)))
                 for region in _regions(folder.name):
                     region.unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def _end(processes: Sequence[int]) -> None:
+    """Kills processes, and waits until they are gone."""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    until = time.monotonic() + _GONE_S
+    while any(_command(process) for process in processes) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _locked(folder: Path) -> int:
@@ -124,8 +143,18 @@ def _regions(tag: str) -> Iterator[Path]:
 
 
 def _processes(tag: str) -> Iterator[int]:
-    """The processes that have `tag` in their command line, as Triton's and its models' have."""
+    """This user's processes of Triton and its models that have `tag` in their arguments."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if tag.encode() in (entry / "cmdline").read_bytes():
+            program, *arguments = _command(int(entry.name)) or [""]
+            is_ours = Path(program).name in _PROGRAMS and entry.stat().st_uid == os.getuid()
+            if is_ours and any(tag in argument for argument in arguments):
                 yield int(entry.name)
+
+
+def _command(process: int) -> list[str]:
+    """The command line of a process. Empty if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []

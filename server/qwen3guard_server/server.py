@@ -120,7 +120,7 @@ class EmbeddedServer:
             raise ServeError(f"The server cannot be started: {_why(error)}.") from None
         finally:
             log.follow()
-        footprint.belongs(self._process.pid)
+        footprint.set_process_group(self._process.pid)
 
     def _command(self, triton: Path) -> list[str]:
         settings, footprint = self.settings, self._prepared()
@@ -158,6 +158,7 @@ class EmbeddedServer:
         """
         began = told = time.monotonic()
         while not canary():
+            self.note_processes()
             if fault := self.fault():
                 raise self.load_error(fault)
             now = time.monotonic()
@@ -179,8 +180,16 @@ class EmbeddedServer:
 
     def loaded(self) -> None:
         """Call this when the server answers. From then on, the end of any of its processes is a fault."""
-        self.fault()
+        self.note_processes()
         self._loading = False
+
+    def note_processes(self) -> None:
+        """Call this again and again while the server is loading: it remembers the processes of the models, and makes
+        their shared memory readable for this user alone."""
+        self._prepared().hide_shared_memory()
+        running = model_processes(self.pid)
+        self._models |= running
+        self._seen_s |= dict.fromkeys(running, time.monotonic())
 
     def fault(self) -> Fault | None:
         """Why the server can no longer answer: it has ended, or the process of one of its models has. None if it
@@ -189,14 +198,9 @@ class EmbeddedServer:
         if (status := process.poll()) is not None:
             by_itself = self._loading and status >= 0
             return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", killed=status < 0)
-        if self._loading:
-            self._prepared().hide_shared_memory()
-            if STUB_DIED in self.log:
-                return Fault(reason(self.log))
+        if self._loading and STUB_DIED in self.log:
+            return Fault(reason(self.log))
         running, now = model_processes(process.pid), time.monotonic()
-        if self._loading:
-            self._models |= running
-            self._seen_s |= dict.fromkeys(running, now)
         gap_s = GAP_S if self._loading else 0
         for name, pid in sorted(self._models.items()):
             if name not in running and now - self._seen_s[name] > gap_s:
@@ -229,7 +233,7 @@ class EmbeddedServer:
             self._process.wait()
             self._process = None
             footprint = self._prepared()
-            footprint.belongs(None)
+            footprint.set_process_group(None)
             footprint.remove_shared_memory()
 
     def stop(self, *, kill: bool = False) -> None:

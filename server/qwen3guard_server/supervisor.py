@@ -34,7 +34,7 @@ class Supervisor:
     """Waits until a server that was started is ready, then watches it and starts it again when it fails.
 
     `canaries` has one for each model; they are asked in threads, and none waits for another. `ready` is called when all
-    have answered, and after each restart. `say` gets sentences for the operator.
+    have answered, and after each restart. `say` gets the level (info or warning) and a sentence for the operator.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Supervisor:
         canaries: Mapping[str, AskModel],
         *,
         ready: Callable[[], None],
-        say: Callable[[str], None],
+        say: Callable[[str, str], None],
         limits: Limits = LIMITS,
     ) -> None:
         self._server = server
@@ -82,7 +82,7 @@ class Supervisor:
         """What is wrong by the answers that have come, or as none has come for too long."""
         try:
             if self._lifecycle.state is ServerState.LOADING:
-                self._wait_longer()
+                self._check_loading()
             self._take_answers()
         except GuardError as error:
             return error
@@ -97,14 +97,15 @@ class Supervisor:
         except GuardError as error:
             self._fail(error)
 
-    def _wait_longer(self) -> None:
+    def _check_loading(self) -> None:
         """Raises CanaryFailed if the server has been loading for too long."""
+        self._server.note_processes()
         now = time.monotonic()
         waited_s = self._lifecycle.loading_s
         if waited_s > self._server.settings.load_s:
             raise self._server.too_slow()
         if min(now - self._told_s, waited_s) >= STILL_LOADING_S:
-            self._say(f"still loading ({waited_s:.0f} s)")
+            self._say("info", f"still loading ({waited_s:.0f} s)")
             self._told_s = now
 
     def _take_answers(self) -> None:
@@ -120,7 +121,7 @@ class Supervisor:
                 self._server.loaded()
                 self._ready()
             elif before is ServerState.READY and after is ServerState.SUSPECT:
-                self._say(f"{model} does not answer; asking it again")
+                self._say("warning", f"{model} does not answer; asking it again")
             elif self._lifecycle.is_silent(model):
                 raise ServeError(f"{model} does not answer.")
 
@@ -137,7 +138,7 @@ class Supervisor:
         except GuardError as error:
             raise ServeError(f"{model} does not judge: {error}") from None
         except Exception as error:
-            self._say(f"{model} could not be asked ({type(error).__name__})")
+            self._say("warning", f"{model} could not be asked ({type(error).__name__})")
             return False
 
     def _fail(self, error: GuardError, cause: Cause = Cause.OTHER) -> None:
@@ -152,7 +153,7 @@ class Supervisor:
         if self._lifecycle.state is ServerState.GIVEN_UP:
             raise error if failures < self._limits.restarts else ServeError(f"The server failed {within}: {error}")
         pause = f" in {pause_s:g} s, as it failed {within}" if pause_s else ""
-        self._say(f"{error} Starting it again{pause}.")
+        self._say("warning", f"{error} Starting it again{pause}.")
 
 
 class _Asked:

@@ -141,7 +141,7 @@ class Supervised:
             server,
             canary.canaries(guard, server.manifests),
             ready=self._ready.release,
-            say=self.said.append,
+            say=lambda _, text: self.said.append(text),
             limits=limits,
         )
         self.thread = threading.Thread(target=self._run, daemon=True)

@@ -31,6 +31,9 @@ class Server:
     def fault(self) -> Fault | None:
         return self.found
 
+    def note_processes(self) -> None:
+        pass
+
     def loaded(self) -> None:
         self.done.append("loaded")
 
@@ -55,7 +58,11 @@ class Watched:
         self.ready = threading.Semaphore(0)
         self._stop = threading.Event()
         self._supervisor = Supervisor(
-            cast(Any, server), canaries, ready=self.ready.release, say=self.said.append, limits=LIMITS
+            cast(Any, server),
+            canaries,
+            ready=self.ready.release,
+            say=lambda _, text: self.said.append(text),
+            limits=LIMITS,
         )
         self.thread = threading.Thread(target=self._run)
 

@@ -96,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        print(f"qwen3guard: {_sentence(error)}", file=sys.stderr, flush=True)
+        from qwen3guard_apps.app_output import say_error
+
+        say_error(f"qwen3guard: {_sentence(error)}")
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()

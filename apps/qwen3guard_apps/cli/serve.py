@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import InvalidCredentials, PortBusy
-from qwen3guard_contract.log_output import LOG_VARIABLE, line
+from qwen3guard_contract.log_output import LOG_VARIABLE, MOST_BYTES, line
 from qwen3guard_server import canary, installation
 from qwen3guard_server.server_tls import ServerTls
 from qwen3guard_server.settings import ServerSettings
@@ -21,7 +21,6 @@ from qwen3guard_server.settings import ServerSettings
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
 from qwen3guard_apps.argument_types import port
-from qwen3guard_apps.cli.terminal import say
 from qwen3guard_apps.config_file import add_config_argument
 
 if TYPE_CHECKING:
@@ -96,33 +95,34 @@ def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     with stopping_on_signals(), AppOutput(logging.WARNING, arguments.log_file, as_json=as_json) as output:
 
-        def tell(text: str) -> None:
-            output.say(line("info", "supervisor", message=text) if as_json else text)
+        def tell(level: str, text: str) -> None:
+            output.tell(level, text, event="supervisor")
 
         if not (settings.is_loopback() or settings.token or arguments.tls_client_ca):
             tell(
+                "warning",
                 f"warning: whoever reaches {settings.address} may use the guard; "
-                "--token-file or --tls-client-ca keeps it"
+                "--token-file or --tls-client-ca keeps it",
             )
+        server = EmbeddedServer(settings, on_event=output.log)
         try:
             with (
-                EmbeddedServer(settings, on_event=output.say) as server,
+                server,
                 GuardClient(server.url, wait_for_server=False, tls=server.tls, token=settings.token) as client,
             ):
-                tell(f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
-                supervisor = Supervisor(
+                tell("info", f"loading {', '.join(server.manifests)} from {settings.model_repository} ...")
+                Supervisor(
                     server,
                     canary.canaries(client, server.manifests),
                     ready=lambda: _show_ready(server, output, tell, as_json=as_json),
                     say=tell,
-                )
-                try:
-                    supervisor.run(threading.Event())
-                finally:
-                    if arguments.debug:
-                        say(server.log)
+                ).run(threading.Event())
         except KeyboardInterrupt:
-            tell("stopped")
+            tell("info", "stopped")
+        finally:
+            if arguments.debug:
+                for each in server.log[-MOST_BYTES // 2 :].splitlines():
+                    output.log(each)
 
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -156,12 +156,12 @@ def _check_ports(arguments: argparse.Namespace) -> None:
         taken |= {number: name} if number else {}
 
 
-def _show_ready(server: EmbeddedServer, output: AppOutput, tell: Callable[[str], None], *, as_json: bool) -> None:
+def _show_ready(server: EmbeddedServer, output: AppOutput, tell: Callable[[str, str], None], *, as_json: bool) -> None:
     for warning in server.warnings:
-        tell(f"warning: {warning}")
+        tell("warning", f"warning: {warning}")
     for manifest in server.manifests.values():
         notice = f"; {manifest.notice}" if manifest.notice else ""
-        tell(f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
+        tell("info", f"{manifest.variant}: {manifest.source}, {manifest.weights}{notice}")
     if as_json:
-        output.say(line("info", "ready", url=server.url))
+        output.log(line("info", "ready", url=server.url))
     output.print(f"ready on {server.url}")

@@ -25,7 +25,9 @@ class Callers:
         """Raises ApiError where the Host or the Origin is a stranger's, or what is sent is not called JSON."""
         host = request.headers.get("Host", "").lower()  # none in HTTP/1.0, which no browser speaks
         if host and not (self.any_host or self._is_ours(name_of(host))):
-            raise _foreign("foreign_host", "The request's Host is none of this server's.")
+            raise _foreign(
+                "foreign_host", "The request's Host is none of this server's; its operator may allow others."
+            )
         if not self._is_ours_or(host, request):
             raise _foreign("foreign_origin", "A web page of another site cannot use this server.")
         if request.method == "POST" and request.content_type != "application/json":

@@ -7,13 +7,13 @@ closed; who waits longest gives way where there are too many connections (server
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage
+from qwen3guard_contract.log_output import line
 
 from qwen3guard_apps.http_server.limits import FIELD_BYTES, LINE_BYTES, MOST_HEADERS, HttpLimits
 from qwen3guard_apps.http_server.refusals import kind_of, raw_response, refusal, refused
@@ -200,4 +200,4 @@ class Connection(web.RequestHandler):
 
 def log(kind: str, **facts: str) -> None:
     """Writes what went wrong, in words of our own alone."""
-    _LOG.warning(json.dumps({"error": kind, **facts}))
+    _LOG.warning(line("warning", "http", error=kind, **facts))

@@ -15,8 +15,8 @@ def name_of(host: str) -> str | None:
 
 
 def is_host_name(text: str) -> bool:
-    """Whether this is a host without a port."""
-    return name_of(text) == text.lower().removesuffix(".")
+    """Whether this is a host without a port, and no pattern."""
+    return "*" not in text and name_of(text) == text.lower().removesuffix(".")
 
 
 def is_loopback(host: str) -> bool:

@@ -41,7 +41,9 @@ class HttpLimits:
         require_finite(self, *names)
         require_one(self, "max_connections", "max_head_bytes", "max_body_bytes", "max_receiving_bytes")
         if self.max_receiving_bytes < self.max_body_bytes:
-            raise InvalidParameter("max_receiving_bytes must be at least max_body_bytes.")
+            raise InvalidParameter(
+                "The bodies together must be allowed as many bytes as one (max_receiving_bytes, max_body_bytes)."
+            )
 
 
 def require_finite(limits: object, *names: str) -> None:

@@ -35,6 +35,6 @@ def within_open_files(limits: Bounded, calls: int) -> tuple[Bounded, str]:
         allowed = soft
     if allowed >= needed:
         return limits, ""
-    connections = max(_FEWEST, min(limits.max_connections, allowed - calls - _OTHERS))
+    connections = min(limits.max_connections, max(_FEWEST, allowed - calls - _OTHERS))
     notice = f"warning: the limit of open files ({allowed}) allows {connections} connections at a time"
     return replace(limits, max_connections=connections), notice

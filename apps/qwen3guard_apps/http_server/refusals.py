@@ -16,12 +16,13 @@ _SENTENCES = {
     "bad_target": (400, "The request's target is not a valid URL."),
     "bad_header": (400, "A header of the request is not valid."),
     "bad_body": (400, "The request's body cannot be read."),
-    "forbidden": (403, "This server does not answer such a request."),
+    "own_page": (403, "Only the page of this server may ask."),
     "not_found": (404, "There is nothing at this path."),
     "method_not_allowed": (405, "This path does not take the request's method."),
     "slow_head": (408, "The request's head took too long."),
     "slow_body": (408, "The request's body took too long."),
     "target_too_long": (414, "The request's target is too long."),
+    "not_websocket": (400, "This path takes WebSockets alone."),
     "not_json": (415, "The request's Content-Type must be application/json."),
     "expectation": (417, "The request's Expect header is not 100-continue."),
     "head_too_large": (431, "The request's headers are too long, or too many."),
@@ -30,11 +31,7 @@ _SENTENCES = {
     "body_gave_way": (503, "Too many requests are being received at once."),
     "bad_version": (505, "The request's version is not HTTP/1.0 or HTTP/1.1."),
 }
-_BY_STATUS = {
-    status: kind
-    for kind, (status, _) in _SENTENCES.items()
-    if kind in ("bad_request", "forbidden", "not_found", "method_not_allowed", "not_json", "expectation", "internal")
-}
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 415: "not_json", 417: "expectation", 500: "internal"}
 
 
 def refusal(kind: str) -> ApiError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from aiohttp import web
 
-from qwen3guard_apps.http_server.connection import Connection
+from qwen3guard_apps.http_server.connection import Connection, log
 from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.refusals import kind_of_status, refusal, refused
 
@@ -62,10 +63,18 @@ class LimitedServer(web.Server):
         try:
             return await self._application_handler(request)
         except web.HTTPException as error:
-            answer = refused(refusal(kind_of_status(error.status)))
+            kind = kind_of_status(error.status)
+            log(kind)
+            answer = refused(refusal(kind))
+            answer.force_close()
             if allowed := error.headers.get("Allow"):
                 answer.headers["Allow"] = allowed
             return answer
+
+
+def listen_error(error: OSError) -> str:
+    """Why nobody can listen there, in the system's words; asyncio's repeat the address."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
 
 
 class Listener:

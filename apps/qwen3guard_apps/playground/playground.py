@@ -53,5 +53,5 @@ def run(arguments: argparse.Namespace) -> None:
         ) as guard:
             await server.serve_until(stop, guard, arguments.port, show_url)
 
-    with AppOutput(logging.WARNING, arguments.log_file) as output:
+    with AppOutput(logging.WARNING, arguments.log_file, as_json=arguments.log_file is not None) as output:
         asyncio.run(serve_page(output))

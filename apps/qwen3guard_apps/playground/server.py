@@ -24,7 +24,7 @@ from qwen3guard_apps.http_server.callers import Callers
 from qwen3guard_apps.http_server.hosts import is_loopback, name_of
 from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.refusals import refusal, refused
-from qwen3guard_apps.http_server.server import Listener
+from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai.api_error import ApiError
 
 _HOST = "127.0.0.1"
@@ -49,7 +49,7 @@ async def serve_until(stop: asyncio.Event, guard: AsyncGuardClient, port: int, r
     try:
         await listener.start(_HOST, port)
     except OSError as error:
-        raise PortBusy(f"Port {port} on {_HOST} cannot be used: {error.strerror}.") from None
+        raise PortBusy(f"Port {port} on {_HOST} cannot be used: {listen_error(error)}.") from None
     try:
         ready(f"http://{_HOST}:{listener.addresses[0][1]}")
         await stop.wait()
@@ -75,7 +75,7 @@ def application(guard: AsyncGuardClient) -> web.Application:
 async def _own_page_only(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         if "Origin" not in request.headers and (request.method != "GET" or request.path == "/stream"):
-            raise refusal("forbidden")
+            raise refusal("own_page")
         _CALLERS.check(request)
         return await handler(request)
     except ApiError as error:
@@ -126,6 +126,8 @@ async def _stream(request: web.Request) -> web.WebSocketResponse:
 
     Each message gets one answer, in order. After an error the socket is closed.
     """
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        raise refusal("not_websocket")
     streams, connection = request.app[_STREAMS], request.protocol
     if len(streams) >= MOST_STREAMS:
         raise refusal("too_many_streams")

@@ -192,9 +192,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def run(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
     settings, notice = within_open_files(settings, 2 * settings.max_in_flight)
-    with AppOutput(logging.INFO, arguments.log_file) as output:
+    with AppOutput(logging.INFO, arguments.log_file, as_json=arguments.log_file is not None) as output:
         if notice:
-            output.say(notice)
+            output.tell("warning", notice)
         asyncio.run(_serve(settings, arguments, output))
 
 
@@ -208,16 +208,16 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
     stop = stop_on_signals()
     token = read_token(arguments.token_file)
     if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
-        output.say(f"warning: {wrong}")
+        output.tell("warning", f"warning: {wrong}")
     tls = client_options.tls(arguments)
     async with AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token) as guard:
         if not await guard.is_ready((wire.STREAM_STEP if settings.upstream else wire.CLASSIFY).name):
-            output.say(f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
+            output.tell("info", f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
         async with listening(settings, guard, arguments.host, arguments.port) as listens:
             for line in _notices(settings, arguments.host):
-                output.say(line)
+                output.tell("info", line)
             if listens.notice:
-                output.say(f"note: {listens.notice}")
+                output.tell("info", f"note: {listens.notice}")
             host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
             url = f"http://{host}:{listens.port}/v1"
             output.print(json.dumps({"url": url}) if arguments.json else f"ready on {url}")

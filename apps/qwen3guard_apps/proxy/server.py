@@ -6,7 +6,6 @@ A line has an id, the route, the status, the time and what was flagged; never a 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -21,12 +20,13 @@ from qwen3guard_client import AsyncGuardClient, GuardError
 from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
+from qwen3guard_contract.log_output import line
 
 from qwen3guard_apps.http_server.body import Bodies
 from qwen3guard_apps.http_server.callers import Callers
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.refusals import refused
-from qwen3guard_apps.http_server.server import Listener
+from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai import fields, litellm_guardrail
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.choice import unreadable
@@ -206,7 +206,7 @@ class Proxy:
                 "status": status,
                 "ms": round((time.monotonic() - began) * 1000),
             }
-            LOG.info(json.dumps({key: value for key, value in record.items() if value is not None}))
+            LOG.info(line("info", "request", **record))
 
     async def _answered(self, request: web.Request, handle: RouteHandler) -> web.StreamResponse:
         try:
@@ -245,7 +245,7 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
         try:
             await listener.start(host, port)
         except OSError as error:
-            raise PortBusy(f"The proxy cannot listen on {host}:{port}: {error.strerror}.") from None
+            raise PortBusy(f"The proxy cannot listen on {host}:{port}: {listen_error(error)}.") from None
         stack.push_async_callback(listener.stop)
         is_public = not all(is_loopback(address[0]) for address in listener.addresses)
         callers.any_host = is_public and not settings.allow_hosts
