@@ -114,6 +114,19 @@ def test_the_log_goes_into_a_file_if_asked(repository: Path, tmp_path: Path) -> 
     assert {"supervisor", "ready", "request_failed"} == set(events)
 
 
+def test_an_error_ends_serve_though_nobody_reads_it_and_its_log_has_the_reason(
+    repository: Path, tmp_path: Path
+) -> None:
+    models = stream_repository(repository, tmp_path / "r")
+    (models / "stream_guard" / "1" / "model.onnx").unlink()
+    command: list[str | Path] = [COMMAND, "serve", "--model-repository", models, "--grpc-port", str(free_port())]
+    for options in (["--log-file", tmp_path / "log"], ["--debug"]):
+        with unread(gone=False) as out, subprocess.Popen([*command, *options], stdout=out, stderr=out) as process:
+            assert process.wait(PATIENCE_S) == 1
+        assert not traces(process.pid)
+    assert "model.onnx is missing" in (tmp_path / "log").read_text()
+
+
 class FullDisk(ServerLog):
     """The models write to a device without space, as they would to a file in a container."""
 

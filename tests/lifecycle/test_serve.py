@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -21,6 +22,7 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.layout import GEN
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_server.server import EmbeddedServer
+from qwen3guard_server.settings import ServerSettings
 from support.command import COMMAND, fails, run
 from support.processes import children, traces
 from support.serving import free_port, serve, wait_ready
@@ -109,7 +111,7 @@ def test_the_next_server_clears_what_a_killed_one_left(
     served: tuple[subprocess.Popen[str], int], repository: Path
 ) -> None:
     """Where what clears up after a killed supervisor is killed too. What a living one has stays."""
-    process, _ = served
+    process, port = served
     assert process.stdout is not None
     process.stdout.readline()
     (clearer,) = (pid for pid in children(process.pid) if "/bin/sh" in Path(f"/proc/{pid}/cmdline").read_text())
@@ -119,12 +121,29 @@ def test_the_next_server_clears_what_a_killed_one_left(
         process.wait()
         left = traces(process.pid)
         assert len(left) > 8
-        with serve(repository) as following:
+        settings = ServerSettings(repository, grpc_port=port, load_s=120)
+        with EmbeddedServer(settings) as following:  # its port is free at once
             assert leaves_nothing(process.pid)
             wait_ready(following)
         assert living.fault() is None
         with GuardClient(living.url) as guard:
             assert guard.classify("How do I bake bread?").severity.value == "Safe"
+
+
+def test_what_only_looks_like_a_server_stays(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders with nearly such names, and a process that has such a name in its arguments, as this server's own."""
+    tag = f"qwen3guard_1_{'0123456789abcdef'}"
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        for name in ("qwen3guard_my_notes", "qwen3guard_12_ff", tag):
+            (Path(folder) / name).mkdir()
+            (Path(folder) / name / "note").touch()
+        models = shutil.copytree(repository, Path(folder) / "qwen3guard_my_notes" / tag)
+        with subprocess.Popen(["/bin/sh", "-c", "sleep 60", tag]) as bystander, serve(models) as server:
+            wait_ready(server)
+            assert bystander.poll() is None
+            bystander.kill()
+        assert sorted(path.name for path in Path(folder).rglob("note")) == ["note"] * 3
 
 
 def test_a_busy_port_is_named(repository: Path) -> None:

@@ -119,6 +119,43 @@ def test_a_log_file_that_cannot_be_made_is_an_error_at_once(tmp_path: Path) -> N
         RotatedLog(tmp_path / "nowhere" / "log")
 
 
+def test_a_log_behind_a_link_is_rotated_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    log = RotatedLog(tmp_path / "link", most_bytes=10)
+    for number in range(3):
+        log.write(f"line {number}\n")
+    log.close(PATIENCE_S)
+    assert (tmp_path / "link").is_symlink()
+    assert [(tmp_path / name).read_text() for name in ("log.2", "log.1", "log")] == ["line 0\n", "line 1\n", "line 2\n"]
+
+
+def test_a_log_whose_folder_takes_no_other_file_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    log = RotatedLog(tmp_path / "log", most_bytes=20)
+    for number in range(5):
+        log.write(f"line {number}\n")
+    log.close(PATIENCE_S)
+    assert (tmp_path / "log").read_text() == "line 4\n"
+    assert log.dropped == 0
+
+
+def test_a_pipe_is_no_file_to_be_renamed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError, match="No such device"):  # nobody reads it
+        RotatedLog(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    log = RotatedLog(tmp_path / "log", most_bytes=10)
+    for number in range(5):
+        log.write(f"line {number}\n")
+    log.close(PATIENCE_S)
+    assert os.read(reader, 1000).decode().splitlines() == [f"line {number}" for number in range(5)]
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
 def test_a_folder_of_the_log_that_goes_away_costs_lines_alone(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     log = RotatedLog(tmp_path / "logs" / "log", most_bytes=10)
