@@ -91,13 +91,14 @@ def _opened(log_file: Path, *, as_json: bool) -> LogOutput:
 
 
 def say_error(text: str) -> None:
-    """Writes a line to standard error. Where its reader stalls, this gives up after a second."""
+    """Writes lines to standard error. Where its reader stalls, this gives up after a second."""
     try:
         output = _standard(sys.stderr)
     except OSError:  # it is no stream of the system's
         print(text, file=sys.stderr, flush=True)
         return
-    output.write(f"{text}\n")
+    for each in text.splitlines():
+        output.write(f"{each}\n")
     output.close()
 
 

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -94,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_no_more()
         return CLOSED_PIPE
     except Exception as error:
-        if "--debug" in arguments:
-            raise
         from qwen3guard_apps.app_output import say_error
 
+        if "--debug" in arguments:
+            say_error("".join(traceback.format_exception(error)).rstrip())
         say_error(f"qwen3guard: {_sentence(error)}")
         try:
             if sys.stdout is not None:
