@@ -69,6 +69,8 @@ class LogOutput:
         if len(data) > LONGEST_LINE:
             data = data[: LONGEST_LINE - 1].decode(self._encoding, "ignore").encode(self._encoding) + b"\n"
         with self._changed:
+            if not data:
+                return
             if self._closed or self._waiting_bytes + len(data) > MOST_BYTES:
                 self._dropped += 1
                 return

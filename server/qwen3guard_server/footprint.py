@@ -1,8 +1,8 @@
 """What a server leaves on a machine: a folder, shared memory, processes. All of it goes, whatever ends this process.
 
 Triton's processes do not end by themselves when this one is killed, and Linux's signal at a parent's death is no way
-out: it is sent when the thread that started a process ends. So a shell waits for this process's end, and clears up. If
-the shell is killed too, the next server on the machine clears up (`clear_leftovers`).
+out: it is sent when the thread that started a process ends. So another process waits for this one's end, and clears up
+(`main`). If that is killed too, the next server on the machine clears up (`clear_leftovers`).
 """
 
 from __future__ import annotations
@@ -15,30 +15,26 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+_SHARED_MEMORY = Path("/dev/shm")
 _TAG = re.compile(r"qwen3guard_\d+_[0-9a-f]{16}")
 _PROGRAMS = {"tritonserver", "triton_python_backend_stub"}
 _MADE_HERE = "footprint"
 """A file that only folders of this module have."""
 _GONE_S = 5.0
-"""How long a killed process may take to go, with its port."""
-_SHARED_MEMORY = Path("/dev/shm")
-_CLEAR = f"""
-while read -r line; do server=$line; done
-[ -n "$server" ] && kill -s KILL -- "-$server"
-rm -rf -- "$1/$2" {_SHARED_MEMORY}/*"$2"*
-"""
-"""Reads the server's process group, as often as it changes, until the other end of the pipe is closed. The arguments
-are the folder above and the tag."""
+"""How long killed processes may take to go, with their ports."""
+_BEGINNING_S = 1.0
+"""How long a process that was started may be without its command line, by which it is found."""
 
 
 class Footprint:
-    """The folder of one server, locked while this process lives, and the `tag` in its name and in the names of the
-    server's shared memory. Raises OSError."""
+    """The folder of one server, locked while this process lives, and the `tag` in its name, in the names of the
+    server's shared memory, and in the arguments of its processes. Raises OSError."""
 
     def __init__(self) -> None:
         self.tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(8)}"
@@ -46,12 +42,15 @@ class Footprint:
         self._lock: int | None = None
         self.make_folder()
         self._clearer = subprocess.Popen(
-            ["/bin/sh", "-c", _CLEAR, "clear", self.folder.parent, self.tag],
+            [sys.executable, "-I", "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # neither Ctrl-C nor a closed terminal reaches it
         )
+        assert self._clearer.stdin is not None
+        self._clearer.stdin.write(os.fsencode(self.folder))
+        self._clearer.stdin.flush()
 
     def make_folder(self) -> None:
         """Makes and locks the folder, if it is not there or somebody removed it. Raises OSError."""
@@ -68,13 +67,6 @@ class Footprint:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def set_process_group(self, server: int | None) -> None:
-        """Says which process group is the server's; None if it has none any more."""
-        assert self._clearer.stdin is not None
-        with contextlib.suppress(OSError):  # somebody killed the shell; the next server does its work
-            self._clearer.stdin.write(f"{server or ''}\n".encode())
-            self._clearer.stdin.flush()
 
     def hide_shared_memory(self) -> None:
         """Makes the shared memory readable for this user only: texts pass through it, and Triton lets every user of the
@@ -98,27 +90,47 @@ class Footprint:
 
 def clear_leftovers() -> None:
     """Removes what servers of this user left that nobody owns any more."""
-    for folder in Path(tempfile.gettempdir()).iterdir():
-        if not _TAG.fullmatch(folder.name) or not (folder / _MADE_HERE).is_file():
-            continue
-        with contextlib.suppress(OSError):  # its owner lives, or is removing it
-            lock = _locked(folder)
-            try:
-                _end(list(_processes(folder.name)))
-                for region in _regions(folder.name):
-                    region.unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+    for folder in Path(tempfile.gettempdir()).glob("qwen3guard_*"):
+        with contextlib.suppress(OSError):  # another user's, or its owner lives, or is removing it
+            if _TAG.fullmatch(folder.name) and folder.lstat().st_uid == os.getuid():
+                lock = _locked(folder)
+                try:
+                    if (folder / _MADE_HERE).is_file():
+                        _clear(folder)
+                finally:
+                    os.close(lock)
 
 
-def _end(processes: Sequence[int]) -> None:
-    """Kills processes, and waits until they are gone."""
-    for process in processes:
-        with contextlib.suppress(OSError):
-            os.kill(process, signal.SIGKILL)
+def main() -> None:
+    """Waits until the other end of standard input is closed, and clears what the folder named there belongs to."""
+    folder = Path(os.fsdecode(sys.stdin.buffer.read()))
+    if _TAG.fullmatch(folder.name):
+        until = time.monotonic() + _BEGINNING_S
+        while time.monotonic() < until:
+            _end_processes(folder.name)
+            time.sleep(0.05)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Ends the processes of the server that had `folder`, and removes its files; the folder last."""
+    _end_processes(folder.name)
+    for region in _regions(folder.name):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_processes(tag: str) -> None:
+    """Kills the server's processes, and waits until they are gone."""
     until = time.monotonic() + _GONE_S
-    while any(_command(process) for process in processes) and time.monotonic() < until:
+    killed: set[int] = set()
+    while True:
+        for process in set(_processes(tag)) - killed:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+            killed.add(process)
+        if all(map(_is_gone, killed)) or time.monotonic() > until:
+            return
         time.sleep(0.01)
 
 
@@ -146,15 +158,21 @@ def _processes(tag: str) -> Iterator[int]:
     """This user's processes of Triton and its models that have `tag` in their arguments."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            program, *arguments = _command(int(entry.name)) or [""]
+            program, *arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
             is_ours = Path(program).name in _PROGRAMS and entry.stat().st_uid == os.getuid()
             if is_ours and any(tag in argument for argument in arguments):
                 yield int(entry.name)
 
 
-def _command(process: int) -> list[str]:
-    """The command line of a process. Empty if it has ended."""
+def _is_gone(process: int) -> bool:
+    """Whether a process has ended with all its threads, the last of which closes its ports."""
     try:
-        return Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")[:-1]
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return []
+        return True
+    state, threads = fields[0], int(fields[17])
+    return state == "Z" and threads <= 1
+
+
+if __name__ == "__main__":
+    main()

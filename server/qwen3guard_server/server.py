@@ -120,7 +120,6 @@ class EmbeddedServer:
             raise ServeError(f"The server cannot be started: {_why(error)}.") from None
         finally:
             log.follow()
-        footprint.set_process_group(self._process.pid)
 
     def _command(self, triton: Path) -> list[str]:
         settings, footprint = self.settings, self._prepared()
@@ -232,9 +231,7 @@ class EmbeddedServer:
                 os.killpg(self._process.pid, signal.SIGKILL)  # also stubs that outlived the server
             self._process.wait()
             self._process = None
-            footprint = self._prepared()
-            footprint.set_process_group(None)
-            footprint.remove_shared_memory()
+            self._prepared().remove_shared_memory()
 
     def stop(self, *, kill: bool = False) -> None:
         """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
@@ -249,6 +246,8 @@ class EmbeddedServer:
 
 
 def _why(error: OSError) -> str:
+    if isinstance(error, shutil.Error):  # of many files: the first
+        return str(error.args[0][0][2])
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -132,6 +134,7 @@ def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pyt
         return dict(flag.partition("=")[::2] for flag in command if "backend-config" not in flag)
 
     server = EmbeddedServer(ServerSettings(repository))
+    server._footprint = cast(Any, SimpleNamespace(folder=Path("/tmp/folder"), tag="tag"))
     ours = flags(serve.command(repository, server.manifests, token=None))
     embedded = flags(server._command(Path("/opt/tritonserver")))
     other = {flag for flag in embedded if ours.get(flag, "").partition("=")[0] != embedded[flag].partition("=")[0]}

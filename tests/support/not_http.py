@@ -34,7 +34,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "length and chunks": (400, HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + M),
     "chunk size": (400, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + M + b"\r\n"),
     "coding": (400, HEAD + b"Transfer-Encoding: " + M + b"\r\n\r\n"),
-    "gzip": (400, post(M, b"Content-Encoding: gzip")),
+    "gzip": (415, post(M, b"Content-Encoding: gzip")),
     "expect": (417, post(b"{}", b"Expect: " + M)),
     "type": (415, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + M + b"/plain\r\nContent-Length: 0\r\n\r\n"),
     "host": (403, b"GET / HTTP/1.1\r\nHost: " + M + b".example\r\n\r\n"),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.openai.request import read_request
 from qwen3guard_apps.proxy.completion import RECORD, Completion, Place
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
@@ -87,7 +88,7 @@ async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings)
     kind: type[Completion] = StreamedCompletion if asked.get("stream") else WholeCompletion
     client = _Client()
     try:
-        completion = kind(place, request, asked)
+        completion = kind(place, request, asked, read_request(asked, settings.pass_fields))
         if isinstance(completion, StreamedCompletion):
             completion._response = cast(Any, client)
         response = await completion.answer()

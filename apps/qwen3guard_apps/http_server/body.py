@@ -39,6 +39,8 @@ class Bodies:
         limit = self._limits.max_body_bytes
         if (request.content_length or 0) > limit:
             raise too_large(limit)
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise refusal("compressed")
         connection = request.protocol
         assert isinstance(connection, Connection)
         if connection.broken and not request.content.is_eof():

@@ -46,6 +46,7 @@ class Connection(web.RequestHandler):
             max_field_size=FIELD_BYTES,
             max_headers=MOST_HEADERS,
             lingering_time=LINGER_S,
+            auto_decompress=False,  # a small body may unpack to gigabytes; `Bodies` refuses it
         )
         self._limited = server
         self._limits = limits

@@ -22,6 +22,7 @@ _SENTENCES = {
     "slow_head": (408, "The request's head took too long."),
     "slow_body": (408, "The request's body took too long."),
     "target_too_long": (414, "The request's target is too long."),
+    "compressed": (415, "The request's body must not be compressed."),
     "not_websocket": (400, "This path takes WebSockets alone."),
     "not_json": (415, "The request's Content-Type must be application/json."),
     "expectation": (417, "The request's Expect header is not 100-continue."),

@@ -16,10 +16,10 @@ import aiohttp
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
-from qwen3guard_apps.openai import request as chat_request
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
+from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, headers_back, parsed
@@ -64,10 +64,9 @@ class Place:
 class Completion(ABC):
     """One request to the LLM and its answer: the part that is the same for streamed and for whole answers."""
 
-    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
-        """Raises ApiError for a request that cannot be judged."""
+    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any], read: ChatRequest) -> None:
+        """`read` is what `read_request` made of `asked`. Raises ApiError for a wrong `n`."""
         settings = place.settings
-        read = chat_request.read_request(asked, settings.pass_fields)
         count = asked.get("n")
         count = 1 if count is None else count
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= settings.max_choices:

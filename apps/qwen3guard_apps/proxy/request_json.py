@@ -10,9 +10,13 @@ from qwen3guard_client.surrogates import without_lone_surrogates
 
 from qwen3guard_apps.openai.api_error import invalid
 
+MOST_VALUES = 100_000
+"""Reading a value takes tens of microseconds; conversations of a whole context have some thousands."""
+
 
 def object_of(body: bytes) -> dict[str, Any]:
-    """Raises ApiError. What is sent on is this, so that nobody reads a duplicated name in another way."""
+    """Raises ApiError, also for more than MOST_VALUES. What is sent on is this, so that nobody reads a duplicated name
+    in another way."""
 
     def no_number(name: str) -> None:
         raise ValueError(name)
@@ -31,4 +35,17 @@ def object_of(body: bytes) -> dict[str, Any]:
         raise invalid("The request is not valid JSON.") from None
     if not isinstance(asked, dict):
         raise invalid("The request is not a JSON object.")
+    if _values(asked) > MOST_VALUES:
+        raise invalid(f"The request has more than {MOST_VALUES:,} values.")
     return asked
+
+
+def _values(asked: dict[str, Any]) -> int:
+    """How many values an object has, with those in them."""
+    count, inner = 0, list[Any]([asked])
+    while inner:
+        value = inner.pop()
+        held = value.values() if isinstance(value, dict) else value
+        count += len(held)
+        inner += [each for each in held if isinstance(each, dict | list)]
+    return count

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
@@ -32,6 +35,7 @@ from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
+from qwen3guard_apps.openai.request import ChatRequest, read_request
 from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.request_json import object_of
@@ -41,6 +45,7 @@ from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
 from qwen3guard_apps.proxy.whole import WholeCompletion
 
 LOG = logging.getLogger("qwen3guard.proxy")
+_MODEL_NAME = re.compile(r"(?!\.{1,2}$)[\w.:@+ -]*", re.ASCII)
 CLIENT_LEFT = 499
 """The status in the log; nobody is told."""
 
@@ -55,8 +60,14 @@ class Listening:
 
 
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-JudgedHandler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
-"""Answers a request whose body is the JSON object."""
+JudgedHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
+"""Answers a request with this body."""
+T = TypeVar("T")
+AT_ONCE_BYTES = 2**15
+"""Up to this size, a body is read faster than a thread begins."""
+READERS = 4
+SWITCH_S = 0.001
+"""How long a thread that reads a large body may keep the others from running; Python's default is 5 ms."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """The methods that the log names."""
 
@@ -82,6 +93,8 @@ class Proxy:
         self._moderations = moderations
         self._litellm = litellm
         self._in_flight = 0
+        self._readers = ThreadPoolExecutor(READERS, "reader")
+        sys.setswitchinterval(SWITCH_S)
         self._readiness: asyncio.Task[bool] | None = None
         llm = "POST /v1/chat/completions, GET /v1/models, " if place else ""
         self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
@@ -98,13 +111,11 @@ class Proxy:
             add("GET", "/v1/models/{model:.+}", self._limited(self._models))
         return application
 
-    async def _complete(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, body: bytes) -> web.StreamResponse:
         assert self._place
+        asked, read = await self._apart(self._read_chat, body)
         kind = StreamedCompletion if asked.get("stream") else WholeCompletion
-        try:
-            completion: Completion = kind(self._place, request, asked)
-        except RecursionError:
-            raise invalid("The request is nested too deeply.") from None
+        completion: Completion = kind(self._place, request, asked, read)
         try:
             return await completion.answer()
         finally:
@@ -116,18 +127,25 @@ class Proxy:
                 "error": error,
             }
 
-    async def _moderate(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+    def _read_chat(self, body: bytes) -> tuple[dict[str, Any], ChatRequest]:
         try:
-            answer = await self._moderations.answer(asked)
+            asked = object_of(body)
+            return asked, read_request(asked, self._settings.pass_fields)
+        except RecursionError:
+            raise invalid("The request is nested too deeply.") from None
+
+    async def _moderate(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        try:
+            answer = await self._moderations.answer(await self._apart(object_of, body))
         except GuardError as error:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
             request[RECORD]["flagged_by"] = "moderation"
         return web.json_response(answer)
 
-    async def _answer_litellm(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+    async def _answer_litellm(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._litellm.answer(asked)
+            answer = await self._litellm.answer(await self._apart(object_of, body))
         except GuardError as error:
             raise of_guard(error) from None
         if answer["action"] != "NONE":
@@ -137,7 +155,7 @@ class Proxy:
     async def _models(self, request: web.Request) -> web.StreamResponse:
         assert self._place
         names = ["models", *request.match_info.get("model", "").split("/")]
-        if "." in names or ".." in names:  # it would lead to another route of the LLM's
+        if not all(_MODEL_NAME.fullmatch(name) for name in names):  # some lead to another route of the LLM's
             raise web.HTTPNotFound
         path = "/".join(quote(name, safe="") for name in names if name)
         query, upstream = request.rel_url.raw_query_string, self._place.upstream
@@ -165,12 +183,18 @@ class Proxy:
         async def handle_received(request: web.Request) -> web.StreamResponse:
             body = await self._bodies.receive(request)
 
-            async def handle_json(request: web.Request) -> web.StreamResponse:
-                return await handle(request, object_of(body))
+            async def handle_body(request: web.Request) -> web.StreamResponse:
+                return await handle(request, body)
 
-            return await self._limited(handle_json)(request)
+            return await self._limited(handle_body)(request)
 
         return handle_received
+
+    async def _apart(self, read: Callable[[bytes], T], body: bytes) -> T:
+        """What `read` makes of `body`. A large one is read in a thread, so that others are answered meanwhile."""
+        if len(body) <= AT_ONCE_BYTES:
+            return read(body)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, body)
 
     def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:

@@ -10,6 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.chunks import Chunks
 from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Place
@@ -32,8 +33,8 @@ class StreamedCompletion(Completion):
 
     _response: web.StreamResponse | None = None
 
-    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any]) -> None:
-        super().__init__(place, request, asked)
+    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any], read: ChatRequest) -> None:
+        super().__init__(place, request, asked, read)
         self._chunks = Chunks(self._answer, self._choices, stopping=self._settings.on_flag == "stop")
         self._is_accepted = False
         """Whether the LLM has promised a stream."""

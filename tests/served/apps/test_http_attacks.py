@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import socket
@@ -100,6 +101,28 @@ def test_what_is_not_http_is_told_by_its_kind(stream_server: EmbeddedServer, llm
     assert server.said.count('"error"') >= len(REFUSED) / 2
     assert MARKER.decode() not in server.said.lower()
     assert "Traceback" not in server.said
+
+
+def test_bodies_that_are_costly_to_read_keep_nobody_waiting(stream_server: EmbeddedServer, llm: FakeLLM) -> None:
+    """Gigabytes in a small compressed body; more values than any conversation has; one that takes long to read."""
+    url_of = "{}/chat/completions".format
+    compressed = gzip.compress(bytes(2**28), mtime=0)
+    headers = {"Content-Type": "application/json"}
+    parts = [{"type": "text", "text": "x"}] * 30_000
+    slow = json.dumps({"model": "fake", "messages": [{"role": "user", "content": parts}]})
+    many = json.dumps(ASKED | {"tools": list(range(200_000))})
+    with running(*proxy_words(stream_server, llm)) as proxy, ThreadPoolExecutor(1) as apart:
+        url = url_of(proxy.url)
+        refused = httpx.post(url, content=compressed, headers=headers | {"Content-Encoding": "gzip"}, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (415, "compressed")
+        refused = httpx.post(url, content=many, headers=headers, timeout=60)
+        assert (refused.status_code, "more than 100,000 values" in refused.text) == (400, True)
+        reading = apart.submit(httpx.post, url, content=slow, headers=headers, timeout=60)
+        answered = 0
+        while not reading.done():
+            answered += httpx.get(f"http://127.0.0.1:{proxy.port}/health", timeout=60).status_code == 200
+        assert reading.result().status_code == 400  # longer than the guard's context
+        assert answered > 3
 
 
 def test_a_page_of_elsewhere_reaches_neither_the_llm_nor_the_guard(stream_server: EmbeddedServer, llm: FakeLLM) -> None:

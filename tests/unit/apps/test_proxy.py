@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from qwen3guard_apps.openai.request import read_request
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import Place
 from qwen3guard_apps.proxy.proxy import add_arguments, settings_of
@@ -123,7 +124,8 @@ def test_a_client_that_pauses_slows_the_llm(release: Any) -> None:
             cast(Any, upstream),
         )
         request = cast(Any, SimpleNamespace(rel_url=SimpleNamespace(raw_query_string=""), headers={}))
-        completion = StreamedCompletion(place, request, {"messages": MESSAGES, "stream": True})
+        asked = {"messages": MESSAGES, "stream": True}
+        completion = StreamedCompletion(place, request, asked, read_request(asked))
         completion._response = cast(Any, client)
         answering = asyncio.create_task(completion.answer())
         for pause in range(3):
