@@ -74,9 +74,8 @@ class Supervisor:
         elif error:
             self._fail(error)
         else:
-            timeout_s = self._server.settings.load_s if loading else self._limits.canary_timeout_s
             for model in self._lifecycle.due():
-                self._asked.ask(model, timeout_s)
+                self._asked.ask(model, self._limits.canary_timeout_s)
 
     def _wrong(self) -> GuardError | None:
         """What is wrong by the answers that have come, or as none has come for too long."""
