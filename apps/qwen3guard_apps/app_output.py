@@ -104,7 +104,7 @@ def say_error(text: str) -> None:
 
 def _kind_alone(record: logging.LogRecord) -> bool:
     """Of a record that is not ours, the kind alone: its text may quote a request."""
-    if record.name.partition(".")[0] != OUR_LOGS:
+    if not record.name.startswith(OUR_LOGS):  # our packages, and the apps' own
         kind = record.exc_info[0] if record.exc_info else None
         facts = {"error": "internal", "logger": record.name, "exception": kind.__name__ if kind else None}
         record.msg, record.args = line(record.levelname.lower(), "http", **facts), ()
