@@ -236,9 +236,11 @@ def test_processes_killed_while_they_load_are_started_again_and_the_signal_is_to
                 time.sleep(0.01)
         supervised.wait_ready()
         told = supervised.starts_again()
-        assert all("was killed by SIGKILL" in line for line in told)
-        assert ["in 0.1 s" in line for line in told] == [False, True, False, False]
-        assert "in 0.4 s, as it failed 4 times" in told[3]
+        assert sum("was killed by SIGKILL" in line for line in told) >= 4
+        found = [re.search(r"again in ([\d.]+) s", line) for line in told]
+        pauses = [float(each[1]) if each else 0.0 for each in found]
+        assert pauses[:3] == [0.0, 0.1, 0.2]
+        assert pauses == sorted(pauses)
         with guard.stream(PROMPT) as stream:
             stream.step("Mix flour.")
 

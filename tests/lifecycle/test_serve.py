@@ -114,7 +114,7 @@ def test_the_next_server_clears_what_a_killed_one_left(
     process, port = served
     assert process.stdout is not None
     process.stdout.readline()
-    (clearer,) = (pid for pid in children(process.pid) if "/bin/sh" in Path(f"/proc/{pid}/cmdline").read_text())
+    (clearer,) = (pid for pid in children(process.pid) if "footprint" in Path(f"/proc/{pid}/cmdline").read_text())
     with serve(repository) as living:
         wait_ready(living)
         kill(process.pid, clearer)
