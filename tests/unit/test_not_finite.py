@@ -137,7 +137,7 @@ def test_a_long_step_that_meets_one_is_pending_no_longer_and_leaves_nothing() ->
     bench.graph.pass_s = 2.0
     ids = [3] * 60 + [BAD] + [3] * 200
     replies = []
-    while isinstance(reply := bench.step("s", ids, 1, response_start=len(ids)), StepReply):
+    while isinstance(reply := bench.step("s", ids, 1), StepReply):
         assert reply.pending
         replies.append(reply)
     assert replies
@@ -240,7 +240,7 @@ def test_a_real_graph_is_right_or_an_error_whatever_was_written_and_taken_back(o
             ids.insert(source.randrange(len(ids) + 1), bad)
         start = name not in held or source.random() < 0.1
         position = 0 if start else source.randint(0, min(300, len(held[name])))
-        judged_from = 0 if start else source.choice((0, len(ids)))
+        judged_from = source.choice((0, len(ids))) if start else 0
         [found] = sessions.steps([Step(name, np.array(ids), position, start=start, response_start=judged_from)])
         if isinstance(found, StepReply):
             assert bad not in ids

@@ -30,7 +30,7 @@ def writer() -> Iterator[Writer]:
     made = Writer()
     yield made
     os.close(made.end)
-    if not made.log._thread.is_alive():
+    if made.log._thread.ident is None:
         made.log.follow()
     made.log._thread.join(PATIENCE_S)
 
