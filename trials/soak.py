@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -131,7 +132,7 @@ class Case:
         return cls(prompt, text, shown([stream.prompt_verdict, *stream.verdicts]), shown([found]))
 
 
-class Caller(threading.Thread):
+class Caller(threading.Thread, ABC):
     """Asks for one case after the other until `until`, and counts what happens."""
 
     def __init__(self, seed: int, url: str, cases: Sequence[Case], until: float) -> None:
@@ -150,8 +151,9 @@ class Caller(threading.Thread):
                 except GuardError as error:
                     self.counts[f"error {error.code}"] += 1
 
+    @abstractmethod
     def ask(self, guard: GuardClient, case: Case) -> None:
-        raise NotImplementedError
+        """Asks about one case, and counts what comes."""
 
 
 class Classifier(Caller):

@@ -8,22 +8,8 @@ from aiohttp import web
 
 from qwen3guard_apps.http_server.connection import Connection
 from qwen3guard_apps.http_server.limits import HttpLimits
+from qwen3guard_apps.http_server.receipt import Receipt
 from qwen3guard_apps.http_server.refusals import refusal, too_large
-
-
-class Receipt:
-    """A body of which `size` bytes are here."""
-
-    def __init__(self, timeout: asyncio.Timeout) -> None:
-        self.size = 0
-        self.kind = "slow_body"
-        """Why it ends early, if it does."""
-        self._timeout = timeout
-
-    def refuse(self, kind: str) -> None:
-        """Ends it early."""
-        self.kind = kind
-        self._timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class Bodies:

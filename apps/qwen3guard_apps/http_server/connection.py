@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage
 from qwen3guard_contract.log_output import line
 
 from qwen3guard_apps.http_server.limits import FIELD_BYTES, LINE_BYTES, MOST_HEADERS, HttpLimits
+from qwen3guard_apps.http_server.receipt import Receipt
 from qwen3guard_apps.http_server.refusals import kind_of, raw_response, refusal, refused
-
-if TYPE_CHECKING:
-    from qwen3guard_apps.http_server.body import Receipt
-    from qwen3guard_apps.http_server.server import LimitedServer
 
 _LOG = logging.getLogger("qwen3guard.http")
 LINGER_S = 2.0
@@ -35,8 +32,20 @@ class _State(Enum):
     REFUSED = auto()
 
 
+class Connections(Protocol):
+    """Who counts the connections, and hears what each of them waits for."""
+
+    def waits(self, connection: Connection) -> None: ...
+
+    def answers(self, connection: Connection) -> None: ...
+
+    def left(self, connection: Connection) -> None: ...
+
+
 class Connection(web.RequestHandler):
-    def __init__(self, server: LimitedServer, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: web.Server, connections: Connections, limits: HttpLimits, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -48,7 +57,7 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER_S,
             auto_decompress=False,  # a small body may unpack to gigabytes; `Bodies` refuses it
         )
-        self._limited = server
+        self._connections = connections
         self._limits = limits
         self._state = _State.IDLE
         self._opened = loop.time()
@@ -70,7 +79,7 @@ class Connection(web.RequestHandler):
         for timer in (self._timer, self._unread):
             if timer:
                 timer.cancel()
-        self._limited.left(self)
+        self._connections.left(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -108,8 +117,8 @@ class Connection(web.RequestHandler):
         self._state = _State.BUSY
         self._head_bytes = 0
         self._payload = payload
-        self._limited.waits(self)
-        payload.on_eof(lambda: self._limited.answers(self))
+        self._connections.waits(self)
+        payload.on_eof(lambda: self._connections.answers(self))
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -166,7 +175,7 @@ class Connection(web.RequestHandler):
         if prolong:
             self._stop_timer()
             self._timer = self._loop.call_later(seconds, self._expire)
-            self._limited.waits(self)
+            self._connections.waits(self)
 
     def _expire(self) -> None:
         if self._state is _State.HEAD and not self._messages:

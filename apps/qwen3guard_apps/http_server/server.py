@@ -29,7 +29,7 @@ class LimitedServer(web.Server):
         """Those that wait for their client, the longest first."""
 
     def __call__(self) -> Connection:
-        return Connection(self, self._limits, self._loop)
+        return Connection(self, self, self._limits, self._loop)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)

@@ -22,26 +22,12 @@ from flood import KINDS, Flood, call_for
 from qwen3guard_apps.playground.server import MOST_STREAMS
 from qwen3guard_server.server import EmbeddedServer
 from support.command import COMMAND
-from support.fake_llm import FakeLLM, Loop
+from support.fake_llm import FakeLLM
 from support.not_http import MARKER, REFUSED
 
 ASKED = {"model": "fake", "messages": [{"role": "user", "content": "How do I bake bread?"}]}
 PIPE_BYTES = 2**20
 """More than a pipe and the log's own queue hold together."""
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[Loop]:
-    with Loop() as running:
-        yield running
-
-
-@pytest.fixture
-def llm(loop: Loop) -> Iterator[FakeLLM]:
-    fake = FakeLLM()
-    loop.run(fake.start())
-    yield fake
-    loop.run(fake.stop())
 
 
 class Running:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,20 +39,6 @@ from support.texts import TEXTS
 JSON = {"Content-Type": "application/json"}
 LETS_ALL_PASS = Policy(thresholds=Thresholds(1))
 Open = Callable[..., Proxied]
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[Loop]:
-    with Loop() as running:
-        yield running
-
-
-@pytest.fixture
-def llm(loop: Loop) -> Iterator[FakeLLM]:
-    fake = FakeLLM()
-    loop.run(fake.start())
-    yield fake
-    loop.run(fake.stop())
 
 
 @pytest.fixture
