@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -216,6 +217,42 @@ def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(
     cache.grow(slots[3], 400)
     for array in arena.arrays:
         assert [np.unique(array[row]).tolist() for row in range(5)] == [[7], [7], [0], [0], [7]]
+
+
+@pytest.mark.parametrize("attention", ["decomposed", "int8"])
+@pytest.mark.parametrize("head_dim", [1, 3, 24, 32])
+def test_memory_that_nobody_uses_is_given_back(attention: AttentionForm, head_dim: int) -> None:
+    """Slots that end within pages, in random order, and free slots that passes wrote to."""
+    cache = KVCache(replace(MANIFEST, attention=attention, head_dim=head_dim), slots=40)
+    slots = [cache.acquire(10) for _ in range(40)]
+    arena = slots[0].arena
+    assert isinstance(arena, HostArena)
+    for array in arena.arrays:
+        array[...] = 7
+    assert resident_pages(arena) >= sum(array.nbytes for array in arena.arrays) // mmap.PAGESIZE
+    random.Random(2).shuffle(slots)
+    for slot in slots[:-1]:
+        cache.release(slot)
+    for array in arena.arrays:
+        free = [row for row in range(40) if row != slots[-1].row]
+        assert (array[slots[-1].row] == 7).all()
+        assert not array[free].any()
+        array[free] = 7  # as padding does
+    cache.release(slots[-1])
+    assert resident_pages(arena) == 0
+
+
+def resident_pages(arena: HostArena) -> int:
+    """How many pages of the arena's arrays take memory (Linux's /proc/self/pagemap, bit 63)."""
+    pages = 0
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        for array in arena.arrays:
+            first = array.ctypes.data // mmap.PAGESIZE
+            pagemap.seek(8 * first)
+            last = -(-(array.ctypes.data + array.nbytes) // mmap.PAGESIZE)
+            entries = np.frombuffer(pagemap.read(8 * (last - first)), np.uint64)
+            pages += int((entries >> np.uint64(63)).sum())
+    return pages
 
 
 def real(folder: Path, *, slots: int) -> Sessions:

@@ -85,13 +85,19 @@ class HostArena(Arena):
             target_array[target.row][cells] = source_array[row][cells]
 
     def _clear(self, row: int) -> None:
-        """Returns the pages that only this row uses to the kernel, which zeroes them. Writes zeros to the row's part of
-        the pages that it shares with its neighbours."""
+        """Returns the pages of the row, and of the free rows on both sides, to the kernel, which zeroes them. Passes
+        write to free rows too, and a page may belong to several. Where a page is shared with a slot in use, writes
+        zeros to the free rows' part of it."""
+        begin_row, end_row = row, row + 1
+        while begin_row and self.slots[begin_row - 1] is None:
+            begin_row -= 1
+        while end_row < self.rows and self.slots[end_row] is None:
+            end_row += 1
         for memory, view, cache in zip(self._maps, self._bytes, self.caches, strict=True):
             stride = cache.row_bytes(self.capacity)
-            begin, end = row * stride, (row + 1) * stride
+            begin, end = begin_row * stride, end_row * stride
             first = min(end, -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE)
-            last = max(first, end // mmap.PAGESIZE * mmap.PAGESIZE)
+            last = end if end_row == self.rows else max(first, end // mmap.PAGESIZE * mmap.PAGESIZE)
             if first < last:
                 memory.madvise(mmap.MADV_DONTNEED, first, last - first)
             view[begin:first] = 0
