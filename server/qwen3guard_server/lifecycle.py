@@ -24,9 +24,9 @@ class ServerState(Enum):
 
 
 class Cause(Enum):
-    """Why a server failed: a signal ended one of its processes; it does not load, and says why; or anything else."""
+    """Why a server failed: it was interrupted (server.Fault); it does not load, and says why; or anything else."""
 
-    KILLED = auto()
+    INTERRUPTED = auto()
     REFUSED = auto()
     OTHER = auto()
 
@@ -38,7 +38,7 @@ class Limits:
 
     A start waits for a pause, which is 0 for the first failure within `window_s`, then `pause_s`, and doubles up to
     `longest_pause_s`. The server is given up after `restarts` failures within `window_s`, after `refusals` of them in
-    a row by Cause.REFUSED, and if it does not load the first time for any cause but Cause.KILLED.
+    a row by Cause.REFUSED, and if it does not load the first time for any cause but Cause.INTERRUPTED.
     """
 
     canary_s: float = 10.0
@@ -143,7 +143,7 @@ class Lifecycle:
         now = self._clock()
         self._failures_s.append(now)
         self._refusals = self._refusals + 1 if cause is Cause.REFUSED else 0
-        never_loads = not self._was_ready and cause is not Cause.KILLED
+        never_loads = not self._was_ready and cause is not Cause.INTERRUPTED
         if never_loads or self.failures >= self._limits.restarts or self._refusals >= self._limits.refusals:
             self._state = ServerState.GIVEN_UP
         else:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from qwen3guard_contract.layout import exported
 
 from qwen3guard_server import installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
-from qwen3guard_server.processes import ended, exit_status, model_processes
+from qwen3guard_server.processes import ended, exit_status, model_processes, work
 from qwen3guard_server.server_log import STUB_DIED, ServerLog, reason
 from qwen3guard_server.settings import ServerSettings
 
@@ -29,16 +29,20 @@ EXIT_S = 5
 STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
 STILL_LOADING_S = 5.0
+LEAST_WORK = 0.2
+"""What models that are being loaded do at least within `idle_load_s` (processes.work), even on a machine with a hundred
+times as many jobs as cores."""
 GAP_S = 5.0
 """How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a server can no longer answer, in a sentence, and whether a signal ended one of its processes."""
+    """Why a server can no longer answer, in a sentence, and whether it was interrupted: a signal ended one of its
+    processes, or it stopped loading."""
 
     why: str
-    killed: bool = False
+    interrupted: bool = False
 
     def __str__(self) -> str:
         return self.why
@@ -65,6 +69,9 @@ class EmbeddedServer:
         self._seen_s: dict[str, float] = {}
         """When each of them was last there."""
         self._loading = True
+        self._work = 0.0
+        """What the processes of the models had done at `_worked_s`."""
+        self._worked_s = 0.0
 
     @property
     def url(self) -> str:
@@ -95,6 +102,7 @@ class EmbeddedServer:
         for address, port in self.settings.listeners():
             _check_free(address, port)
         self._models, self._seen_s, self._loading = {}, {}, True
+        self._work, self._worked_s = 0.0, time.monotonic()
         try:
             self._footprint = footprint = self._footprint or Footprint()
             footprint.make_folder()
@@ -152,20 +160,18 @@ class EmbeddedServer:
         """Returns when `canary` returns True. It returns False while the server is not up yet, and its errors are
         raised. `still_loading` is called every STILL_LOADING_S seconds, with the seconds since the call.
 
-        Raises ServeError if the server's process or that of a model ends, with the reason, and CanaryFailed after
-        `load_s` seconds.
+        Raises ServeError if the server's process or that of a model ends, with the reason, and what `check_loading`
+        raises.
         """
         began = told = time.monotonic()
         while not canary():
-            self.note_processes()
+            now = time.monotonic()
+            self.check_loading(now - began)
             if fault := self.fault():
                 raise self.load_error(fault)
-            now = time.monotonic()
             if now - told >= STILL_LOADING_S:
                 still_loading(now - began)
                 told = now
-            if now - began > self.settings.load_s:
-                raise self.too_slow()
             time.sleep(POLL_S)
         self.loaded()
 
@@ -173,30 +179,39 @@ class EmbeddedServer:
         """The error for a `fault` while the server was loading, which its log may explain better."""
         return ServeError(f"The server stopped while it was loading: {from_text(self.log) or fault}")
 
-    def too_slow(self) -> CanaryFailed:
-        """The error for a server that is still loading after `load_s` seconds."""
-        return CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {reason(self.log)}")
+    def check_loading(self, loading_s: float) -> None:
+        """Call this again and again while the server is loading, which has taken `loading_s` seconds so far: it
+        remembers the processes of the models, and makes their shared memory readable for this user alone.
+
+        Raises CanaryFailed after `load_s` seconds.
+        """
+        running = self._note_processes()
+        now, done = time.monotonic(), sum(map(work, running))
+        if not 0 <= done - self._work < LEAST_WORK:  # it is less when a process has ended
+            self._work, self._worked_s = done, now
+        if loading_s > self.settings.load_s:
+            raise CanaryFailed(f"The server did not answer within {self.settings.load_s:.0f} s: {reason(self.log)}")
 
     def loaded(self) -> None:
         """Call this when the server answers. From then on, the end of any of its processes is a fault."""
-        self.note_processes()
+        self._note_processes()
         self._loading = False
 
-    def note_processes(self) -> None:
-        """Call this again and again while the server is loading: it remembers the processes of the models, and makes
-        their shared memory readable for this user alone."""
+    def _note_processes(self) -> Collection[int]:
+        """Returns the processes of the models."""
         self._prepared().hide_shared_memory()
         running = model_processes(self.pid)
         self._models |= running
         self._seen_s |= dict.fromkeys(running, time.monotonic())
+        return running.values()
 
     def fault(self) -> Fault | None:
-        """Why the server can no longer answer: it has ended, or the process of one of its models has. None if it
-        can."""
+        """Why the server can no longer answer: it has ended, or the process of one of its models has, or nothing was
+        done for `idle_load_s` while it was loading. None if it can."""
         process = self._started()
         if (status := process.poll()) is not None:
             by_itself = self._loading and status >= 0
-            return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", killed=status < 0)
+            return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", interrupted=status < 0)
         if self._loading and STUB_DIED in self.log:
             return Fault(reason(self.log))
         running, now = model_processes(process.pid), time.monotonic()
@@ -205,7 +220,9 @@ class EmbeddedServer:
             if name not in running and now - self._seen_s[name] > gap_s:
                 status = exit_status(pid)
                 how = "died" if status is None else ended(status)
-                return Fault(f"The process of {name} {how}.", killed=status is None or status < 0)
+                return Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
+        if self._loading and now - self._worked_s > self.settings.idle_load_s:
+            return Fault(f"Its models did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
         return None
 
     def restart(self) -> None:

@@ -28,7 +28,8 @@ OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where the server listens, who may call it, and how long it may take to load (`load_s`, seconds).
+    """Where the server listens, who may call it, and how long it may take to load: `load_s` seconds in all,
+    and `idle_load_s` of them without any work.
 
     HTTP and metrics are off with port 0. They always listen on loopback, whatever `address` says, because Triton has no
     TLS for them. An `address` other than loopback needs `tls` and `allow_remote`. With a `token`, every call except
@@ -41,6 +42,7 @@ class ServerSettings:
     metrics_port: int = 0
     address: str = LOOPBACK
     load_s: float = 600.0
+    idle_load_s: float = 60.0
     tls: ServerTls | None = None
     token: str | None = field(default=None, repr=False)
     allow_remote: bool = False

@@ -70,7 +70,7 @@ class Supervisor:
         loading = self._lifecycle.state is ServerState.LOADING
         if fault := self._server.fault():  # what else is wrong comes of it
             error = self._server.load_error(fault) if loading else ServeError(str(fault))
-            self._fail(error, Cause.KILLED if fault.killed else Cause.OTHER)
+            self._fail(error, Cause.INTERRUPTED if fault.interrupted else Cause.OTHER)
         elif error:
             self._fail(error)
         else:
@@ -98,11 +98,9 @@ class Supervisor:
 
     def _check_loading(self) -> None:
         """Raises CanaryFailed if the server has been loading for too long."""
-        self._server.note_processes()
         now = time.monotonic()
         waited_s = self._lifecycle.loading_s
-        if waited_s > self._server.settings.load_s:
-            raise self._server.too_slow()
+        self._server.check_loading(waited_s)
         if min(now - self._told_s, waited_s) >= STILL_LOADING_S:
             self._say("info", f"still loading ({waited_s:.0f} s)")
             self._told_s = now

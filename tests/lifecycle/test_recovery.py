@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -243,6 +244,35 @@ def test_processes_killed_while_they_load_are_started_again_and_the_signal_is_to
         assert pauses == sorted(pauses)
         with guard.stream(PROMPT) as stream:
             stream.step("Mix flour.")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the first time", "again"])
+def test_a_process_that_hangs_while_it_loads_is_replaced(repository: Path, tmp_path: Path, again: bool) -> None:
+    models = stream_repository(repository, tmp_path / "r")
+    with serve(models) as server, GuardClient(server.url, wait_for_server=False) as guard:
+        server.settings = replace(server.settings, idle_load_s=5.0)
+        if not again:
+            stop_while_loading(server)
+        with Supervised(server, guard, Limits(pause_s=0.0)) as supervised:
+            if again:
+                first = server.pid
+                os.kill(first, signal.SIGKILL)
+                while is_same(server, first):
+                    time.sleep(0.01)
+                stop_while_loading(server)
+                supervised.wait_ready()
+            assert "Its models did nothing for 5 s." in "".join(supervised.starts_again())
+            with guard.stream(PROMPT) as stream:
+                stream.step("Mix flour.")
+
+
+def stop_while_loading(server: EmbeddedServer) -> None:
+    """Stops stream_guard before it has read its graph."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (pid := model_processes(server.pid).get("stream_guard")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
 
 
 def is_same(server: EmbeddedServer, pid: int) -> bool:

@@ -84,7 +84,7 @@ def test_pauses_grow_and_start_anew_when_the_failures_are_long_ago(lifecycle: Li
     """Whether it was ready in between makes no difference: it is the count over time that tells."""
     pauses = []
     for number in range(LIMITS.restarts - 1):
-        lifecycle.failed(Cause.KILLED)
+        lifecycle.failed(Cause.INTERRUPTED)
         assert lifecycle.state is ServerState.RESTARTING
         pauses.append(load(lifecycle, clock))
         if number % 2:
@@ -92,13 +92,13 @@ def test_pauses_grow_and_start_anew_when_the_failures_are_long_ago(lifecycle: Li
     assert pauses == [0, 1, 2, 4, 8, 8, 8]
     clock.now_s += LIMITS.window_s + 1
     assert lifecycle.failures == 0
-    lifecycle.failed(Cause.KILLED)
+    lifecycle.failed(Cause.INTERRUPTED)
     assert load(lifecycle, clock) == 0
 
 
 def test_it_is_given_up_after_many_failures_in_a_while(lifecycle: Lifecycle, clock: Clock) -> None:
     for _ in range(LIMITS.restarts - 1):
-        lifecycle.failed(Cause.KILLED)
+        lifecycle.failed(Cause.INTERRUPTED)
         load(lifecycle, clock)
         answer(lifecycle)
     lifecycle.failed()
@@ -115,7 +115,7 @@ def test_failures_that_come_seldom_end_nothing(lifecycle: Lifecycle, clock: Cloc
 
 
 def test_a_server_that_refuses_to_load_is_given_up_soon(lifecycle: Lifecycle, clock: Clock) -> None:
-    lifecycle.failed(Cause.KILLED)
+    lifecycle.failed(Cause.INTERRUPTED)
     for number in range(LIMITS.refusals):
         load(lifecycle, clock)
         lifecycle.failed(Cause.REFUSED)
@@ -124,7 +124,7 @@ def test_a_server_that_refuses_to_load_is_given_up_soon(lifecycle: Lifecycle, cl
 
 def test_refusals_count_in_a_row(lifecycle: Lifecycle, clock: Clock) -> None:
     for _ in range(2):
-        for cause in (Cause.REFUSED, Cause.REFUSED, Cause.KILLED):
+        for cause in (Cause.REFUSED, Cause.REFUSED, Cause.INTERRUPTED):
             lifecycle.failed(cause)
             load(lifecycle, clock)
     answer(lifecycle)
@@ -135,7 +135,7 @@ def test_refusals_count_in_a_row(lifecycle: Lifecycle, clock: Clock) -> None:
 def test_the_first_start_may_fail_by_a_signal_alone(clock: Clock, cause: Cause) -> None:
     lifecycle = Lifecycle(MODELS, LIMITS, clock)
     lifecycle.failed(cause)
-    assert lifecycle.state is (ServerState.RESTARTING if cause is Cause.KILLED else ServerState.GIVEN_UP)
+    assert lifecycle.state is (ServerState.RESTARTING if cause is Cause.INTERRUPTED else ServerState.GIVEN_UP)
 
 
 def test_health_begins_anew_with_each_start(lifecycle: Lifecycle, clock: Clock) -> None:

@@ -74,6 +74,20 @@ def test_the_debounce_does_not_reach_into_the_prompt() -> None:
         assert reply.flags.strict == (False,)
 
 
+def test_a_debounce_that_no_response_can_reach_is_refused() -> None:
+    """It would flag nothing. A conversation that fills the context has no response, and may be judged."""
+    conversation = {"start": True, "query_index": 1}
+    bench = Bench()  # of 600 tokens
+    for debounce, prompt in ((598, 3), (600, 1), (601, 0), (2, 600)):
+        policy = Policy(debounce=debounce)
+        found = bench.step("s", [1] * max(prompt, 2), response_start=prompt, policy=policy, **conversation)
+        assert type(found) is errors.InvalidRequest
+        assert f"room for {max(600 - prompt, 1)} after the prompt" in str(found)
+    for debounce, prompt in ((597, 3), (600, 0), (1, 600)):
+        policy = Policy(debounce=debounce)
+        bench.ok("s", [1] * max(prompt, 2), response_start=prompt, policy=policy, **conversation)
+
+
 @pytest.mark.parametrize(
     ("ids", "position", "start", "error"),
     [

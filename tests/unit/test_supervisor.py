@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,7 +21,6 @@ class Server:
     """Notes what is done to it. `fails` is called at each restart, and may raise."""
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(load_s=60.0)
         self.log = ""
         self.done: list[str] = []
         self.found: Fault | None = None
@@ -31,7 +29,7 @@ class Server:
     def fault(self) -> Fault | None:
         return self.found
 
-    def note_processes(self) -> None:
+    def check_loading(self, loading_s: float) -> None:
         pass
 
     def loaded(self) -> None:
@@ -158,7 +156,7 @@ def test_a_fault_is_noticed_while_a_canary_hangs_in_loading() -> None:
     server, gen = Server(), Sometimes()
     gen.hangs.set()
     with watched(server, gen_guard=gen) as supervised:
-        server.found = Fault("The process of gen_guard was killed by SIGKILL.", killed=True)
+        server.found = Fault("The process of gen_guard was killed by SIGKILL.", interrupted=True)
         assert waits(lambda: "kill" in server.done)
         gen.hangs.clear()
         gen.released.set()
@@ -176,7 +174,7 @@ def test_what_cannot_be_started_again_is_tried_until_it_is_given_up() -> None:
     server.fails = fails
     with watched(server, gen_guard=well) as supervised:
         supervised.becomes_ready()
-        server.found = Fault("The server was killed by SIGSEGV.", killed=True)
+        server.found = Fault("The server was killed by SIGSEGV.", interrupted=True)
         error = supervised.ends()
     assert server.done.count("restart") == LIMITS.restarts - 1
     assert "failed 4 times in 15 min: Port 8001" in str(error)

@@ -97,8 +97,11 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
         raise EmptyText("The step has no tokens.")
     if not -1 <= step.query_index < tokens or not 0 <= step.response_start <= tokens:
         raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-    if step.policy and step.policy.debounce > context:
-        raise InvalidRequest(f"The debounce is {step.policy.debounce} tokens; the context holds {context}.")
+    room = max(context - step.response_start, 1)
+    if step.policy and step.policy.debounce > room:
+        raise InvalidRequest(
+            f"The debounce is {step.policy.debounce} tokens; the context has room for {room} after the prompt."
+        )
     if not step.start:
         if step.policy:
             raise InvalidRequest("Only the step that opens a stream carries a policy.")
