@@ -24,6 +24,8 @@ from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.moderations import AT_ONCE
 
 PATH = "/beta/litellm_basic_guardrail_api"
+MAX_TEXTS = 256
+"""The most different texts of one request that are judged, beside its conversation."""
 _Turns = list[dict[str, str]]
 
 
@@ -65,20 +67,26 @@ class LiteLLMGuardrail:
             raise invalid("The input_type must be request or response.")
         if request.get("images"):
             raise _CannotRead(f"The {kind} has an image; the guard reads text alone.")
-        texts = [*_texts(request), *_calls(request)]
+        texts = list(dict.fromkeys([*_texts(request), *_calls(request)]))
         call = request.get("litellm_call_id")
         if kind == "response":
             asked = self._calls.conversation(call)
+            _check_number(texts)
             if asked is None:
                 return [_Judged("response", [_turn("user", text)]) for text in texts]
             return [_Judged("response", [*asked.messages, _turn("assistant", asked.begun + text)]) for text in texts]
         asked = _conversation(request) if texts else None
         if asked is None:
+            _check_number(texts)
             return [_Judged("text", [_turn("user", text)]) for text in texts]
         self._calls.begin(call, asked)
         prompt = [_Judged("prompt", asked.messages)]
         begun = [_Judged("response", [*asked.messages, _turn("assistant", asked.begun)])] if asked.begun else []
-        read = "\n".join([turn["content"] for turn in asked.messages] + [asked.begun])
+        contents = [turn["content"] for turn in asked.messages] + [asked.begun]
+        whole = set(contents)
+        texts = [text for text in texts if text not in whole]
+        _check_number(texts)
+        read = "\n".join(contents)
         return prompt + begun + [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]
 
     async def _reasons(self, to_judge: Sequence[_Judged]) -> list[str]:
@@ -120,6 +128,12 @@ class _Judged(NamedTuple):
 
     what: str
     turns: _Turns
+
+
+def _check_number(texts: Sequence[str]) -> None:
+    """Raises _CannotRead for more texts than one request may have judged."""
+    if len(texts) > MAX_TEXTS:
+        raise _CannotRead(f"There are {len(texts)} different texts; the guard judges at most {MAX_TEXTS} at once.")
 
 
 class _CannotRead(Exception):

@@ -9,7 +9,7 @@ import pytest
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
-from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
+from qwen3guard_apps.openai.litellm_guardrail import MAX_TEXTS, LiteLLMGuardrail
 from qwen3guard_client import Category, Classification, Policy, RiskLevel, errors
 from qwen3guard_contract.labels import AnswerStatus
 
@@ -90,6 +90,20 @@ def test_texts_and_calls_that_the_messages_do_not_have_are_judged_too(
     assert guard.asked == [[USER], [{"role": "user", "content": "A knife."}]]
     assert answer(guardrail, "request", structured_messages=[USER], tool_calls=[call("knife")])["action"] == "BLOCKED"
     assert answer(guardrail, "request", texts=["Bread.", "A knife."])["action"] == "BLOCKED"
+
+
+@pytest.mark.parametrize("kind", ["request", "response"])
+def test_a_request_has_a_bounded_number_of_texts_to_judge(guardrail: LiteLLMGuardrail, guard: Guard, kind: str) -> None:
+    """Each costs a pass. Equal ones are judged once, and those of the messages with them."""
+    turns = [USER] + [{"role": "user", "content": f"Question {number}."} for number in range(5000)]
+    texts = [turn["content"] for turn in turns] if kind == "request" else []
+    few, many = ([f"text {number}" for number in range(count)] for count in (MAX_TEXTS, MAX_TEXTS + 1))
+    messages = {"structured_messages": turns} if kind == "request" else {}
+    assert answer(guardrail, kind, texts=texts + few + few, **messages) == {"action": "NONE"}
+    assert len(guard.asked) == MAX_TEXTS + (kind == "request")
+    found = answer(guardrail, kind, texts=texts + many, **messages)
+    assert found["action"] == "BLOCKED"
+    assert f"{MAX_TEXTS + 1} different texts" in found["blocked_reason"]
 
 
 @pytest.mark.parametrize("kind", ["request", "response"])
