@@ -31,15 +31,15 @@ def resident_bytes(pid: int) -> int:
 
 
 def work(pid: int) -> float:
-    """How much the process `pid` has done: a unit for each second of CPU time and for each 10 MiB that it has read. 0
-    if it is gone."""
-    try:
+    """How much the process `pid` has done: a unit for each second of CPU time, and for each 10 MiB that it has read, by
+    calls and from the disk. 0 if it is gone."""
+    cpu_s = read_bytes = 0.0
+    with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    with contextlib.suppress(OSError):  # also where the system does not show it
         transfers = Path(f"/proc/{pid}/io").read_text()
-    except OSError:
-        return 0.0
-    cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    read_bytes = sum(int(each) for each in re.findall(r"^(?:rchar|read_bytes): (\d+)", transfers, re.MULTILINE))
+        read_bytes = sum(int(each) for each in re.findall(r"^(?:rchar|read_bytes): (\d+)", transfers, re.MULTILINE))
     return cpu_s + read_bytes / (10 << 20)
 
 

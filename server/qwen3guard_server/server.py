@@ -30,8 +30,8 @@ STOP_S = 4.0 * EXIT_S
 POLL_S = 0.05
 STILL_LOADING_S = 5.0
 LEAST_WORK = 0.2
-"""What models that are being loaded do at least within `idle_load_s` (processes.work), even on a machine with a hundred
-times as many jobs as cores."""
+"""What is done at least within `idle_load_s` while models are being loaded (processes.work). 0.2 s of CPU time within
+60 s is the share of one of 300 processes on a core."""
 GAP_S = 5.0
 """How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
 
@@ -70,7 +70,7 @@ class EmbeddedServer:
         """When each of them was last there."""
         self._loading = True
         self._work = 0.0
-        """What the processes of the models had done at `_worked_s`."""
+        """What the processes of the models had done at `_worked_s`; before there are any, that of the server."""
         self._worked_s = 0.0
 
     @property
@@ -186,7 +186,7 @@ class EmbeddedServer:
         Raises CanaryFailed after `load_s` seconds.
         """
         running = self._note_processes()
-        now, done = time.monotonic(), sum(map(work, running))
+        now, done = time.monotonic(), sum(map(work, running or [self.pid]))
         if not 0 <= done - self._work < LEAST_WORK:  # it is less when a process has ended
             self._work, self._worked_s = done, now
         if loading_s > self.settings.load_s:

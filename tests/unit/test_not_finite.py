@@ -16,7 +16,7 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.forms import AttentionForm
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
-from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
+from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache, Slot
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.gen.guard import Answer, GenGuard
@@ -201,18 +201,24 @@ def test_gen_does_not_mind_numbers_that_it_does_not_use() -> None:
     assert found.text == "Nonsense"
 
 
+def full_arena(attention: AttentionForm, head_dim: int, *, slots: int) -> tuple[KVCache, list[Slot], HostArena]:
+    """An arena whose slots are all taken, and hold 7 everywhere."""
+    cache = KVCache(replace(MANIFEST, attention=attention, head_dim=head_dim), slots=slots)
+    taken = [cache.acquire(10) for _ in range(slots)]
+    arena = taken[0].arena
+    assert isinstance(arena, HostArena)
+    for array in arena.arrays:
+        array[...] = 7
+    return cache, taken, arena
+
+
 @pytest.mark.parametrize("attention", ["decomposed", "int8"])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 24, 64])
 def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(
     attention: AttentionForm, head_dim: int
 ) -> None:
     """Slots of less than a page, of a page and a bit, and of many."""
-    cache = KVCache(replace(MANIFEST, attention=attention, head_dim=head_dim), slots=5)
-    slots = [cache.acquire(10) for _ in range(5)]
-    arena = slots[0].arena
-    assert isinstance(arena, HostArena)
-    for array in arena.arrays:
-        array[...] = 7
+    cache, slots, arena = full_arena(attention, head_dim, slots=5)
     cache.release(slots[2])
     cache.grow(slots[3], 400)
     for array in arena.arrays:
@@ -223,12 +229,7 @@ def test_a_slot_is_zero_for_its_next_owner_and_its_neighbours_are_left_alone(
 @pytest.mark.parametrize("head_dim", [1, 3, 24, 32])
 def test_memory_that_nobody_uses_is_given_back(attention: AttentionForm, head_dim: int) -> None:
     """Slots that end within pages, in random order, and free slots that passes wrote to."""
-    cache = KVCache(replace(MANIFEST, attention=attention, head_dim=head_dim), slots=40)
-    slots = [cache.acquire(10) for _ in range(40)]
-    arena = slots[0].arena
-    assert isinstance(arena, HostArena)
-    for array in arena.arrays:
-        array[...] = 7
+    cache, slots, arena = full_arena(attention, head_dim, slots=40)
     assert resident_pages(arena) >= sum(array.nbytes for array in arena.arrays) // mmap.PAGESIZE
     random.Random(2).shuffle(slots)
     for slot in slots[:-1]:

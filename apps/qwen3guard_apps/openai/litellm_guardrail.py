@@ -70,24 +70,23 @@ class LiteLLMGuardrail:
         texts = list(dict.fromkeys([*_texts(request), *_calls(request)]))
         call = request.get("litellm_call_id")
         if kind == "response":
-            asked = self._calls.conversation(call)
             _check_number(texts)
+            asked = self._calls.conversation(call)
             if asked is None:
                 return [_Judged("response", [_turn("user", text)]) for text in texts]
             return [_Judged("response", [*asked.messages, _turn("assistant", asked.begun + text)]) for text in texts]
         asked = _conversation(request) if texts else None
+        contents = [turn["content"] for turn in asked.messages] + [asked.begun] if asked else []
+        whole, read = set(contents), "\n".join(contents)
+        texts = [text for text in texts if text not in whole]
+        _check_number(texts)
+        others = [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]
         if asked is None:
-            _check_number(texts)
-            return [_Judged("text", [_turn("user", text)]) for text in texts]
+            return others
         self._calls.begin(call, asked)
         prompt = [_Judged("prompt", asked.messages)]
         begun = [_Judged("response", [*asked.messages, _turn("assistant", asked.begun)])] if asked.begun else []
-        contents = [turn["content"] for turn in asked.messages] + [asked.begun]
-        whole = set(contents)
-        texts = [text for text in texts if text not in whole]
-        _check_number(texts)
-        read = "\n".join(contents)
-        return prompt + begun + [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]
+        return prompt + begun + others
 
     async def _reasons(self, to_judge: Sequence[_Judged]) -> list[str]:
         at_once = asyncio.Semaphore(AT_ONCE)

@@ -1,0 +1,38 @@
+"""What Linux shows of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from qwen3guard_server.processes import work
+
+
+READS_40_MIB = "import time; zero = open('/dev/zero', 'rb'); [zero.read(1 << 20) for _ in range(40)]; time.sleep(600)"
+
+
+@pytest.mark.parametrize(("program", "least"), [("while True: pass", 2.0), (READS_40_MIB, 4.0)])
+def test_work_is_cpu_time_and_reading_and_ends_with_the_process(program: str, least: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while work(process.pid) < least:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert work(process.pid) == 0
+
+
+def test_cpu_time_counts_where_reading_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def denied(path: Path) -> str:
+        if path.name == "io":
+            raise PermissionError
+        return read_text(path)
+
+    shown = work(os.getpid())
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert 0 < work(os.getpid()) < shown
