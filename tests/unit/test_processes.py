@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from qwen3guard_server.processes import work
 
-
 READS_40_MIB = "import time; zero = open('/dev/zero', 'rb'); [zero.read(1 << 20) for _ in range(40)]; time.sleep(600)"
 
 
