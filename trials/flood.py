@@ -143,18 +143,23 @@ class Caller:
         request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
         is_new = self._kept is None
         try:
-            reader, writer = self._kept or await asyncio.open_connection("127.0.0.1", self._port)
+            self._kept = self._kept or await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = self._kept
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
             await reader.readexactly(length)
         except (OSError, asyncio.IncompleteReadError):
-            self._kept = None
+            self.close()
             return 0 if is_new else await self.ask()
-        self._kept = (reader, writer) if self._keeps else None
         if not self._keeps:
-            writer.close()
+            self.close()
         return int(head.split()[1])
+
+    def close(self) -> None:
+        if self._kept:
+            self._kept[1].close()
+            self._kept = None
 
     async def ask_for(self, seconds: float, times: list[float], statuses: Counter[int]) -> None:
         ends = time.monotonic() + seconds
@@ -163,8 +168,7 @@ class Caller:
             statuses[await self.ask()] += 1
             times.append(time.monotonic() - began)
             await asyncio.sleep(PAUSE_S)
-        if self._kept:
-            self._kept[1].close()
+        self.close()
 
 
 async def call_for(port: int, seconds: float, times: list[float], statuses: Counter[int]) -> None:

@@ -32,6 +32,8 @@ STILL_LOADING_S = 5.0
 LEAST_WORK = 0.2
 """What is done at least within `idle_load_s` while models are being loaded (processes.work). 0.2 s of CPU time within
 60 s is the share of one of 300 processes on a core."""
+TEARDOWN_S = 1.0
+"""How long a process may be ending. Linux shows none of its children meanwhile."""
 GAP_S = 5.0
 """How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
 
@@ -208,22 +210,31 @@ class EmbeddedServer:
     def fault(self) -> Fault | None:
         """Why the server can no longer answer: it has ended, or the process of one of its models has, or nothing was
         done for `idle_load_s` while it was loading. None if it can."""
-        process = self._started()
-        if (status := process.poll()) is not None:
-            by_itself = self._loading and status >= 0
-            return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", interrupted=status < 0)
+        if fault := self._own_fault():
+            return fault
         if self._loading and STUB_DIED in self.log:
             return Fault(reason(self.log))
-        running, now = model_processes(process.pid), time.monotonic()
+        running, now = model_processes(self.pid), time.monotonic()
         gap_s = GAP_S if self._loading else 0
         for name, pid in sorted(self._models.items()):
             if name not in running and now - self._seen_s[name] > gap_s:
                 status = exit_status(pid)
+                if status is None:  # perhaps it is the server that is ending
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._started().wait(TEARDOWN_S)
                 how = "died" if status is None else ended(status)
-                return Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
+                lost = Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
+                return self._own_fault() or lost
         if self._loading and now - self._worked_s > self.settings.idle_load_s:
             return Fault(f"Its models did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
         return None
+
+    def _own_fault(self) -> Fault | None:
+        """Why the server's own process has ended. None if it has not."""
+        if (status := self._started().poll()) is None:
+            return None
+        by_itself = self._loading and status >= 0
+        return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", interrupted=status < 0)
 
     def restart(self) -> None:
         """Kills the server if it runs, without waiting for its requests, and starts it again. Raises what starting

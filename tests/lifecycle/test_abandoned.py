@@ -13,7 +13,7 @@ from qwen3guard_client import GuardClient
 from qwen3guard_server.processes import model_processes, resident_bytes
 from qwen3guard_server.server import EmbeddedServer
 from support.lengths import FULL, times
-from support.processes import traces
+from support.processes import servers
 from support.serving import serve, stream_repository, wait_ready
 
 PROMPT = "How do I bake bread?"
@@ -43,12 +43,13 @@ def test_nothing_is_left_of_streams_that_nobody_ends(repository: Path, tmp_path:
     """The soak, with sessions that are forgotten after 3 s so that half a minute shows it."""
     folder = Path(shutil.copytree(repository, tmp_path / "r"))
     idle_s = soak.IDLE_S if FULL else 3
+    others = servers(os.getpid())
     soak.forget_after(folder, idle_s)
     found = soak.soak(folder, minutes=10 if FULL else 0.5, idle_s=idle_s, streams=8, classifications=1)
     assert soak.failures(found, soak.FLAT if FULL else WARMING_UP) == [], found
     for name in ("streams", "streams abandoned", "classifications"):
         assert found["counts"][name] > 10, found
-    assert not traces(os.getpid())
+    assert servers(os.getpid()) == others
 
 
 @pytest.mark.trial

@@ -237,7 +237,7 @@ def test_processes_killed_while_they_load_are_started_again_and_the_signal_is_to
                 time.sleep(0.01)
         supervised.wait_ready()
         told = supervised.starts_again()
-        assert sum("was killed by SIGKILL" in line for line in told) >= 4
+        assert sum("was killed by SIGKILL" in line for line in told) >= 4, told
         found = [re.search(r"again in ([\d.]+) s", line) for line in told]
         pauses = [float(each[1]) if each else 0.0 for each in found]
         assert pauses[:3] == [0.0, 0.1, 0.2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,3 +19,9 @@ def traces(pid: int) -> list[str]:
     files = [path for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"*{tag}*")]
     found = subprocess.run(["pgrep", "-fa", tag], capture_output=True, text=True, check=False).stdout
     return [str(path) for path in files] + found.splitlines()
+
+
+def servers(pid: int) -> set[str]:
+    """The servers started by process `pid` of which something is there, by the tag in the names of all that they
+    have."""
+    return set(re.findall(rf"qwen3guard_{pid}_[0-9a-f]{{16}}", "\n".join(traces(pid))))
