@@ -13,7 +13,7 @@ from pathlib import Path
 from unicodedata import combining, normalize
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from qwen3guard_contract import errors
@@ -89,18 +89,20 @@ def spelled(tokenizer: GuardTokenizer, ids: Sequence[int]) -> Iterator[int]:
 
 
 def check_ends(tokenizer: GuardTokenizer, text: str) -> None:
-    """Each end is the first place after the token's last byte where the text can be parted."""
+    """Each end is the first place after the token's last byte where the text can be parted. The tokenizer's NFC is of
+    an older Unicode than Python's: to it, U+0D3B is no combining mark."""
+    nfc = tokenizer._plain.normalizer.normalize_str
     pieces = tokenizer.encode_with_offsets(text)
     assert list(pieces.ids) == tokenizer.encode(text)
     assert pieces.ends[-1:] == ((len(text),) if text else ())
     places = [at for at in range(1, len(text)) if starts_segment(text[at])] + [len(text)]
-    sizes = {at: len(normalize("NFC", text[:at]).encode()) for at in places}
+    sizes = {at: len(nfc(text[:at]).encode()) for at in places}
     for begun, size, start, end in zip(
         (0, *spelled(tokenizer, pieces.ids)), spelled(tokenizer, pieces.ids), pieces.starts, pieces.ends, strict=False
     ):
         assert end == next(at for at in places if sizes[at] >= size)
         assert start == max((at for at in places if sizes[at] <= begun), default=0)
-        assert normalize("NFC", text[:end]) + normalize("NFC", text[end:]) == normalize("NFC", text)
+        assert nfc(text[:end]) + nfc(text[end:]) == nfc(text)
 
 
 PRECOMPOSED = [each for code in range(0x30000) if (each := chr(code)) != normalize("NFD", each)]
@@ -117,6 +119,7 @@ WRITTEN = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(text=WRITTEN)
+@example(text="\u00c0\u0d3b\u0323a")
 def test_ends_count_the_text_that_was_sent(demo_tokenizer: GuardTokenizer, text: str) -> None:
     check_ends(demo_tokenizer, text)
 
