@@ -100,7 +100,10 @@ STEP_ERROR = Tensor("STEP_ERROR", "BYTES", (-1,), optional=True)
 
 CANARY = "canary"
 """The parameter of a request to stream_guard with which the supervisor marks its canary. Room is made for it by no
-user's stream: a full guard refuses it as overloaded, which is a sign of life."""
+user's stream: a full guard refuses it as overloaded, which is a sign of life. Its session ends with it, and its
+sequence goes on in Triton: the next canary has a place there also while newcomers wait for one."""
+CANARY_SESSION = "qwen3guard-canary"
+"""The sequence id of all canaries."""
 
 # The policy of a session, sent with the step that opens it. For what is left out, the server's own policy applies.
 STRICT = Tensor("STRICT", "BOOL", (1,), optional=True)

@@ -6,7 +6,6 @@ server counts as ready when it answers the manifest's canary with the manifest's
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -32,9 +31,8 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
         values,
         (risk, category, pending),
         lambda reply: None if reply(pending)[0] else [*reply(risk).ravel().tolist(), *reply(category).ravel().tolist()],
-        session=str(uuid.uuid4()),
+        session=wire.CANARY_SESSION,
         start=True,
-        end=True,
         canary=True,
     )
 
@@ -44,7 +42,7 @@ def tokenizer_call(manifest: Manifest) -> Call[int]:
     model = wire.GUARD_TOKENIZER if manifest.variant == "gen" else wire.STREAM_TOKENIZER
     values = {wire.PROMPT: [b"canary"]} | ({} if manifest.variant == "gen" else {wire.POSITION: [0]})
     ids = wire.INPUT_IDS
-    return Call(model, values, (ids,), lambda reply: len(reply(ids)), session=str(uuid.uuid4()), start=True, end=True)
+    return Call(model, values, (ids,), lambda reply: len(reply(ids)), session=wire.CANARY_SESSION, start=True)
 
 
 def canaries(client: GuardClient, manifests: Mapping[str, Manifest]) -> Mapping[str, Callable[[float | None], bool]]:

@@ -109,7 +109,8 @@ class AsyncStream:
     async def _make(self, call: Call[StepResult], within_s: float) -> StepResult:
         """Sends a call. One that opens or ends a session is completed even if the caller is cancelled meanwhile.
 
-        A session that is opened for nobody is ended then: the server would keep it until it is idle for too long.
+        A session that is opened for nobody, or perhaps not at all, is ended then: the server would keep it, and Triton
+        its sequence, until it is idle for too long.
         """
         if call.start:
             end = calls.stream_step(call.session, text="", end=True)

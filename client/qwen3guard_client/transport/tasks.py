@@ -12,7 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from typing import Any, TypeVar
 
 import tritonclient.grpc.aio as triton
-from qwen3guard_contract.errors import InvalidRequest, Unreachable
+from qwen3guard_contract.errors import GuardError, InvalidRequest, Unreachable
 
 from qwen3guard_client.transport import connection
 from qwen3guard_client.transport.calls import Call
@@ -77,14 +77,15 @@ class InFlight:
     async def complete(
         self, work: Callable[[], Awaitable[T]], undo: Callable[[], Awaitable[object]] | None = None
     ) -> T:
-        """Awaits `work`. If the caller is cancelled, it goes on in the background, and `undo` follows if it succeeds.
+        """Awaits `work`. If the caller is cancelled, it goes on in the background.
 
+        `undo` follows in the background after a caller that was cancelled, and after an answer that is an error.
         `close` waits for both.
         """
         working = self._keep(work())
         try:
             return await asyncio.shield(working)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GuardError):
             if undo:
                 self._keep(_follow(working, undo))
             raise
@@ -120,7 +121,7 @@ class InFlight:
 
 async def _follow(work: asyncio.Future[Any], undo: Callable[[], Awaitable[object]]) -> None:
     await asyncio.wait([work])
-    if not work.cancelled() and work.exception() is None:
+    if not work.cancelled() and not isinstance(work.exception(), Unreachable):
         with contextlib.suppress(Exception):
             await undo()
 

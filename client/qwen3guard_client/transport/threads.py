@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import tritonclient.grpc as triton
-from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.errors import GuardError, InvalidRequest, Unreachable
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client.transport import connection
@@ -45,6 +45,7 @@ class InFlight:
         self._lock = threading.Lock()
         self._handles: dict[concurrent.futures.Future[Any], object] = {}
         """gRPC cancels a request if its handle is collected."""
+        self._undoing: list[threading.Thread] = []
 
     @property
     def client(self) -> Any:
@@ -75,13 +76,32 @@ class InFlight:
         except TimeoutError:
             raise deadline_exceeded() from None
 
-    def complete(self, work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:  # noqa: ARG002
-        """Does `work`. A thread cannot be cancelled meanwhile."""
-        return work()
+    def complete(self, work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
+        """Does `work`. A thread cannot be cancelled meanwhile. `undo` follows in the background after an answer that is
+        an error.
+        """
+        try:
+            return work()
+        except GuardError as error:
+            if undo and not isinstance(error, Unreachable):
+                self._begin(undo)
+            raise
+
+    def _begin(self, undo: Callable[[], object]) -> None:
+        def quietly() -> None:
+            with contextlib.suppress(Exception):
+                undo()
+
+        thread = threading.Thread(target=quietly, daemon=True)
+        self._undoing = [each for each in self._undoing if each.is_alive()] + [thread]
+        thread.start()
 
     def close(self) -> None:
         """Waits up to CLOSE_S for the requests on the wire, and closes the connection."""
-        concurrent.futures.wait(list(self._handles), timeout=CLOSE_S)
+        deadline = time.monotonic() + CLOSE_S
+        for thread in self._undoing:
+            thread.join(max(deadline - time.monotonic(), 0))
+        concurrent.futures.wait(list(self._handles), timeout=max(deadline - time.monotonic(), 0))
         with self._lock:
             self._is_closed = True
         self._client.close()

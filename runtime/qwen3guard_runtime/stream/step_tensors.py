@@ -30,7 +30,7 @@ def step_of(request: Request, server_policy: Policy) -> Step:
         request.tensors[wire.INPUT_IDS.name],
         request.number(wire.POSITION, 0),
         start=request.start,
-        end=request.end,
+        end=request.end or request.canary,
         query_index=request.number(wire.QUERY_INDEX, -1),
         response_start=request.number(wire.RESPONSE_START, 0),
         policy=policy_of(request, server_policy),
