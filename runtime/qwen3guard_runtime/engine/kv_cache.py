@@ -1,4 +1,4 @@
-"""KV slots: each holds the keys and values of one sequence, and the number of its tokens.
+"""KV slots: each holds the keys and values of one sequence, and its tokens.
 
 Passes read a slot where it is, without a copy. To rewind a slot is to set its length, without zeroing it. Slots are in
 arenas, one for each capacity, in this process's memory (`HostArena`) or in a GPU's (`cuda.DeviceArena`).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import OverBudget, Overloaded
 from qwen3guard_contract.manifest import Manifest
-from qwen3guard_contract.slots import PADDING_CELLS, capacities, slot_bytes
+from qwen3guard_contract.slots import PADDING_CELLS, SMALLEST_TOKENS, capacities, slot_bytes
 
 from qwen3guard_runtime.engine.host import memory_bytes
+
+Ids = npt.NDArray[np.int64]
 
 
 class Arena(ABC):
@@ -137,7 +139,21 @@ class Slot:
 
     arena: Arena
     row: int
-    length: int = field(default=0)
+    length: int = 0
+    _ids: Ids = field(default_factory=lambda: np.zeros(SMALLEST_TOKENS, np.int64), repr=False)
+
+    @property
+    def ids(self) -> Ids:
+        """The tokens that it holds, int64 [length]."""
+        return self._ids[: self.length]
+
+    def append(self, ids: Ids) -> None:
+        """The keys and values of `ids` (int64 [tokens]) now stand after the others."""
+        end = self.length + len(ids)
+        if end > len(self._ids):
+            self._ids = np.concatenate([self.ids, np.zeros(2 * end - self.length, np.int64)])
+        self._ids[self.length : end] = ids
+        self.length = end
 
 
 class KVCache:
@@ -168,14 +184,15 @@ class KVCache:
         """The smallest budget: the bytes of one slot of the whole context."""
         return max(slot_bytes(manifest.caches, capacity) for capacity in memory.capacities(manifest.context))
 
-    def has_room(self, tokens: int, slot: Slot | None = None) -> bool:
-        """Whether `slot`, or a new slot, can hold `tokens` in all."""
+    def has_room(self, tokens: int, slot: Slot | None = None, *, without: Collection[Slot] = ()) -> bool:
+        """Whether `slot`, or a new slot, can hold `tokens` in all, if the slots `without` were free."""
         if slot and tokens <= slot.arena.room:
             return True
         needed = self._arena_for(tokens).slot_bytes
+        used_bytes = self.used_bytes - sum(each.arena.slot_bytes for each in without)
         if slot is None:
-            return self.live < self.slots and self.used_bytes + needed <= self.budget_bytes
-        return self.used_bytes + needed - slot.arena.slot_bytes <= self.budget_bytes
+            return self.live - len(without) < self.slots and used_bytes + needed <= self.budget_bytes
+        return used_bytes + needed - slot.arena.slot_bytes <= self.budget_bytes
 
     def acquire(self, tokens: int) -> Slot:
         """Takes a free slot with room for `tokens`. Raises Overloaded if there is none."""
@@ -193,11 +210,21 @@ class KVCache:
             return
         if not self.has_room(tokens, slot):
             raise Overloaded("All KV memory is taken; try again later.")
+        self._move(slot, self._arena_for(tokens))
+
+    def shrink(self, slot: Slot) -> None:
+        """Moves the slot to an arena of smaller slots if its tokens have room there: attention reads a slot to its
+        end."""
+        arena = self._arena_for(slot.length)
+        if arena is not slot.arena:
+            self._move(slot, arena)
+
+    @staticmethod
+    def _move(slot: Slot, arena: Arena) -> None:
         old_arena, old_row = slot.arena, slot.row
-        slot.arena = self._arena_for(tokens)
-        slot.row = slot.arena.slots.index(None)
-        slot.arena.slots[slot.row] = slot
-        copy(Slot(old_arena, old_row, slot.length), slot, slot.length)
+        slot.arena, slot.row = arena, arena.slots.index(None)
+        arena.slots[slot.row] = slot
+        old_arena.copy(old_row, slot, slot.length)
         old_arena.free(old_row)
 
     def release(self, slot: Slot) -> None:
@@ -223,4 +250,5 @@ def copy(source: Slot, target: Slot, tokens: int) -> None:
     Both must be in the same memory; they may be of two KVCaches.
     """
     source.arena.copy(source.row, target, tokens)
-    target.length = tokens
+    target.length = 0
+    target.append(source.ids[:tokens])

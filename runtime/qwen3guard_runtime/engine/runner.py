@@ -17,9 +17,8 @@ import numpy.typing as npt
 from qwen3guard_contract.errors import TokenOutOfRange
 from qwen3guard_contract.slots import PADDING_CELLS
 
-from qwen3guard_runtime.engine.kv_cache import Arena, Slot
+from qwen3guard_runtime.engine.kv_cache import Arena, Ids, Slot
 
-Ids = npt.NDArray[np.int64]
 Logits = tuple[npt.NDArray[np.float32], ...]
 
 STEP_TOKENS = PADDING_CELLS
@@ -43,7 +42,8 @@ class Row:
 
 class Runner(Protocol):
     def forward(self, rows: Sequence[Row]) -> list[Logits]:
-        """Appends each row's tokens to its slot. Returns for each row the graph's outputs at its asked tokens.
+        """Appends each row's tokens to its slot (`Slot.append`). Returns for each row the graph's outputs at its asked
+        tokens.
 
         Each output is float32 [len(asked), width]. The rows must have different slots, with room for their ids.
         """
@@ -118,7 +118,7 @@ class Passes(ABC):
         results = []
         start = 0
         for row in rows:
-            row.slot.length += len(row.ids)
+            row.slot.append(row.ids)
             end = start + len(row.asked)
             results.append(tuple(output[start:end] for output in outputs))
             start = end

@@ -47,6 +47,8 @@ class Session:
     are 0 for tokens that are not of the response."""
     pending: ActiveStep | None = None
     """The step that was answered before all its tokens were run."""
+    failed: bool = False
+    """Whether the model could not be run for one of its steps. Nothing in its slot is used for another then."""
     flagged: bool = False
     """Whether its own policy has ever flagged the response, also in tokens that a rewind has dropped."""
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qwen3guard_contract.errors import GuardError, Overloaded
+from qwen3guard_contract.errors import GuardError, InternalError, Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy, runs
 
-from qwen3guard_runtime.engine.kv_cache import KVCache, Slot
+from qwen3guard_runtime.engine.kv_cache import Slot
+from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Runner, check_ids
 from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
@@ -33,7 +34,7 @@ class Sessions:
         self,
         manifest: Manifest,
         runner: Runner,
-        cache: KVCache,
+        cache: PrefixCache,
         *,
         policy: Policy,
         limits: SessionLimits,
@@ -94,7 +95,8 @@ class Sessions:
             self.forget(step.session, "failed")
 
     def forget_idle(self) -> None:
-        """Forgets the sessions that have not been used for `idle_s`."""
+        """Forgets the sessions that have not been used for `idle_s`, and what is held of others for as long."""
+        self._cache.drop_idle()
         now = self._clock()
         for name in [name for name, session in self._live.items() if now - session.used_s > self._limits.idle_s]:
             self.forget(name, "idle")
@@ -114,20 +116,19 @@ class Sessions:
             session = self._open(step, length)
         else:
             self._make_room(length, session.slot)
-        session.slot.length = step.position
+            session.slot.length = step.position
         del session.runs[step.position :]
         session.pending = None
-        asked = set(range(step.response_start, len(step.ids)))
-        if step.query_index >= 0:
-            asked.add(step.query_index)
         now = self._clock()
-        return ActiveStep(step, session, sorted(asked), begun_s=now, served_s=now)
+        done = session.slot.length - step.position
+        return ActiveStep(step, session, step.asked, begun_s=now, served_s=now, done=done)
 
     def _reply(self, active: ActiveStep) -> StepReply | GuardError:
         step, session = active.step, active.session
         session.used_s = self._clock()
         session.pending = active if active.left else None
         if active.error:
+            session.failed |= isinstance(active.error, InternalError)
             session.slot.length = step.position
             return active.error
         response, prompt = judge_step(step, [] if active.left else active.asked, active.logits)
@@ -168,7 +169,8 @@ class Sessions:
         self.forget(step.session, "restarted")
         self._make_room(tokens, forgetting=not step.canary)
         policy = step.policy or self._policy
-        slot = self._cache.acquire(0)
+        unasked = min([len(step.ids) - 1, *step.asked])
+        slot = self._cache.acquire(step.ids[:unasked], step.scope)
         session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start, canary=step.canary)
         self._live[step.session] = session
         self._metrics.opened()
@@ -202,8 +204,8 @@ class Sessions:
         return len(self._live)
 
     def forget(self, name: int | str, reason: Closed = "ended") -> None:
-        """Drops a session and frees its slot. Does nothing if it is not known."""
+        """Drops a session. Its slot may be held for a later one. Does nothing if it is not known."""
         session = self._live.pop(name, None)
         if session:
-            self._cache.release(session.slot)
+            self._cache.release(session.slot, hold=not session.failed)
             self._metrics.closed(reason)

@@ -19,8 +19,8 @@ class Step:
     """Writes `ids` (int64 [tokens]) at `position` of a session.
 
     Tokens from index `response_start` on are judged as the response. The prompt is judged at the token with index
-    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies. No
-    session is forgotten to make room for a `canary`.
+    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies. What is held for the
+    `scope` is not computed again. No session is forgotten to make room for a `canary`.
     """
 
     session: int | str
@@ -31,7 +31,13 @@ class Step:
     query_index: int = -1
     response_start: int = 0
     policy: Policy | None = None
+    scope: str | None = None
     canary: bool = False
+
+    @property
+    def asked(self) -> list[int]:
+        """The indices of the tokens whose logits are wanted, ascending."""
+        return sorted({*range(self.response_start, len(self.ids)), *([self.query_index] * (self.query_index >= 0))})
 
     def same_as(self, other: Step) -> bool:
         """Whether this is the same step, sent again."""
