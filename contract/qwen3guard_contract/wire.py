@@ -102,6 +102,11 @@ CANARY = "canary"
 """The parameter of a request to stream_guard with which the supervisor marks its canary. Room is made for it by no
 user's stream: a full guard refuses it as overloaded, which is a sign of life. Its session ends with it, and its
 sequence goes on in Triton: the next canary has a place there also while newcomers wait for one."""
+SCOPE = "scope"
+"""The parameter of a request to a guard that names those who may share what was computed for their conversations: the
+time of an answer tells them whether another conversation of the scope began alike. Without it nothing is shared."""
+LONGEST_SCOPE = 256
+"""The most characters of a scope."""
 CANARY_SESSION = "qwen3guard-canary"
 """The sequence id of all canaries."""
 

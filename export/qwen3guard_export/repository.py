@@ -31,11 +31,16 @@ WAITING = "waiting"
 RECENT_PARAMETERS = {"recent_tokens": "0"}
 TOKENIZER_PARAMETERS = RECENT_PARAMETERS | {WAITING: "16"}
 DECISION_PARAMETERS = {"strict": "true", "thresholds": ""}
-GEN_PARAMETERS = DEVICE_PARAMETERS | DECISION_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
+PREFIX_PARAMETERS = {"prefix_bytes": str(1 << 30), "prefix_s": "600"}
+"""docs/streams.md explains each."""
+GEN_PARAMETERS = (
+    DEVICE_PARAMETERS | DECISION_PARAMETERS | PREFIX_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
+)
 """docs/operations.md explains each."""
 STREAM_PARAMETERS = (
     DEVICE_PARAMETERS
     | DECISION_PARAMETERS
+    | PREFIX_PARAMETERS
     | {
         "slots": "256",
         "kv_budget_bytes": "0",

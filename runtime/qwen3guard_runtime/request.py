@@ -17,7 +17,8 @@ Outputs = Mapping[str, Any]
 @dataclass(frozen=True)
 class Request:
     """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; its
-    sequence id, with the flags of its first and last request; and whether it is the supervisor's canary."""
+    sequence id, with the flags of its first and last request; whether it is the supervisor's canary; and the scope
+    within which computed prefixes may be shared (engine.prefixes)."""
 
     tensors: Mapping[str, npt.NDArray[Any]]
     wanted: frozenset[str]
@@ -25,6 +26,7 @@ class Request:
     start: bool = False
     end: bool = False
     canary: bool = False
+    scope: str | None = None
 
     def has(self, tensor: Tensor) -> bool:
         return tensor.name in self.tensors

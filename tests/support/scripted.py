@@ -49,7 +49,7 @@ class Scripted:
                 answer = self.answers[int(cells[0])]
                 right = answer[: len(written)] == written
                 logits[number, answer[len(written)] if right else 77] = 5
-            slot.length += len(row.ids)
+            slot.append(row.ids)
             self.computed += len(row.ids)
             results.append((logits,))
         return results

@@ -10,6 +10,7 @@ from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.manifest import Canary, Manifest
 from qwen3guard_contract.policy import Policy
 from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
+from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
@@ -61,7 +62,7 @@ class TokenSum:
             cells = slot.arena.arrays[0][slot.row, 0, :, 0]
             cells[slot.length : slot.length + len(row.ids)] = row.ids
             ends = [slot.length + index + 1 for index in row.asked]
-            slot.length += len(row.ids)
+            slot.append(row.ids)
             risk = logits([cells[:end] for end in ends])
             results.append((risk, np.repeat(risk, 3, 1)[:, :8], risk, np.repeat(risk, 3, 1)))
         return results
@@ -83,10 +84,13 @@ class Bench:
         idle_s: float = 60.0,
         evict_s: float = 0.0,
         chunk_tokens: int = 24,
+        prefixes: PrefixLimits | None = None,
     ) -> None:
         self.clock = [0.0]
         self.graph = TokenSum(self.clock)
-        self.cache = KVCache(MANIFEST, slots=slots, budget_bytes=budget_bytes)
+        self.cache = PrefixCache(
+            KVCache(MANIFEST, slots=slots, budget_bytes=budget_bytes), prefixes, lambda: self.clock[0]
+        )
         limits = SessionLimits(idle_s=idle_s, evict_s=evict_s, turn_s=1.0, chunk_tokens=chunk_tokens)
         self.sessions = Sessions(
             MANIFEST, self.graph, self.cache, policy=Policy(), limits=limits, clock=lambda: self.clock[0]

@@ -10,10 +10,11 @@ from qwen3guard_client import Policy, Thresholds
 from qwen3guard_contract import errors, wire
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
 from qwen3guard_contract.messages import Message
+from qwen3guard_runtime.engine.prefixes import common_length
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
 from qwen3guard_runtime.gen.guard import Answer, log_probability
 from qwen3guard_runtime.gen.models import GenGuardModel
-from qwen3guard_runtime.gen.prefixes import common_length, template_prefixes
+from qwen3guard_runtime.gen.prefixes import template_prefixes
 from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate

@@ -18,6 +18,7 @@ from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
 from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache, Slot
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.gen.guard import Answer, GenGuard
 from qwen3guard_runtime.stream.session import SessionLimits
@@ -56,7 +57,7 @@ class SpoiledBench:
     def __init__(self, value: float = np.nan, output: int = 0, *, slots: int = 4) -> None:
         self.clock = [0.0]
         self.graph = Spoiled(self.clock, value, output)
-        self.cache = KVCache(MANIFEST, slots=slots)
+        self.cache = PrefixCache(KVCache(MANIFEST, slots=slots))
         self.metrics = StreamMetrics()
         limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
         self.sessions = Sessions(
@@ -186,7 +187,7 @@ def test_gen_fails_the_question_alone(at: int, drafts: bool, value: float) -> No
     assert refused(found[1])
     assert counted(told, "qwen3guard_not_finite_total") == {("gen_guard",): 1}
     assert counted(told, "qwen3guard_answers_total") == {(): 2}
-    assert gen._cache.live == 0
+    assert gen.cache.live == 0
 
 
 def test_gen_does_not_mind_numbers_that_it_does_not_use() -> None:
@@ -259,7 +260,7 @@ def resident_pages(arena: HostArena) -> int:
 def real(folder: Path, *, slots: int) -> Sessions:
     manifest = Manifest.read(folder)
     limits = SessionLimits(idle_s=60, evict_s=0, turn_s=9.0, chunk_tokens=16)
-    cache, runner = KVCache(manifest, slots=slots), OnnxRunner(folder, manifest)
+    cache, runner = PrefixCache(KVCache(manifest, slots=slots)), OnnxRunner(folder, manifest)
     return Sessions(manifest, runner, cache, policy=Policy(), limits=limits, clock=lambda: 0.0)
 
 

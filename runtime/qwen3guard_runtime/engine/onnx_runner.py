@@ -19,8 +19,8 @@ from qwen3guard_contract.manifest import (
 )
 
 from qwen3guard_runtime.engine.host import cores
-from qwen3guard_runtime.engine.kv_cache import Arena
-from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
+from qwen3guard_runtime.engine.kv_cache import Arena, Ids
+from qwen3guard_runtime.engine.runner import Logits, Passes, PassLimits
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BINDINGS = 64

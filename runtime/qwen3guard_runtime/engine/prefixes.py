@@ -12,13 +12,12 @@ held or found for sequences without one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from qwen3guard_runtime.engine.kv_cache import Ids, KVCache, Slot, copy
 from qwen3guard_runtime.engine.runner import Row, Runner
+from qwen3guard_runtime.parameters import Parameters
 
 WORTH_TOKENS = 16
 """A shorter prefix of a scope is computed again, because to look after it takes as long."""
@@ -31,6 +30,11 @@ class PrefixLimits:
 
     held_bytes: int = 0
     idle_s: float = 600.0
+
+    @classmethod
+    def read(cls, parameters: Parameters) -> PrefixLimits:
+        """The parameters `prefix_bytes` and `prefix_s`. Raises InvalidParameter."""
+        return cls(parameters.whole("prefix_bytes"), parameters.seconds("prefix_s"))
 
 
 class PrefixCache:
@@ -47,13 +51,16 @@ class PrefixCache:
         self._held: dict[Slot, float] = {}
         """When each held slot was last used, the longest unused first."""
         self._pinned: list[Slot] = []
-        self.reused_tokens = 0
-        """The tokens that were not computed, because a slot held them."""
 
     @property
     def count(self) -> int:
         """The number of held slots."""
         return len(self._held)
+
+    @property
+    def live(self) -> int:
+        """The number of slots that have an owner."""
+        return self._cache.live - len(self._held) - len(self._pinned)
 
     @property
     def held_bytes(self) -> int:
@@ -93,7 +100,6 @@ class PrefixCache:
                 copy(source, slot, shared)
         if scope is not None and self._limits.held_bytes:
             self._scopes[slot] = scope
-        self.reused_tokens += shared
         return slot
 
     def grow(self, slot: Slot, tokens: int) -> None:

@@ -18,8 +18,8 @@ from qwen3guard_contract.errors import CorruptFile, EngineMismatch, ExportMissin
 from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Engine, Manifest, Profile
 
 from qwen3guard_runtime.engine.cuda import Cuda
-from qwen3guard_runtime.engine.kv_cache import Arena
-from qwen3guard_runtime.engine.runner import Ids, Logits, Passes, PassLimits
+from qwen3guard_runtime.engine.kv_cache import Arena, Ids
+from qwen3guard_runtime.engine.runner import Logits, Passes, PassLimits
 
 GRAPHS = 32
 """The number of recorded decode steps that are kept. Each is for one range of slots, and has its own context."""

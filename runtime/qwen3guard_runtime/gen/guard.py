@@ -1,9 +1,9 @@
 """Gen: turns conversations into short answers by greedy decoding, and reads the verdicts in them.
 
-Keys and values of the template's fixed beginning are copied into each slot. The rest of the conversation goes into one
-pass, together with a draft of the answer. The logits show how much of the draft greedy decoding would have written.
-Where it would have written another token, that token begins the next pass, with another draft. This module knows token
-ids and slots, and nothing of Triton.
+A conversation's slot begins with what is held of it (engine.prefixes), at least the template's fixed beginning. The
+rest goes into one pass, together with a draft of the answer. The logits show how much of the draft greedy decoding
+would have written. Where it would have written another token, that token begins the next pass, with another draft. This
+module knows token ids and slots, and nothing of Triton.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ import numpy.typing as npt
 from qwen3guard_contract.errors import EmptyText, GuardError, InternalError, TextTooLong
 from qwen3guard_contract.manifest import Manifest
 
-from qwen3guard_runtime.engine.kv_cache import HOST, KVCache, Memory, Slot
+from qwen3guard_runtime.engine.kv_cache import HOST, Ids, KVCache, Memory, Slot
 from qwen3guard_runtime.engine.logits import not_finite
-from qwen3guard_runtime.engine.runner import Ids, Row, Runner, check_ids
+from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
+from qwen3guard_runtime.engine.runner import Row, Runner, check_ids
 from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
 from qwen3guard_runtime.gen.drafts import Drafts
-from qwen3guard_runtime.gen.prefixes import Prefixes
 from qwen3guard_runtime.telemetry.metrics import GenMetrics, Pass
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 ANSWER_TOKENS = 64
 """The most tokens that an answer may have. A well-formed one has 7 to about 18 for each category that it names."""
+HELD_SLOTS = 64
+"""The most conversations that are held for later ones."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """The token ids of a conversation, template included. In `response_mode` its last turn is the assistant's."""
+    """The token ids of a conversation, template included. In `response_mode` its last turn is the assistant's. What is
+    held for the `scope` is not computed again."""
 
     ids: Ids
     response_mode: bool
+    scope: str | None = None
 
 
 @dataclass
@@ -74,18 +78,28 @@ class GenGuard:
         *,
         slots: int,
         prefixes: Sequence[Ids] = (),
+        limits: PrefixLimits | None = None,
         drafts: Drafts | None = None,
         memory: Memory = HOST,
         metrics: GenMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without `prefixes`, every conversation is computed from its first token. Without `drafts`, every token of an
-        answer needs its own pass. `end_ids` are the tokens that end an answer."""
+        """The `prefixes` are computed here, for all conversations. Without `limits`, nothing else is held. Without
+        `drafts`, every token of an answer needs its own pass. `end_ids` are the tokens that end an answer."""
         self._manifest = manifest
         self._runner = runner
-        self._cache = KVCache(manifest, slots=slots, memory=memory)
+        limits = limits or PrefixLimits()
+        own = slots + len(prefixes)
+        cache = KVCache(
+            manifest,
+            slots=own + (HELD_SLOTS if limits.held_bytes else 0),
+            budget_bytes=own * KVCache.least_bytes(manifest, memory) + limits.held_bytes,
+            memory=memory,
+        )
+        self.cache = PrefixCache(cache, limits, clock)
+        for prefix in prefixes:
+            self.cache.pin(runner, prefix)
         self._end_ids = end_ids
-        self._prefixes = Prefixes(manifest, runner, prefixes, memory)
         self._drafts = drafts
         self._metrics = metrics or GenMetrics()
         self._clock = clock
@@ -106,21 +120,31 @@ class GenGuard:
         for question in questions:
             try:
                 self._check(question)
-                slot = self._cache.acquire(len(question.ids) + ANSWER_TOKENS)
-                answers.append(Answer(question, slot, next_ids=question.ids))
+                answers.append(self._begin(question))
             except GuardError as error:
                 answers.append(error)
+        began = [answer for answer in answers if isinstance(answer, Answer)]
+        is_decoded = False
         try:
-            self._decode([answer for answer in answers if isinstance(answer, Answer)])
+            self._decode(began)
+            is_decoded = True
         finally:
-            for answer in answers:
-                if isinstance(answer, Answer):
-                    self._cache.release(answer.slot)
+            for each in began:
+                each.slot.length = min(each.slot.length, len(each.question.ids))
+                self.cache.release(each.slot, hold=is_decoded and not each.error)
         seconds = self._clock() - began_s
         for answer in answers:
             if isinstance(answer, Answer) and not answer.error:
                 self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
         return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
+
+    def _begin(self, question: Question) -> Answer:
+        """Takes a slot for a question. At least its last token is left to compute, because slots hold no logits."""
+        slot = self.cache.acquire(question.ids[:-1], question.scope)
+        held = slot.length
+        self.cache.grow(slot, len(question.ids) + ANSWER_TOKENS)
+        self._metrics.began(reused=held, computed=len(question.ids) - held)
+        return Answer(question, slot, next_ids=question.ids[held:])
 
     def read(self, answer: Answer) -> AnswerVerdict:
         """Reads the verdict in an answer. Raises UnreadableAnswer if its level cannot be read."""
@@ -149,9 +173,6 @@ class GenGuard:
         Each answer has one row in a pass: its `next_ids`, and a draft of the rest of the answer. The logits at the last
         of the `next_ids` and at each drafted token are asked for.
         """
-        for answer in answers:
-            ids = answer.question.ids
-            answer.next_ids = ids[self._prefixes.fill(answer.slot, ids) :]
         while active := [answer for answer in answers if not answer.is_done]:
             drafts = [self._draft(answer) for answer in active]
             rows = []

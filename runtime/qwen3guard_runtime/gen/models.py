@@ -17,6 +17,7 @@ from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
+from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
@@ -61,7 +62,6 @@ class GenGuardModel:
         self._notice = manifest.notice
         self._metrics = GenMetrics()
         self._metrics.watch_products(opened.products)
-        self.metrics = self._metrics.all()
         self._guard = GenGuard(
             opened.manifest,
             opened.runner,
@@ -69,17 +69,24 @@ class GenGuardModel:
             end_ids(folder, tokenizer.special[IM_END]),
             slots=self.slots,
             prefixes=template_prefixes(ChatTemplate.load(folder), opened.manifest.context),
+            limits=PrefixLimits.read(parameters),
             drafts=Drafts(tokenizer),
             memory=opened.memory,
             metrics=self._metrics,
         )
+        self._metrics.watch_prefixes(self._guard.cache)
+        self.metrics = self._metrics.all()
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
         results: list[Outputs | GuardError] = []
         for start in range(0, len(requests), self.slots):
             batch = requests[start : start + self.slots]
             questions = [
-                Question(request.tensors[wire.INPUT_IDS.name], bool(request.number(wire.RESPONSE_MODE, 0)))
+                Question(
+                    request.tensors[wire.INPUT_IDS.name],
+                    bool(request.number(wire.RESPONSE_MODE, 0)),
+                    request.scope,
+                )
                 for request in batch
             ]
             answers = self._guard.answer(questions)

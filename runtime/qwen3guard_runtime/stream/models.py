@@ -18,6 +18,7 @@ from qwen3guard_contract.text import valid_text
 from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
 from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
@@ -128,7 +129,8 @@ class StreamGuardModel:
         budget_bytes = parameters.whole("kv_budget_bytes") or max(
             memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
         )
-        cache = KVCache(manifest, slots=slots, budget_bytes=budget_bytes, memory=memory)
+        kv_cache = KVCache(manifest, slots=slots, budget_bytes=budget_bytes, memory=memory)
+        cache = PrefixCache(kv_cache, PrefixLimits.read(parameters))
         limits = SessionLimits(
             idle_s=parameters.seconds("idle_s"),
             evict_s=parameters.seconds("evict_s"),
@@ -155,8 +157,9 @@ class StreamGuardModel:
             sessions=lambda: self._sessions.live,
             slots=slots,
             used=lambda: cache.used_bytes,
-            budget_bytes=cache.budget_bytes,
+            budget_bytes=budget_bytes,
         )
+        metrics.watch_prefixes(cache)
         metrics.watch_products(opened.products)
         self.metrics = metrics.all()
         self._sessions_lock = threading.Lock()

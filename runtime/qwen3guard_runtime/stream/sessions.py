@@ -171,6 +171,7 @@ class Sessions:
         policy = step.policy or self._policy
         unasked = min([len(step.ids) - 1, *step.asked])
         slot = self._cache.acquire(step.ids[:unasked], step.scope)
+        self._metrics.began(reused=slot.length, computed=len(step.ids) - slot.length)
         session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start, canary=step.canary)
         self._live[step.session] = session
         self._metrics.opened()

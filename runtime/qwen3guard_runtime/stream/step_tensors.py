@@ -34,6 +34,7 @@ def step_of(request: Request, server_policy: Policy) -> Step:
         query_index=request.number(wire.QUERY_INDEX, -1),
         response_start=request.number(wire.RESPONSE_START, 0),
         policy=policy_of(request, server_policy),
+        scope=request.scope,
         canary=request.canary,
     )
 

@@ -10,7 +10,8 @@ import numpy as np
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, RESPONSE_CATEGORY_ORDER
 from qwen3guard_contract.policy import Policy
 
-from qwen3guard_runtime.engine.runner import Ids, Logits
+from qwen3guard_runtime.engine.kv_cache import Ids
+from qwen3guard_runtime.engine.runner import Logits
 from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 
 

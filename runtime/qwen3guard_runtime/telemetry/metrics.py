@@ -50,6 +50,14 @@ class Metric(Protocol):
     def samples(self) -> Iterator[Sample]: ...
 
 
+class HeldPrefixes(Protocol):
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def held_bytes(self) -> int: ...
+
+
 class Counter:
     """One sum for each combination of values of `labels`. `add` takes the values in the order of `labels`."""
 
@@ -162,9 +170,33 @@ class GuardMetrics:
             "Tokens of conversations that were taken, template included",
             model=[model],
         )
+        self._begun_tokens = Counter(
+            "qwen3guard_begun_tokens_total",
+            "Tokens with which conversations began: reused from others, or computed",
+            model=[model],
+            outcome=("reused", "computed"),
+        )
         self._not_finite = Counter(
             "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
         )
+
+    def watch_prefixes(self, prefixes: HeldPrefixes) -> None:
+        """Adds the gauges of what is held for later conversations."""
+        model = self._model
+        self._prefixes = Gauge(
+            "qwen3guard_prefixes",
+            "Conversations held for later ones that begin alike",
+            lambda: prefixes.count,
+            model=model,
+        )
+        self._prefix_bytes = Gauge(
+            "qwen3guard_prefix_bytes", "Bytes of their KV slots", lambda: prefixes.held_bytes, model=model
+        )
+
+    def began(self, *, reused: int, computed: int) -> None:
+        """A conversation was begun, so many tokens of which are held, and so many to be computed."""
+        self._begun_tokens.add(self._model, "reused", by=reused)
+        self._begun_tokens.add(self._model, "computed", by=computed)
 
     def watch_products(self, products: str | None) -> None:
         """Adds the gauge that says how the guard's integer products are exact. None means that it has none."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import InvalidRequest
-from qwen3guard_contract.wire import CANARY, Model
+from qwen3guard_contract.wire import CANARY, LONGEST_SCOPE, SCOPE, Model
 
 from qwen3guard_runtime.request import Request
 
@@ -22,7 +22,7 @@ SEQUENCE_START, SEQUENCE_END = 1, 2
 
 def plain_request(request: Any, model: Model) -> Request:
     """Raises InvalidRequest."""
-    return Request(_tensors(request, model), *_head(request))
+    return Request(_tensors(request, model), *_head(request), _scope(request.parameters()))
 
 
 def without_tensors(request: Any) -> Request:
@@ -43,13 +43,25 @@ def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
 
 
 def _is_canary(parameters: str) -> bool:
-    """`parameters` is JSON, and `{}` in nearly every request."""
+    return _parameter(parameters, CANARY) is True
+
+
+def _scope(parameters: str) -> str | None:
+    """Raises InvalidRequest."""
+    scope = _parameter(parameters, SCOPE)
+    if scope is not None and not (isinstance(scope, str) and 0 < len(scope) <= LONGEST_SCOPE):
+        raise InvalidRequest(f"The parameter {SCOPE} must be a text of 1 to {LONGEST_SCOPE} characters.")
+    return scope
+
+
+def _parameter(parameters: str, name: str) -> Any:
+    """One of a request's own parameters, or None. `parameters` is JSON, and `{}` in many requests."""
     if parameters == "{}":
-        return False
+        return None
     try:
-        return json.loads(parameters).get(CANARY) is True
+        return json.loads(parameters).get(name)
     except (ValueError, AttributeError):
-        return False
+        return None
 
 
 def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:
