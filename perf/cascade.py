@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.labelled.read_text().splitlines() if line.strip()]
     figures: dict[str, Any] = {"rows": len(rows), "unsafe": sum(row["unsafe"] for row in rows)}
-    with served(arguments.repository) as server, GuardClient(server.url) as guard:
+    with served(arguments.repository) as server, GuardClient(server.url, scope=None) as guard:
         classify = []
         for row in rows[:20]:
             began = time.perf_counter()

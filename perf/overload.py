@@ -314,7 +314,7 @@ def main() -> int:
         models = changed(options.repository, Path(folder), options.waiting, options.pass_ms)
         ports = {"grpc_port": options.grpc_port, "metrics_port": options.grpc_port + 1}
         with EmbeddedServer(ServerSettings(models, **ports)) as server:
-            with GuardClient(server.url, timeout_s=120) as guard:
+            with GuardClient(server.url, timeout_s=120, scope=None) as guard:
                 server.wait_ready(lambda: canary.check(guard, server.manifests))
             memory = Memory(server.pid)
             memory.start()

@@ -43,7 +43,7 @@ class Stepper(threading.Thread):
 
     def run(self) -> None:
         session = str(uuid.uuid4())
-        with GuardClient(self.url, timeout_s=TIMEOUT_S) as guard:
+        with GuardClient(self.url, timeout_s=TIMEOUT_S, scope=None) as guard:
             length = guard.stream_step(session, prompt="Hello.", start=True).length
             length = guard.stream_step(session, token_ids=self.ids[: self.context], position=length).length
             for token in self.ids[self.context :]:
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with EmbeddedServer(ServerSettings(arguments.repository, grpc_port=arguments.grpc_port)) as server:
         manifests = {name: each for name, each in server.manifests.items() if each.variant == "stream"}
-        with GuardClient(server.url, timeout_s=TIMEOUT_S) as guard:
+        with GuardClient(server.url, timeout_s=TIMEOUT_S, scope=None) as guard:
             server.wait_ready(lambda: canary.check(guard, manifests))
             measure(guard, arguments, manifests["stream_step"])
 

@@ -26,7 +26,7 @@ TOKENS = range(1000, 100000)
 def served(repository: Path) -> Iterator[EmbeddedServer]:
     with (
         EmbeddedServer(ServerSettings(repository, grpc_port=PORT)) as server,
-        GuardClient(server.url, timeout_s=TIMEOUT_S) as guard,
+        GuardClient(server.url, timeout_s=TIMEOUT_S, scope=None) as guard,
     ):
         server.wait_ready(lambda: canary.check(guard, server.manifests))
         yield server
@@ -36,7 +36,7 @@ class Session:
     """A stream with `context` tokens; every step is written at the position after them, so the context stays."""
 
     def __init__(self, url: str, context: int) -> None:
-        self._guard = GuardClient(url, timeout_s=TIMEOUT_S)
+        self._guard = GuardClient(url, timeout_s=TIMEOUT_S, scope=None)
         self._session = str(uuid.uuid4())
         self.length = self._guard.stream_step(self._session, prompt="Hello.", start=True).length
         self.grow(context)

@@ -152,7 +152,7 @@ def main() -> None:
         port = probe.getsockname()[1]
     with (
         EmbeddedServer(ServerSettings(arguments.repository, grpc_port=port)) as server,
-        GuardClient(server.url) as guard,
+        GuardClient(server.url, scope=None) as guard,
     ):
         server.wait_ready(lambda: canary.check(guard, server.manifests))
         rows = asyncio.run(measure(server.url, arguments))

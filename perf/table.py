@@ -100,7 +100,7 @@ class Run:
         say(f"classify: {len(ids)} tokens and {ANSWER_TOKENS} of answer; {product.described(manifest)}")
         with ExitStack() as stack:
             server = stack.enter_context(product.served(self.guards.repository("gen")))
-            guard = stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S))
+            guard = stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None))
             engines: dict[str, Callable[[], float]] = {
                 "product": lambda: product.classify_ms(guard, guards.PROMPT, guards.RESPONSE)
             }
@@ -119,7 +119,7 @@ class Run:
             )
             self.add(Row("11b", "classify against its floor", "the floor", ours / least, 5, 2, "x floor", ours, least))
         with product.served(self.guards.repository("gen")) as server, ExitStack() as stack:
-            clients = [stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S)) for _ in range(8)]
+            clients = [stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None)) for _ in range(8)]
             calls = [lambda one=one: product.classify_ms(one, guards.PROMPT, guards.RESPONSE) for one in clients]
             rates = self.rates(calls, (1, 8), "classify")
             self.add(
@@ -131,7 +131,7 @@ class Run:
         """Measures classify where two decisions of the answer are not the drafted ones."""
         with (
             product.served(self.guards.repository("gen_rejected")) as server,
-            GuardClient(server.url, timeout_s=product.TIMEOUT_S) as guard,
+            GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None) as guard,
         ):
             times = [product.classify_ms(guard, guards.PROMPT, guards.RESPONSE) for _ in range(4 * self.rounds)]
         self.notes["classify_rejected_ms"] = round(median(times), 1)

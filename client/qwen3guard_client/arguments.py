@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from qwen3guard_contract.errors import InvalidEncoding, InvalidRequest, PositionOutOfRange
+from qwen3guard_contract.wire import LONGEST_SCOPE
 
 Context = Literal["whole", "recent"]
 """What of a conversation is judged: all of it, or what is left without the oldest turns if it does not fit."""
@@ -24,6 +25,8 @@ LONGEST_TIMEOUT_S = 10**9
 LONGEST_SESSION_BYTES = 128
 """Triton takes no longer id."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+OWN_SCOPE = "a scope of its own"
+"""Stands for a scope that nobody else knows."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -137,3 +140,13 @@ def checked_timeout(timeout_s: float) -> float:
     if isinstance(timeout_s, Real) and not isinstance(timeout_s, bool) and 0 <= timeout_s <= LONGEST_TIMEOUT_S:
         return float(timeout_s)
     raise InvalidRequest(f"The timeout_s must be a number of seconds from 0 to {LONGEST_TIMEOUT_S}.")
+
+
+def checked_scope(scope: str | None) -> str | None:
+    """Raises InvalidRequest for a scope that is not a text of 1 to LONGEST_SCOPE characters, or has control
+    characters."""
+    if scope is not None:
+        if not isinstance(scope, str) or not 0 < len(scope) <= LONGEST_SCOPE:
+            raise InvalidRequest(f"The scope must be a text of 1 to {LONGEST_SCOPE} characters.")
+        check_plain(scope, "The scope")
+    return scope

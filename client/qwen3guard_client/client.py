@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -14,7 +16,15 @@ from qwen3guard_contract.verdict import Classification, StepResult
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import windows as windowed
-from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_text, checked_timeout
+from qwen3guard_client.arguments import (
+    OWN_SCOPE,
+    Context,
+    Piece,
+    checked_flag,
+    checked_scope,
+    checked_text,
+    checked_timeout,
+)
 from qwen3guard_client.moderation.cascade import Cascade, Confirm
 from qwen3guard_client.moderation.flow import Flow
 from qwen3guard_client.moderation.gate import OnFlag, Release
@@ -33,6 +43,9 @@ class GuardClient:
 
     If a server that has answered before is gone, a call waits for it: it may be restarting. With
     `wait_for_server=False`, the call fails at once. Without `tls` nothing is encrypted, not even the `token`.
+    What the server has computed for one conversation is used for others of the same `scope` that begin alike; who may
+    send conversations of a scope may learn from the time of an answer how others of it begin. Each client has a scope
+    of its own, unless it is given one; with None nothing is shared, between its own conversations neither.
     Every error is a GuardError. Wrong arguments are InvalidRequest or InvalidCredentials, before anything is sent.
     """
 
@@ -44,8 +57,10 @@ class GuardClient:
         wait_for_server: bool = True,
         tls: Tls | None = None,
         token: str | None = None,
+        scope: str | None = OWN_SCOPE,
     ) -> None:
         connection.check_arguments(url, tls, token)
+        self._scope = uuid.uuid4().hex if scope is OWN_SCOPE else checked_scope(scope)
         self.url = url
         self.timeout_s = checked_timeout(timeout_s)
         self._wait_for_server = checked_flag(wait_for_server, "wait_for_server")
@@ -69,6 +84,12 @@ class GuardClient:
     def _connection(self) -> Any:
         """tritonclient's client."""
         return self._in_flight.client
+
+    def in_scope(self, scope: str | None) -> GuardClient:
+        """This client, with the same connection, for conversations of another scope."""
+        other = copy.copy(self)
+        other._scope = checked_scope(scope)
+        return other
 
     def is_ready(self, model: str) -> bool:
         """Whether the server says that `model` is loaded. False if the server cannot be reached."""
@@ -213,7 +234,7 @@ class GuardClient:
         deadline = time.monotonic() + within_s
         while True:
             try:
-                reply = self._in_flight.infer(call, deadline - time.monotonic())
+                reply = self._in_flight.infer(call, deadline - time.monotonic(), self._scope)
             except InferenceServerException as error:
                 failure = failures.error_of(error, token=self._token, url=self.url)
                 failure.request_id = call.id

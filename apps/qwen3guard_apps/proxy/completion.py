@@ -21,6 +21,7 @@ from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstre
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy.judged import Judged
+from qwen3guard_apps.proxy.scope import Scopes
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, headers_back, parsed
 
@@ -42,6 +43,7 @@ class Place:
     settings: Settings
     guard: AsyncGuardClient
     upstream: Upstream
+    scopes: Scopes = field(default_factory=Scopes)
     running: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that may outlive their request, such as a check whose session is still to be ended."""
 
@@ -77,7 +79,9 @@ class Completion(ABC):
         self._asked = read.sent
         self._turns = read.conversation
         self._changed = asyncio.Event()
-        self._choices = [Judged(place.guard, settings, self._turns, self._changed) for _ in range(count)]
+        scope = place.scopes.of(request.headers)
+        guard = place.guard.in_scope(scope) if scope else place.guard
+        self._choices = [Judged(guard, settings, self._turns, self._changed) for _ in range(count)]
         self._answer = ChatAnswer(read.sent, count, settings.pass_fields)
         self._failure: ApiError | None = None
         """Why the LLM's answer ends early, or is none."""

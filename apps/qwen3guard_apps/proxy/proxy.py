@@ -210,7 +210,9 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
     if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
         output.tell("warning", f"warning: {wrong}")
     tls = client_options.tls(arguments)
-    async with AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token) as guard:
+    async with AsyncGuardClient(
+        arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token, scope=None
+    ) as guard:
         if not await guard.is_ready((wire.STREAM_STEP if settings.upstream else wire.CLASSIFY).name):
             output.tell("info", f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
         async with listening(settings, guard, arguments.host, arguments.port) as listens:

@@ -69,8 +69,8 @@ class Call(Generic[T]):
     def __post_init__(self) -> None:
         check_plain(self.id, "A request id")
 
-    def arguments(self, timeout_s: float) -> dict[str, Any]:
-        """Returns the arguments of tritonclient's `infer`, sync and async.
+    def arguments(self, timeout_s: float, scope: str | None = None) -> dict[str, Any]:
+        """Returns the arguments of tritonclient's `infer`, sync and async. Canaries are of no scope.
 
         The server answers DEADLINE_EXCEEDED if it has not begun after `timeout_s`. gRPC cancels GRACE_S later.
         """
@@ -83,7 +83,7 @@ class Call(Generic[T]):
             "sequence_start": self.start,
             "sequence_end": self.end,
             "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
-            "parameters": {wire.CANARY: True} if self.canary else None,
+            "parameters": {wire.CANARY: True} if self.canary else {wire.SCOPE: scope} if scope else None,
             "timeout": int(timeout_s * 1e6),
             "client_timeout": timeout_s + GRACE_S,
         }

@@ -58,11 +58,11 @@ class InFlight:
             self._clients[loop] = self._connect()
         return self._clients[loop]
 
-    async def infer(self, call: Call[Any], timeout_s: float) -> Any:
+    async def infer(self, call: Call[Any], timeout_s: float, scope: str | None = None) -> Any:
         """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
         if timeout_s <= 0:
             raise deadline_exceeded()
-        request = self._keep(self.client.infer(**call.arguments(timeout_s)))
+        request = self._keep(self.client.infer(**call.arguments(timeout_s, scope)))
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(request)

@@ -54,7 +54,7 @@ class InFlight:
             raise client_closed()
         return self._client
 
-    def infer(self, call: Call[Any], timeout_s: float) -> Any:
+    def infer(self, call: Call[Any], timeout_s: float, scope: str | None = None) -> Any:
         """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
         if timeout_s <= 0:
             raise deadline_exceeded()
@@ -66,7 +66,7 @@ class InFlight:
             else:
                 answer.set_exception(error)
 
-        arguments = call.arguments(timeout_s)
+        arguments = call.arguments(timeout_s, scope)
         with self._lock:  # two threads in async_infer may get each other's requests
             handle = self.client.async_infer(callback=set_answer, **arguments)
         self._handles[answer] = handle
