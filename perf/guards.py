@@ -22,7 +22,7 @@ from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.proof.reference import final_states
 from qwen3guard_export.repository import place_models
-from qwen3guard_runtime.gen.prefixes import template_prefixes
+from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 

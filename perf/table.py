@@ -119,7 +119,9 @@ class Run:
             )
             self.add(Row("11b", "classify against its floor", "the floor", ours / least, 5, 2, "x floor", ours, least))
         with product.served(self.guards.repository("gen")) as server, ExitStack() as stack:
-            clients = [stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None)) for _ in range(8)]
+            clients = [
+                stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None)) for _ in range(8)
+            ]
             calls = [lambda one=one: product.classify_ms(one, guards.PROMPT, guards.RESPONSE) for one in clients]
             rates = self.rates(calls, (1, 8), "classify")
             self.add(

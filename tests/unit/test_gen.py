@@ -14,7 +14,7 @@ from qwen3guard_runtime.engine.prefixes import common_length
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
 from qwen3guard_runtime.gen.guard import Answer, log_probability
 from qwen3guard_runtime.gen.models import GenGuardModel
-from qwen3guard_runtime.gen.prefixes import template_prefixes
+from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.request import Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate

@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qwen3guard_runtime.engine.kv_cache import Ids, KVCache, Slot, copy
+from qwen3guard_runtime.engine.kv_cache import Ids, KVCache, Memory, Slot, copy
 from qwen3guard_runtime.engine.runner import Row, Runner
 from qwen3guard_runtime.parameters import Parameters
 
 WORTH_TOKENS = 16
 """A shorter prefix of a scope is computed again, because to look after it takes as long."""
+
+MOST_SHARE = 8
+"""Held slots take at most one part in so many of the memory."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class PrefixLimits:
     idle_s: float = 600.0
 
     @classmethod
-    def read(cls, parameters: Parameters) -> PrefixLimits:
-        """The parameters `prefix_bytes` and `prefix_s`. Raises InvalidParameter."""
-        return cls(parameters.whole("prefix_bytes"), parameters.seconds("prefix_s"))
+    def read(cls, parameters: Parameters, memory: Memory) -> PrefixLimits:
+        """The parameters `prefix_bytes`, at most one part in MOST_SHARE of `memory`, and `prefix_s`. Raises
+        InvalidParameter."""
+        held_bytes = min(parameters.whole("prefix_bytes"), memory.free_bytes() // MOST_SHARE)
+        return cls(held_bytes, parameters.seconds("prefix_s"))
 
 
 class PrefixCache:

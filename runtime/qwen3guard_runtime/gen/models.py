@@ -22,7 +22,7 @@ from qwen3guard_runtime.exported import read_manifest
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import ANSWER_TOKENS, Answer, GenGuard, Question
-from qwen3guard_runtime.gen.prefixes import template_prefixes
+from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
@@ -69,7 +69,7 @@ class GenGuardModel:
             end_ids(folder, tokenizer.special[IM_END]),
             slots=self.slots,
             prefixes=template_prefixes(ChatTemplate.load(folder), opened.manifest.context),
-            limits=PrefixLimits.read(parameters),
+            limits=PrefixLimits.read(parameters, opened.memory),
             drafts=Drafts(tokenizer),
             memory=opened.memory,
             metrics=self._metrics,

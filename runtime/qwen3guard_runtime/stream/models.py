@@ -130,7 +130,7 @@ class StreamGuardModel:
             memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
         )
         kv_cache = KVCache(manifest, slots=slots, budget_bytes=budget_bytes, memory=memory)
-        cache = PrefixCache(kv_cache, PrefixLimits.read(parameters))
+        cache = PrefixCache(kv_cache, PrefixLimits.read(parameters, memory))
         limits = SessionLimits(
             idle_s=parameters.seconds("idle_s"),
             evict_s=parameters.seconds("evict_s"),
