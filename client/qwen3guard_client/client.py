@@ -99,6 +99,15 @@ class GuardClient:
         except InferenceServerException:
             return False
 
+    def answered(self, model: str) -> int:
+        """How many batches of requests `model` has answered since it was loaded; 0 if the server does not tell."""
+        checked_text(model, "The model")
+        try:
+            told = self._connection.get_inference_statistics(model, client_timeout=self.timeout_s)
+        except InferenceServerException:
+            return 0
+        return sum(int(each.execution_count + each.inference_stats.fail.count) for each in told.model_stats)
+
     def classify(
         self,
         prompt: str | None = None,

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import wire
-from qwen3guard_contract.errors import CanaryFailed, Overloaded
+from qwen3guard_contract.errors import CanaryFailed, DeadlineExceeded, Overloaded
 from qwen3guard_contract.manifest import Manifest
+
+T = TypeVar("T")
 
 
 def canary_call(manifest: Manifest) -> Call[list[float]]:
@@ -62,7 +65,7 @@ def canaries(client: GuardClient, manifests: Mapping[str, Manifest]) -> Mapping[
 def _tokenizes(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
     if not client.is_ready(ensemble):
         return False
-    if not client.send(tokenizer_call(manifest), timeout_s):
+    if not _answer(client, tokenizer_call(manifest), timeout_s):
         raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
     return True
 
@@ -70,13 +73,24 @@ def _tokenizes(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s
 def _judges(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
     if not client.is_ready(ensemble):
         return False
-    values = client.send(canary_call(manifest), timeout_s)
+    values = _answer(client, canary_call(manifest), timeout_s)
     if not manifest.canary.agrees(values):
         off = manifest.canary.mean_difference(values)
         raise CanaryFailed(
             f"The {manifest.variant} guard answers its canary wrongly (off by {off:.3g}): export the checkpoint again."
         )
     return True
+
+
+def _answer(client: GuardClient, call: Call[T], timeout_s: float | None) -> T:
+    """The answer to `call`. Raises Overloaded if the model has not come to it in time, and has answered others."""
+    before = client.answered(call.model.name)
+    try:
+        return client.send(call, timeout_s)
+    except DeadlineExceeded:
+        if client.answered(call.model.name) > before:
+            raise Overloaded(f"{call.model.name} is too busy to answer in time.") from None
+        raise
 
 
 def check(client: GuardClient, manifests: Mapping[str, Manifest], timeout_s: float | None = None) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from qwen3guard_client import GuardClient
-from qwen3guard_contract.errors import CanaryFailed
+from qwen3guard_contract import wire
+from qwen3guard_contract.errors import CanaryFailed, DeadlineExceeded, Overloaded, TextTooLong
 from qwen3guard_server import canary
+from qwen3guard_server.processes import model_processes
 from qwen3guard_server.server import EmbeddedServer
 
 
@@ -20,3 +26,34 @@ def test_one_value_that_is_another_is_noticed(server: EmbeddedServer, guard: Gua
     other = replace(manifest, canary=replace(manifest.canary, values=type(manifest.canary.values)(values)))
     with pytest.raises(CanaryFailed, match=manifest.variant):
         canary.check(guard, {ensemble: other})
+
+
+def test_a_model_that_answers_others_is_busy_and_one_that_answers_nobody_is_silent(
+    stream_server: EmbeddedServer,
+) -> None:
+    """Texts that take the tokenizer a while each, and far more of them than it reads in the canary's time."""
+    manifest = stream_server.manifests["stream_step"]
+    tokenizer = wire.STREAM_TOKENIZER.name
+    process = model_processes(stream_server.pid)[tokenizer]
+    with GuardClient(stream_server.url, timeout_s=60) as client:
+        ask = canary.canaries(client, {"stream_step": manifest})[tokenizer]
+        with ThreadPoolExecutor(200) as crowd:
+            asked = [crowd.submit(refused, client) for _ in range(600)]
+            asked[50].result()
+            with pytest.raises(Overloaded, match="busy"):
+                ask(0.2)
+            for each in asked:
+                each.result()
+        assert ask(5)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                ask(0.3)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert ask(5)
+
+
+def refused(client: GuardClient) -> None:
+    with pytest.raises(TextTooLong):
+        client.stream_step(str(uuid.uuid4()), prompt="bread " * 2500, start=True, end=True)

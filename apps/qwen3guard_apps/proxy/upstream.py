@@ -31,7 +31,8 @@ _HOP_BY_HOP = {
     "upgrade",
 }
 _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "content-md5", "digest"}
-_NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | {"host", "accept-encoding", "expect", "cookie"}
+_FOR_A_PART = {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+_NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie"}
 BAD_GATEWAY = 502
 _SENT_BACK = re.compile(r"x-(?!guard-)[a-z0-9-]{1,60}|openai-[a-z0-9-]{1,60}|request-id|retry-after|retry-after-ms")
 LONGEST_ERROR = 2**16
