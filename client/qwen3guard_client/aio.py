@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from qwen3guard_contract.errors import TextTooLong, Unreachable
 from qwen3guard_contract.policy import Policy
@@ -67,7 +67,7 @@ class AsyncGuardClient:
         self._token = token
         self._in_flight = tasks.InFlight(lambda: tasks.open_client(url, tls, token))
 
-    async def __aenter__(self) -> AsyncGuardClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -84,7 +84,7 @@ class AsyncGuardClient:
         """tritonclient's client."""
         return self._in_flight.client
 
-    def in_scope(self, scope: str | None) -> AsyncGuardClient:
+    def in_scope(self, scope: str | None) -> Self:
         """This client, with the same connection, for conversations of another scope."""
         other = copy.copy(self)
         other._scope = checked_scope(scope)

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from qwen3guard_contract.errors import TextTooLong, Unreachable
 from qwen3guard_contract.policy import Policy
@@ -68,7 +68,7 @@ class GuardClient:
         self._token = token
         self._in_flight = threads.InFlight(lambda: threads.open_client(url, tls, token))
 
-    def __enter__(self) -> GuardClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -85,7 +85,7 @@ class GuardClient:
         """tritonclient's client."""
         return self._in_flight.client
 
-    def in_scope(self, scope: str | None) -> GuardClient:
+    def in_scope(self, scope: str | None) -> Self:
         """This client, with the same connection, for conversations of another scope."""
         other = copy.copy(self)
         other._scope = checked_scope(scope)

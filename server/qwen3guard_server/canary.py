@@ -82,6 +82,13 @@ def _judges(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: f
     return True
 
 
+def leave(client: GuardClient, manifests: Mapping[str, Manifest]) -> None:
+    """Ends the sequence of the canaries of Stream, for which a Triton that stops would wait. Raises a GuardError."""
+    if any(manifest.variant == "stream" for manifest in manifests.values()):
+        values = {wire.INPUT_IDS: [], wire.POSITION: [0]}
+        client.send(Call(wire.STREAM_GUARD, values, (wire.LENGTH,), bool, wire.CANARY_SESSION, end=True, canary=True))
+
+
 def _answer(client: GuardClient, call: Call[T], timeout_s: float | None) -> T:
     """The answer to `call`. Raises Overloaded if the model has not come to it in time, and has answered others."""
     before = client.answered(call.model.name)

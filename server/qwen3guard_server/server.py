@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
-from qwen3guard_contract.errors import CanaryFailed, PortBusy, ServeError, from_text
+from qwen3guard_contract.errors import CanaryFailed, GuardError, PortBusy, ServeError, from_text
 from qwen3guard_contract.layout import exported
 
-from qwen3guard_server import installation
+from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import ended, exit_status, model_processes, work
 from qwen3guard_server.server_log import STUB_DIED, ServerLog, reason
@@ -27,6 +28,8 @@ from qwen3guard_server.settings import ServerSettings
 EXIT_S = 5
 """How long Triton waits for requests before it exits. It waits for open sequences too, which nobody ends any more."""
 STOP_S = 4.0 * EXIT_S
+CANARY_END_S = 1.0
+"""How long the end of the canary's sequence may take."""
 POLL_S = 0.05
 STILL_LOADING_S = 5.0
 LEAST_WORK = 0.2
@@ -264,6 +267,7 @@ class EmbeddedServer:
     def stop(self, *, kill: bool = False) -> None:
         """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
         if self._process is not None and not kill:
+            self._leave_canary()
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_S)
@@ -271,6 +275,15 @@ class EmbeddedServer:
             self.kill()
             self._footprint.remove()
             self._footprint = None
+
+    def _leave_canary(self) -> None:
+        with (
+            contextlib.suppress(GuardError),
+            GuardClient(
+                self.url, timeout_s=CANARY_END_S, wait_for_server=False, tls=self.tls, token=self.settings.token, scope=None
+            ) as client,
+        ):
+            canary.leave(client, self.manifests)
 
 
 def _why(error: OSError) -> str:

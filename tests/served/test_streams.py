@@ -179,7 +179,7 @@ def pendings(guard: GuardClient, session: str, prompt: str) -> Iterator[int]:
 def test_a_long_prompt_lets_other_sessions_through(turning: EmbeddedServer) -> None:
     """With turns of no length at all, each execution takes one chunk; others finish dozens of steps meanwhile."""
     prompt = "bread " * 1500
-    with GuardClient(turning.url) as guard, GuardClient(turning.url) as other:
+    with GuardClient(turning.url, scope=None) as guard, GuardClient(turning.url) as other:
         alone = other.stream_step(str(uuid.uuid4()), prompt=prompt, start=True, end=True)
         session = str(uuid.uuid4())
         steps = list(pendings(guard, session, prompt))
@@ -202,7 +202,7 @@ def test_a_long_prompt_lets_other_sessions_through(turning: EmbeddedServer) -> N
 def test_a_pending_start_takes_no_other_step(turning: EmbeddedServer) -> None:
     """From a client that ignores PENDING: its prompt would never be judged."""
     prompt = "bread " * 300
-    with GuardClient(turning.url) as guard:
+    with GuardClient(turning.url, scope=None) as guard:
         whole = guard.stream_step(str(uuid.uuid4()), prompt=prompt, start=True, end=True).length
         session = str(uuid.uuid4())
         sent = pendings(guard, session, prompt)
