@@ -280,7 +280,12 @@ class EmbeddedServer:
         with (
             contextlib.suppress(GuardError),
             GuardClient(
-                self.url, timeout_s=CANARY_END_S, wait_for_server=False, tls=self.tls, token=self.settings.token, scope=None
+                self.url,
+                timeout_s=CANARY_END_S,
+                wait_for_server=False,
+                tls=self.tls,
+                token=self.settings.token,
+                scope=None,
             ) as client,
         ):
             canary.leave(client, self.manifests)

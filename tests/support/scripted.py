@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from qwen3guard_contract import errors
 from qwen3guard_runtime.engine.kv_cache import HostArena
+from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.engine.runner import Logits, Row
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
@@ -55,7 +56,13 @@ class Scripted:
         return results
 
 
-def guard(scripted: Scripted, *, prefixes: Sequence[Sequence[int]] = (), drafts: bool = True) -> GenGuard:
+def guard(
+    scripted: Scripted,
+    *,
+    prefixes: Sequence[Sequence[int]] = (),
+    drafts: bool = True,
+    limits: PrefixLimits | None = None,
+) -> GenGuard:
     manifest = replace(MANIFEST, variant="gen", vocab_size=VOCAB)
     return GenGuard(
         manifest,
@@ -65,6 +72,7 @@ def guard(scripted: Scripted, *, prefixes: Sequence[Sequence[int]] = (), drafts:
         slots=8,
         prefixes=[np.array(prefix) for prefix in prefixes],
         drafts=Drafts(TOKENIZER) if drafts else None,
+        limits=limits,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +165,7 @@ def test_a_label_that_comes_again_decides_nothing() -> None:
 def model(answers: dict[int, str], policy: Policy) -> GenGuardModel:
     """gen_guard over a scripted graph."""
     made = object.__new__(GenGuardModel)
+    made._guard_lock = threading.Lock()
     files = SimpleNamespace(check=lambda: None)
     vars(made).update(slots=8, _guard=guard(Scripted(answers)), _policy=policy, _notice="", _files=files)
     made._metrics = GenMetrics()

@@ -16,11 +16,12 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.forms import AttentionForm
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
+from qwen3guard_runtime.engine import prefixes
 from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache, Slot
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
-from qwen3guard_runtime.engine.prefixes import PrefixCache
+from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
 from qwen3guard_runtime.engine.runner import Logits, Row
-from qwen3guard_runtime.gen.guard import Answer, GenGuard
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.steps import Step, StepReply
@@ -200,6 +201,17 @@ def test_gen_does_not_mind_numbers_that_it_does_not_use() -> None:
     [found] = ask(gen_guard(scripted), BAD)
     assert isinstance(found, Answer)
     assert found.text == "Nonsense"
+
+
+def test_a_slot_with_such_numbers_behind_an_answer_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "WORTH_TOKENS", 2)
+    question = Question(np.array([BAD, 7, 8]), response_mode=False, scope="a")
+    for spoiled, held in ((0, 0), (100, 1)):
+        scripted = SpoiledAnswers({BAD: "Nonsense"})
+        scripted.at = len(scripted.answers[BAD]) + spoiled
+        gen = gen_guard(scripted, limits=PrefixLimits(1 << 40))
+        assert isinstance(gen.answer([question])[0], Answer)
+        assert gen.cache.count == held
 
 
 def full_arena(attention: AttentionForm, head_dim: int, *, slots: int) -> tuple[KVCache, list[Slot], HostArena]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.steps import Step, StepReply
+from qwen3guard_runtime.sweeper import sweep
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from support.token_sum import MANIFEST, TokenSum
 
@@ -141,6 +143,12 @@ def test_with_no_bytes_nothing_is_held_but_what_is_pinned() -> None:
     assert [cached.through(TEXT) for _ in range(2)] == [30, 30]
     assert cached.through([1, 2, 3, 77], None) == 3
     assert cached.cache.live == cached.cache.count == 0
+
+
+def test_what_is_idle_goes_while_no_request_comes() -> None:
+    forgotten = threading.Semaphore(0)
+    sweep(forgotten.release, threading.Lock(), 100.0, 0.2)
+    assert all(forgotten.acquire(timeout=10) for _ in range(2))
 
 
 @given(st.lists(st.integers(0, 3), max_size=200), st.lists(st.integers(0, 3), max_size=200), st.integers(0, 200))

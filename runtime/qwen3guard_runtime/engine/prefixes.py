@@ -69,7 +69,7 @@ class PrefixCache:
 
     @property
     def held_bytes(self) -> int:
-        return sum(slot.arena.slot_bytes for slot in self._held)
+        return sum(slot.arena.slot_bytes for slot in tuple(self._held))  # a thread that publishes metrics may ask
 
     @property
     def used_bytes(self) -> int:

@@ -59,6 +59,8 @@ class Answer:
     text: str = ""
     ended: bool = False
     passes: int = 0
+    is_sound: bool = True
+    """Whether everything in the slot is finite, also behind what was used of the last draft."""
     error: InternalError | None = None
 
     @property
@@ -115,6 +117,7 @@ class GenGuard:
             return [InternalError(f"The model could not be run ({type(error).__name__}).")]
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
+        self.cache.drop_idle()
         began_s = self._clock()
         answers: list[Answer | GuardError] = []
         for question in questions:
@@ -131,7 +134,7 @@ class GenGuard:
         finally:
             for each in began:
                 each.slot.length = min(each.slot.length, len(each.question.ids))
-                self.cache.release(each.slot, hold=is_decoded and not each.error)
+                self.cache.release(each.slot, hold=is_decoded and each.is_sound)
         seconds = self._clock() - began_s
         for answer in answers:
             if isinstance(answer, Answer) and not answer.error:
@@ -187,6 +190,7 @@ class GenGuard:
             for answer, draft, (logits,) in zip(active, drafts, results, strict=True):
                 accepted = self._verify(answer, draft, logits)
                 self._metrics.drafted(len(draft), accepted)
+                answer.is_sound &= not_finite([logits[-1]]) is None  # the last token has read all cells
                 answer.passes += 1
                 answer.slot.length -= len(draft) - accepted
                 answer.next_ids = np.array(answer.ids[-1:], np.int64)

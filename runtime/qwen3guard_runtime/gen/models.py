@@ -5,6 +5,7 @@ A model is loaded from the folder of its export. `triton_io` connects it to Trit
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from qwen3guard_runtime.gen.guard import ANSWER_TOKENS, Answer, GenGuard, Questi
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.request import Outputs, Request
+from qwen3guard_runtime.sweeper import sweep
 from qwen3guard_runtime.telemetry.metrics import GenMetrics
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
@@ -62,6 +64,7 @@ class GenGuardModel:
         self._notice = manifest.notice
         self._metrics = GenMetrics()
         self._metrics.watch_products(opened.products)
+        limits = PrefixLimits.read(parameters, opened.memory)
         self._guard = GenGuard(
             opened.manifest,
             opened.runner,
@@ -69,11 +72,13 @@ class GenGuardModel:
             end_ids(folder, tokenizer.special[IM_END]),
             slots=self.slots,
             prefixes=template_prefixes(ChatTemplate.load(folder), opened.manifest.context),
-            limits=PrefixLimits.read(parameters, opened.memory),
+            limits=limits,
             drafts=Drafts(tokenizer),
             memory=opened.memory,
             metrics=self._metrics,
         )
+        self._guard_lock = threading.Lock()
+        sweep(self._guard.cache.drop_idle, self._guard_lock, limits.idle_s)
         self._metrics.watch_prefixes(self._guard.cache)
         self.metrics = self._metrics.all()
 
@@ -89,7 +94,8 @@ class GenGuardModel:
                 )
                 for request in batch
             ]
-            answers = self._guard.answer(questions)
+            with self._guard_lock:
+                answers = self._guard.answer(questions)
             results += [self._result(request, answer) for request, answer in zip(batch, answers, strict=True)]
         self._files.check()
         return results

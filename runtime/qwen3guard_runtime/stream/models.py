@@ -26,6 +26,7 @@ from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.step_tensors import outputs_of, step_of
 from qwen3guard_runtime.stream.steps import Step
+from qwen3guard_runtime.sweeper import sweep
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
 from qwen3guard_runtime.text.incremental import Increment, tokenize
 from qwen3guard_runtime.text.tokenizer import IM_END
@@ -111,10 +112,6 @@ def check_sequence(request: Request) -> None:
         )
 
 
-SWEEP_S = 60.0
-"""The longest time between two looks for idle sessions."""
-
-
 class StreamGuardModel:
     """stream_guard: a step's token ids at a position, to the verdict of each token. It holds the sessions."""
 
@@ -130,7 +127,8 @@ class StreamGuardModel:
             memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
         )
         kv_cache = KVCache(manifest, slots=slots, budget_bytes=budget_bytes, memory=memory)
-        cache = PrefixCache(kv_cache, PrefixLimits.read(parameters, memory))
+        prefixes = PrefixLimits.read(parameters, memory)
+        cache = PrefixCache(kv_cache, prefixes)
         limits = SessionLimits(
             idle_s=parameters.seconds("idle_s"),
             evict_s=parameters.seconds("evict_s"),
@@ -163,14 +161,7 @@ class StreamGuardModel:
         metrics.watch_products(opened.products)
         self.metrics = metrics.all()
         self._sessions_lock = threading.Lock()
-        threading.Thread(target=self._forget_idle, args=(min(limits.idle_s / 2, SWEEP_S),), daemon=True).start()
-
-    def _forget_idle(self, every_s: float) -> None:
-        """Frees the memory of idle sessions also while no request comes."""
-        while True:
-            time.sleep(max(every_s, 0.1))
-            with self._sessions_lock:
-                self._sessions.forget_idle()
+        sweep(self._sessions.forget_idle, self._sessions_lock, limits.idle_s, prefixes.idle_s)
 
     def handle(self, requests: Sequence[Request]) -> list[Outputs | GuardError]:
         results: dict[int, Outputs | GuardError] = {}
