@@ -137,6 +137,18 @@ def test_nothing_live_waits_for_what_is_held() -> None:
     assert len({(slot.arena, slot.row) for slot in slots}) == 2
 
 
+def test_live_slots_stay_neighbours() -> None:
+    """Or they would not share passes."""
+    cached = Cached(PrefixLimits(100 * SMALLEST), slots=30, budget_bytes=30 * SLOT)
+    for first in range(61, 73):
+        cached.through([first, *TEXT])
+    live = [cached.write([first, *TEXT])[0] for first in (70, 62, 99, 66)]
+    assert sorted(slot.row for slot in live) == [0, 1, 2, 3]
+    for slot in live:
+        cached.cache.release(slot)
+    assert cached.cache.count == 13
+
+
 def test_with_no_bytes_nothing_is_held_but_what_is_pinned() -> None:
     cached = Cached(PrefixLimits())
     cached.cache.pin(cached.graph, np.array(TEXT[:30]))

@@ -210,19 +210,26 @@ class KVCache:
             return
         if not self.has_room(tokens, slot):
             raise Overloaded("All KV memory is taken; try again later.")
-        self._move(slot, self._arena_for(tokens))
+        arena = self._arena_for(tokens)
+        self._move(slot, arena, arena.slots.index(None))
 
-    def shrink(self, slot: Slot) -> None:
-        """Moves the slot to an arena of smaller slots if its tokens have room there: attention reads a slot to its
-        end."""
+    def settle(self, slot: Slot, *, last: bool = False) -> None:
+        """Moves the slot to the first free row, or to the last, of the arena with the smallest slots that its tokens
+        have room in: attention reads a slot to its end, and slots that are used together share a pass if they are
+        neighbours."""
         arena = self._arena_for(slot.length)
-        if arena is not slot.arena:
-            self._move(slot, arena)
+        free = [row for row, other in enumerate(arena.slots) if other is None]
+        if not free:
+            return
+        row = free[-1] if last else free[0]
+        is_better = row > slot.row if last else row < slot.row
+        if arena is not slot.arena or is_better:
+            self._move(slot, arena, row)
 
     @staticmethod
-    def _move(slot: Slot, arena: Arena) -> None:
+    def _move(slot: Slot, arena: Arena, row: int) -> None:
         old_arena, old_row = slot.arena, slot.row
-        slot.arena, slot.row = arena, arena.slots.index(None)
+        slot.arena, slot.row = arena, row
         arena.slots[slot.row] = slot
         old_arena.copy(old_row, slot, slot.length)
         old_arena.free(old_row)

@@ -1,9 +1,9 @@
 """Prefix reuse: what a slot holds is not computed again for a sequence that begins with the same tokens.
 
 A slot whose owner has ended is held, with its tokens, for sequences of the same scope. It stays a slot of its arena, so
-the padding of passes is written after its tokens. A sequence that goes on from it takes it and rewinds it; one that
-shares only a part of it, or what a live slot holds, gets a copy. Nothing live ever waits for a held slot: for others,
-it counts as room.
+the padding of passes is written after its tokens; it moves to the arena's end, so that live slots stay neighbours. A
+sequence that goes on from it takes it and rewinds it; one that shares only a part of it, or what a live slot holds,
+gets a copy. Nothing live ever waits for a held slot: for others, it counts as room.
 
 A scope is a name that callers share who may learn from the time of an answer what the others have asked. Nothing is
 held or found for sequences without one.
@@ -94,7 +94,7 @@ class PrefixCache:
         if source in self._held and (2 * shared > source.length or not self._cache.has_room(shared)):
             del self._held[source]
             source.length = shared
-            self._cache.shrink(source)
+            self._cache.settle(source)
             slot = source
         else:
             if source in self._held:
@@ -129,6 +129,7 @@ class PrefixCache:
                 return
             if shared == each.length:
                 self._drop(each)
+        self._cache.settle(slot, last=True)
         self._held[slot] = self._clock()
         while self.held_bytes > self._limits.held_bytes:
             self._drop(next(iter(self._held)))
