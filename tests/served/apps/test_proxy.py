@@ -587,6 +587,18 @@ def test_keys_reach_the_llm_and_neither_they_nor_texts_the_log(
         assert hidden not in everything
 
 
+@pytest.mark.parametrize("name", ["Range", "If-Range", "If-None-Match", "If-Match", "If-Modified-Since"])
+def test_the_llm_is_never_asked_for_a_part_or_for_what_has_changed(proxied: Open, llm: FakeLLM, name: str) -> None:
+    """A part would be judged as the whole, and the cache that asks for a change has nothing of the LLM's."""
+    llm.text = SAFE
+    with proxied() as proxy:
+        answer = proxy.client().chat.completions.create(**asked(extra_headers={name: "bytes=0-3", "X-Title": "kept"}))
+    assert answer.choices[0].message.content == SAFE
+    [sent] = llm.headers
+    assert name not in sent
+    assert sent["X-Title"] == "kept"
+
+
 def test_the_async_client_and_many_at_once(proxied: Open, llm: FakeLLM, guard: GuardClient, offset: int) -> None:
     llm.text, llm.token_s = TURNS, 0.002
     with proxied() as proxy:
