@@ -19,7 +19,7 @@ def model_processes(pid: int) -> dict[str, int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # threads and processes come and go
             for child in children.read_text().split():
-                program, *arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                program, *arguments = os.fsdecode(Path(f"/proc/{child}/cmdline").read_bytes()).split("\0")
                 if program.endswith("_stub"):
                     processes[Path(arguments[0]).parents[1].name] = int(child)
     return processes

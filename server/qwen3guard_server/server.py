@@ -64,6 +64,7 @@ class EmbeddedServer:
         self.settings = settings
         self.tls = settings.tls.own_client() if settings.tls else None
         """The TLS settings with which clients on this machine reach the server."""
+        _check_utf8(settings.model_repository)
         self.manifests = exported(settings.model_repository)
         self._on_event = on_event
         self._footprint: Footprint | None = None
@@ -236,8 +237,10 @@ class EmbeddedServer:
         """Why the server's own process has ended. None if it has not."""
         if (status := self._started().poll()) is None:
             return None
-        by_itself = self._loading and status >= 0
-        return Fault(reason(self.log) if by_itself else f"The server {ended(status)}.", interrupted=status < 0)
+        is_own = status >= 0 or status == -signal.SIGABRT  # which C++ raises for an error that nothing catches
+        if self._loading and is_own:
+            return Fault(reason(self.log))
+        return Fault(f"The server {ended(status)}.", interrupted=status < 0)
 
     def restart(self) -> None:
         """Kills the server if it runs, without waiting for its requests, and starts it again. Raises what starting
@@ -295,6 +298,14 @@ def _why(error: OSError) -> str:
     if isinstance(error, shutil.Error):  # of many files: the first
         return str(error.args[0][0][2])
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
+def _check_utf8(path: Path) -> None:
+    """Raises ServeError if Triton could not read the path."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ServeError("The path of the model repository is not in UTF-8, and Triton reads no other.") from None
 
 
 def _check_free(address: str, port: int) -> None:

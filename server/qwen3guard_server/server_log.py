@@ -91,7 +91,9 @@ class ServerLog:
 
 
 # Lines with E0000 are from gRPC's library, without a time; they say nothing about loading models.
-_TRITON_ERROR = re.compile(rf"^(?:E(?!0000)\d{{4}}|error:|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE)
+_TRITON_ERROR = re.compile(
+    rf"^(?:E(?!0000)\d{{4}}|error:|\s*what\(\):|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE
+)
 _ABSENT_MODULE = re.compile(r"No module named '(qwen3guard_[\w.]+)'")
 """What Python says in a model.py of another version, which imports modules from where they were."""
 

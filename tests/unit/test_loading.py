@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from qwen3guard_apps.doctor.export_checks import repository_checks
@@ -15,7 +18,9 @@ from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_export.repository import STREAM_PARAMETERS
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
+from qwen3guard_server.server import EmbeddedServer, Fault
 from qwen3guard_server.server_log import reason
+from qwen3guard_server.settings import ServerSettings
 
 
 def load(repository: Path, **parameters: str) -> StreamGuardModel:
@@ -92,3 +97,29 @@ def test_an_engine_that_would_write_beyond_its_slots(copy: Path) -> None:
 def test_models_of_another_version_are_named() -> None:
     log = "E1126 model.cc:1] failed to load: ModuleNotFoundError: No module named 'qwen3guard_client.wire'\n"
     assert reason(log).startswith("Its models are of another version (qwen3guard_client.wire is not here): export")
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "fault"),
+    [
+        ("ABRT", Fault("Failed to create temporary directory for Python environments.")),
+        ("KILL", Fault("The server was killed by SIGKILL.", interrupted=True)),
+    ],
+)
+def test_a_server_that_aborts_while_it_loads_says_why(repository: Path, signal_name: str, fault: Fault) -> None:
+    """Seen where no folder for temporary files can be written: Triton raises an error that nothing catches."""
+    server = EmbeddedServer(ServerSettings(repository))
+    server._process = subprocess.Popen(["sh", "-c", f"kill -{signal_name} $$"])
+    server._process.wait()
+    server._log = SimpleNamespace(
+        text='E1127 14:49:40.208009 4810 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+        "terminate called after throwing an instance of 'triton::backend::python::PythonBackendException'\n"
+        "  what():  Failed to create temporary directory for Python environments.\n"
+    )  # type: ignore[assignment]
+    assert server.fault() == fault
+
+
+def test_a_repository_whose_path_is_not_utf8(repository: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(repository, tmp_path / "r\udcff")
+    with pytest.raises(errors.ServeError, match="not in UTF-8"):
+        EmbeddedServer(ServerSettings(copied))
