@@ -139,7 +139,8 @@ class RotatedLog(LogOutput):
     """
 
     def __init__(self, path: Path, *, as_json: bool = False, most_bytes: int = 10 * 2**20, kept: int = 5) -> None:
-        self._path = path.resolve()
+        is_special = path.exists() and not path.is_file()  # such as /dev/stdout, which leads to a pipe without a path
+        self._path = path if is_special else path.resolve()
         self._most_bytes = most_bytes
         self._kept = kept
         super().__init__(_opened(self._path), as_json=as_json)

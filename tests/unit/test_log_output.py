@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,3 +191,13 @@ def test_a_line_is_json_with_its_time_and_without_what_is_not_known() -> None:
     found = json.loads(line("info", "ready", url="127.0.0.1:1", token=None))
     assert list(found) == ["time", "level", "event", "url"]
     assert found["time"].endswith("Z")
+
+
+def test_a_file_that_is_this_process_s_own_standard_output() -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from qwen3guard_contract.log_output import RotatedLog\n"
+        "log = RotatedLog(Path('/dev/stdout')); log.write('one'); log.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("one", "", 0)
