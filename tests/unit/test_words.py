@@ -251,7 +251,7 @@ def test_sync_and_async_clients_are_equal() -> None:
                     "Iterable[Piece | None]", "AsyncIterable[Piece | None] | Iterable[Piece | None]"
                 )
                 assert str(inspect.signature(other)) == expected
-                assert inspect.iscoroutinefunction(other) == (name not in ("stream", "moderate", "flagged"))
+                assert inspect.iscoroutinefunction(other) == (name not in ("stream", "moderate", "flagged", "in_scope"))
 
 
 def test_an_ensembles_tensors_come_from_its_steps() -> None:
