@@ -64,24 +64,6 @@ def executed(replica: EmbeddedServer, model: str) -> int:
         return int(client.get_inference_statistics(model).model_stats[0].inference_stats.success.count)
 
 
-class Halfway:
-    """Calls `action` once, in a thread of its own, when half of all steps of all streams are done."""
-
-    def __init__(self, steps: int, action: Callable[[], object]) -> None:
-        self._left = steps // 2
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=action)
-
-    def step(self) -> None:
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join()
-
-
 class Crowd:
     """As many streams of one text, each in pieces of its own, at once; the verdicts and the sessions of each."""
 
@@ -89,41 +71,46 @@ class Crowd:
         self._url = proxy.url
         self._pieces = [cut(TEXT, Random(seed), longest=40) for seed in range(STREAMS)]
         self.steps = sum(map(len, self._pieces))
-        self._halfway = Halfway(self.steps, action)
+        self._action = threading.Thread(target=action)
+        """It begins when every stream has done half of its steps: a replica may be faster than the other."""
         self.verdicts: list[tuple[TokenVerdict, ...]] = []
         self.sessions: list[Counter[str]] = []
 
     def run(self) -> Crowd:
+        halfway = threading.Barrier(STREAMS, self._action.start, TIMEOUT_S)
         with GuardClient(self._url, timeout_s=TIMEOUT_S) as guard:
 
             def moderate(pieces: list[str]) -> tuple[tuple[TokenVerdict, ...], Counter[str]]:
                 sessions: Counter[str] = Counter()
                 with guard.stream(PROMPT) as stream:
-                    for piece in pieces:
+                    for number, piece in enumerate(pieces):
+                        if number == len(pieces) // 2:
+                            halfway.wait()
                         stream.step(piece)
                         sessions[stream.session] += 1
-                        self._halfway.step()
                 return stream.verdicts, sessions
 
             with ThreadPoolExecutor(STREAMS) as threads:
                 return self._done(list(threads.map(moderate, self._pieces)))
 
     async def run_async(self) -> Crowd:
+        halfway = asyncio.Barrier(STREAMS)
         async with AsyncGuardClient(self._url, timeout_s=TIMEOUT_S) as guard:
 
             async def moderate(pieces: list[str]) -> tuple[tuple[TokenVerdict, ...], Counter[str]]:
                 sessions: Counter[str] = Counter()
                 async with guard.stream(PROMPT) as stream:
-                    for piece in pieces:
+                    for number, piece in enumerate(pieces):
+                        if number == len(pieces) // 2 and await halfway.wait() == 0:
+                            self._action.start()
                         await stream.step(piece)
                         sessions[stream.session] += 1
-                        self._halfway.step()
                 return stream.verdicts, sessions
 
             return self._done(await asyncio.gather(*map(moderate, self._pieces)))
 
     def _done(self, found: list[tuple[tuple[TokenVerdict, ...], Counter[str]]]) -> Crowd:
-        self._halfway.join()
+        self._action.join()
         self.verdicts, self.sessions = map(list, zip(*found, strict=True))
         return self
 
