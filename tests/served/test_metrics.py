@@ -317,7 +317,7 @@ LONG = "How do I bake bread with a lot of flour, a little salt, water and yeast,
 def test_what_a_scope_holds_is_not_computed_again_and_nobody_else_finds_it(observed: Observed, model: str) -> None:
     url = observed.server.url
 
-    last = observed.settled()
+    last, scope = observed.settled(), str(uuid.uuid4())
 
     def reused(guard: GuardClient, prompt: str) -> float:
         nonlocal last
@@ -330,12 +330,12 @@ def test_what_a_scope_holds_is_not_computed_again_and_nobody_else_finds_it(obser
         last = observed.settled()
         return difference(before, last, "qwen3guard_begun_tokens_total", model=model, outcome="reused")
 
-    with GuardClient(url) as one, GuardClient(url) as other, GuardClient(url, scope=None) as open_to_none:
+    with GuardClient(url, scope=scope) as one, GuardClient(url) as other, GuardClient(url, scope=None) as open_to_none:
         heads = reused(one, LONG)
         assert reused(one, LONG + "And how long?") > heads + 20
         assert last.sum("qwen3guard_prefixes", model=model) > 0
         assert last.sum("qwen3guard_prefix_bytes", model=model) > 0
         for stranger in (other, open_to_none):
             assert reused(stranger, LONG + "And how long?") == heads
-        with GuardClient(url, scope=one._scope) as friend:
+        with GuardClient(url, scope=scope) as friend:
             assert reused(friend, LONG + "And how long?") > heads + 20

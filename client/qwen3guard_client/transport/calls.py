@@ -70,10 +70,12 @@ class Call(Generic[T]):
         check_plain(self.id, "A request id")
 
     def arguments(self, timeout_s: float, scope: str | None = None) -> dict[str, Any]:
-        """Returns the arguments of tritonclient's `infer`, sync and async. Canaries are of no scope.
+        """Returns the arguments of tritonclient's `infer`, sync and async. A call that begins a conversation names its
+        `scope`.
 
         The server answers DEADLINE_EXCEEDED if it has not begun after `timeout_s`. gRPC cancels GRACE_S later.
         """
+        begins = (self.start or not self.session) and not self.canary
         return {
             "model_name": self.model.name,
             "request_id": self.id,
@@ -83,7 +85,7 @@ class Call(Generic[T]):
             "sequence_start": self.start,
             "sequence_end": self.end,
             "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
-            "parameters": {wire.CANARY: True} if self.canary else {wire.SCOPE: scope} if scope else None,
+            "parameters": {wire.CANARY: True} if self.canary else {wire.SCOPE: scope} if scope and begins else None,
             "timeout": int(timeout_s * 1e6),
             "client_timeout": timeout_s + GRACE_S,
         }

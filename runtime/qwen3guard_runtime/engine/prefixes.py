@@ -137,8 +137,8 @@ class PrefixCache:
     def drop_idle(self) -> None:
         """Drops what nobody has used for `idle_s`."""
         now = self._clock()
-        for slot in [slot for slot, used_s in self._held.items() if now - used_s > self._limits.idle_s]:
-            self._drop(slot)
+        while self._held and now - next(iter(self._held.values())) > self._limits.idle_s:
+            self._drop(next(iter(self._held)))
 
     def _longest(self, ids: Ids, scope: str | None) -> tuple[Slot | None, int]:
         """The slot that has the longest common prefix with `ids`, and its length; of equal ones, a held one."""

@@ -6,7 +6,7 @@ This module reads Triton's objects, but imports nothing of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,16 @@ SEQUENCE_START, SEQUENCE_END = 1, 2
 
 def plain_request(request: Any, model: Model) -> Request:
     """Raises InvalidRequest."""
-    return Request(_tensors(request, model), *_head(request), _scope(request.parameters()))
+    parameters = _parameters(request)
+    return Request(_tensors(request, model), *_head(request, parameters), _scope(parameters))
 
 
 def without_tensors(request: Any) -> Request:
     """What is known of a request whose tensors cannot be read."""
-    return Request({}, *_head(request))
+    return Request({}, *_head(request, _parameters(request)))
 
 
-def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
+def _head(request: Any, parameters: Mapping[str, Any]) -> tuple[frozenset[str], int | str, bool, bool, bool]:
     """What a Request has after its tensors."""
     flags = request.flags()
     return (
@@ -38,30 +39,28 @@ def _head(request: Any) -> tuple[frozenset[str], int | str, bool, bool, bool]:
         request.correlation_id(),
         bool(flags & SEQUENCE_START),
         bool(flags & SEQUENCE_END),
-        _is_canary(request.parameters()),
+        parameters.get(CANARY) is True,
     )
 
 
-def _is_canary(parameters: str) -> bool:
-    return _parameter(parameters, CANARY) is True
-
-
-def _scope(parameters: str) -> str | None:
+def _scope(parameters: Mapping[str, Any]) -> str | None:
     """Raises InvalidRequest."""
-    scope = _parameter(parameters, SCOPE)
+    scope = parameters.get(SCOPE)
     if scope is not None and not (isinstance(scope, str) and 0 < len(scope) <= LONGEST_SCOPE):
         raise InvalidRequest(f"The parameter {SCOPE} must be a text of 1 to {LONGEST_SCOPE} characters.")
     return scope
 
 
-def _parameter(parameters: str, name: str) -> Any:
-    """One of a request's own parameters, or None. `parameters` is JSON, and `{}` in many requests."""
-    if parameters == "{}":
-        return None
+def _parameters(request: Any) -> Mapping[str, Any]:
+    """The request's own parameters. Triton gives them as JSON, which is `{}` for nearly every step."""
+    text = request.parameters()
+    if text == "{}":
+        return {}
     try:
-        return json.loads(parameters).get(name)
-    except (ValueError, AttributeError):
-        return None
+        parameters = json.loads(text)
+    except ValueError:
+        return {}
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:
