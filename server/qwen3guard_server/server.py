@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class EmbeddedServer:
         self._on_event = on_event
         self._footprint: Footprint | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._ending = threading.Lock()
         self._log: ServerLog | None = None
         self._models: dict[str, int] = {}
         """The process of each model that had one."""
@@ -268,16 +270,18 @@ class EmbeddedServer:
             self._prepared().remove_shared_memory()
 
     def stop(self, *, kill: bool = False) -> None:
-        """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice."""
-        if self._process is not None and not kill:
-            self._leave_canary()
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_S)
-        if self._footprint is not None:
-            self.kill()
-            self._footprint.remove()
-            self._footprint = None
+        """Asks the server to stop, waits, and removes its folder and shared memory. May be called twice, and by two
+        threads at once."""
+        with self._ending:
+            if self._process is not None and not kill:
+                self._leave_canary()
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_S)
+            if self._footprint is not None:
+                self.kill()
+                self._footprint.remove()
+                self._footprint = None
 
     def _leave_canary(self) -> None:
         with (

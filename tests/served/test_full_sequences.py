@@ -7,13 +7,17 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tritonclient.grpc as triton
 from qwen3guard_client import AsyncGuardClient, GuardClient, Policy
+from qwen3guard_client.transport import calls, failures
 from qwen3guard_contract import errors
 from qwen3guard_server import canary
 from qwen3guard_server.server import EmbeddedServer
 from support.serving import serve, stream_repository, wait_ready
+from tritonclient.utils import InferenceServerException
 
 PROMPT = "How do I bake bread?"
 SEQUENCES = 8
@@ -45,6 +49,24 @@ def test_the_canary_has_a_place_where_newcomers_wait_for_one(few: EmbeddedServer
             with pytest.raises(errors.Overloaded):  # a sign of life
                 canary.check(client, few.manifests, 5)
         assert opened.length
+
+
+def test_a_start_whose_time_runs_out_while_it_waits_is_late(few: EmbeddedServer) -> None:
+    """Triton answers it with the status of a server that cannot be reached."""
+
+    def opening(timeout_s: float = 5) -> dict[str, Any]:
+        return calls.stream_step(str(uuid.uuid4()), prompt=PROMPT, start=True).arguments(timeout_s)
+
+    with triton.InferenceServerClient(few.url) as client:
+        client.infer(**opening())
+        for _ in range(SEQUENCES - 1):
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer(**opening())
+            assert isinstance(failures.error_of(refused.value), errors.Overloaded)
+        with pytest.raises(InferenceServerException) as late:
+            client.infer(**opening(1) | {"client_timeout": 20})
+        assert "UNAVAILABLE" in late.value.status()
+        assert isinstance(failures.error_of(late.value), errors.DeadlineExceeded)
 
 
 def test_a_stream_of_the_client_that_is_refused_keeps_no_sequence(few: EmbeddedServer) -> None:

@@ -21,7 +21,7 @@ from qwen3guard_client.transport.address import proxy_variable
 from qwen3guard_client.transport.connection import TOKEN_HEADER
 
 _OVERLOAD = "queue size"
-_LATE = "timeout expired"  # the request never left Triton's queue
+_LATE = ("timeout expired", "timeout of the corresponding sequence")  # the request never left Triton's queue
 _NOT_SERVED = ("unknown model", "is not ready")
 
 
@@ -53,7 +53,7 @@ def _server_error(text: str, status: str) -> GuardError:
         return GuardNotServed(f"The server does not serve this guard: {sentence}.")
     if _OVERLOAD in text:
         return Overloaded("The server is overloaded; try again later.")
-    if status == "DEADLINE_EXCEEDED" or _LATE in text:
+    if status == "DEADLINE_EXCEEDED" or any(words in text for words in _LATE):
         return DeadlineExceeded("The server did not answer in time.")
     if status in ("UNAVAILABLE", "CANCELLED"):  # a server that stops sends the latter
         return Unreachable(f"The server cannot be reached: {sentence}.")
