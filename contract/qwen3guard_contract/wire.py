@@ -134,7 +134,7 @@ LOOSE_FLAG = Tensor("LOOSE_FLAG", "BOOL", (-1,))
 FLAG = Tensor("FLAG", "BOOL", (-1,))  # the session's own decision, by its mode or by its thresholds
 RUN = Tensor("RUN", "INT64", (-1,))  # tokens in a row, up to this one, that are unsafe by the session's own policy
 
-# The verdict on the prompt: one row for the step with START, none for later steps.
+# The verdict on the prompt: one row for a step with START or with a next turn's PROMPT, none for others.
 PROMPT_RISK = Tensor("PROMPT_RISK", "BYTES", (-1,))
 PROMPT_CATEGORY = Tensor("PROMPT_CATEGORY", "BYTES", (-1,))
 PROMPT_RISK_PROBABILITIES = Tensor("PROMPT_RISK_PROBABILITIES", "FP32", (-1, len(RISK_ORDER)))

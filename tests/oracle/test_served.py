@@ -188,6 +188,35 @@ def test_a_stream_judges_every_token_as_the_oracle(guard: GuardClient, stream_or
         check(list(replayed.tokens), expected, len(head))
 
 
+def test_every_turn_of_a_conversation_in_one_session_is_judged_as_the_oracle(
+    guard: GuardClient, stream_oracle: Oracle
+) -> None:
+    """One pass of PyTorch over the tokens as Qwen's own tokenizer writes them."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "stream")
+    source = random.Random(9)
+    plain = [text for text in TEXTS if "<|" not in text]
+    for _ in range(4):
+        turns = [(source.choice(plain).strip(), source.choice(plain)) for _ in range(4)]
+        opening = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for number, (prompt, response) in enumerate(turns):
+            ids += tokenizer.encode(("<|im_end|>\n" if number else "") + opening.format(prompt))
+            query = len(ids) - 1 - ids[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+            places.append((query, len(ids)))
+            ids += tokenizer.encode(response)
+        expected = stream_oracle.logits(np.array(ids))
+        with guard.stream(turns[0][0]) as stream:
+            for number, ((prompt, response), (query, start)) in enumerate(zip(turns, places, strict=True)):
+                verdict = stream.next_turn(prompt) if number else stream.prompt_verdict
+                agrees([verdict.severity_probabilities], expected["query_risk_logits"][[query]])
+                agrees([verdict.category_probabilities], expected["query_category_logits"][[query]])
+                half = source.randint(1, len(response) - 1)
+                for piece in (response[:half], response[half:]):
+                    stream.step(piece)
+                check(list(stream.verdicts), expected, start)
+
+
 def check(tokens: list[TokenVerdict], expected: dict[str, np.ndarray], start: int) -> None:
     rows = slice(start, start + len(tokens))
     agrees([token.severity_probabilities for token in tokens], expected["risk_logits"][rows])

@@ -218,6 +218,71 @@ def test_a_pending_start_takes_no_other_step(turning: EmbeddedServer) -> None:
             guard.stream_step(session, text="Mix.", position=0)
 
 
+def test_a_lost_conversation_goes_on_with_the_same_verdicts(guard: GuardClient) -> None:
+    """In text and in token ids; the session is taken away before a step, a next turn and the end."""
+    ids = GuardTokenizer.load(DEMO / "stream").encode(UNSAFE)
+
+    def verdicts(stream: Stream, *, lose: bool) -> Iterator[Any]:
+        def gone() -> None:
+            if lose:
+                guard.stream_step(stream.session, text="", end=True)
+
+        yield stream.prompt_verdict
+        stream.step("First mix the flour, ")
+        gone()
+        stream.step("then let it rise.")
+        yield from stream.verdicts
+        gone()
+        yield stream.next_turn("And then?")
+        gone()
+        stream.step(ids)
+        yield from stream.verdicts
+        yield stream.next_turn("\U0001f600 " + UNSAFE)
+        stream.step("No.")
+        gone()
+        stream.finish()
+        yield from stream.verdicts
+
+    with guard.stream(PROMPT) as stream:
+        expected = list(verdicts(stream, lose=False))
+    with guard.stream(PROMPT) as stream:
+        assert list(verdicts(stream, lose=True)) == expected
+
+
+def test_a_long_next_turn_lets_other_sessions_through(turning: EmbeddedServer) -> None:
+    long = "bread " * 500
+    with GuardClient(turning.url, scope=None) as guard, GuardClient(turning.url) as other:
+        with guard.stream(PROMPT) as stream:
+            stream.step("Mix.")
+            expected = stream.next_turn(long)
+        done = threading.Event()
+        with ThreadPoolExecutor(1) as pool, guard.stream(PROMPT) as stream, other.stream(PROMPT) as beside:
+            stream.step("Mix.")
+            turn = pool.submit(stream.next_turn, long)
+            turn.add_done_callback(lambda _: done.set())
+            count = 0
+            while not done.is_set():
+                beside.step("word ")
+                count += 1
+            assert count > 10
+            assert turn.result() == expected
+            assert stream.step("Mix.").tokens
+
+
+def test_a_later_step_brings_no_messages(guard: GuardClient) -> None:
+    session = str(uuid.uuid4())
+    start = guard.stream_step(session, prompt=PROMPT, start=True).length
+    for how in ({"messages": [{"role": "user", "content": "Hi."}]}, {"prompt": "Hi.", "context": "recent"}):
+        with pytest.raises(errors.InvalidRequest, match="the user's next turn as its prompt"):
+            guard.stream_step(session, position=start, **how)
+    with pytest.raises(errors.EmptyText):
+        guard.stream_step(session, position=start, prompt=" ")
+    result = guard.stream_step(session, position=start, prompt="Hi.", text="Mix.")
+    assert result.prompt_verdict is not None
+    assert [token.position for token in result.tokens] == [result.length - 3, result.length - 2, result.length - 1]
+    guard.stream_step(session, position=result.length, end=True)
+
+
 def test_a_step_below_the_response_is_refused(guard: GuardClient) -> None:
     """Such as one that forgets its position."""
     session, other = str(uuid.uuid4()), str(uuid.uuid4())

@@ -174,7 +174,7 @@ def test_common_length(one: list[int], other: list[int], shared: int) -> None:
 
 
 class Schedule:
-    """Random conversations in a few sessions: openings that share beginnings, steps, rewinds, ends, replays."""
+    """Random conversations in a few sessions: openings that share beginnings, steps, rewinds, next turns, ends."""
 
     def __init__(self, seed: int, vocab: int, context: int) -> None:
         self.random = random.Random(seed)
@@ -207,6 +207,9 @@ class Schedule:
         ids = self.random.choices(self.words, k=self.random.choice([1, 1, 2, 9, 40]))
         if position + len(ids) >= self.context:
             return None
+        if choice > 0.9:  # the user's next turn
+            self.lengths[name] = (position + len(ids), position + len(ids))
+            return self._made(name, ids, position, query_index=len(ids) - 1, response_start=len(ids))
         self.lengths[name] = (begins, position + len(ids))
         return self._made(name, ids, position)
 

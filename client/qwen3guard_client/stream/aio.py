@@ -20,7 +20,8 @@ from qwen3guard_client.transport.calls import Call
 class AsyncStream:
     """One moderated response: a context manager that opens and ends the session.
 
-    `step` takes text in any pieces, or token ids of the guard's tokenizer. Every error is a GuardError.
+    `step` takes text in any pieces, or token ids of the guard's tokenizer. `next_turn` goes on with the user's next
+    turn and the response to it. Every error is a GuardError.
     """
 
     def __init__(
@@ -87,6 +88,16 @@ class AsyncStream:
         If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id.
         """
         return await self._run(self._state.step(piece))
+
+    async def next_turn(self, prompt: str) -> PromptVerdict:
+        """Judges the user's next turn after the response that stands. What is written then is the response to it.
+
+        `verdicts` begins anew: read those of the former response before. The server computes the new tokens alone.
+        Its verdicts may differ from those of a new stream with the whole conversation, in which a past response stands
+        without its empty think block. The conversation must fit into the context; TextTooLong changes nothing.
+        """
+        await self._run(self._state.next_turn(prompt))
+        return self.prompt_verdict
 
     async def finish(self) -> StepResult:
         """Ends the stream: the last tokens become final, and the server frees the session."""

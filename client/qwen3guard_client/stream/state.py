@@ -1,4 +1,5 @@
-"""The state of one moderated response: its session, its position, and the text whose tokens are not final yet.
+"""The state of one moderated response, and of those before it in the same session: the session, the position, and the
+text whose tokens are not final yet.
 
 This module makes no calls. An operation is a generator: it yields each call, and its driver sends the result back or
 throws the error.
@@ -14,7 +15,7 @@ from qwen3guard_contract.errors import EmptyText, InvalidRequest, SessionLost
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
-from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_piece
+from qwen3guard_client.arguments import Context, Piece, checked_flag, checked_piece, checked_text
 from qwen3guard_client.surrogates import REPLACEMENT, join_surrogates
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
@@ -26,7 +27,8 @@ REPLAYS = 5
 
 
 class StreamState:
-    """One response. Each session id is made here and used once: a lost session is replayed under a new id."""
+    """The response of the last turn. Each session id is made here and used once: a lost session is replayed under a new
+    id."""
 
     def __init__(
         self,
@@ -40,6 +42,8 @@ class StreamState:
         self._messages = messages
         self._policy = policy
         self._context = context
+        self._past: list[tuple[list[str | list[int]], str]] = []
+        """The responses of former turns, each with the user's turn after it."""
         self._written: list[str | list[int]] = []
         """All of the response so far. Neighbouring texts are joined."""
         self._text = ""
@@ -67,8 +71,6 @@ class StreamState:
 
     def _open(self) -> Exchange:
         self.session = str(uuid.uuid4())
-        self._text = ""
-        self._offset = 0
         result = yield calls.stream_step(
             self.session,
             prompt=self._prompt,
@@ -77,9 +79,8 @@ class StreamState:
             context=self._context,
             start=True,
         )
-        self.prompt_verdict = result.prompt_verdict
         self.notice = result.notice
-        self._position = self._length = result.length
+        self._begin_response(result)
         return result
 
     def step(self, piece: Piece) -> Exchange:
@@ -117,6 +118,32 @@ class StreamState:
         else:
             self._written.append(piece)
 
+    def next_turn(self, prompt: str) -> Exchange:
+        """Ends the response, and judges the user's next turn in the same session. What is written after it is the
+        response to it. Raises InvalidRequest if the stream is not open."""
+        if not self.is_open:
+            raise InvalidRequest("The stream is not open.")
+        checked_text(prompt, "The prompt")
+        if self._half:
+            yield from self._write(REPLACEMENT)
+            self._half = ""
+        result = yield from self._replaying(lambda: self._open_turn(prompt))
+        self._past.append((self._written, prompt))
+        self._written = []
+        return result
+
+    def _open_turn(self, prompt: str) -> Exchange:
+        result = yield calls.stream_step(self.session, prompt=prompt, position=self._length)
+        self._begin_response(result)
+        return result
+
+    def _begin_response(self, result: StepResult) -> None:
+        self._text = ""
+        self._offset = 0
+        self._position = self._length = result.length
+        self.prompt_verdict = result.prompt_verdict
+        self.verdicts = []
+
     def finish(self) -> Exchange:
         """Takes the last step: provisional tokens become final, and the server forgets the session.
 
@@ -132,18 +159,33 @@ class StreamState:
         return (yield from self._replaying(self._end))
 
     def _replaying(self, exchange: Callable[[], Exchange]) -> Exchange:
-        """Runs `exchange`. If the session is lost, opens another one first, and writes the whole response to it."""
+        """Runs `exchange`. If the session is lost, opens another one first, and writes everything to it again."""
         for _ in range(REPLAYS):
             try:
                 if self._is_lost:
-                    yield from self._open()
-                    for piece in self._written:
-                        yield from self._append(piece)
-                    self._is_lost = False
+                    yield from self._replay()
                 return (yield from exchange())
             except SessionLost:
                 self._is_lost = True
         raise SessionLost(f"The server has lost the stream {REPLAYS} times in a row.")
+
+    def _replay(self) -> Generator[Call[StepResult], StepResult]:
+        """Writes everything to a new session. What the caller sees stays as it is if that fails."""
+        shown = self.prompt_verdict, self.verdicts, self._position
+        try:
+            yield from self._open()
+            for response, prompt in self._past:
+                yield from self._append_all(response)
+                yield from self._open_turn(prompt)
+            yield from self._append_all(self._written)
+        except BaseException:  # a caller may be cancelled
+            self.prompt_verdict, self.verdicts, self._position = shown
+            raise
+        self._is_lost = False
+
+    def _append_all(self, pieces: list[str | list[int]]) -> Generator[Call[StepResult], StepResult]:
+        for piece in pieces:
+            yield from self._append(piece)
 
     def _append(self, piece: str | list[int]) -> Exchange:
         if isinstance(piece, str):

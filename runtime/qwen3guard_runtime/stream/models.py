@@ -76,18 +76,23 @@ class StreamTokenizerModel(TokenizerModel):
 
     def _prompt(self, request: Request) -> tuple[list[int], int]:
         """The token ids of the conversation, up to where the response begins, and how many of its turns are left out.
-        No ids if the step opens no stream."""
+        Those of the user's next turn for a later step with a prompt, and none without."""
         if not request.start:
-            if any(map(request.has, (wire.MESSAGES, wire.PROMPT, wire.RECENT))):
-                raise InvalidRequest("Only the step that opens a stream, with sequence_start, carries a conversation.")
-            return [], 0
+            if any(map(request.has, (wire.MESSAGES, wire.RECENT))):
+                raise InvalidRequest(
+                    "Only the step that opens a stream, with sequence_start, carries messages; a later one brings the"
+                    " user's next turn as its prompt."
+                )
+            if not request.has(wire.PROMPT):
+                return [], 0
+            return self._template.render_next_turn(self._conversation(request)[0], self._context), 0
         messages = self._conversation(request)
         if messages[-1].role != "user":
             raise LastRole(f"The last message is the {messages[-1].role}'s; a stream opens after a user's message.")
         return self._render(request, messages, room=self._recent_tokens // RESPONSE_SHARE)
 
     def _response(self, request: Request) -> Increment:
-        """The part of the response that the step brings; empty if the step only opens or ends the stream."""
+        """The part of the response that the step brings; empty if the step only opens a turn or ends the stream."""
         text = request.text(wire.TEXT)
         if request.has(wire.TOKEN_IDS):
             if text is not None:
@@ -98,7 +103,7 @@ class StreamTokenizerModel(TokenizerModel):
             ids = tuple(sent.tolist())
             return Increment(ids, (), len(ids), 0)
         if not text:
-            if not request.start and not request.end:
+            if not request.start and not request.end and not request.has(wire.PROMPT):
                 raise EmptyText("The step has neither text nor token ids.")
             return Increment((), (), 0, 0)
         return tokenize(self._template.tokenizer, valid_text(text, "The text"), self._context, end=request.end)

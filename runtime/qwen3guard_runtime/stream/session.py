@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qwen3guard_contract.errors import (
     EmptyText,
@@ -32,15 +33,22 @@ class SessionLimits:
     chunk_tokens: int
 
 
+class Turn(NamedTuple):
+    """A prompt, which begins at the token `start` of a session, with its response, which begins at `response_start`."""
+
+    start: int
+    response_start: int
+
+
 @dataclass(eq=False)
 class Session:
-    """One stream that the server holds. The response begins at the token `response_start`. A `canary` may be forgotten
+    """One stream that the server holds. It writes the response of the last of its `turns`. A `canary` may be forgotten
     at any time."""
 
     slot: Slot
     policy: Policy
     used_s: float
-    response_start: int
+    turns: list[Turn]
     canary: bool = False
     runs: list[tuple[int, ...]] = field(default_factory=list)
     """The runs (`policy.runs`) of each token held, in strict mode, in loose mode and by the session's own policy. They
@@ -50,7 +58,11 @@ class Session:
     failed: bool = False
     """Whether the model could not be run for one of its steps. Nothing in its slot is used for another then."""
     flagged: bool = False
-    """Whether its own policy has ever flagged the response, also in tokens that a rewind has dropped."""
+    """Whether its own policy has ever flagged the last turn's response, also in tokens that a rewind has dropped."""
+
+    def turns_before(self, position: int) -> list[Turn]:
+        """The turns that stand when a step is written at `position`. The last of them is written on."""
+        return [turn for turn in self.turns if turn.start < position] or self.turns[:1]
 
 
 @dataclass(eq=False)
@@ -79,7 +91,7 @@ class ActiveStep:
 
     @property
     def is_prefill(self) -> bool:
-        return self.step.start or len(self.step.ids) > STEP_TOKENS
+        return self.step.opens_turn or len(self.step.ids) > STEP_TOKENS
 
     @property
     def must_finish(self) -> bool:
@@ -99,16 +111,17 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
         raise EmptyText("The step has no tokens.")
     if not -1 <= step.query_index < tokens or not 0 <= step.response_start <= tokens:
         raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-    room = max(context - step.response_start, 1)
-    if step.policy and step.policy.debounce > room:
+    policy = step.policy or (session.policy if session and step.opens_turn and not step.start else None)
+    room = max(context - step.position - step.response_start, 1)
+    if policy and policy.debounce > room:
         raise InvalidRequest(
-            f"The debounce is {step.policy.debounce} tokens; the context has room for {room} after the prompt."
+            f"The debounce is {policy.debounce} tokens; the context has room for {room} after the prompt."
         )
     if not step.start:
         if step.policy:
             raise InvalidRequest("Only the step that opens a stream carries a policy.")
-        if step.query_index != -1 or step.response_start:
-            raise InvalidRequest("Only the step that opens a stream has tokens that are not of the response.")
+        if step.query_index >= step.response_start or (step.opens_turn and step.query_index == -1):
+            raise InvalidRequest("QUERY_INDEX must point into the part of a next turn that RESPONSE_START ends.")
         _check_position(step, session)
     elif step.position:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: a stream opens at 0.")
@@ -120,12 +133,14 @@ def _check_position(step: Step, session: Session | None) -> None:
     if session is None:
         raise SessionLost("The session is not known here; open it again with START and everything so far.")
     only_ends = step.end and not len(step.ids)
-    if session.pending and session.pending.step.start and not only_ends:
-        raise InvalidRequest("The step that opens the stream is not through: send it again until PENDING is 0.")
+    if session.pending and session.pending.step.opens_turn and not only_ends:
+        what = "opens the stream" if session.pending.step.start else "opens the turn"
+        raise InvalidRequest(f"The step that {what} is not through: send it again until PENDING is 0.")
     held = len(session.runs)
     if step.position > held:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: the session holds {held} tokens.")
-    if step.position < session.response_start and not only_ends:
+    response_start = session.turns_before(step.position)[-1].response_start
+    if step.position < response_start and not only_ends:
         raise PositionOutOfRange(
-            f"The position {step.position} is in the conversation; the response begins at {session.response_start}."
+            f"The position {step.position} is in the conversation; the response begins at {response_start}."
         )

@@ -18,7 +18,7 @@ from qwen3guard_contract.policy import Policy, runs
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Runner, check_ids
-from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, check_step
+from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, Turn, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
 from qwen3guard_runtime.telemetry.metrics import Closed, StreamMetrics
@@ -117,6 +117,9 @@ class Sessions:
         else:
             self._make_room(length, session.slot)
             session.slot.length = step.position
+            session.turns = session.turns_before(step.position)
+            if step.opens_turn:
+                self._metrics.began(reused=step.position, computed=len(step.ids))
         del session.runs[step.position :]
         session.pending = None
         now = self._clock()
@@ -132,8 +135,11 @@ class Sessions:
             session.slot.length = step.position
             return active.error
         response, prompt = judge_step(step, [] if active.left else active.asked, active.logits)
-        if not active.left:
-            session.runs += [NO_RUNS] * min(step.response_start, len(step.ids))
+        if not active.left and step.opens_turn:
+            session.runs += [NO_RUNS] * step.response_start
+            if not step.start:
+                session.turns.append(Turn(step.position, len(session.runs)))
+                session.flagged = False
         policy = session.policy
         last_runs = session.runs[-1] if session.runs else NO_RUNS
         unsafe = Flags.of(policy, response)
@@ -156,8 +162,8 @@ class Sessions:
         step, session = active.step, active.session
         self._metrics.judged(reply.response.risk, reply.prompt.risk)
         if len(step.ids):
-            prompt_tokens = min(step.response_start, len(step.ids)) if step.start else 0
-            self._metrics.stepped(session.used_s - active.begun_s, prompt_tokens=prompt_tokens, opening=step.start)
+            seconds = session.used_s - active.begun_s
+            self._metrics.stepped(seconds, prompt_tokens=step.response_start, opening=step.opens_turn)
         if any(reply.prompt_flags.own):
             self._metrics.flagged("prompt")
         if any(reply.flags.own) and not session.flagged:
@@ -172,7 +178,8 @@ class Sessions:
         unasked = min([len(step.ids) - 1, *step.asked])
         slot = self._cache.acquire(step.ids[:unasked], step.scope)
         self._metrics.began(reused=slot.length, computed=len(step.ids) - slot.length)
-        session = Session(slot, policy, used_s=self._clock(), response_start=step.response_start, canary=step.canary)
+        turns = [Turn(0, step.response_start)]
+        session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary)
         self._live[step.session] = session
         self._metrics.opened()
         return session

@@ -19,9 +19,10 @@ from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 class Step:
     """Writes `ids` (int64 [tokens]) at `position` of a session.
 
-    Tokens from index `response_start` on are judged as the response. The prompt is judged at the token with index
-    `query_index`, or not in this step if it is -1. Without a `policy`, the server's own applies. What is held for the
-    `scope` is not computed again. No session is forgotten to make room for a `canary`.
+    Tokens from index `response_start` on are judged as the response. The tokens before it open a turn: they are of the
+    conversation. The prompt is judged at the token with index `query_index`, or not in this step if it is -1. Without a
+    `policy`, the server's own applies. What is held for the `scope` is not computed again. No session is forgotten to
+    make room for a `canary`.
     """
 
     session: int | str
@@ -34,6 +35,11 @@ class Step:
     policy: Policy | None = None
     scope: str | None = None
     canary: bool = False
+
+    @property
+    def opens_turn(self) -> bool:
+        """Whether it opens the stream, or goes on with the user's next turn."""
+        return self.start or self.response_start > 0
 
     @property
     def asked(self) -> list[int]:

@@ -25,12 +25,14 @@ from qwen3guard_contract.messages import Message
 from qwen3guard_contract.text import valid_text
 
 from qwen3guard_runtime.text import sandbox
-from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The names under which transformers gives the tokenizer's special tokens to a template."""
 TRIALS = (("user",), ("user", "assistant"), ("system", "user"), ("user", "assistant", "user"))
 """The roles of the conversations with which a template is tried when it is loaded."""
+PLACEHOLDER = "a"
+"""The text of messages whose tokens are not used."""
 
 
 class ChatTemplate:
@@ -49,7 +51,7 @@ class ChatTemplate:
             raise TokenizerMismatch(f"The chat template cannot be parsed: {_one_line(error)}.") from None
         for roles in TRIALS:
             with suppress(InvalidMessages):  # the template may refuse conversations with these roles
-                self._write([{"role": role, "content": "a"} for role in roles])
+                self._write([{"role": role, "content": PLACEHOLDER} for role in roles])
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate:
@@ -90,6 +92,23 @@ class ChatTemplate:
             if len(ids) > limit:
                 raise TextTooLong(f"The conversation has more than the {limit} tokens that the context has room for.")
         return ids
+
+    def render_next_turn(self, user: Message, limit: int) -> list[int]:
+        """The token ids with which a conversation goes on after an answer that was judged while it was written: the end
+        of that answer, the `user`'s message, and the beginning of the next answer. At most `limit` of them.
+
+        The conversation then differs from one that is rendered as a whole, in which a template may write past answers
+        in another form than the one that is written now. Raises what `render` raises, and TokenizerMismatch for a
+        template that does not end an answer right after its text.
+        """
+        before = Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER)
+        ids = self.render([*before, user], limit)
+        im_end = self.tokenizer.special[IM_END]
+        ends = [index for index, each in enumerate(ids) if each == im_end]
+        answer = self.tokenizer.encode(PLACEHOLDER)
+        if len(ends) < 2 or ids[: ends[-2]][-len(answer) :] != answer:
+            raise TokenizerMismatch("The chat template has no form in which a conversation goes on after an answer.")
+        return ids[ends[-2] :]
 
     def _write(self, messages: list[dict[str, str]]) -> str:
         """The text that the template writes for these messages. It is given the same names as by transformers.
