@@ -228,7 +228,7 @@ def run(server: Server, exchange: Exchange) -> StepResult:
             else:
                 call = exchange.send(result)
     except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        return done.value
 
 
 def opened(server: Server) -> StreamState:

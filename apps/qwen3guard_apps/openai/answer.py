@@ -25,6 +25,8 @@ from qwen3guard_apps.openai.shapes import REMOVED, JsonText, ObjectOf, Shape, is
 
 MOST_WORDS_OF_A_MODEL = 8
 """Such as accounts/fireworks/models/llama-v3p1-405b-instruct."""
+MOST_CHOICES = 128
+"""OpenAI's own limit. A choice costs tens of microseconds, whatever it has."""
 _STOPS = ("stop_reason", "matched_stop")
 _OTHER = {"message": ("delta",), "delta": ("message",)}
 
@@ -59,7 +61,7 @@ class ChatAnswer:
         choices = body.get("choices")
         if has_no_text(choices):
             return []
-        if not isinstance(choices, list):
+        if not isinstance(choices, list) or len(choices) > MOST_CHOICES:
             raise unreadable()
         return [entry for each in choices if not has_no_text(each) for entry in self._read_choice(each, key)]
 

@@ -9,9 +9,7 @@ from typing import Any
 from qwen3guard_client.surrogates import without_lone_surrogates
 
 from qwen3guard_apps.openai.api_error import invalid
-
-MOST_VALUES = 100_000
-"""Reading a value takes tens of microseconds; conversations of a whole context have some thousands."""
+from qwen3guard_apps.proxy.json_values import MOST_VALUES, has_too_many
 
 
 def object_of(body: bytes) -> dict[str, Any]:
@@ -35,17 +33,6 @@ def object_of(body: bytes) -> dict[str, Any]:
         raise invalid("The request is not valid JSON.") from None
     if not isinstance(asked, dict):
         raise invalid("The request is not a JSON object.")
-    if _values(asked) > MOST_VALUES:
+    if has_too_many(asked):
         raise invalid(f"The request has more than {MOST_VALUES:,} values.")
     return asked
-
-
-def _values(asked: dict[str, Any]) -> int:
-    """How many values an object has, with those in them."""
-    count, inner = 0, list[Any]([asked])
-    while inner:
-        value = inner.pop()
-        held = value.values() if isinstance(value, dict) else value
-        count += len(held)
-        inner += [each for each in held if isinstance(each, dict | list)]
-    return count

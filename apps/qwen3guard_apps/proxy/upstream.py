@@ -15,8 +15,9 @@ from qwen3guard_client.surrogates import without_lone_surrogates
 from yarl import URL
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
-from qwen3guard_apps.openai.choice import unreadable
+from qwen3guard_apps.openai.choice import has_no_text, unreadable
 from qwen3guard_apps.openai.shapes import is_id
+from qwen3guard_apps.proxy.json_values import MOST_VALUES, has_too_many
 from qwen3guard_apps.proxy.settings import Settings
 
 CONNECT_S = 10.0
@@ -34,7 +35,12 @@ _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "conten
 _FOR_A_PART = {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie"}
 BAD_GATEWAY = 502
-_SENT_BACK = re.compile(r"x-(?!guard-)[a-z0-9-]{1,60}|openai-[a-z0-9-]{1,60}|request-id|retry-after|retry-after-ms")
+_SENT_BACK = re.compile(
+    r"(x-|x-ms-|x-ms-client-|apim-)?request-id|x-amzn-requestid|x-(correlation|trace|litellm-call|litellm-model)-id"
+    r"|retry-after(-ms)?|x-should-retry|openai-(version|organization|project|model|processing-ms)"
+    r"|(x-)?ratelimit-(limit|remaining|reset)(-(requests|tokens))?"
+)
+"""The names are whole ones: a reverse proxy obeys some of others, such as X-Accel-Redirect, and words can be a name."""
 LONGEST_ERROR = 2**16
 """The most characters of an LLM's error that are judged and told."""
 
@@ -132,6 +138,8 @@ class Upstream:
         body: Any = (await self.whole(answer)).decode(errors="replace")
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is told as a text
             body = _json(body)
+        if has_no_text(body) or (isinstance(body, str) and not body.strip()):
+            body = f"The LLM answers with status {answer.status}, and says no more."
         raise LlmError(answer.status, body, headers_back(answer))
 
     async def pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -151,11 +159,14 @@ def headers_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def parsed(text: str | bytes) -> Any:
-    """JSON of an LLM. Raises ApiError."""
+    """JSON of an LLM. Raises ApiError, also for more than MOST_VALUES; log-probabilities may be more."""
     try:
-        return _json(text)
+        body = _json(text)
     except (ValueError, RecursionError):
         raise unreadable() from None
+    if isinstance(body, dict | list) and has_too_many(body, besides="logprobs"):
+        raise upstream_failed(f"The LLM's answer has more than {MOST_VALUES:,} values.", "upstream_too_long")
+    return body
 
 
 def _json(text: str | bytes) -> Any:

@@ -115,6 +115,49 @@ def test_an_llm_does_not_speak_in_the_headers_of_the_proxy() -> None:
     assert "x-guard-request-id" not in found.headers
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_llm_says_nothing_by_the_name_of_a_header_and_commands_no_reverse_proxy(stream: bool) -> None:
+    passed = ["x-request-id", "openai-processing-ms", "retry-after", "x-ratelimit-remaining-tokens", "ratelimit-reset"]
+    kept_back = ["x-accel-redirect", "x-sendfile", "x-forwarded-for", "x-pack-the-explosives-1", "openai-zyqs-tab"]
+    headers = dict.fromkeys(passed + kept_back, "5")
+    body = sse(chunk({"content": "rice"}, "stop")) if stream else json.dumps(completion({"content": "rice"})).encode()
+    kind = "text/event-stream" if stream else "application/json"
+    found = receive(LlmAnswer([body], 200, kind, headers), ASKED | {"stream": stream})
+    assert {name: found.headers.get(name) for name in passed} == dict.fromkeys(passed, "5")
+    assert not found.headers.keys() & set(kept_back)
+
+
+@pytest.mark.parametrize("body", [b"", b" \n", b"null", b"[]", b'""', b"5"])
+def test_an_error_without_words_is_told_by_a_sentence(body: bytes) -> None:
+    found = receive(LlmAnswer([body], 503, "text/plain"), ASKED)
+    assert json.loads(found.text)["error"]["message"] == "The LLM answers with status 503, and says no more."
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [{"index": 0}] * 129},
+        completion({"content": None, "tool_calls": [{"index": 0}] * 50_001}),
+        completion({"content": [{"type": "text"}] * 50_001}),
+    ],
+)
+def test_an_answer_of_very_many_values_is_refused_before_it_is_read(stream: bool, answer: dict[str, Any]) -> None:
+    asked = ASKED | {"stream": stream}
+    found = receive(LlmAnswer([json.dumps(answer).encode()], 200, "application/json"), asked)
+    error = (found.events[-1] if stream else json.loads(found.text))["error"]
+    assert error["code"] in ("upstream_too_long", "upstream_unreadable")
+    assert stream or found.status == 502
+
+
+def test_the_log_probabilities_of_a_whole_context_are_not_too_many_values() -> None:
+    tokens = [{"token": "a", "bytes": [97], "logprob": -1.5, "top_logprobs": [{"token": "b", "logprob": -2.0}] * 20}]
+    body = completion({"content": "a" * 3000}) | {}
+    body["choices"][0]["logprobs"] = {"content": tokens * 3000}
+    found = receive(LlmAnswer([json.dumps(body).encode()], 200, "application/json"), ASKED | {"logprobs": True})
+    assert len(json.loads(found.text)["choices"][0]["logprobs"]["content"]) == 3000
+
+
 def test_the_header_of_removed_fields_stays_short() -> None:
     asked = ASKED | {f"field_{number}": "x" for number in range(10_000)}
     assert len(read_request(asked).removed) == 10_000
