@@ -6,8 +6,8 @@ A row of PAIRS has `prompt` and `response`. Each conversation takes the next `--
 prompts and responses to so many words. At each turn its prompt is judged by `classify` (if Gen is served) and by the
 opening of a stream, with what was computed before (one scope) and without (no scope), and by `next_turn` in a session
 that goes on. Then its response is judged in one step. Prints the seconds of each turn, the median over the
-conversations, and of how many prompts and tokens of responses the level differs between `next_turn` and a stream that is
-opened with the whole conversation (`tokens_unsafe` are not Safe in one of them).
+conversations, and of how many prompts and tokens of responses the level differs between `next_turn` and a stream that
+is opened with the whole conversation (`tokens_unsafe` are not Safe in one of them).
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ STREAM_PARAMETERS = (
         "idle_s": str(IDLE_S),
         "evict_s": "5",
         "chunk_tokens": "16",
+        "alone_tokens": "128",
         "turn_s": "0.05",
         "debounce": "2",
     }

@@ -84,6 +84,7 @@ class Bench:
         idle_s: float = 60.0,
         evict_s: float = 0.0,
         chunk_tokens: int = 24,
+        alone_tokens: int | None = None,
         prefixes: PrefixLimits | None = None,
     ) -> None:
         self.clock = [0.0]
@@ -91,7 +92,13 @@ class Bench:
         self.cache = PrefixCache(
             KVCache(MANIFEST, slots=slots, budget_bytes=budget_bytes), prefixes, lambda: self.clock[0]
         )
-        limits = SessionLimits(idle_s=idle_s, evict_s=evict_s, turn_s=1.0, chunk_tokens=chunk_tokens)
+        limits = SessionLimits(
+            idle_s=idle_s,
+            evict_s=evict_s,
+            turn_s=1.0,
+            chunk_tokens=chunk_tokens,
+            alone_tokens=alone_tokens or chunk_tokens,
+        )
         self.sessions = Sessions(
             MANIFEST, self.graph, self.cache, policy=Policy(), limits=limits, clock=lambda: self.clock[0]
         )

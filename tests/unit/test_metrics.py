@@ -61,7 +61,7 @@ class Sums:
 def counted_bench(slots: int) -> tuple[Bench, Sums]:
     bench = Bench(slots=slots)
     told = metrics.StreamMetrics()
-    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
+    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24, alone_tokens=24)
     bench.sessions = Sessions(
         MANIFEST, bench.graph, bench.cache, policy=Policy(), limits=limits, clock=lambda: bench.clock[0], metrics=told
     )

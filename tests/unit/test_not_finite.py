@@ -60,7 +60,7 @@ class SpoiledBench:
         self.graph = Spoiled(self.clock, value, output)
         self.cache = PrefixCache(KVCache(MANIFEST, slots=slots))
         self.metrics = StreamMetrics()
-        limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24)
+        limits = SessionLimits(idle_s=60, evict_s=0, turn_s=1.0, chunk_tokens=24, alone_tokens=24)
         self.sessions = Sessions(
             MANIFEST,
             self.graph,
@@ -271,7 +271,7 @@ def resident_pages(arena: HostArena) -> int:
 
 def real(folder: Path, *, slots: int) -> Sessions:
     manifest = Manifest.read(folder)
-    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=9.0, chunk_tokens=16)
+    limits = SessionLimits(idle_s=60, evict_s=0, turn_s=9.0, chunk_tokens=16, alone_tokens=16)
     cache, runner = PrefixCache(KVCache(manifest, slots=slots)), OnnxRunner(folder, manifest)
     return Sessions(manifest, runner, cache, policy=Policy(), limits=limits, clock=lambda: 0.0)
 

@@ -260,7 +260,7 @@ class Pair:
             PrefixCache(KVCache(manifest, slots=slots, budget_bytes=budget), each, lambda: self.clock[0])
             for each in (limits, PrefixLimits())
         )
-        how = SessionLimits(idle_s=1000, evict_s=3, turn_s=0.0, chunk_tokens=24)
+        how = SessionLimits(idle_s=1000, evict_s=3, turn_s=0.0, chunk_tokens=24, alone_tokens=24)
         self.runners = [Counting(runner) for _ in range(2)]
         self.both = [
             Sessions(manifest, counting, cache, policy=Policy(), limits=how, clock=lambda: self.clock[0])

@@ -311,7 +311,7 @@ def test_a_long_step_lets_others_in_and_equals_one_pass() -> None:
     assert reply.flags == whole.flags
 
 
-def test_where_a_long_step_is_cut_does_not_depend_on_time_or_company() -> None:
+def test_where_a_long_step_is_cut_does_not_depend_on_time() -> None:
     tokens = list(range(100)) * 4
     seen = []
     for pass_s in (0.0, 0.3, 5.0):
@@ -322,6 +322,51 @@ def test_where_a_long_step_is_cut_does_not_depend_on_time_or_company() -> None:
     assert seen[0] == seen[1] == seen[2]
     assert seen[0][0] == 24
     assert seen[0] == sorted(seen[0], reverse=True)  # later chunks read more, so they are shorter
+
+
+def test_a_long_step_is_cut_finely_while_another_session_steps_and_coarsely_alone() -> None:
+    tokens = list(range(100)) * 5
+    bench = Bench(slots=6, alone_tokens=200, evict_s=60)
+    bench.ok("other", [1], start=True)
+    bench.graph.pass_s = 0.3
+
+    def taken() -> int:
+        """The tokens of the first chunk of a new long step."""
+        before = len(bench.graph.lengths)
+        bench.step("long", [before % 100, *tokens], start=True)
+        return bench.graph.lengths[before]
+
+    assert taken() == 24  # the other may go on soon
+    bench.clock[0] += 1.0
+    assert taken() == 200  # it is silent
+    bench.step("other", [1], 1)
+    assert taken() == 24
+    bench.step("other", [], 2, end=True)
+    assert taken() == 200  # it is gone
+    bench.step("canary", [1, 2], start=True, canary=True)
+    assert taken() == 200
+    bench.step("another", tokens, start=True)
+    assert taken() == 200  # whose long step is pending does not wait for a token
+    before = len(bench.graph.lengths)
+    for number in range(2):  # every other turn is for short steps alone
+        short = Step("short", np.array([number, 2, 3]), 0, start=True)
+        bench.sessions.steps([short, Step("long", np.array(tokens), 0, start=True)])
+    assert bench.graph.lengths[before:] == [3, 3, 24]
+
+
+def test_a_coarse_cut_after_a_fine_one_gives_what_one_pass_gives() -> None:
+    tokens = [(7 * number) % 100 for number in range(500)]
+    opening = {"start": True, "query_index": 5, "response_start": 9}
+    whole = Bench(chunk_tokens=600).ok("s", tokens, **opening)
+    bench = Bench(alone_tokens=150)
+    bench.ok("other", [1], start=True)
+    bench.graph.pass_s = 0.4
+    while (reply := bench.ok("s", tokens, **opening)).pending:
+        pass
+    assert bench.graph.lengths[1] == 24
+    assert max(bench.graph.lengths) > 100
+    assert reply.response.risk == whole.response.risk
+    assert reply.flags == whole.flags
 
 
 def test_a_pending_step_that_is_given_up_counts_for_nothing() -> None:

@@ -139,6 +139,7 @@ class StreamGuardModel:
             evict_s=parameters.seconds("evict_s"),
             turn_s=parameters.seconds("turn_s"),
             chunk_tokens=parameters.whole("chunk_tokens", at_least=1),
+            alone_tokens=parameters.whole("alone_tokens", at_least=1),
         )
         self._notice = manifest.notice
         self._policy = Policy(

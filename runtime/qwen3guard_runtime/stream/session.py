@@ -24,13 +24,15 @@ from qwen3guard_runtime.stream.steps import Step
 class SessionLimits:
     """Sessions that are idle for `idle_s` seconds are forgotten. If memory is needed, those idle for `evict_s` are.
 
-    A long step runs in chunks of up to `chunk_tokens`, and lets other sessions wait for about `turn_s` seconds at most.
+    A long step runs in chunks of up to `chunk_tokens`, or `alone_tokens` while no other session steps, and lets others
+    wait for about `turn_s` seconds at most.
     """
 
     idle_s: float
     evict_s: float
     turn_s: float
     chunk_tokens: int
+    alone_tokens: int
 
 
 class Turn(NamedTuple):

@@ -23,6 +23,8 @@ from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
 from qwen3guard_runtime.telemetry.metrics import Closed, StreamMetrics
 
+ALONE_S = 1.0
+"""Long steps are alone if no other session has stepped for so long. An LLM writes faster."""
 NO_RUNS = (0, 0, 0)
 """The runs of a token that is not of the response."""
 
@@ -50,7 +52,7 @@ class Sessions:
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """The sessions of the steps that are being answered."""
-        self._turns = Turns(runner, limits.chunk_tokens, self._grow, self._metrics, clock)
+        self._turns = Turns(runner, limits, self._grow, self._metrics, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
         """Returns one reply, or its own error, for each step. Steps of one session are taken in order.
@@ -79,12 +81,21 @@ class Sessions:
                     active[number] = self._begin(steps[number])
                 except GuardError as error:
                     replies[number] = error
-            self._turns.run(list(active.values()), turn_ends_s)
+            self._turns.run(list(active.values()), turn_ends_s, alone=not self._is_stepping())
             for number, active_step in active.items():
                 replies[number] = self._reply(active_step)
             for number in first_of_session.values():
                 self._forget_if_over(steps[number], active.get(number))
         return [reply for reply in replies if reply is not None]
+
+    def _is_stepping(self) -> bool:
+        """Whether a session may send a short step soon: one did, or its step was through, in the last ALONE_S."""
+        now = self._clock()
+        return any(
+            now - session.used_s < ALONE_S
+            for name, session in self._live.items()
+            if name not in self._in_use and not session.pending and not session.canary
+        )
 
     def _forget_if_over(self, step: Step, active: ActiveStep | None) -> None:
         """Forgets the session after its last step, or after an error that it cannot go on from. `active` is None if the

@@ -13,7 +13,7 @@ from qwen3guard_contract.errors import GuardError, InternalError
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.logits import not_finite
 from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row, Runner
-from qwen3guard_runtime.stream.session import ActiveStep
+from qwen3guard_runtime.stream.session import ActiveStep, SessionLimits
 from qwen3guard_runtime.telemetry.metrics import Pass, StreamMetrics
 
 HALVED_AT = 1024
@@ -29,25 +29,28 @@ class Turns:
     def __init__(
         self,
         runner: Runner,
-        chunk_tokens: int,
+        limits: SessionLimits,
         grow: Callable[[Slot, int], None],
         metrics: StreamMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._runner = runner
-        self._chunk_tokens = chunk_tokens
+        self._limits = limits
+        self._chunk_tokens = limits.chunk_tokens
         self._grow = grow
         self._metrics = metrics
         self._clock = clock
         self._last_turn_had_chunks = False
 
-    def run(self, steps: Sequence[ActiveStep], turn_ends_s: float) -> None:
+    def run(self, steps: Sequence[ActiveStep], turn_ends_s: float, *, alone: bool) -> None:
         """Runs the short steps in one pass, then chunks of the long steps, one after the other, until the turn ends.
+        The chunks are larger if the long steps are `alone`: no short step is expected soon.
 
         A short step may have arrived during a turn with chunks and waited for its end. It must not wait for chunks in
         its own turn too, so of two successive turns with short steps only one has chunks.
         """
         short = [step for step in steps if 0 < step.left <= STEP_TOKENS]
+        self._chunk_tokens = self._limits.alone_tokens if alone and not short else self._limits.chunk_tokens
         self._forward(short)
         unfinished = sorted((step for step in steps if step.left), key=lambda step: step.served_s)
         if short and self._last_turn_had_chunks:
@@ -110,8 +113,8 @@ class Turns:
     def _next_chunk(self, step: ActiveStep) -> Row:
         """The next tokens of a step to run. Raises Overloaded if its slot cannot hold them.
 
-        Where a step is cut depends only on its length and position, so its verdicts do not depend on other steps. The
-        logits of the last token are always asked for, because `_take` checks them.
+        Where a step is cut changes no bit of its logits: a pass computes each of its tokens by itself. The logits of
+        the last token are always asked for, because `_take` checks them.
         """
         size = step.left
         if size > STEP_TOKENS:
