@@ -351,7 +351,7 @@ def test_a_long_step_is_cut_finely_while_another_session_steps_and_coarsely_alon
     for number in range(2):  # every other turn is for short steps alone
         short = Step("short", np.array([number, 2, 3]), 0, start=True)
         bench.sessions.steps([short, Step("long", np.array(tokens), 0, start=True)])
-    assert bench.graph.lengths[before:] == [3, 3, 24]
+    assert bench.graph.lengths[before : before + 3] == [3, 3, 24]
 
 
 def test_a_coarse_cut_after_a_fine_one_gives_what_one_pass_gives() -> None:
