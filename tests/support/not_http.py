@@ -35,9 +35,12 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "chunk size": (400, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + M + b"\r\n"),
     "coding": (400, HEAD + b"Transfer-Encoding: " + M + b"\r\n\r\n"),
     "gzip": (415, post(M, b"Content-Encoding: gzip")),
+    "gzip after identity": (415, post(M, b"Content-Encoding: identity", b"Content-Encoding: gzip")),
+    "gzip in chunks": (501, HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n9\r\n" + M + b"\r\n0\r\n\r\n"),
     "expect": (417, post(b"{}", b"Expect: " + M)),
     "type": (415, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + M + b"/plain\r\nContent-Length: 0\r\n\r\n"),
     "host": (403, b"GET / HTTP/1.1\r\nHost: " + M + b".example\r\n\r\n"),
+    "host of the target": (403, b"GET http://" + M + b".example/ HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     "origin": (403, post(b"{}", b"Origin: https://" + M + b".example")),
 }
 """What is sent, and the status of the answer."""

@@ -25,8 +25,12 @@ class Bodies:
         limit = self._limits.max_body_bytes
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise refusal("compressed")
+        for name, plain, kind in (
+            ("Content-Encoding", "identity", "compressed"),
+            ("Transfer-Encoding", "chunked", "encoded"),
+        ):
+            if any(value.lower() != plain for value in request.headers.getall(name, [])):
+                raise refusal(kind)
         connection = request.protocol
         assert isinstance(connection, Connection)
         if connection.broken and not request.content.is_eof():

@@ -23,7 +23,7 @@ class Callers:
 
     def check(self, request: web.BaseRequest) -> None:
         """Raises ApiError where the Host or the Origin is a stranger's, or what is sent is not called JSON."""
-        host = request.headers.get("Host", "").lower()  # none in HTTP/1.0, which no browser speaks
+        host = _host_of(request).lower()  # none in HTTP/1.0, which no browser speaks
         if host and not (self.any_host or self._is_ours(name_of(host))):
             raise _foreign(
                 "foreign_host", "The request's Host is none of this server's; its operator may allow others."
@@ -49,6 +49,12 @@ class Callers:
             return False
         is_own = parts.netloc == host or name_of(parts.netloc) in self._names
         return parts.scheme in ("http", "https") and bool(host) and is_own
+
+
+def _host_of(request: web.BaseRequest) -> str:
+    """The Host, or the authority of a target that is a whole URL, which counts more (RFC 9112, 3.2.2)."""
+    target = request.raw_path
+    return request.headers.get("Host", "") if target.startswith("/") else urlsplit(target).netloc
 
 
 def _is_json(content_type: str) -> bool:

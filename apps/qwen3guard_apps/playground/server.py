@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ _GUARD: web.AppKey[AsyncGuardClient] = web.AppKey("guard", AsyncGuardClient)
 _STREAMS: web.AppKey[set[web.RequestHandler]] = web.AppKey("streams", set)
 _BODIES: web.AppKey[Bodies] = web.AppKey("bodies", Bodies)
 _CALLERS = Callers()
+logging.getLogger("aiohttp.websocket").disabled = True  # it tells what a caller asks for
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -126,15 +128,18 @@ async def _stream(request: web.Request) -> web.WebSocketResponse:
 
     Each message gets one answer, in order. After an error the socket is closed.
     """
-    if request.headers.get("Upgrade", "").lower() != "websocket":
-        raise refusal("not_websocket")
     streams, connection = request.app[_STREAMS], request.protocol
     if len(streams) >= MOST_STREAMS:
         raise refusal("too_many_streams")
     streams.add(connection)
     try:
         socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, heartbeat=30)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except web.HTTPBadRequest:
+            no_handshake = refusal("not_websocket")
+            no_handshake.headers["Sec-WebSocket-Version"] = "13"
+            raise no_handshake from None
         try:
             await _moderate(request.app[_GUARD], socket)
         except GuardError as error:
@@ -147,7 +152,8 @@ async def _stream(request: web.Request) -> web.WebSocketResponse:
 
 async def _moderate(guard: AsyncGuardClient, socket: web.WebSocketResponse) -> None:
     try:
-        opening = await socket.receive(_LIMITS.body_timeout_s)
+        async with asyncio.timeout(_LIMITS.body_timeout_s):  # pings do not prolong it
+            opening = await socket.receive()
     except TimeoutError:
         return
     if opening.type is not WSMsgType.TEXT:

@@ -242,6 +242,8 @@ class Proxy:
             if error.status not in (404, 405):
                 raise
             failure = ApiError(error.status, "invalid_request_error", "not_relayed", self._refusal)
+            if allowed := error.headers.get("Allow"):
+                failure.headers["Allow"] = allowed
         except ConnectionError:
             raise
         except Exception as error:

@@ -86,6 +86,7 @@ class StreamedCompletion(Completion):
             else:
                 self._take_event(data)
             self._changed.set()
+            await asyncio.sleep(0)  # one piece of an LLM's can have thousands of events: others have their turn
             if len(self._chunks) >= MOST_HELD:  # a client that reads slowly slows the LLM
                 await self._written.wait()
 
@@ -158,6 +159,7 @@ class StreamedCompletion(Completion):
         try:
             async with asyncio.timeout(self._settings.client_timeout_s):
                 await self._response.write(data)
+                await asyncio.sleep(0)  # a write that the system takes at once lets nobody else run
         except TimeoutError:
             raise ConnectionResetError("The client reads nothing.") from None
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -156,6 +157,30 @@ def test_the_log_probabilities_of_a_whole_context_are_not_too_many_values() -> N
     body["choices"][0]["logprobs"] = {"content": tokens * 3000}
     found = receive(LlmAnswer([json.dumps(body).encode()], 200, "application/json"), ASKED | {"logprobs": True})
     assert len(json.loads(found.text)["choices"][0]["logprobs"]["content"]) == 3000
+
+
+@dataclass(frozen=True)
+class Watched(LlmAnswer):
+    """It counts in `turns` how often others could run."""
+
+    turns: list[int] = field(default_factory=lambda: [0])
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        async def count() -> None:
+            while True:
+                self.turns[0] += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        async for piece in super().iter_any():
+            yield piece
+        counting.cancel()
+
+
+def test_others_run_between_the_events_of_one_piece() -> None:
+    answer = Watched([sse(*[chunk({"content": "rice "})] * 500, STOP)])
+    assert text(receive(answer, ASKED | {"stream": True})) == "rice " * 500
+    assert answer.turns[0] >= 500
 
 
 def test_the_header_of_removed_fields_stays_short() -> None:
