@@ -134,8 +134,9 @@ class RotatedLog(LogOutput):
     """Writes to the file `path`. Before it would have more than `most_bytes`, it is renamed to `path`.1, that one to
     `path`.2, and so on; `kept` of these are kept. Where the folder does not allow that, the file begins anew.
 
-    A link is followed once, and a device or a pipe is never renamed. A file that was removed is made again, and one
-    whose disk was full is written to when there is room. Raises OSError if it cannot be opened at the start.
+    A link is followed once, and a device or a pipe is never renamed. A file that somebody removed or renamed is made
+    again, and one whose disk was full is written to when there is room. Raises OSError if it cannot be opened at the
+    start.
     """
 
     def __init__(self, path: Path, *, as_json: bool = False, most_bytes: int = 10 * 2**20, kept: int = 5) -> None:
@@ -148,14 +149,23 @@ class RotatedLog(LogOutput):
     def _open(self, size: int) -> int:
         descriptor = super()._open(size)
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or (found.st_nlink and found.st_size + size <= self._most_bytes):
+        if not stat.S_ISREG(found.st_mode):
             return descriptor
-        if found.st_nlink and not self._renamed():
+        stands = self._leads_to(found)
+        if stands and found.st_size + size <= self._most_bytes:
+            return descriptor
+        if stands and not self._renamed():
             os.ftruncate(descriptor, 0)
             return descriptor
         self._descriptor = _opened(self._path)
         os.close(descriptor)
         return self._descriptor
+
+    def _leads_to(self, file: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(file, self._path.stat())
+        except OSError:
+            return False
 
     def _renamed(self) -> bool:
         try:

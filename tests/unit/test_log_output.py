@@ -107,6 +107,21 @@ def test_a_log_file_that_was_removed_is_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "after\n"
 
 
+def test_a_log_file_that_somebody_renamed_is_made_again_also_where_another_takes_its_place(tmp_path: Path) -> None:
+    path, texts = tmp_path / "log", ["one\n", "two\n", "three\n"]
+    log = RotatedLog(path)
+    for number, text in enumerate(texts):
+        log.write(text)
+        while not path.exists() or path.stat().st_size < len(text):
+            time.sleep(0.001)
+        path.rename(tmp_path / f"kept-{number}")
+        if number == 1:
+            path.touch()
+    log.close(PATIENCE_S)
+    assert [(tmp_path / f"kept-{number}").read_text() for number in range(3)] == texts
+    assert log.dropped == 0
+
+
 def test_a_log_file_is_for_its_owner_alone_and_is_gone_on_with(tmp_path: Path) -> None:
     for text in ("one\n", "two\n"):
         log = RotatedLog(tmp_path / "log")
