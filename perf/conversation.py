@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from product import median, served
 from qwen3guard_client import GuardClient, RiskLevel, Stream
 from qwen3guard_contract import wire
+from qwen3guard_contract.errors import UnreadableAnswer
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0
@@ -43,11 +44,14 @@ class Turns:
         self.seconds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.differ = dict.fromkeys(("prompts", "prompts_differ", "tokens", "tokens_unsafe", "tokens_differ"), 0)
 
-    def _timed(self, way: str, turn: int, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    def _timed(self, way: str, turn: int, call: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
         began = time.perf_counter()
-        found = call(*arguments, **named)
-        self.seconds[way][turn].append(time.perf_counter() - began)
-        return found
+        try:
+            return call(*arguments, **named)
+        except UnreadableAnswer:  # of random weights, which took as long to write
+            return None
+        finally:
+            self.seconds[way][turn].append(time.perf_counter() - began)
 
     def judge(self, pairs: list[tuple[str, str]]) -> None:
         """One conversation."""
