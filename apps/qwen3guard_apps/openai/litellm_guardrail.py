@@ -7,7 +7,6 @@ is judged in its conversation, which is remembered from the request by LiteLLM's
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +18,9 @@ from qwen3guard_contract.thresholds import Judgement, categories
 
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.api_error import ApiError, invalid
+from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
-from qwen3guard_apps.openai.moderations import AT_ONCE
 
 PATH = "/beta/litellm_basic_guardrail_api"
 MAX_TEXTS = 256
@@ -36,8 +35,9 @@ class LiteLLMGuardrail:
     grows, and only Stream flags the beginning of harm.
     """
 
-    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool, stream: bool) -> None:
+    def __init__(self, guard: AsyncGuardClient, policy: Policy, batches: Batches, *, gen: bool, stream: bool) -> None:
         self._guard = guard
+        self._batches = batches
         self._policy = policy
         self._gen = gen
         self._stream = stream
@@ -89,18 +89,13 @@ class LiteLLMGuardrail:
         return prompt + begun + others
 
     async def _reasons(self, to_judge: Sequence[_Judged]) -> list[str]:
-        at_once = asyncio.Semaphore(AT_ONCE)
-
         async def judge(judged: _Judged) -> Judgement | None:
-            async with at_once:
-                is_answer = judged.turns[-1]["role"] == "assistant"
-                by_stream = self._stream and (is_answer or not self._gen)
-                return await (self._by_stream(judged.turns) if by_stream else self._by_gen(judged.turns))
+            is_answer = judged.turns[-1]["role"] == "assistant"
+            by_stream = self._stream and (is_answer or not self._gen)
+            return await (self._by_stream(judged.turns) if by_stream else self._by_gen(judged.turns))
 
-        # Shielded, so that every session that was opened is ended, even if the caller is cancelled.
-        verdicts = await asyncio.shield(asyncio.gather(*map(judge, to_judge), return_exceptions=True))
         reasons = []
-        for judged, verdict in zip(to_judge, verdicts, strict=True):
+        for judged, verdict in zip(to_judge, await self._batches.judge(judge, to_judge), strict=True):
             if isinstance(verdict, BaseException):
                 raise verdict
             if verdict:

@@ -5,7 +5,6 @@ Categories have Qwen3Guard's own names.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -19,17 +18,17 @@ from qwen3guard_contract.text import shown
 from qwen3guard_contract.verdict import PromptVerdict
 
 from qwen3guard_apps.openai.api_error import invalid
+from qwen3guard_apps.openai.batches import Batches
 
 MAX_INPUTS = 32
-AT_ONCE = 4
-"""The most inputs of one request that are judged at the same time."""
 
 
 class Moderations:
     """Answers requests by `policy`. Gen judges if `gen` is true, else Stream; `served` is that guard's ensemble."""
 
-    def __init__(self, guard: AsyncGuardClient, policy: Policy, *, gen: bool) -> None:
+    def __init__(self, guard: AsyncGuardClient, policy: Policy, batches: Batches, *, gen: bool) -> None:
         self._guard = guard
+        self._batches = batches
         self._policy = policy
         self._gen = gen
         self.model = "qwen3guard-gen" if gen else "qwen3guard-stream"
@@ -41,16 +40,9 @@ class Moderations:
         If the guard refuses one of several inputs, the error says which.
         """
         texts = _inputs(request)
-        turns = asyncio.Semaphore(AT_ONCE)
-
-        async def judge(text: str) -> dict[str, Any]:
-            async with turns:
-                return await (self._by_gen(text) if self._gen else self._by_stream(text))
-
-        # Shielded, so that every session that was opened is ended, even if the caller is cancelled.
-        judging = asyncio.gather(*map(judge, texts), return_exceptions=True)
+        judged = await self._batches.judge(self._by_gen if self._gen else self._by_stream, texts)
         results = []
-        for number, result in enumerate(await asyncio.shield(judging), start=1):
+        for number, result in enumerate(judged, start=1):
             if isinstance(result, InputError) and len(texts) > 1:
                 raise type(result)(f"Input {number} of {len(texts)}: {result}")
             if isinstance(result, BaseException):

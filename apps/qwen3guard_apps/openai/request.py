@@ -30,7 +30,7 @@ def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) 
     Raises ApiError for what cannot be judged.
     """
     sent, removed, extra = _filtered(asked, fields.REQUEST_FIELDS, passed_fields)
-    if not isinstance(sent.get("stream"), bool | None):
+    if not isinstance(asked.get("stream"), bool | None):
         raise invalid("stream must be true or false.")
     messages = sent.get("messages")
     read_messages = []

@@ -32,6 +32,7 @@ from qwen3guard_apps.http_server.refusals import refused
 from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai import fields, litellm_guardrail
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
@@ -257,9 +258,10 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
     """Answers until it is left. Raises GuardNotServed, or what else keeps the guard from judging, and PortBusy."""
     notice = await _first_judgement(guard, settings)
     gen = await guard.is_ready(wire.CLASSIFY.name)
-    moderations = Moderations(guard, settings.policy, gen=gen)
+    batches = Batches(settings.guard_timeout_s)
+    moderations = Moderations(guard, settings.policy, batches, gen=gen)
     stream = await guard.is_ready(wire.STREAM_STEP.name)
-    litellm = LiteLLMGuardrail(guard, settings.policy, gen=gen, stream=stream or not gen)
+    litellm = LiteLLMGuardrail(guard, settings.policy, batches, gen=gen, stream=stream or not gen)
     async with AsyncExitStack() as stack:
         place = None
         if settings.upstream:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
 from qwen3guard_apps.openai.request import ChatRequest
@@ -154,6 +154,8 @@ class StreamedCompletion(Completion):
             headers = self._headers | {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
             headers |= {"X-Accel-Buffering": "no", ID_HEADER: self._request[RECORD]["id"]}
             self._response = web.StreamResponse(headers=headers)
+            if self._request.version < HttpVersion11:  # without chunks, the end of the connection is the answer's
+                self._response.force_close()
             await self._response.prepare(self._request)
         self._written.clear()
         try:

@@ -15,7 +15,7 @@ from qwen3guard_client.surrogates import without_lone_surrogates
 from yarl import URL
 
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
-from qwen3guard_apps.openai.choice import has_no_text, unreadable
+from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.shapes import is_id
 from qwen3guard_apps.proxy.json_values import MOST_VALUES, has_too_many
 from qwen3guard_apps.proxy.settings import Settings
@@ -56,11 +56,15 @@ class LlmError(ApiError):
             status, "upstream_error", "upstream_failed", "The LLM failed, and the guard withholds its words."
         )
         self.headers = dict(headers)
-        if isinstance(body, dict) and isinstance(body.get("error"), dict | str) and status == BAD_GATEWAY:
-            body = {"error": body["error"]}
-        if isinstance(body, dict) and isinstance(body.get("error"), str):
-            body = body["error"]
-        self._body = body if isinstance(body, dict) else self._shaped(str(body))
+        fields = body if isinstance(body, dict) else {}
+        error = fields.get("error")
+        if isinstance(error, dict) and _is_said(error.get("message")):
+            around = {} if status == BAD_GATEWAY else _without_guard(fields)
+            self._body = around | {"error": _without_guard(error)}
+        else:
+            told = [error, fields.get("message"), fields.get("detail"), body]
+            said = next((each for each in told if _is_said(each)), None) or _json_of(body)
+            self._body = self._shaped(said or f"The LLM failed with status {status}, and says no more.")
 
     @property
     def words(self) -> str:
@@ -83,6 +87,25 @@ class LlmError(ApiError):
 
     def _shaped(self, text: str) -> dict[str, Any]:
         return {"error": {"message": text[:LONGEST_ERROR], "type": self.kind, "param": None, "code": self.code}}
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _without_guard(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the field that is the guard's own."""
+    return {name: value for name, value in fields.items() if name != "guard"}
+
+
+def _json_of(body: Any) -> str:
+    """Empty if no text is in it."""
+    return json.dumps(body, ensure_ascii=False) if _has_text(body) else ""
+
+
+def _has_text(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return _is_said(value) or any(map(_has_text, inner))
 
 
 class Upstream:
@@ -138,8 +161,6 @@ class Upstream:
         body: Any = (await self.whole(answer)).decode(errors="replace")
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is told as a text
             body = _json(body)
-        if has_no_text(body) or (isinstance(body, str) and not body.strip()):
-            body = f"The LLM answers with status {answer.status}, and says no more."
         raise LlmError(answer.status, body, headers_back(answer))
 
     async def pieces(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -214,7 +214,7 @@ class Sessions:
                 if name not in self._in_use and (session.canary or now - session.used_s >= self._limits.evict_s)
             ]
             if not idle or not forgetting:
-                raise Overloaded("All KV memory is taken by streams in use; try again later.")
+                raise Overloaded("Every slot, or all KV memory, is taken by streams in use; try again later.")
             self.forget(min(idle, key=lambda each: each[:2])[2], "room")
 
     @property

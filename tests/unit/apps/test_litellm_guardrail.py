@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.litellm_guardrail import MAX_TEXTS, LiteLLMGuardrail
@@ -54,7 +55,7 @@ def guard() -> Guard:
 
 @pytest.fixture
 def guardrail(guard: Guard) -> LiteLLMGuardrail:
-    return LiteLLMGuardrail(guard, Policy(), gen=True, stream=False)  # type: ignore[arg-type]
+    return LiteLLMGuardrail(guard, Policy(), Batches(0), gen=True, stream=False)  # type: ignore[arg-type]
 
 
 def answer(guardrail: LiteLLMGuardrail, kind: str, **fields: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.moderations import Moderations, _scores
 from qwen3guard_client import Category, Classification, Policy, PromptVerdict, Thresholds
 from qwen3guard_contract.labels import AnswerStatus, RiskLevel
@@ -13,7 +14,7 @@ def test_the_policy_decides() -> None:
     categories = dict.fromkeys(Category, 0.0) | {Category.VIOLENT: 1.0}
 
     def flagged(policy: Policy) -> tuple[bool, float]:
-        moderations = Moderations(None, policy, gen=True)  # type: ignore[arg-type]
+        moderations = Moderations(None, policy, Batches(0), gen=True)  # type: ignore[arg-type]
         verdict = PromptVerdict(
             RiskLevel.CONTROVERSIAL, Category.VIOLENT, controversial, categories, strict=True, loose=False, flag=True
         )
@@ -31,7 +32,7 @@ def test_the_policy_decides() -> None:
 def test_thresholds_flag_what_is_safe_by_its_level() -> None:
     levels = {RiskLevel.SAFE: 0.6, RiskLevel.UNSAFE: 0.3, RiskLevel.CONTROVERSIAL: 0.1}
     categories = dict.fromkeys(Category, 0.01) | {Category.PII: 0.02}
-    moderations = Moderations(None, Policy(thresholds=Thresholds(0.3)), gen=True)  # type: ignore[arg-type]
+    moderations = Moderations(None, Policy(thresholds=Thresholds(0.3)), Batches(0), gen=True)  # type: ignore[arg-type]
     verdict = PromptVerdict(RiskLevel.SAFE, None, levels, categories, strict=False, loose=False, flag=True)
     found = moderations._result(verdict, ())
     assert found["flagged"]
@@ -70,7 +71,7 @@ def test_an_answer_that_broke_off_is_as_unsafe_as_its_level() -> None:
         Policy(thresholds=Thresholds(0.7)),
         Policy(blocked=frozenset({Category.PII})),
     ):
-        moderations = Moderations(None, policy, gen=True)  # type: ignore[arg-type]
+        moderations = Moderations(None, policy, Batches(0), gen=True)  # type: ignore[arg-type]
         found = moderations._result(broken, ())
         assert found["flagged"]
         assert {name for name, flagged in found["categories"].items() if flagged} == {

@@ -128,10 +128,52 @@ def test_an_llm_says_nothing_by_the_name_of_a_header_and_commands_no_reverse_pro
     assert not found.headers.keys() & set(kept_back)
 
 
-@pytest.mark.parametrize("body", [b"", b" \n", b"null", b"[]", b'""', b"5"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \n",
+        b"null",
+        b"[]",
+        b'""',
+        b"5",
+        b"false",
+        b"{}",
+        b'{"error": {}}',
+        b'{"error": 5}',
+        b'{"error": {"message": " "}}',
+    ],
+)
 def test_an_error_without_words_is_told_by_a_sentence(body: bytes) -> None:
     found = receive(LlmAnswer([body], 503, "text/plain"), ASKED)
-    assert json.loads(found.text)["error"]["message"] == "The LLM answers with status 503, and says no more."
+    assert json.loads(found.text)["error"] == {
+        "message": "The LLM failed with status 503, and says no more.",
+        "type": "upstream_error",
+        "param": None,
+        "code": "upstream_failed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"object": "error", "message": "No rice.", "code": 40}, "No rice."),
+        ({"detail": "No rice."}, "No rice."),
+        ({"error": "No rice."}, "No rice."),
+        ({"error": {"no": "rice"}}, '{"error": {"no": "rice"}}'),
+        ({"detail": [{"msg": "No rice."}]}, '{"detail": [{"msg": "No rice."}]}'),
+        (["No rice."], '["No rice."]'),
+    ],
+)
+def test_an_error_in_another_shape_is_told_in_openais(body: Any, message: str) -> None:
+    found = receive(LlmAnswer([json.dumps(body).encode()], 400, "application/json"), ASKED)
+    assert json.loads(found.text)["error"]["message"] == message
+
+
+def test_an_llm_does_not_speak_as_the_guard_in_an_error() -> None:
+    said = {"error": {"message": "No rice.", "code": "x1", "guard": {"flagged": True}}, "guard": 1}
+    found = receive(LlmAnswer([json.dumps(said).encode()], 400, "application/json"), ASKED)
+    assert json.loads(found.text) == {"error": {"message": "No rice.", "code": "x1"}}
 
 
 @pytest.mark.parametrize("stream", [True, False])
