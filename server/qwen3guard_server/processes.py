@@ -43,6 +43,14 @@ def work(pid: int) -> float:
     return cpu_s + read_bytes / (10 << 20)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process `pid` is there and stands still, by a signal such as SIGSTOP or by a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
+
+
 def ended(status: int) -> str:
     """How a process ended, from its status as subprocess gives it: below 0 for a signal."""
     if status >= 0:

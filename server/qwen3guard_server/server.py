@@ -22,7 +22,7 @@ from qwen3guard_contract.layout import exported
 
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
-from qwen3guard_server.processes import ended, exit_status, model_processes, work
+from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
 from qwen3guard_server.server_log import STUB_DIED, ServerLog, reason
 from qwen3guard_server.settings import ServerSettings
 
@@ -232,8 +232,13 @@ class EmbeddedServer:
                 lost = Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
                 return self._own_fault() or lost
         if self._loading and now - self._worked_s > self.settings.idle_load_s:
-            return Fault(f"Its models did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
+            who = "The server" if self.is_stopped() else "Its models"
+            return Fault(f"{who} did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
         return None
+
+    def is_stopped(self) -> bool:
+        """Whether the server's own process stands still: its models may be well, and nobody can ask them."""
+        return is_stopped(self.pid)
 
     def _own_fault(self) -> Fault | None:
         """Why the server's own process has ended. None if it has not."""

@@ -106,7 +106,7 @@ class Supervisor:
             self._told_s = now
 
     def _take_answers(self) -> None:
-        """Raises the error of a wrong answer, and ServeError for a model that has been silent too often."""
+        """Raises the error of a wrong answer, and ServeError for silence too often, of a model or of the server."""
         for model, answer in self._asked.answers():
             before = self._lifecycle.state
             if self._has_answered(model, answer):
@@ -114,13 +114,14 @@ class Supervisor:
             else:
                 self._lifecycle.missed(model)
             after = self._lifecycle.state
+            silent = "The server" if self._server.is_stopped() else model
             if before is ServerState.LOADING and after is ServerState.READY:
                 self._server.loaded()
                 self._ready()
             elif before is ServerState.READY and after is ServerState.SUSPECT:
-                self._say("warning", f"{model} does not answer; asking it again")
+                self._say("warning", f"{silent} does not answer; asking it again")
             elif self._lifecycle.is_silent(model):
-                raise ServeError(f"{model} does not answer.")
+                raise ServeError(f"{silent} does not answer.")
 
     def _has_answered(self, model: str, answer: Future[bool]) -> bool:
         """Raises the error of a wrong answer."""

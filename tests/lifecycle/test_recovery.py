@@ -195,6 +195,21 @@ def test_a_hung_process_is_noticed_and_replaced_though_another_guard_is_overload
         assert re.search("stream_guard does not (answer|judge)", supervised.starts_again()[0])
 
 
+@pytest.mark.parametrize("stopped", ["tritonserver", "stream_tokenizer"])
+def test_the_process_that_is_stopped_is_the_one_that_is_blamed(repository: Path, tmp_path: Path, stopped: str) -> None:
+    with (
+        serve(stream_repository(repository, tmp_path / "r")) as server,
+        GuardClient(server.url, timeout_s=5, wait_for_server=False) as guard,
+        Supervised(server, guard, Limits(canary_s=0.2, canary_timeout_s=5)) as supervised,
+    ):
+        os.kill(server.pid if stopped == "tritonserver" else model_process(server, stopped), signal.SIGSTOP)
+        supervised.wait_ready()
+        blamed = "The server" if stopped == "tritonserver" else stopped
+        told = [line for line in supervised.said if not line.startswith("still loading")]
+        assert all(line.startswith(f"{blamed} does not ") for line in told), told
+        assert len(supervised.starts_again()) == 1
+
+
 @contextlib.contextmanager
 def overloaded_gen(url: str) -> Iterator[threading.Event]:
     """More questions for Gen than it takes, one after the other, until this is left. The event: one was refused."""
@@ -264,6 +279,19 @@ def test_a_process_that_hangs_while_it_loads_is_replaced(repository: Path, tmp_p
             assert "Its models did nothing for 5 s." in "".join(supervised.starts_again())
             with guard.stream(PROMPT) as stream:
                 stream.step("Mix flour.")
+
+
+def test_a_server_that_is_stopped_while_it_loads_is_not_its_models_fault(repository: Path, tmp_path: Path) -> None:
+    with serve(stream_repository(repository, tmp_path / "r")) as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        server.settings = replace(server.settings, idle_load_s=1.0)
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (fault := server.fault()):
+            server.check_loading(0)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert str(fault) == "The server did nothing for 1 s."
+        server.kill()
 
 
 def stop_while_loading(server: EmbeddedServer) -> None:

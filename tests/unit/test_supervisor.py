@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
-from qwen3guard_contract.errors import CanaryFailed, GuardError, Overloaded, PortBusy, ServeError
+from qwen3guard_contract.errors import CanaryFailed, DeadlineExceeded, GuardError, Overloaded, PortBusy, ServeError
 from qwen3guard_server.lifecycle import Limits
 from qwen3guard_server.server import Fault
 from qwen3guard_server.supervisor import Supervisor
@@ -24,10 +24,14 @@ class Server:
         self.log = ""
         self.done: list[str] = []
         self.found: Fault | None = None
+        self.stopped = False
         self.fails: Callable[[], None] = lambda: None
 
     def fault(self) -> Fault | None:
         return self.found
+
+    def is_stopped(self) -> bool:
+        return self.stopped
 
     def check_loading(self, loading_s: float) -> None:
         pass
@@ -126,6 +130,20 @@ def test_a_busy_model_does_not_hide_another_that_fails() -> None:
         supervised.becomes_ready()
     assert server.done == ["loaded", "kill", "restart", "loaded"]
     assert "stream_guard does not answer. Starting it again." in supervised.said
+
+
+@pytest.mark.parametrize(("stopped", "silent"), [(True, "The server"), (False, "gen_guard")])
+def test_the_silence_of_a_server_that_is_stopped_is_not_its_models(stopped: bool, silent: str) -> None:
+    server, gen = Server(), Sometimes()
+    server.fails = lambda: setattr(gen, "error", None)
+    with watched(server, gen_guard=gen) as supervised:
+        supervised.becomes_ready()
+        server.stopped, gen.error = stopped, DeadlineExceeded("No answer in time.")
+        supervised.becomes_ready()
+    assert supervised.said == [
+        f"{silent} does not answer; asking it again",
+        f"{silent} does not answer. Starting it again.",
+    ]
 
 
 def test_a_silent_model_does_not_keep_another_from_being_asked() -> None:
