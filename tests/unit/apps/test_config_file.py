@@ -12,7 +12,7 @@ import pytest
 from qwen3guard_apps.cli.main import parser
 
 VERBS = ("proxy", "serve")
-SAMPLES: tuple[Any, ...] = (7, "strict", "loose", "x.pem", "http://127.0.0.1:8080/v1", "127.0.0.1")
+SAMPLES: tuple[Any, ...] = (7, "strict", "loose", "x.pem", "http://127.0.0.1:8080/v1", "127.0.0.1", "guard:9")
 
 
 def options(verb: str) -> dict[str, argparse.Action]:
@@ -119,6 +119,7 @@ def test_the_file_goes_before_the_environment(tmp_path: Path, monkeypatch: pytes
         ("proxy", "max_choices = 1\nmax-choices = 2", "there twice"),
         ("proxy", "host = 2026-01-01", "host is neither"),
         ("proxy", 'upstream = "llm:80"', "upstream: The upstream must be a base URL"),
+        ("proxy", 'url = "x:y"', "url: The url has the port 'y'"),
         ("serve", "grpc-port = -1", "grpc-port: -1 is not a port"),
         ("serve", "url = 'x'", "no option 'url'"),
     ],

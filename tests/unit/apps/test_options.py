@@ -39,6 +39,39 @@ def test_a_number_that_is_not_a_port(command: str, port: str, capsys: pytest.Cap
     assert f"argument {command.split()[1]}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--url=x:y", "The url has the port 'y'; a port is a number from 1 to 65535."),
+        ("--url=x:0", "The url has the port '0'"),
+        ("--url=x:99999", "The url has the port '99999'"),
+        ("--url=", "The url must be a host and a port"),
+        ("--timeout=1e300", "The timeout_s must be a number of seconds from 0 to 1000000000."),
+        ("--debounce=10000000", "The debounce must be from 1 to"),
+        ("--in-flight=0", "in flight"),
+    ],
+)
+def test_what_the_client_would_refuse_is_a_wrong_argument_of_every_verb(
+    option: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = option.partition("=")[0]
+    having = [each for each, verb in verbs().items() if name in verb._option_string_actions]
+    assert having
+    for each in having:
+        with pytest.raises(SystemExit) as left:
+            parser().parse_args([each, option])
+        assert left.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"argument {name}: " in said
+        assert sentence in said
+
+
+def test_a_wrong_address_of_the_environment_counts_where_no_other_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_URL", "x")
+    assert parser().parse_args(["proxy"]).url == "x"
+    assert parser().parse_args(["proxy", "--url", "x:1"]).url == "x:1"
+
+
 def test_a_stream_needs_a_prompt_or_messages(capsys: pytest.CaptureFixture[str]) -> None:
     for given in ([], ["--prompt", "Hi.", "--messages", "[]"]):
         with pytest.raises(SystemExit):
