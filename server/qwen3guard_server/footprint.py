@@ -41,16 +41,7 @@ class Footprint:
         self.folder = Path(tempfile.gettempdir()) / self.tag
         self._lock: int | None = None
         self.make_folder()
-        self._clearer = subprocess.Popen(
-            [sys.executable, "-I", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # neither Ctrl-C nor a closed terminal reaches it
-        )
-        assert self._clearer.stdin is not None
-        self._clearer.stdin.write(os.fsencode(self.folder))
-        self._clearer.stdin.flush()
+        self._clearer = _clearer(self.folder)
 
     def make_folder(self) -> None:
         """Makes and locks the folder, if it is not there or somebody removed it. Raises OSError."""
@@ -67,6 +58,12 @@ class Footprint:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def keep_clearer(self) -> None:
+        """Starts the process that will clear up again, if somebody has ended it. Raises OSError."""
+        if self._clearer.poll() is not None:
+            self._clearer.communicate()
+            self._clearer = _clearer(self.folder)
 
     def hide_shared_memory(self) -> None:
         """Makes the shared memory readable for this user only: texts pass through it, and Triton lets every user of the
@@ -86,6 +83,21 @@ class Footprint:
         self.remove_shared_memory()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._unlock()
+
+
+def _clearer(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that waits for this one's end (`main`)."""
+    started = subprocess.Popen(
+        [sys.executable, "-I", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # neither Ctrl-C nor a closed terminal reaches it
+    )
+    assert started.stdin is not None
+    started.stdin.write(os.fsencode(folder))
+    started.stdin.flush()
+    return started
 
 
 def clear_leftovers() -> None:

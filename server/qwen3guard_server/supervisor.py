@@ -63,6 +63,7 @@ class Supervisor:
             self._asked.close()
 
     def _step(self) -> None:
+        self._server.keep_clearer()
         if self._lifecycle.state is ServerState.RESTARTING:
             self._restart()
             return

@@ -107,6 +107,32 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_its_port_is_free(
         pass
 
 
+def clearers(pid: int) -> list[int]:
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if "footprint" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
+
+
+def test_what_clears_up_after_a_supervisor_is_started_again(served: tuple[subprocess.Popen[str], int]) -> None:
+    process, _ = served
+    assert process.stdout is not None
+    process.stdout.readline()
+    before = clearers(process.pid)
+    assert len(before) == 1
+    kill(*before)
+    deadline = time.monotonic() + 30
+    while (now := clearers(process.pid)) in ([], before):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(now) == 1
+    kill(process.pid)
+    process.wait()
+    assert leaves_nothing(process.pid)
+
+
 def test_the_next_server_clears_what_a_killed_one_left(
     served: tuple[subprocess.Popen[str], int], repository: Path
 ) -> None:
@@ -114,7 +140,7 @@ def test_the_next_server_clears_what_a_killed_one_left(
     process, port = served
     assert process.stdout is not None
     process.stdout.readline()
-    (clearer,) = (pid for pid in children(process.pid) if "footprint" in Path(f"/proc/{pid}/cmdline").read_text())
+    (clearer,) = clearers(process.pid)
     with serve(repository) as living:
         wait_ready(living)
         kill(process.pid, clearer)

@@ -33,6 +33,9 @@ class Server:
     def is_stopped(self) -> bool:
         return self.stopped
 
+    def keep_clearer(self) -> None:
+        pass
+
     def check_loading(self, loading_s: float) -> None:
         pass
 
