@@ -85,6 +85,24 @@ def test_what_cannot_be_read_is_a_sentence(server: EmbeddedServer, tmp_path: Pat
         fails(subprocess.run(["bash", "-c", command], capture_output=True, check=False), words)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "classify --prompt @/dev/zero",
+            "/dev/zero, of --prompt, has more than 524288 bytes, the most that can be judged.",
+        ),
+        ("stream --prompt @/dev/zero", "/dev/zero, of --prompt, has more than 524288 bytes"),
+        ("classify --prompt x --response -", "Standard input, of --response, has more than 524288 bytes"),
+        ("classify --messages @/dev/zero", "/dev/zero, of --messages, has more than 3145728 bytes"),
+        ("classify --prompt - --windows", "Standard input, of --prompt, has more than 67108864 bytes"),
+    ],
+)
+def test_what_has_no_end_is_not_read_to_its_end(words: str, sentence: str) -> None:
+    command = f"ulimit -v 4000000; exec {COMMAND} {words} --url 127.0.0.1:9 < /dev/zero"
+    fails(subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=120), sentence)
+
+
 @pytest.mark.parametrize("name", ["prompt", "messages"])
 def test_a_streams_prompt_may_stand_in_a_file(server: EmbeddedServer, tmp_path: Path, name: str) -> None:
     file = tmp_path / "f"

@@ -7,8 +7,11 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from qwen3guard_contract.errors import InvalidEncoding, InvalidMessages, InvalidRequest
+from qwen3guard_client.windows import LONGEST_TOKENS
+from qwen3guard_contract.errors import InvalidEncoding, InvalidMessages, InvalidRequest, TextTooLong
+from qwen3guard_contract.messages import BYTES_PER_TOKEN, CONTEXT, JSON_BYTES
 
 FORMS = "@FILE reads it from a file, - from standard input"
 
@@ -46,8 +49,9 @@ def add_response_argument(parser: argparse.ArgumentParser) -> None:
 def given_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> GivenConversation:
     """Reads the options, their files and standard input. `stdin_is` says what else standard input is, if anything.
 
-    Raises InvalidEncoding for what is not UTF-8, InvalidMessages for a file of messages that cannot be read, and
-    InvalidRequest for one of a text, for more than one value from standard input, and for a response beside messages.
+    Raises InvalidEncoding for what is not UTF-8, TextTooLong for what is longer than can be judged, InvalidMessages for
+    a file of messages that cannot be read, and InvalidRequest for one of a text, for more than one value from standard
+    input, and for a response beside messages.
     """
     values = {name: getattr(arguments, name, None) for name in ("prompt", "response", "messages")}
     from_stdin = [f"--{name}" for name, value in values.items() if value in ("-", "@-")]
@@ -57,26 +61,29 @@ def given_conversation(arguments: argparse.Namespace, *, stdin_is: str = "") -> 
         raise InvalidRequest(f"Standard input can be only one of {' and '.join(from_stdin)}: give the other as @FILE.")
     if values["response"] is not None and values["messages"] is not None:
         raise InvalidRequest("Give either messages or a prompt with its response, not both.")
+    longest = BYTES_PER_TOKEN * (LONGEST_TOKENS if getattr(arguments, "windows", False) else CONTEXT)
     return GivenConversation(
-        _text(values["prompt"], "prompt"), _text(values["response"], "response"), _messages(values["messages"])
+        _text(values["prompt"], "prompt", longest),
+        _text(values["response"], "response", longest),
+        _messages(values["messages"], JSON_BYTES * longest),
     )
 
 
-def _text(value: str | None, name: str) -> str | None:
+def _text(value: str | None, name: str, longest: int) -> str | None:
     """A text as it is given, or from where it stands, then without the line ends at its end, as the shell's $(<FILE)
     gives it."""
     if value is None or not _stands_elsewhere(value):
         return value
     if value.startswith("@@"):
         return value[1:]
-    return _read(value, name, InvalidRequest).rstrip("\r\n")
+    return _read(value, name, longest, InvalidRequest).rstrip("\r\n")
 
 
-def _messages(value: str | None) -> str | None:
+def _messages(value: str | None, longest: int) -> str | None:
     if value is None:
         return None
     if _stands_elsewhere(value):
-        return _read(value, "messages", InvalidMessages)
+        return _read(value, "messages", longest, InvalidMessages)
     if not value.lstrip().startswith("["):
         raise InvalidMessages("--messages must be a JSON list; the name of a file is given as @FILE.")
     return value
@@ -86,16 +93,19 @@ def _stands_elsewhere(value: str) -> bool:
     return value == "-" or value.startswith("@")
 
 
-def _read(value: str, name: str, unreadable: type[InvalidRequest | InvalidMessages]) -> str:
+def _read(value: str, name: str, longest: int, unreadable: type[InvalidRequest | InvalidMessages]) -> str:
     path = value.removeprefix("@")
     if not path:
         raise unreadable(f"The @ of --{name} has no file behind it, so it cannot be read.")
     where = "Standard input" if path == "-" else path
     try:
-        data = _standard_input() if path == "-" else Path(path).read_bytes()
+        with _standard_input() if path == "-" else Path(path).open("rb") as file:
+            data = file.read(longest + 1)
     except OSError as error:
         hint = "; a text that begins with @ is given with @@" if path != "-" and name != "messages" else ""
         raise unreadable(f"{where}, of --{name}, cannot be read: {error.strerror or error}{hint}.") from None
+    if len(data) > longest:
+        raise TextTooLong(f"{where}, of --{name}, has more than {longest} bytes, the most that can be judged.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -103,7 +113,7 @@ def _read(value: str, name: str, unreadable: type[InvalidRequest | InvalidMessag
         raise InvalidEncoding(f"{where}, of --{name}, is not valid UTF-8{kind}.") from None
 
 
-def _standard_input() -> bytes:
+def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise OSError("it is closed")
-    return sys.stdin.buffer.read()
+    return sys.stdin.buffer
