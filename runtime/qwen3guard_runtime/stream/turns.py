@@ -113,8 +113,8 @@ class Turns:
     def _next_chunk(self, step: ActiveStep) -> Row:
         """The next tokens of a step to run. Raises Overloaded if its slot cannot hold them.
 
-        Where a step is cut changes no bit of its logits: a pass computes each of its tokens by itself. The logits of
-        the last token are always asked for, because `_take` checks them.
+        Where a step is cut changes no bit of its logits on a CPU, whose passes compute each token by itself; a GPU's
+        may round in another way. The logits of the last token are always asked for, because `_take` checks them.
         """
         size = step.left
         if size > STEP_TOKENS:
