@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3guard_contract.slots import capacities
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "capacity.md"
 GENERATED = "<!-- from here on written by perf/capacity.py -->"
 CONTEXTS = (512, 2048, 8192)
 STREAM_RATE = 30.0
 """Tokens a second that one LLM writes to one reader."""
+TURNS, TURN_TOKENS = (5, 10, 20), 250
+"""A question of 60 words and a response of 180 is a turn of about 250 tokens."""
+SLOTS = tuple(capacities(32_768))
 NEW_TOKENS, HELD_TOKENS = 141, 201
 """Tokens of a short conversation: those that a request computes, with its draft, and those of the kept prefix."""
 
@@ -129,7 +134,24 @@ def page(result: dict[str, Any]) -> str:
     lines += ["", "| sessions at 512 tokens | predicted tokens/s | measured tokens/s |", "|---|---|---|"]
     for sessions, rate, _ in result["curves"]["sessions"]:
         lines.append(f"| {sessions} | {sessions / cpu.step_s(size, 512, sessions):.0f} | {rate:.0f} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *chats(), ""])
+
+
+def chats() -> list[str]:
+    """How many chats of each length fit into a GiB of held prefixes, in slots as the guards have them."""
+    lines = [
+        "",
+        f"Chats that a GiB of `prefix_bytes` holds, at {TURN_TOKENS} tokens a turn:",
+        "",
+        "| size | keys and values | " + " | ".join(f"{turns} turns" for turns in TURNS) + " |",
+        "|---|---|" + "---|" * len(TURNS),
+    ]
+    for size in SIZES:
+        for form, kv_bytes in (("int8", 1), ("fp16 or bf16", 2), ("fp32", 4)):
+            slots = [next(each for each in SLOTS if each >= turns * TURN_TOKENS) for turns in TURNS]
+            held = [int(2**30 / (slot * size.cell(kv_bytes))) for slot in slots]
+            lines.append(f"| {size.name} | {form} | " + " | ".join(map(str, held)) + " |")
+    return lines
 
 
 def main() -> None:
