@@ -122,7 +122,7 @@ class EmbeddedServer:
                 unfinished.rename(backend / stub.name)
             self._log = log = ServerLog(self._on_event)
         except OSError as error:
-            raise ServeError(f"The server's folder cannot be made: {_why(error)}.") from None
+            raise ServeError(f"The server cannot be prepared: {_why(error)}.") from None
         try:
             self._process = subprocess.Popen(
                 self._command(triton),

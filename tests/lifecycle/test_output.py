@@ -179,5 +179,5 @@ def test_a_folder_that_cannot_be_made_is_named(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(errors.ServeError, match=r"folder cannot be made: .*nowhere.*No such file"), serve(repository):
+    with pytest.raises(errors.ServeError, match=r"cannot be prepared: .*nowhere.*No such file"), serve(repository):
         pass

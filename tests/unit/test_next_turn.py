@@ -115,14 +115,28 @@ def test_a_turn_that_is_not_one_changes_nothing(how: dict[str, Any]) -> None:
     assert bench.ok("s", [4], 3).length == 4
 
 
-def test_a_turn_that_leaves_less_room_than_the_debounce_is_refused() -> None:
+@pytest.mark.parametrize("debounce", [None, 500])
+def test_a_turn_after_which_no_response_could_be_flagged_is_too_long(debounce: int | None) -> None:
     bench = Bench()  # of 600 tokens
-    bench.ok("s", [1, 2], start=True, policy=Policy(debounce=500), **turn([1, 2]))
-    prompt = [1] * 99
-    found = bench.step("s", prompt, 2, **turn(prompt))
-    assert type(found) is errors.InvalidRequest
-    assert "room for 499 after the prompt" in str(found)
-    assert bench.ok("s", prompt[1:], 2, **turn(prompt[1:])).length == 100
+    policy = Policy(debounce=debounce) if debounce else None
+    bench.ok("s", [1, 2], start=True, policy=policy, **turn([1, 2]))
+    most = 600 - 2 - (debounce or Policy().debounce)
+    for more in (1, 2, 3, 600):
+        prompt = [1] * (most + more)
+        assert type(bench.step("s", prompt, 2, **turn(prompt))) is errors.TextTooLong
+    assert bench.ok("s", [1] * most, 2, **turn([1] * most)).length == 2 + most
+    last = [1] * 598
+    assert bench.ok("s", last, 2, end=True, **turn(last)).prompt.risk  # no response follows
+    for position in (3, 10**6):
+        found = bench.step("s", [1, 1], position, **turn([1, 1]))
+        assert type(found) is errors.SessionLost
+
+
+@pytest.mark.parametrize("position", [4, 10**6, 2**63 - 60])
+def test_a_turn_past_the_end_leaves_a_gap(position: int) -> None:
+    bench = Bench()
+    bench.ok("s", [1, 2, 3], start=True, **turn([1, 2, 3]))
+    assert type(bench.step("s", [1, 1], position, **turn([1, 1]))) is errors.PositionOutOfRange
 
 
 def test_while_a_turn_is_pending_only_the_same_step_is_taken() -> None:

@@ -99,8 +99,10 @@ def _without_guard(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json_of(body: Any) -> str:
-    """Empty if no text is in it."""
-    return json.dumps(body, ensure_ascii=False) if _has_text(body) else ""
+    """Empty if no text is in it, or if it is nested too deeply to be told."""
+    with contextlib.suppress(RecursionError):
+        return json.dumps(body, ensure_ascii=False) if _has_text(body) else ""
+    return ""
 
 
 def _has_text(value: Any) -> bool:

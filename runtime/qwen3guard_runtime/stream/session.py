@@ -113,12 +113,6 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
         raise EmptyText("The step has no tokens.")
     if not -1 <= step.query_index < tokens or not 0 <= step.response_start <= tokens:
         raise InvalidRequest("QUERY_INDEX or RESPONSE_START points outside the step.")
-    policy = step.policy or (session.policy if session and step.opens_turn and not step.start else None)
-    room = max(context - step.position - step.response_start, 1)
-    if policy and policy.debounce > room:
-        raise InvalidRequest(
-            f"The debounce is {policy.debounce} tokens; the context has room for {room} after the prompt."
-        )
     if not step.start:
         if step.policy:
             raise InvalidRequest("Only the step that opens a stream carries a policy.")
@@ -129,6 +123,15 @@ def check_step(step: Step, session: Session | None, context: int) -> None:
         raise PositionOutOfRange(f"The position {step.position} leaves a gap: a stream opens at 0.")
     if step.position + tokens > context:
         raise TextTooLong(f"The stream would have {step.position + tokens} tokens; the context holds {context}.")
+    room = context - step.position - step.response_start
+    if step.policy and step.policy.debounce > max(room, 1):
+        raise InvalidRequest(
+            f"The debounce is {step.policy.debounce} tokens; the context has room for {max(room, 1)} after the prompt."
+        )
+    if session and step.opens_turn and not step.start and not step.end and session.policy.debounce > room:
+        raise TextTooLong(
+            f"The turn leaves room for {room} tokens of a response, and {session.policy.debounce} in a row are a flag."
+        )
 
 
 def _check_position(step: Step, session: Session | None) -> None:

@@ -101,6 +101,7 @@ class ChatTemplate:
         in another form than the one that is written now. Raises what `render` raises, and TokenizerMismatch for a
         template that does not end an answer right after its text.
         """
+        self.tokenizer.check_size(len(user.content.encode()), limit)
         before = Message("user", PLACEHOLDER), Message("assistant", PLACEHOLDER)
         ids = self.render([*before, user], limit)
         im_end = self.tokenizer.special[IM_END]

@@ -170,6 +170,14 @@ def test_an_error_in_another_shape_is_told_in_openais(body: Any, message: str) -
     assert json.loads(found.text)["error"]["message"] == message
 
 
+@pytest.mark.parametrize("depth", [300, 600, 900, 5000])
+def test_an_error_that_is_nested_deeply_keeps_its_status(depth: int) -> None:
+    for begin, end in ((b"[", b"]"), (b'{"a":', b"}")):
+        answer = LlmAnswer([begin * depth + b'"rice"' + end * depth], 400, "application/json")
+        found = receive(answer, ASKED)
+        assert (found.status, set(json.loads(found.text))) == (400, {"error"})
+
+
 def test_an_llm_does_not_speak_as_the_guard_in_an_error() -> None:
     said = {"error": {"message": "No rice.", "code": "x1", "guard": {"flagged": True}}, "guard": 1}
     found = receive(LlmAnswer([json.dumps(said).encode()], 400, "application/json"), ASKED)
