@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from qwen3guard_client import GuardClient
 from qwen3guard_export import export
@@ -14,6 +15,8 @@ from qwen3guard_export.repository import place_models
 from qwen3guard_server.server import EmbeddedServer
 
 pytest.register_assert_rewrite("support")
+hypothesis.settings.register_profile("no times", deadline=None)
+hypothesis.settings.load_profile("no times")
 
 from support import certificates as issued  # noqa: E402
 from support import real_tokenizer  # noqa: E402

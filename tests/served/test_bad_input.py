@@ -123,7 +123,19 @@ STEP: dict[str, tuple[Callable[[GuardClient, str, int], object], type[GuardError
     "empty text": (lambda g, s, n: g.stream_step(s, text="", position=n), errors.EmptyText),
     "no ids": (lambda g, s, n: g.stream_step(s, token_ids=[], position=n), errors.EmptyText),
     "text and ids": (lambda g, s, n: g.stream_step(s, text="x", token_ids=[1], position=n), errors.InvalidRequest),
-    "a second prompt": (lambda g, s, n: g.stream_step(s, prompt="x", text="y", position=n), errors.InvalidRequest),
+    "a second prompt": (
+        lambda g, s, n: g.stream_step(s, messages=[{"role": "user", "content": "x"}], position=n),
+        errors.InvalidRequest,
+    ),
+    "an empty next turn": (lambda g, s, n: g.stream_step(s, prompt=" ", position=n), errors.EmptyText),
+    "a next turn before the response": (
+        lambda g, s, n: g.stream_step(s, prompt="x", position=n - 1),
+        errors.PositionOutOfRange,
+    ),
+    "a next turn beyond the context": (
+        lambda g, s, n: g.stream_step(s, prompt="word " * 2040, position=n),
+        errors.TextTooLong,
+    ),
     "bytes that are not UTF-8": (
         lambda g, s, n: raw(g, wire.STREAM_STEP, {wire.TEXT: b"\xc3", wire.POSITION: [n]}, session=s),
         errors.InvalidEncoding,

@@ -162,8 +162,9 @@ def test_any_chunking_keeps_every_decision_that_is_not_on_the_edge(
 
 @pytest.fixture(scope="module")
 def turning(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """Its turns have no length at all, so that each execution takes one chunk."""
-    with serve(stream_repository(repository, tmp_path_factory.mktemp("turning") / "r", turn_s=0)) as server:
+    """Its turns have no length at all, so that each execution takes one chunk, of 16 tokens also alone."""
+    folder = tmp_path_factory.mktemp("turning") / "r"
+    with serve(stream_repository(repository, folder, turn_s=0, alone_tokens=16)) as server:
         wait_ready(server)
         yield server
 
@@ -386,7 +387,7 @@ def test_neither_ids_nor_text_reach_the_log(server: EmbeddedServer) -> None:
         for call in (
             lambda: guard.stream_step(session, text=secret, position=length + 1000),
             lambda: guard.stream_step(session, text=secret * 100000, position=length),
-            lambda: guard.stream_step(session, prompt=secret, text=secret, position=length),
+            lambda: guard.stream_step(session, prompt=secret, text=secret),
             lambda: guard.stream_step(session + "x", text=secret, position=length),
             lambda: guard.classify(messages=[{"role": secret, "content": secret}]),
         ):

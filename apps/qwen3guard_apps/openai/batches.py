@@ -10,10 +10,10 @@ from typing import TypeVar
 from qwen3guard_contract.errors import Overloaded
 
 T = TypeVar("T")
-R = TypeVar("R")
+V = TypeVar("V")
 AT_ONCE = 4
 """Fewer than a guard lets wait as it is shipped, so that these requests alone never overload it."""
-PAUSE_S = 0.5
+AGAIN_S = 0.5
 """About how long after a refusal a text is put to the guard again."""
 
 
@@ -27,7 +27,7 @@ class Batches:
         self._some = asyncio.Semaphore(AT_ONCE)
         self._one = asyncio.Lock()
 
-    async def judge(self, judge: Callable[[T], Awaitable[R]], texts: Sequence[T]) -> list[R | BaseException]:
+    async def judge(self, judge: Callable[[T], Awaitable[V]], texts: Sequence[T]) -> list[V | BaseException]:
         """What `judge` returns or raises for each of one request's `texts`. A lone one waits for no other request, and
         is asked once.
 
@@ -36,7 +36,7 @@ class Batches:
         """
         batch = _Batch(self._patience_s)
 
-        async def judged(text: T) -> R:
+        async def judged(text: T) -> V:
             async with self._some:
                 try:
                     batch.check()
@@ -45,7 +45,7 @@ class Batches:
                     batch.refused(error)
                 async with self._one:
                     while True:
-                        await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
+                        await asyncio.sleep(AGAIN_S * random.uniform(0.5, 1.5))
                         try:
                             batch.check()
                             return await judge(text)

@@ -8,7 +8,7 @@ from qwen3guard_apps.openai.shapes import Number
 
 TokenEntry = dict[str, Any]
 MOST_APART = 2**16
-"""The most bytes of text that wait for their log-probabilities."""
+"""The most bytes of text that wait for their log-probabilities, or the other way round."""
 _BYTE = range(256)
 
 
@@ -29,12 +29,19 @@ class OwnLogprobs:
         if self._apart:
             return []
         self._text += text.encode(errors="replace")
+        spelled = bytearray(self._spelled)
         for each in raw if isinstance(raw, list) else ():
-            entry, spelled = _entry(each)
+            is_token = isinstance(each, dict) and isinstance(each.get("token"), str)
+            if not is_token or len(spelled) > len(self._text) + MOST_APART:
+                self._apart = True
+                return []
+            entry, more = _entry(each)
             self._entries.append(entry)
-            self._spelled += spelled
-        common = min(len(self._text), len(self._spelled))
-        self._apart = self._text[:common] != self._spelled[:common] or common + MOST_APART < len(self._text)
+            spelled += more
+        self._spelled = bytes(spelled)
+        common = min(len(self._text), len(spelled))
+        is_late = abs(len(self._text) - len(spelled)) > MOST_APART
+        self._apart = is_late or self._text[:common] != self._spelled[:common]
         if self._apart or self._text != self._spelled:
             return []
         entries, self._entries = self._entries, []
@@ -42,10 +49,8 @@ class OwnLogprobs:
         return entries
 
 
-def _entry(raw: Any) -> tuple[TokenEntry, bytes]:
+def _entry(raw: TokenEntry) -> tuple[TokenEntry, bytes]:
     """One token, without the alternatives that the LLM did not write, and the bytes that it spells."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("token"), str):
-        return {}, b"\xff"  # no text has this byte
     token, listed = raw["token"], raw.get("bytes")
     spelled = bytes(listed) if isinstance(listed, list) and _are_bytes(listed) else token.encode(errors="replace")
     entry = _shown(raw, spelled)

@@ -63,6 +63,15 @@ class Place:
             await asyncio.wait(self.running, timeout=ENDING_S)
 
 
+def _is_error(body: dict[str, Any]) -> bool:
+    """Whether the LLM tells an error in place of an answer or of a chunk, in any server's form."""
+    if body.get("error") or body.get("object") == "error":
+        return True
+    told = (body.get(name) for name in ("message", "detail"))
+    is_told = any(isinstance(each, str | list) and each for each in told)
+    return "choices" not in body and (body.get("error") is not None or is_told)
+
+
 class Completion(ABC):
     """One request to the LLM and its answer: the part that is the same for streamed and for whole answers."""
 
@@ -196,7 +205,7 @@ class Completion(ABC):
     def _parsed(self, data: str | bytes) -> Any:
         """JSON of the LLM. Raises LlmError where it is an error, and ApiError where it is no JSON."""
         body = parsed(data)
-        if isinstance(body, dict) and body.get("error"):
+        if isinstance(body, dict) and _is_error(body):
             raise LlmError(BAD_GATEWAY, body, {})
         return body
 

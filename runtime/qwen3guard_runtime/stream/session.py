@@ -13,11 +13,11 @@ from qwen3guard_contract.errors import (
     SessionLost,
     TextTooLong,
 )
-from qwen3guard_contract.policy import Policy
+from qwen3guard_contract.policy import Policy, runs
 
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits
-from qwen3guard_runtime.stream.steps import Step
+from qwen3guard_runtime.stream.steps import Flags, Step
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class SessionLimits:
     turn_s: float
     chunk_tokens: int
     alone_tokens: int
+
+
+ALONE_S = 1.0
+"""A session that has not stepped for so long is not expected to step soon: an LLM writes faster."""
+NO_RUNS = (0, 0, 0)
+"""The runs of a token that is not of the response."""
 
 
 class Turn(NamedTuple):
@@ -65,6 +71,24 @@ class Session:
     def turns_before(self, position: int) -> list[Turn]:
         """The turns that stand when a step is written at `position`. The last of them is written on."""
         return [turn for turn in self.turns if turn.start < position] or self.turns[:1]
+
+    def steps_soon(self, now_s: float) -> bool:
+        """Whether a short step of it may come soon. It waits for no token while a long one is pending."""
+        return now_s - self.used_s < ALONE_S and not self.pending and not self.canary
+
+    def open_turn(self, step: Step) -> None:
+        """Takes the tokens of `step` that are of the conversation."""
+        self.runs += [NO_RUNS] * step.response_start
+        if not step.start:
+            self.turns.append(Turn(step.position, len(self.runs)))
+            self.flagged = False
+
+    def count(self, unsafe: Flags) -> list[list[int]]:
+        """Takes the next tokens of the response, of which `unsafe` count in each mode. Returns their runs in each."""
+        last = self.runs[-1] if self.runs else NO_RUNS
+        by_mode = [runs(flags, before=run) for flags, run in zip(unsafe, last, strict=True)]
+        self.runs += zip(*by_mode, strict=True)
+        return by_mode
 
 
 @dataclass(eq=False)

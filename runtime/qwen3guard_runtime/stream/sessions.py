@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from qwen3guard_contract.errors import GuardError, InternalError, Overloaded
 from qwen3guard_contract.manifest import Manifest
-from qwen3guard_contract.policy import Policy, runs
+from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.prefixes import PrefixCache
@@ -22,11 +22,6 @@ from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
 from qwen3guard_runtime.telemetry.metrics import Closed, StreamMetrics
-
-ALONE_S = 1.0
-"""Long steps are alone if no other session has stepped for so long. An LLM writes faster."""
-NO_RUNS = (0, 0, 0)
-"""The runs of a token that is not of the response."""
 
 
 class Sessions:
@@ -89,13 +84,9 @@ class Sessions:
         return [reply for reply in replies if reply is not None]
 
     def _is_stepping(self) -> bool:
-        """Whether a session may send a short step soon: one did, or its step was through, in the last ALONE_S."""
+        """Whether a session may send a short step soon, beside those of the steps that are being answered."""
         now = self._clock()
-        return any(
-            now - session.used_s < ALONE_S
-            for name, session in self._live.items()
-            if name not in self._in_use and not session.pending and not session.canary
-        )
+        return any(each.steps_soon(now) for name, each in self._live.items() if name not in self._in_use)
 
     def _forget_if_over(self, step: Step, active: ActiveStep | None) -> None:
         """Forgets the session after its last step, or after an error that it cannot go on from. `active` is None if the
@@ -147,15 +138,9 @@ class Sessions:
             return active.error
         response, prompt = judge_step(step, [] if active.left else active.asked, active.logits)
         if not active.left and step.opens_turn:
-            session.runs += [NO_RUNS] * step.response_start
-            if not step.start:
-                session.turns.append(Turn(step.position, len(session.runs)))
-                session.flagged = False
+            session.open_turn(step)
         policy = session.policy
-        last_runs = session.runs[-1] if session.runs else NO_RUNS
-        unsafe = Flags.of(policy, response)
-        runs_by_mode = [runs(flags, before=run) for flags, run in zip(unsafe, last_runs, strict=True)]
-        session.runs += zip(*runs_by_mode, strict=True)
+        runs_by_mode = session.count(Flags.of(policy, response))
         reply = StepReply(
             length=len(session.runs),
             pending=active.left,

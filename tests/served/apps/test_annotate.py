@@ -149,7 +149,6 @@ def test_no_server_is_said_at_once_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     fails(run("annotate", write(tmp_path / "in.jsonl", [PAIR]), out, "--url", "127.0.0.1:9"), "cannot be reached")
     assert not out.exists()
-    fails(run("annotate", tmp_path / "in.jsonl", out, "--in-flight", "0"), "1 or more")
     fails(run("annotate", tmp_path / "in.jsonl", tmp_path / "no" / "out.jsonl"), "cannot be written")
 
 

@@ -13,7 +13,7 @@ from qwen3guard_contract.errors import Overloaded
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "PAUSE_S", 0.001)
+    monkeypatch.setattr(batches, "AGAIN_S", 0.001)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from qwen3guard_apps.openai.logprobs import MOST_APART, OwnLogprobs
 from qwen3guard_apps.openai.request import read_request
 from support.raw_llm import chunk, completion, sse
 from support.unserved_proxy import LlmAnswer, Received, receive
@@ -176,6 +177,46 @@ def test_an_error_that_is_nested_deeply_keeps_its_status(depth: int) -> None:
         answer = LlmAnswer([begin * depth + b'"rice"' + end * depth], 400, "application/json")
         found = receive(answer, ASKED)
         assert (found.status, set(json.loads(found.text))) == (400, {"error"})
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"object": "error", "message": "It broke.", "code": 400},
+        {"message": "It broke."},
+        {"detail": [{"msg": "It broke."}]},
+        {"error": {}},
+        {"error": ""},
+        {"error": "It broke.", "choices": []},
+    ],
+)
+def test_an_event_that_is_an_error_in_any_form_ends_the_stream_as_one(event: dict[str, Any]) -> None:
+    found = stream(sse(chunk({"content": "rice "}), event))
+    assert found.events[-1]["error"]["code"]
+    assert all(choice["finish_reason"] is None for each in found.events[:-1] for choice in each["choices"])
+
+
+@pytest.mark.parametrize(
+    "event", [{"type": "ping"}, {"error": None}, chunk({"content": ""}) | {"error": {}}, [], False]
+)
+def test_an_event_that_says_nothing_is_none(event: Any) -> None:
+    assert text(stream(sse(chunk({"content": "rice "}), event, STOP))) == "rice "
+
+
+@pytest.mark.parametrize("entry", [0, {}, {"token": 5}, {"token": "a"}, {"token": "rice", "bytes": [0] * 1000}])
+def test_log_probabilities_of_another_text_are_read_no_further(entry: Any) -> None:
+    class Entries(list[Any]):
+        read = 0
+
+        def __iter__(self) -> Any:
+            for each in super().__iter__():
+                Entries.read += 1
+                yield each
+
+    own = OwnLogprobs()
+    assert own.take("rice", Entries([entry] * 3 * MOST_APART)) == []
+    assert Entries.read < 2 * MOST_APART
+    assert own.take("", [{"token": "rice"}]) == []
 
 
 def test_an_llm_does_not_speak_as_the_guard_in_an_error() -> None:
