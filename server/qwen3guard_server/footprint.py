@@ -59,11 +59,13 @@ class Footprint:
             os.close(self._lock)
             self._lock = None
 
-    def keep_clearer(self) -> None:
-        """Starts the process that will clear up again, if somebody has ended it. Raises OSError."""
-        if self._clearer.poll() is not None:
-            self._clearer.communicate()
-            self._clearer = _clearer(self.folder)
+    def keep_clearer(self) -> bool:
+        """Starts the process that will clear up again, if somebody has ended it. Returns whether. Raises OSError."""
+        if self._clearer.poll() is None:
+            return False
+        self._clearer.communicate()
+        self._clearer = _clearer(self.folder)
+        return True
 
     def hide_shared_memory(self) -> None:
         """Makes the shared memory readable for this user only: texts pass through it, and Triton lets every user of the

@@ -236,11 +236,11 @@ class EmbeddedServer:
             return Fault(f"{who} did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
         return None
 
-    def keep_clearer(self) -> None:
-        """Starts what clears up after this process again, if somebody has ended it."""
-        if self._footprint:
-            with contextlib.suppress(OSError):  # the next time, then
-                self._footprint.keep_clearer()
+    def keep_clearer(self) -> bool:
+        """Starts what clears up after this process again, if somebody has ended it. Returns whether."""
+        with contextlib.suppress(OSError):  # the next time, then
+            return self._footprint is not None and self._footprint.keep_clearer()
+        return False
 
     def is_stopped(self) -> bool:
         """Whether the server's own process stands still: its models may be well, and nobody can ask them."""

@@ -63,7 +63,8 @@ class Supervisor:
             self._asked.close()
 
     def _step(self) -> None:
-        self._server.keep_clearer()
+        if self._server.keep_clearer():
+            self._say("warning", "what clears up after this process was killed, and is started again")
         if self._lifecycle.state is ServerState.RESTARTING:
             self._restart()
             return

@@ -33,8 +33,8 @@ class Server:
     def is_stopped(self) -> bool:
         return self.stopped
 
-    def keep_clearer(self) -> None:
-        pass
+    def keep_clearer(self) -> bool:
+        return False
 
     def check_loading(self, loading_s: float) -> None:
         pass
