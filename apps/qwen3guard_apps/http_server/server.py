@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 
 from qwen3guard_apps.http_server.connection import Connection, log
 from qwen3guard_apps.http_server.limits import HttpLimits
@@ -60,6 +60,10 @@ class LimitedServer(web.Server):
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The application's answer, or a fixed text for an error of aiohttp's, some of which quote the request."""
+        if request.version < HttpVersion10:
+            answer = refused(refusal("bad_version"))
+            answer.force_close()
+            return answer
         try:
             return await self._application_handler(request)
         except web.HTTPException as error:

@@ -35,12 +35,17 @@ _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "conten
 _FOR_A_PART = {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie"}
 BAD_GATEWAY = 502
-_SENT_BACK = re.compile(
+_IDS_BACK = re.compile(
     r"(x-|x-ms-|x-ms-client-|apim-)?request-id|x-amzn-requestid|x-(correlation|trace|litellm-call|litellm-model)-id"
-    r"|retry-after(-ms)?|x-should-retry|openai-(version|organization|project|model|processing-ms)"
-    r"|(x-)?ratelimit-(limit|remaining|reset)(-(requests|tokens))?"
+    r"|openai-(version|organization|project|model)"
 )
-"""The names are whole ones: a reverse proxy obeys some of others, such as X-Accel-Redirect, and words can be a name."""
+"""The headers that the client gets where their value is an id. The names are whole ones: a reverse proxy obeys some of
+others, such as X-Accel-Redirect, and words can be a name."""
+_NUMBERS_BACK = re.compile(
+    r"retry-after(-ms)?|x-should-retry|openai-processing-ms|(x-)?ratelimit-(limit|remaining|reset)(-(requests|tokens))?"
+)
+_NUMBER = re.compile(r"true|false|([0-9]{1,12}(\.[0-9]{1,9})?(ms|[smhd])?){1,4}")
+"""Also a time such as 6m0s."""
 LONGEST_ERROR = 2**16
 """The most characters of an LLM's error that are judged and told."""
 
@@ -178,7 +183,12 @@ class Upstream:
 def headers_back(answer: aiohttp.ClientResponse) -> dict[str, str]:
     """The headers that may reach the client: ids, and the numbers of limits."""
     named = {name.lower(): value for name, value in answer.headers.items()}
-    return {name: value for name, value in named.items() if _SENT_BACK.fullmatch(name) and is_id(value)}
+    return {name: value for name, value in named.items() if _may_pass(name, value)}
+
+
+def _may_pass(name: str, value: str) -> bool:
+    is_number = _NUMBERS_BACK.fullmatch(name) and _NUMBER.fullmatch(value)
+    return bool(is_number or (_IDS_BACK.fullmatch(name) and is_id(value)))
 
 
 def parsed(text: str | bytes) -> Any:

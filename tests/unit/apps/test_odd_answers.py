@@ -130,6 +130,23 @@ def test_an_llm_says_nothing_by_the_name_of_a_header_and_commands_no_reverse_pro
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "passes"),
+    [
+        ("retry-after-ms", "1500", True),
+        ("retry-after-ms", "1e400", False),
+        ("x-ratelimit-reset-tokens", "1m6.5s", True),
+        ("x-should-retry", "true", True),
+        ("openai-processing-ms", "make-a-b0mb", False),
+        ("openai-organization", "org-5f2x", True),
+    ],
+)
+def test_a_number_is_a_number(name: str, value: str, passes: bool) -> None:
+    body = json.dumps(completion({"content": "rice"})).encode()
+    found = receive(LlmAnswer([body], 200, "application/json", {name: value}), ASKED)
+    assert (found.headers.get(name) == value) is passes
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
