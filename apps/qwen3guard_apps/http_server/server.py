@@ -61,6 +61,7 @@ class LimitedServer(web.Server):
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The application's answer, or a fixed text for an error of aiohttp's, some of which quote the request."""
         if request.version < HttpVersion10:
+            log("bad_version")
             answer = refused(refusal("bad_version"))
             answer.force_close()
             return answer

@@ -44,7 +44,7 @@ others, such as X-Accel-Redirect, and words can be a name."""
 _NUMBERS_BACK = re.compile(
     r"retry-after(-ms)?|x-should-retry|openai-processing-ms|(x-)?ratelimit-(limit|remaining|reset)(-(requests|tokens))?"
 )
-_NUMBER = re.compile(r"true|false|([0-9]{1,12}(\.[0-9]{1,9})?(ms|[smhd])?){1,4}")
+_NUMBER = re.compile(r"true|false|[0-9][0-9.dhms]{0,31}")
 """Also a time such as 6m0s."""
 LONGEST_ERROR = 2**16
 """The most characters of an LLM's error that are judged and told."""
