@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
 import re
@@ -15,6 +16,8 @@ END = ""
 """What no event has as its data, for whoever asks for the next one."""
 COMMENT = b": keep-alive\n\n"
 """A comment of the proxy's own: it keeps a connection open, and clients skip it."""
+LINES_AT_ONCE = 100
+"""After so many lines others have their turn: one piece can have hundreds of thousands, without any event."""
 _LINE_ENDS = re.compile("\r\n|\r|\n")
 
 
@@ -24,7 +27,11 @@ async def events(source: AsyncIterable[bytes]) -> AsyncIterator[str | None]:
     Unlike in the standard, an event that the end of the source cuts off counts: LLMs leave out the last blank line.
     """
     decoder = SSEDecoder()
+    lines = 0
     async for line in _lines(source):
+        lines += 1
+        if lines % LINES_AT_ONCE == 0:
+            await asyncio.sleep(0)
         if line.startswith(":"):
             yield None
         event = decoder.decode(line)

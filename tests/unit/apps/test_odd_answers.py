@@ -291,6 +291,13 @@ def test_others_run_between_the_events_of_one_piece() -> None:
     assert answer.turns[0] >= 500
 
 
+@pytest.mark.parametrize("lines", [b"data:\n\n", b"\n", b"id: 5\n", b"\r"])
+def test_others_run_between_the_lines_of_one_piece_that_have_no_event(lines: bytes) -> None:
+    answer = Watched([sse(chunk({"content": "rice"}), done=False) + 50_000 * lines + sse(STOP)])
+    assert text(receive(answer, ASKED | {"stream": True})) == "rice"
+    assert answer.turns[0] >= 500
+
+
 def test_the_header_of_removed_fields_stays_short() -> None:
     asked = ASKED | {f"field_{number}": "x" for number in range(10_000)}
     assert len(read_request(asked).removed) == 10_000
