@@ -1,9 +1,13 @@
-"""Types of command-line arguments that several verbs share: numbers above 0, and ports."""
+"""Types of command-line arguments that several verbs share: numbers above 0, ports, and what the client accepts."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
+
+from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.policy import Policy
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -18,6 +22,29 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def accepted(
+    check: Callable[[Any], object], kind: Callable[[str], Any] = str, *, default: object = None
+) -> Callable[[str], Any]:
+    """The argument type for a value, read by `kind`, for which `check` raises no InvalidRequest. The option's `default`
+    is not checked: a wrong one, as the environment may have set it, may still be replaced by a file of --config."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if value != default:
+            try:
+                check(value)
+            except InvalidRequest as wrong:
+                raise argparse.ArgumentTypeError(str(wrong)) from None
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+debounce = accepted(lambda tokens: Policy(debounce=tokens), int)
+"""The argument type for a policy's debounce."""
 
 
 def port(text: str) -> int:

@@ -7,25 +7,27 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from qwen3guard_client.arguments import Context
+from qwen3guard_client.arguments import Context, checked_timeout
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.transport.address import URL_VARIABLE
+from qwen3guard_client.transport.address import URL_VARIABLE, read_address
 from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token, tls_of
 
-from qwen3guard_apps.argument_types import positive
+from qwen3guard_apps.argument_types import accepted, positive
 
 
 def add_client_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
     """Adds the options of `connected_client`: --url and --timeout, and those of `add_access_arguments`."""
+    url = url_of_environment() or DEFAULT_URL
     parser.add_argument(
         "--url",
-        default=url_of_environment() or DEFAULT_URL,
+        type=accepted(read_address, default=url),
+        default=url,
         metavar="HOST:PORT",
         help=f"the guard's server, for TLS with https:// before it; without it ${URL_VARIABLE} (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
-        type=positive(float),
+        type=accepted(checked_timeout, positive(float)),
         default=TIMEOUT_S,
         metavar="S",
         help="how many seconds a call may take (default: %(default)g)",

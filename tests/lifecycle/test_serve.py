@@ -76,19 +76,19 @@ def test_a_supervisor_that_is_killed_while_it_loads_leaves_nothing(
 ) -> None:
     process, _ = served
     deadline = time.monotonic() + 60
-    while len(stubs(process.pid)) < processes and time.monotonic() < deadline:
+    while len(below(process.pid, "_stub\0")) < processes and time.monotonic() < deadline:
         time.sleep(0.001)
     kill(process.pid)
     process.wait()
     assert leaves_nothing(process.pid)
 
 
-def stubs(pid: int) -> list[int]:
-    """The processes of the models below process `pid`."""
+def below(pid: int, word: str) -> list[int]:
+    """The processes below process `pid` with `word` in their command line."""
     found = []
     for child in children(pid):
         with contextlib.suppress(OSError):
-            if "_stub\0" in Path(f"/proc/{child}/cmdline").read_text():
+            if word in Path(f"/proc/{child}/cmdline").read_text():
                 found.append(child)
     return found
 
@@ -107,24 +107,15 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_its_port_is_free(
         pass
 
 
-def clearers(pid: int) -> list[int]:
-    found = []
-    for child in children(pid):
-        with contextlib.suppress(OSError):
-            if "footprint" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(child)
-    return found
-
-
 def test_what_clears_up_after_a_supervisor_is_started_again(served: tuple[subprocess.Popen[str], int]) -> None:
     process, _ = served
     assert process.stdout is not None
     process.stdout.readline()
-    before = clearers(process.pid)
+    before = below(process.pid, "footprint")
     assert len(before) == 1
     kill(*before)
     deadline = time.monotonic() + 30
-    while (now := clearers(process.pid)) in ([], before):
+    while (now := below(process.pid, "footprint")) in ([], before):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert len(now) == 1
@@ -140,7 +131,7 @@ def test_the_next_server_clears_what_a_killed_one_left(
     process, port = served
     assert process.stdout is not None
     process.stdout.readline()
-    (clearer,) = clearers(process.pid)
+    (clearer,) = below(process.pid, "footprint")
     with serve(repository) as living:
         wait_ready(living)
         kill(process.pid, clearer)

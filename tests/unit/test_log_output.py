@@ -112,7 +112,9 @@ def test_a_log_file_that_somebody_renamed_is_made_again_also_where_another_takes
     log = RotatedLog(path)
     for number, text in enumerate(texts):
         log.write(text)
+        deadline = time.monotonic() + PATIENCE_S
         while not path.exists() or path.stat().st_size < len(text):
+            assert time.monotonic() < deadline
             time.sleep(0.001)
         path.rename(tmp_path / f"kept-{number}")
         if number == 1:

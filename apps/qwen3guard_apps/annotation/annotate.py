@@ -30,6 +30,7 @@ from qwen3guard_apps.annotation.outputs import STANDARD_OUTPUT, RowsOutput, open
 from qwen3guard_apps.annotation.progress import Progress
 from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows
 from qwen3guard_apps.annotation.sources import FORMATS, SPLIT, open_rows
+from qwen3guard_apps.argument_types import positive
 
 ROW_TIMEOUT_S = 120.0
 BAD_ROWS = 3
@@ -87,7 +88,7 @@ def add_flight_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(timeout=ROW_TIMEOUT_S)
     parser.add_argument(
         "--in-flight",
-        type=int,
+        type=positive(int),
         default=IN_FLIGHT,
         metavar="N",
         help="how many calls are under way at most (default: %(default)s)",

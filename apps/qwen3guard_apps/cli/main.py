@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all verbs. Their modules are imported here, so that `main` can report what stops them."""
     from qwen3guard_apps.annotation import annotate
     from qwen3guard_apps.cli import classify, completion, export, perf, serve, stream
-    from qwen3guard_apps.cli.option_forms import check_forms
     from qwen3guard_apps.config_file import CommandParser
     from qwen3guard_apps.doctor import doctor
     from qwen3guard_apps.evaluation import evaluate
@@ -70,8 +69,6 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_arguments(
         verb("doctor", doctor.run, "Check this installation, a model repository and a running server.")
     )
-    for each in verbs.choices.values():
-        check_forms(each)
     return command
 
 

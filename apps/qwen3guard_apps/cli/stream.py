@@ -18,6 +18,7 @@ from qwen3guard_contract.thresholds import Thresholds
 from qwen3guard_contract.verdict import StepResult
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.argument_types import debounce
 from qwen3guard_apps.cli.conversation import add_conversation_arguments, given_conversation
 from qwen3guard_apps.cli.terminal import Terminal
 
@@ -36,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     decision.add_argument(
         "--thresholds", type=Path, metavar="FILE", help="decide by the thresholds in this file, from evaluate --choose"
     )
-    policy.add_argument("--debounce", type=int, metavar="N", help="flag at the last of so many unsafe tokens in a row")
+    policy.add_argument(
+        "--debounce",
+        type=debounce,
+        metavar="N",
+        help="flag at the last of so many unsafe tokens in a row",
+    )
     policy.add_argument(
         "--block",
         action="append",

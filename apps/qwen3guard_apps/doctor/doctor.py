@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from qwen3guard_client.client import GuardClient
-from qwen3guard_client.transport.address import URL_VARIABLE, is_local
+from qwen3guard_client.transport.address import URL_VARIABLE, is_local, read_address
 from qwen3guard_client.transport.connection import Tls, connect, read_token
 from qwen3guard_client.transport.failures import error_of
 from qwen3guard_contract.errors import Overloaded, ServeError
@@ -27,6 +27,7 @@ from qwen3guard_contract.wire import CLASSIFY, STREAM_STEP
 from qwen3guard_server import canary, installation
 
 from qwen3guard_apps import client_options
+from qwen3guard_apps.argument_types import accepted
 from qwen3guard_apps.doctor.findings import Finding, State, run_checks
 
 CHECK_TIMEOUT_S = 30.0
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-repository", type=Path, metavar="DIR", help="check what was exported there too")
     parser.add_argument(
         "--url",
+        type=accepted(read_address),
         metavar="HOST:PORT",
         help="check this server, and without --model-repository nothing else; without --url, the server that"
         f" ${URL_VARIABLE} names is checked too (default: none)",

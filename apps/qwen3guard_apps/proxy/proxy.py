@@ -21,7 +21,7 @@ from qwen3guard_contract.errors import InvalidParameter, ServeError
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
-from qwen3guard_apps.argument_types import port, positive
+from qwen3guard_apps.argument_types import debounce, port, positive
 from qwen3guard_apps.config_file import add_config_argument
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.open_files import within_open_files
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--debounce",
-        type=positive(int),
+        type=debounce,
         default=policy.debounce,
         metavar="N",
         help="flag at the last of so many unsafe tokens in a row (default: %(default)s)",

@@ -34,6 +34,9 @@ class SessionLimits:
     chunk_tokens: int
     alone_tokens: int
 
+    def tokens_of_a_chunk(self, *, alone: bool) -> int:
+        return self.alone_tokens if alone else self.chunk_tokens
+
 
 ALONE_S = 1.0
 """A session that has not stepped for so long is not expected to step soon: an LLM writes faster."""

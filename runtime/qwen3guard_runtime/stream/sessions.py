@@ -76,17 +76,17 @@ class Sessions:
                     active[number] = self._begin(steps[number])
                 except GuardError as error:
                     replies[number] = error
-            self._turns.run(list(active.values()), turn_ends_s, alone=not self._is_stepping())
+            self._turns.run(list(active.values()), turn_ends_s, self._is_alone)
             for number, active_step in active.items():
                 replies[number] = self._reply(active_step)
             for number in first_of_session.values():
                 self._forget_if_over(steps[number], active.get(number))
         return [reply for reply in replies if reply is not None]
 
-    def _is_stepping(self) -> bool:
-        """Whether a session may send a short step soon, beside those of the steps that are being answered."""
+    def _is_alone(self) -> bool:
+        """Whether no other session may send a short step soon than those whose steps are being answered."""
         now = self._clock()
-        return any(each.steps_soon(now) for name, each in self._live.items() if name not in self._in_use)
+        return not any(each.steps_soon(now) for name, each in self._live.items() if name not in self._in_use)
 
     def _forget_if_over(self, step: Step, active: ActiveStep | None) -> None:
         """Forgets the session after its last step, or after an error that it cannot go on from. `active` is None if the

@@ -42,20 +42,21 @@ class Turns:
         self._clock = clock
         self._last_turn_had_chunks = False
 
-    def run(self, steps: Sequence[ActiveStep], turn_ends_s: float, *, alone: bool) -> None:
+    def run(self, steps: Sequence[ActiveStep], turn_ends_s: float, is_alone: Callable[[], bool]) -> None:
         """Runs the short steps in one pass, then chunks of the long steps, one after the other, until the turn ends.
-        The chunks are larger if the long steps are `alone`: no short step is expected soon.
+        The chunks are larger if the long steps are alone: no short step is expected soon.
 
         A short step may have arrived during a turn with chunks and waited for its end. It must not wait for chunks in
         its own turn too, so of two successive turns with short steps only one has chunks.
         """
         short = [step for step in steps if 0 < step.left <= STEP_TOKENS]
-        self._chunk_tokens = self._limits.alone_tokens if alone and not short else self._limits.chunk_tokens
         self._forward(short)
         unfinished = sorted((step for step in steps if step.left), key=lambda step: step.served_s)
         if short and self._last_turn_had_chunks:
             unfinished = [step for step in unfinished if step.must_finish]
         self._last_turn_had_chunks = bool(unfinished)
+        if unfinished:
+            self._chunk_tokens = self._limits.tokens_of_a_chunk(alone=not short and is_alone())
         while unfinished:
             step = unfinished.pop(0)
             self._forward([step])

@@ -48,7 +48,7 @@ def test_a_number_that_is_not_a_port(command: str, port: str, capsys: pytest.Cap
         ("--url=", "The url must be a host and a port"),
         ("--timeout=1e300", "The timeout_s must be a number of seconds from 0 to 1000000000."),
         ("--debounce=10000000", "The debounce must be from 1 to"),
-        ("--in-flight=0", "in flight"),
+        ("--in-flight=0", "0 is not above 0"),
     ],
 )
 def test_what_the_client_would_refuse_is_a_wrong_argument_of_every_verb(
