@@ -14,7 +14,7 @@ from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.layout import exported
 from qwen3guard_server.server import EXIT_S
-from qwen3guard_server.settings import KEEP_NO_REQUESTS, restrictions
+from qwen3guard_server.settings import KEEP_NO_REQUESTS, WHOLE_CONFIGURATIONS, restrictions
 
 MODELS = Path("/models")
 SHARED_MEMORY = Path("/dev/shm")
@@ -29,6 +29,7 @@ def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[s
         "tritonserver",
         f"--model-repository={models}",
         "--model-control-mode=explicit",
+        WHOLE_CONFIGURATIONS,
         *(f"--load-model={ensemble}" for ensemble in ensembles),
         "--allow-http=false",
         "--allow-vertex-ai=false",

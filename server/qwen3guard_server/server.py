@@ -23,8 +23,8 @@ from qwen3guard_contract.layout import exported
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
-from qwen3guard_server.server_log import STUB_DIED, ServerLog, reason
-from qwen3guard_server.settings import ServerSettings
+from qwen3guard_server.server_log import LOST_MODEL, STUB_DIED, ServerLog, reason
+from qwen3guard_server.settings import WHOLE_CONFIGURATIONS, ServerSettings
 
 EXIT_S = 5
 """How long Triton waits for requests before it exits. It waits for open sequences too, which nobody ends any more."""
@@ -33,13 +33,11 @@ CANARY_END_S = 1.0
 """How long the end of the canary's sequence may take."""
 POLL_S = 0.05
 STILL_LOADING_S = 5.0
-LEAST_WORK = 0.2
-"""What is done at least within `idle_load_s` while models are being loaded (processes.work). 0.2 s of CPU time within
-60 s is the share of one of 300 processes on a core."""
+LEAST_WORK = 0.1
+"""What is done at least within `idle_load_s` while models are being loaded (processes.work). 0.1 s of CPU time within
+30 s is the share of one of 300 processes on a core."""
 TEARDOWN_S = 1.0
 """How long a process may be ending. Linux shows none of its children meanwhile."""
-GAP_S = 5.0
-"""How long a model may be without a process while Triton loads it: Triton may end one process and start another."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,6 @@ class EmbeddedServer:
         self._log: ServerLog | None = None
         self._models: dict[str, int] = {}
         """The process of each model that had one."""
-        self._seen_s: dict[str, float] = {}
-        """When each of them was last there."""
         self._loading = True
         self._work = 0.0
         """What the processes of the models had done at `_worked_s`; before there are any, that of the server."""
@@ -109,7 +105,7 @@ class EmbeddedServer:
         stub = installation.stub(triton)
         for address, port in self.settings.listeners():
             _check_free(address, port)
-        self._models, self._seen_s, self._loading = {}, {}, True
+        self._models, self._loading = {}, True
         self._work, self._worked_s = 0.0, time.monotonic()
         try:
             self._footprint = footprint = self._footprint or Footprint()
@@ -144,6 +140,7 @@ class EmbeddedServer:
             f"--model-repository={settings.model_repository.resolve()}",
             f"--backend-directory={footprint.folder}/backends",
             "--model-control-mode=explicit",
+            WHOLE_CONFIGURATIONS,
             *(f"--load-model={ensemble}" for ensemble in self.manifests),
             *settings.flags(),
             f"--exit-timeout-secs={EXIT_S}",
@@ -210,7 +207,6 @@ class EmbeddedServer:
         self._prepared().hide_shared_memory()
         running = model_processes(self.pid)
         self._models |= running
-        self._seen_s |= dict.fromkeys(running, time.monotonic())
         return running.values()
 
     def fault(self) -> Fault | None:
@@ -220,10 +216,9 @@ class EmbeddedServer:
             return fault
         if self._loading and STUB_DIED in self.log:
             return Fault(reason(self.log))
-        running, now = model_processes(self.pid), time.monotonic()
-        gap_s = GAP_S if self._loading else 0
+        running = model_processes(self.pid)
         for name, pid in sorted(self._models.items()):
-            if name not in running and now - self._seen_s[name] > gap_s:
+            if name not in running:
                 status = exit_status(pid)
                 if status is None:  # perhaps it is the server that is ending
                     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -231,7 +226,7 @@ class EmbeddedServer:
                 how = "died" if status is None else ended(status)
                 lost = Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
                 return self._own_fault() or lost
-        if self._loading and now - self._worked_s > self.settings.idle_load_s:
+        if self._loading and time.monotonic() - self._worked_s > self.settings.idle_load_s:
             who = "The server" if self.is_stopped() else "Its models"
             return Fault(f"{who} did nothing for {self.settings.idle_load_s:.0f} s.", interrupted=True)
         return None
@@ -252,6 +247,11 @@ class EmbeddedServer:
             return None
         is_own = status >= 0 or status == -signal.SIGABRT  # which C++ raises for an error that nothing catches
         if self._loading and is_own:
+            if LOST_MODEL in self.log:
+                return Fault(
+                    "The process of a model stood still for seconds, which Triton does not bear while it loads.",
+                    interrupted=True,
+                )
             return Fault(reason(self.log))
         return Fault(f"The server {ended(status)}.", interrupted=status < 0)
 

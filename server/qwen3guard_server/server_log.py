@@ -23,6 +23,8 @@ PIPE_BYTES = 2**20
 _LONGEST_LINE = 2**16
 STUB_DIED = "Failed to preinitialize Python stub"
 """Triton logs this when the process of a model dies while it is loaded, and goes on waiting for it."""
+LOST_MODEL = "boost::interprocess::lock_exception"
+"""Triton raises this, and nothing catches it, when the process of a model has not run for 5 s while it is loaded."""
 
 
 class ServerLog:

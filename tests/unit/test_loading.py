@@ -99,22 +99,30 @@ def test_models_of_another_version_are_named() -> None:
     assert reason(log).startswith("Its models are of another version (qwen3guard_client.wire is not here): export")
 
 
+NO_FOLDER = "Failed to create temporary directory for Python environments."
+STOOD_STILL = "The process of a model stood still for seconds, which Triton does not bear while it loads."
+
+
 @pytest.mark.parametrize(
-    ("signal_name", "fault"),
+    ("signal_name", "raised", "fault"),
     [
-        ("ABRT", Fault("Failed to create temporary directory for Python environments.")),
-        ("KILL", Fault("The server was killed by SIGKILL.", interrupted=True)),
+        ("ABRT", NO_FOLDER, Fault(NO_FOLDER)),
+        ("ABRT", "boost::interprocess::lock_exception", Fault(STOOD_STILL, interrupted=True)),
+        ("KILL", NO_FOLDER, Fault("The server was killed by SIGKILL.", interrupted=True)),
     ],
 )
-def test_a_server_that_aborts_while_it_loads_says_why(repository: Path, signal_name: str, fault: Fault) -> None:
-    """Seen where no folder for temporary files can be written: Triton raises an error that nothing catches."""
+def test_a_server_that_aborts_while_it_loads_says_why(
+    repository: Path, signal_name: str, raised: str, fault: Fault
+) -> None:
+    """Seen where no folder for temporary files can be written, and where a model's process was stopped for 7 s: Triton
+    raises an error that nothing catches."""
     server = EmbeddedServer(ServerSettings(repository))
     server._process = subprocess.Popen(["sh", "-c", f"kill -{signal_name} $$"])
     server._process.wait()
     server._log = SimpleNamespace(
         text='E1127 14:49:40.208009 4810 server.cc:241] "CudaDriverHelper has not been initialized."\n'
         "terminate called after throwing an instance of 'triton::backend::python::PythonBackendException'\n"
-        "  what():  Failed to create temporary directory for Python environments.\n"
+        f"  what():  {raised}\n"
     )  # type: ignore[assignment]
     assert server.fault() == fault
 
