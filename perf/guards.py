@@ -3,15 +3,17 @@
     .venv/bin/python perf/guards.py [FOLDER]
 
 The speed does not depend on the weights, with one exception: Gen answers in one pass only if its answer is the one that
-the server drafts. So Gen's lm_head is changed, by least squares over the states of one conversation, to write a
-well-formed answer there: `gen` writes the likeliest answer, and `gen_rejected` one whose draft is rejected twice.
+the server drafts. So Gen's lm_head is changed, by least squares over the states of a short conversation and of a chat, to
+write a well-formed answer there: `gen` writes the likeliest answer, and `gen_rejected` one whose draft is rejected twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +37,14 @@ PREFIX_TOKENS, TEXT_TOKENS, SUFFIX_TOKENS = 201, 33, 96
 """Tokens of the real template before a conversation, of a short conversation, and of the template after it."""
 PROMPT = "How do I bake bread?"
 RESPONSE = "Mix flour, water, salt and yeast, wait, and bake it."
+TURNS, PROMPT_WORDS, RESPONSE_WORDS = 8, 45, 135
+"""Of the chat that is measured: its turns, and the words of each of them."""
 ANSWERS = {
     "gen": "Safety: Safe\nCategories: None\nRefusal: No",
     "gen_rejected": "Safety: Unsafe\nCategories: Jailbreak\nRefusal: Yes",
 }
+RECIPE = "2"
+"""Another number than in a checkpoint's file `made` makes the checkpoint anew."""
 ANSWER_LOGIT = 30.0
 """The logit of the answer's tokens; the others are about normally distributed."""
 
@@ -70,15 +76,16 @@ def prepare(folder: Path) -> Guards:
         real_tokenizer.make(tokenizer)
     for name in ("stream", *ANSWERS):
         checkpoint, made = guards.checkpoint(name), guards.checkpoint(name) / "made"
-        if not made.is_file():
+        if not (made.is_file() and made.read_text() == RECIPE):
             variant = "stream" if name == "stream" else "gen"
             random_checkpoint.make(checkpoint, variant, **SHAPE_06B, tied=False, tokenizer_from=tokenizer)
             if variant == "gen":
                 _lengthen_template(checkpoint)
                 _write_answer(checkpoint, ANSWERS[name])
-            made.touch()
+            made.write_text(RECIPE)
         manifest_file = guards.version(name) / "manifest.json"
-        if manifest_file.is_file() and manifest_file.stat().st_mtime > _newest_source():
+        newest = max(_newest_source(), made.stat().st_mtime)
+        if manifest_file.is_file() and manifest_file.stat().st_mtime > newest:
             continue
         manifest = export(str(checkpoint), guards.repository(name), weights="dq8r", say=print)
         place_models(guards.repository(name), manifest)
@@ -91,10 +98,26 @@ def _newest_source() -> float:
     return max(path.stat().st_mtime for name in folders for path in (TESTS.parent / name).rglob("*.py"))
 
 
-def conversation(checkpoint: Path) -> list[int]:
-    """The token ids of the measured conversation in its template."""
-    messages = [Message("user", PROMPT), Message("assistant", RESPONSE)]
+SHORT = [Message("user", PROMPT), Message("assistant", RESPONSE)]
+
+
+def chat(turns: int = TURNS) -> list[Message]:
+    """A conversation of so many questions and answers, whose first turns are those of a longer one."""
+    return [
+        Message(role, f"Turn {turn}: " + " ".join(itertools.islice(itertools.cycle(text.split()), words)))
+        for turn in range(1, turns + 1)
+        for role, text, words in (("user", PROMPT, PROMPT_WORDS), ("assistant", RESPONSE, RESPONSE_WORDS))
+    ]
+
+
+def rendered(checkpoint: Path, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation in the template of `checkpoint`."""
     return [int(token) for token in ChatTemplate.load(checkpoint).render(messages, SHAPE_06B["context"])]
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids at the beginning of two sequences are the same."""
+    return next(at for at, (left, right) in enumerate(zip([*one, -1], [*other, -2], strict=False)) if left != right)
 
 
 def answer_ids(checkpoint: Path, answer: str) -> list[int]:
@@ -115,7 +138,7 @@ def _lengthen_template(checkpoint: Path) -> None:
         )
         path.write_text(json.dumps(settings))
         prefix = len(template_prefixes(ChatTemplate.load(checkpoint), SHAPE_06B["context"])[0])
-        missing = PREFIX_TOKENS + TEXT_TOKENS + SUFFIX_TOKENS - len(conversation(checkpoint))
+        missing = PREFIX_TOKENS + TEXT_TOKENS + SUFFIX_TOKENS - len(rendered(checkpoint, SHORT))
         if prefix == PREFIX_TOKENS and missing == 0:
             return
         before += PREFIX_TOKENS - prefix
@@ -123,13 +146,13 @@ def _lengthen_template(checkpoint: Path) -> None:
 
 
 def _write_answer(checkpoint: Path, answer: str) -> None:
-    """Changes the lm_head so that greedy decoding of the measured conversation gives `answer`."""
-    question, wanted = conversation(checkpoint), answer_ids(checkpoint, answer)
+    """Changes the lm_head so that greedy decoding of the measured conversations gives `answer`."""
+    questions, wanted = [rendered(checkpoint, each) for each in (SHORT, chat())], answer_ids(checkpoint, answer)
     opened = open_checkpoint(str(checkpoint))
-    (states,) = final_states(opened, [np.array([*question, *wanted[:-1]])])
-    states = states[-len(wanted) :]
-    tokens = sorted(set(wanted))
-    logits = np.array([[ANSWER_LOGIT if token == right else 0.0 for right in wanted] for token in tokens], np.float32)
+    found = final_states(opened, [np.array([*question, *wanted[:-1]]) for question in questions])
+    states = np.concatenate([each[-len(wanted) :] for each in found])
+    tokens, right = sorted(set(wanted)), wanted * len(questions)
+    logits = np.array([[ANSWER_LOGIT if token == one else 0.0 for one in right] for token in tokens], np.float32)
     head = opened.weights.float32("lm_head.weight")
     head[tokens] = logits @ np.linalg.pinv(states).T
     _overwrite(checkpoint / "model.safetensors", "lm_head.weight", head)

@@ -96,7 +96,7 @@ class Run:
 
     def classify(self) -> None:
         manifest = Manifest.read(self.guards.version("gen"))
-        ids = guards.conversation(self.guards.checkpoint("gen"))
+        ids = guards.rendered(self.guards.checkpoint("gen"), guards.SHORT)
         say(f"classify: {len(ids)} tokens and {ANSWER_TOKENS} of answer; {product.described(manifest)}")
         with ExitStack() as stack:
             server = stack.enter_context(product.served(self.guards.repository("gen")))
