@@ -3,8 +3,8 @@
     .venv/bin/python perf/guards.py [FOLDER]
 
 The speed does not depend on the weights, with one exception: Gen answers in one pass only if its answer is the one that
-the server drafts. So Gen's lm_head is changed, by least squares over the states of a short conversation and of a chat, to
-write a well-formed answer there: `gen` writes the likeliest answer, and `gen_rejected` one whose draft is rejected twice.
+the server drafts. So Gen's lm_head is changed, by least squares over the states of a short conversation and of a chat,
+to write a well-formed answer there: `gen` writes the likeliest one, `gen_rejected` one whose draft is rejected twice.
 """
 
 from __future__ import annotations

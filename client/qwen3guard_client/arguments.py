@@ -101,7 +101,9 @@ def checked_session(session: int | str) -> int | str:
 
 
 def check_plain(name: str, what: str) -> None:
-    """Raises InvalidRequest for control characters. Triton ends an id at its first NUL, so that two become one."""
+    """Raises InvalidRequest for control characters, and InvalidEncoding. Triton ends an id at its first NUL, so that
+    two become one."""
+    checked_text(name, what)
     if _CONTROL.search(name):
         raise InvalidRequest(f"{what} may have no control characters.")
 

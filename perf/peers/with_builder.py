@@ -3,9 +3,9 @@
     python with_builder.py GEN CACHE int4
 
 The builder converts GEN once into CACHE, with weights of 4 bits in blocks of 32 and 8-bit products (MatMulNBits,
-accuracy level 4) and GroupQueryAttention over one buffer of KV: once with the lm_head for the last token alone, and once
-without, as Stream has none. ONNX Runtime runs them with the buffer bound, so that nothing is copied and a sequence is
-cut back by its length.
+accuracy level 4) and GroupQueryAttention over one buffer of KV: once with the lm_head for the last token alone, and
+once without, as Stream has none. ONNX Runtime runs them with the buffer bound, so that nothing is copied and a sequence
+is cut back by its length.
 
 Reads one request from each line and answers {"ms": ...} on a line.
 """
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 import numpy as np
 import onnxruntime
 

@@ -6,9 +6,9 @@ optimum-intel converts GEN once into CACHE, to a stateful model that keeps its K
 weights compressed by nncf. bf16 is requested as inference precision if the CPU has it. Without it OpenVINO would
 emulate bf16 (minutes for a request), so its default, fp32, is used; the answer to `precision` says which.
 
-Reads one request from each line and answers {"ms": ...} on a line. `classify` runs the lm_head for the last token alone,
-`step` the same graph without it, since Stream has none. A step continues the stream, as it is used: a state that is set
-is copied by the next pass, so such a pass is not timed.
+Reads one request from each line and answers {"ms": ...} on a line. `classify` runs the lm_head for the last token
+alone, `step` the same graph without it, since Stream has none. A step continues the stream, as it is used: a state that
+is set is copied by the next pass, so such a pass is not timed.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ PARAMETERS: tuple[dict[str, Any], ...] = (
     *({name: value} for name in ("sequence_start", "sequence_end") for value in (1, 0, "true", 2.5)),
     {"sequence_start": True}, {"sequence_end": True}, {"": 1}, {"x" * 10_000: "y"}, {"triton_x": 1}, {"\x00": True},
     {"triton_enable_empty_final_response": True}, {"binary_data_output": "x"}, {"headers": "x"}, {"cache": True},
+    {"strict": False}, {"blocked": "[]"}, {"scope": 5}, {"canary": "true"},
 )  # fmt: skip
 TENSOR_PARAMETERS: tuple[dict[str, Any], ...] = (
     {"shared_memory_region": "nobody", "shared_memory_byte_size": 8},

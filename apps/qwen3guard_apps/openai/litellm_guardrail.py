@@ -14,6 +14,7 @@ from qwen3guard_client import AsyncGuardClient, Classification, Policy
 from qwen3guard_contract.errors import InputError
 from qwen3guard_contract.labels import RiskLevel
 from qwen3guard_contract.message_text import text_of_message
+from qwen3guard_contract.text import shown
 from qwen3guard_contract.thresholds import Judgement, categories
 
 from qwen3guard_apps.openai import conversation
@@ -23,6 +24,19 @@ from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
 
 PATH = "/beta/litellm_basic_guardrail_api"
+_PASSED_OVER = frozenset(
+    {
+        "additional_provider_specific_params",
+        "litellm_trace_id",
+        "litellm_version",
+        "model",
+        "request_data",
+        "request_headers",
+        "tools",
+    }
+)
+"""Fields of a request that are not judged: no text of the conversation, or definitions of tools."""
+_READ = frozenset({"images", "input_type", "litellm_call_id", "structured_messages", "texts", "tool_calls"})
 MAX_TEXTS = 256
 """The most different texts of one request that are judged, beside its conversation."""
 _Turns = list[dict[str, str]]
@@ -65,17 +79,22 @@ class LiteLLMGuardrail:
         kind = request.get("input_type")
         if kind not in ("request", "response"):
             raise invalid("The input_type must be request or response.")
-        if request.get("images"):
+        for name, value in request.items():
+            if value is not None and name not in _READ | _PASSED_OVER:
+                raise _CannotRead(f"The {kind} has a field {shown(name)}, which is not read.")
+        if _list(request, "images"):
             raise _CannotRead(f"The {kind} has an image; the guard reads text alone.")
         texts = list(dict.fromkeys([*_texts(request), *_calls(request)]))
         call = request.get("litellm_call_id")
         if kind == "response":
+            if _list(request, "structured_messages"):
+                raise _CannotRead("The response has structured_messages, which are read of a request alone.")
             _check_number(texts)
             asked = self._calls.conversation(call)
             if asked is None:
                 return [_Judged("response", [_turn("user", text)]) for text in texts]
             return [_Judged("response", [*asked.messages, _turn("assistant", asked.begun + text)]) for text in texts]
-        asked = _conversation(request) if texts else None
+        asked = _conversation(_list(request, "structured_messages"))
         contents = [turn["content"] for turn in asked.messages] + [asked.begun] if asked else []
         whole, read = set(contents), "\n".join(contents)
         texts = [text for text in texts if text not in whole]
@@ -135,28 +154,37 @@ class _CannotRead(Exception):
 
 
 def _texts(request: Mapping[str, Any]) -> list[str]:
-    texts = request.get("texts") or []
-    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+    texts = _list(request, "texts")
+    if not all(isinstance(each, str) for each in texts):
         raise invalid("The texts must be a list of texts.")
     return [each for each in texts if each.strip()]
 
 
 def _calls(request: Mapping[str, Any]) -> list[str]:
     """The arguments of each tool call that has some."""
-    calls = request.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise invalid("The tool_calls must be a list.")
+    calls = _list(request, "tool_calls")
     texts = [text_of_message({"tool_calls": [each]}, f"Tool call {number}") for number, each in enumerate(calls, 1)]
     return [each for each in texts if each.strip()]
 
 
-def _conversation(request: Mapping[str, Any]) -> Conversation | None:
-    """The messages of a request. None where LiteLLM sends texts alone, as those of embeddings."""
-    messages = request.get("structured_messages")
-    if not messages:
+def _list(request: Mapping[str, Any], name: str) -> list[Any]:
+    """The field `name`, empty where it is absent or null. Raises ApiError for what is no list."""
+    value = request.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise invalid(f"The {name} must be a list.")
+    return value
+
+
+def _conversation(messages: Sequence[Any]) -> Conversation | None:
+    """The messages of a request. None where they have no text, and where LiteLLM sends texts alone, as those of
+    embeddings."""
+    numbered = enumerate(messages, 1)
+    if all(isinstance(each, dict) and not text_of_message(each, f"Message {at}").strip() for at, each in numbered):
         return None
     try:
-        return conversation.read_conversation({"messages": messages})
+        return conversation.read_conversation({"messages": list(messages)})
     except ApiError as error:
         raise _CannotRead(str(error)) from None
 

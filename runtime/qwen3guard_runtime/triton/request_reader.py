@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import InvalidRequest
+from qwen3guard_contract.text import shown
 from qwen3guard_contract.wire import CANARY, LONGEST_SCOPE, SCOPE, Model
 
 from qwen3guard_runtime.request import Request
@@ -23,12 +24,17 @@ SEQUENCE_START, SEQUENCE_END = 1, 2
 def plain_request(request: Any, model: Model) -> Request:
     """Raises InvalidRequest."""
     parameters = _parameters(request)
-    return Request(_tensors(request, model), *_head(request, parameters), _scope(parameters))
+    _check(parameters)
+    return Request(_tensors(request, model), *_head(request, parameters), parameters.get(SCOPE))
 
 
 def without_tensors(request: Any) -> Request:
     """What is known of a request whose tensors cannot be read."""
-    return Request({}, *_head(request, _parameters(request)))
+    try:
+        parameters = _parameters(request)
+    except InvalidRequest:
+        parameters = {}
+    return Request({}, *_head(request, parameters))
 
 
 def _head(request: Any, parameters: Mapping[str, Any]) -> tuple[frozenset[str], int | str, bool, bool, bool]:
@@ -43,24 +49,30 @@ def _head(request: Any, parameters: Mapping[str, Any]) -> tuple[frozenset[str], 
     )
 
 
-def _scope(parameters: Mapping[str, Any]) -> str | None:
-    """Raises InvalidRequest."""
-    scope = parameters.get(SCOPE)
-    if scope is not None and not (isinstance(scope, str) and 0 < len(scope) <= LONGEST_SCOPE):
-        raise InvalidRequest(f"The parameter {SCOPE} must be a text of 1 to {LONGEST_SCOPE} characters.")
-    return scope
+def _check(parameters: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for a parameter of a wrong form, and for one that nobody would read: a policy among them
+    would go unheard."""
+    for name, value in parameters.items():
+        if name == SCOPE:
+            if not (isinstance(value, str) and 0 < len(value) <= LONGEST_SCOPE):
+                raise InvalidRequest(f"The parameter {SCOPE} must be a text of 1 to {LONGEST_SCOPE} characters.")
+        elif name != CANARY:
+            raise InvalidRequest(f"The request has a parameter {shown(name)}, which is not read; a policy is a tensor.")
+        elif not isinstance(value, bool):
+            raise InvalidRequest(f"The parameter {CANARY} must be true or false.")
 
 
 def _parameters(request: Any) -> Mapping[str, Any]:
-    """The request's own parameters. Triton gives them as JSON, which is `{}` for nearly every step."""
+    """The request's own parameters. Triton gives them as JSON, which is `{}` for nearly every step. Raises
+    InvalidRequest."""
     text = request.parameters()
     if text == "{}":
         return {}
     try:
-        parameters = json.loads(text)
+        parameters: dict[str, Any] = json.loads(text)
     except ValueError:
-        return {}
-    return parameters if isinstance(parameters, dict) else {}
+        raise InvalidRequest("The parameters of the request cannot be read.") from None
+    return parameters
 
 
 def _tensors(request: Any, model: Model) -> dict[str, npt.NDArray[Any]]:

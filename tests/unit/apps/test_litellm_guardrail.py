@@ -128,6 +128,9 @@ def test_what_has_no_text_is_let_through(guardrail: LiteLLMGuardrail, guard: Gua
         ({"texts": ["a"], "structured_messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "audio"),
         ({"texts": ["a"], "structured_messages": [USER | {"documents": "knife"}]}, "documents"),
         ({"tool_calls": [{"function": "knife"}]}, "Call 1"),
+        ({"text": "knife"}, "text"),
+        ({"texts": ["a"], "files": ["knife"]}, "files"),
+        ({"structured_messages": ["knife"]}, "Message 1"),
     ],
 )
 def test_what_cannot_be_read_is_blocked_by_its_name(
@@ -147,6 +150,42 @@ def test_what_the_guard_refuses_is_blocked_and_what_fails_is_an_error(
     guard.failure = errors.Unreachable("Nobody is there.")
     with pytest.raises(errors.Unreachable):
         answer(guardrail, "request", texts=["Bread."])
+
+
+LISTS = ("texts", "tool_calls", "images", "structured_messages")
+
+
+@pytest.mark.parametrize("kind", ["request", "response"])
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("value", [0, 0.0, False, "", {}, 1, True, "a", {"a": 1}], ids=repr)
+def test_what_is_no_list_is_an_error(
+    guardrail: LiteLLMGuardrail, guard: Guard, kind: str, name: str, value: object
+) -> None:
+    with pytest.raises(ApiError, match=name):
+        answer(guardrail, kind, **{name: value})
+    assert not guard.asked
+
+
+@pytest.mark.parametrize("texts", [{}, {"texts": None}, {"texts": []}])
+def test_a_conversation_is_judged_whether_or_not_its_texts_come(
+    guardrail: LiteLLMGuardrail, guard: Guard, texts: dict[str, Any]
+) -> None:
+    asked = [{"role": "user", "content": "A knife."}]
+    assert answer(guardrail, "request", structured_messages=asked, **texts)["action"] == "BLOCKED"
+    assert guard.asked == [asked]
+    found = answer(guardrail, "response", structured_messages=asked, **texts)
+    assert "structured_messages" in found["blocked_reason"]
+
+
+def test_what_says_nothing_of_the_conversation_is_passed_over(guardrail: LiteLLMGuardrail, guard: Guard) -> None:
+    empty = {"role": "assistant", "content": None}
+    others = dict.fromkeys(
+        ("litellm_trace_id", "request_data", "request_headers", "litellm_version", "model", "tools", "new"), None
+    )
+    said = {"request_data": {"user_api_key_alias": "knife"}, "tools": [{"type": "knife"}], "model": "knife"}
+    assert answer(guardrail, "request", structured_messages=[empty], **others) == {"action": "NONE"}
+    assert answer(guardrail, "request", texts=["Bread."], **said) == {"action": "NONE"}
+    assert guard.asked == [[{"role": "user", "content": "Bread."}]]
 
 
 @pytest.mark.parametrize("wrong", [{"input_type": None}, {"texts": "a"}, {"texts": [1]}, {"tool_calls": "a"}])
