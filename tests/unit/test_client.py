@@ -507,3 +507,13 @@ def test_a_reply_that_cannot_be_read_is_an_error_of_the_server() -> None:
 
     with pytest.raises(errors.InternalError, match="cannot be read"):
         calls.classify("Hi.", None, None).result(Nonsense())
+
+
+@pytest.mark.parametrize(
+    ("scope", "error"), [("\ud800", errors.InvalidEncoding), ("a\0", errors.InvalidRequest), (5, errors.InvalidRequest)]
+)
+def test_a_scope_that_cannot_be_sent(scope: Any, error: type[errors.GuardError]) -> None:
+    with pytest.raises(error, match="scope"):
+        GuardClient(scope=scope)
+    with GuardClient() as guard, pytest.raises(error, match="scope"):
+        guard.in_scope(scope)
