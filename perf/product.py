@@ -66,6 +66,16 @@ def classify_ms(guard: GuardClient, prompt: str, response: str) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
+def start_ms(guard: GuardClient, messages: list[dict[str, str]]) -> float:
+    """The opening of a stream, with the verdict on its last prompt."""
+    stream = guard.stream(messages=messages)
+    began = time.perf_counter()
+    stream.__enter__()
+    took = time.perf_counter() - began
+    stream.finish()
+    return 1e3 * took
+
+
 def run_at_once(calls: Sequence[Callable[[], float]], seconds: float) -> tuple[float, list[float]]:
     """Repeats each call in a thread of its own, all at the same time.
 

@@ -1,10 +1,12 @@
 """Measures the table of docs/performance.md: the product beside its peers, on this machine, in one run.
 
-    .venv/bin/python perf/table.py [--rounds 5] [--folder build/perf]
+    .venv/bin/python perf/table.py [--runs 1] [--rounds 5] [--folder build/perf]
 
 The product is measured through gRPC, and each peer without a server, in its own process. They take turns, round after
-round, so that a disturbance of the machine affects all of them. Writes perf/results/latest.json and a file named after
-the time; `met` says whether `at_least` holds. perf/report.py makes the page of it.
+round, so that a disturbance of the machine affects all of them. A row names the precision in which a peer was fastest
+here; the other medians are in `notes`. With several runs, each starts all anew, and a row has the median of their
+values. Writes perf/results/latest.json and a file named after the time and the CPU; `met` says whether `at_least`
+holds. perf/report.py makes the page of it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +36,9 @@ from guards import Guards
 from peer import Peer, environment
 from product import Session, median, run_at_once
 from qwen3guard_client import GuardClient
+from qwen3guard_contract.errors import UnreadableAnswer
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.messages import Message
 from qwen3guard_server.installation import HUGE_PAGES
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,6 +52,23 @@ PAIRS = 60
 noise."""
 PAUSE_S = 0.02
 """The pause between two engines, so that no thread of one still spins while the other is timed."""
+
+TRANSFORMERS, OPENVINO, LLAMA, GENAI, OPTIMUM = (
+    "transformers", "OpenVINO", "llama.cpp", "onnxruntime-genai", "Optimum",
+)  # fmt: skip
+ENVIRONMENTS = {
+    TRANSFORMERS: "transformers",
+    OPENVINO: "openvino",
+    LLAMA: "llama",
+    GENAI: "builder",
+    OPTIMUM: "optimum",
+}
+PRECISIONS = (
+    f"{TRANSFORMERS} bf16", f"{TRANSFORMERS} fp32", f"{OPENVINO} bf16", f"{OPENVINO} int8", f"{LLAMA} Q8_0",
+    f"{LLAMA} Q4_K_M", f"{GENAI} int4", f"{OPTIMUM} fp32",
+)  # fmt: skip
+KEEP_PREFIXES = (LLAMA, GENAI)
+"""The peers that are used with a cache of what was computed before; they are given what the product holds."""
 
 Times = dict[str, list[float]]
 Wanted = tuple[float | None, float | None]
@@ -69,6 +92,8 @@ class Row:
     unit: str = "x"
     ours: float | None = None
     theirs: float | None = None
+    values: tuple[float, ...] = ()
+    """Of the runs, if there was more than one."""
 
     @property
     def met(self) -> bool | None:
@@ -101,23 +126,28 @@ class Run:
         with ExitStack() as stack:
             server = stack.enter_context(product.served(self.guards.repository("gen")))
             guard = stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None))
+            peers = self.peers(stack, "gen")
             engines: dict[str, Callable[[], float]] = {
                 "product": lambda: product.classify_ms(guard, guards.PROMPT, guards.RESPONSE)
             }
-            for peer in self.peers(stack, "gen"):
-                engines[peer.name] = lambda peer=peer: peer.ms("classify", ids=ids, answer=ANSWER_TOKENS)  # type: ignore[misc]
+            for name, peer in peers.items():
+                held = {"held": guards.PREFIX_TOKENS} if name.startswith(KEEP_PREFIXES) else {}
+                engines[name] = lambda p=peer, h=held: p.ms("classify", ids=ids, answer=ANSWER_TOKENS, **h)  # type: ignore[misc]
             times = self.turns("classify", engines, {"product": 4})
             work = "classify, 330 tokens (201 held), 12 answer tokens, draft accepted"
-            self.against("1", work, times, "transformers bf16", (7, 15))
-            self.against("1b", work, times, "transformers fp32")
-            self.against("2", work, times, "OpenVINO bf16", (5.5, 12))
-            self.against("2b", work, times, "OpenVINO int8")
+            self.against("1", work, times, TRANSFORMERS, (9, 15))
+            self.against("2", work, times, OPENVINO, (7, 12))
+            for letter, family in zip("abc", (LLAMA, GENAI, OPTIMUM), strict=True):
+                self.against(f"2{letter}", work, times, family)
             ours = median(times["product"])
             tokens = len(ids) - guards.PREFIX_TOKENS + ANSWER_TOKENS
             least = 1e3 * floor.classify_seconds(
                 manifest, self.floor, begin=guards.PREFIX_TOKENS, tokens=tokens, answer=ANSWER_TOKENS
             )
-            self.add(Row("11b", "classify against its floor", "the floor", ours / least, 5, 2, "x floor", ours, least))
+            self.add(
+                Row("11b", "classify against its floor", "the floor", ours / least, 2.0, 2.0, "x floor", ours, least)
+            )
+            self.chat_answer(guard, peers)
         with product.served(self.guards.repository("gen")) as server, ExitStack() as stack:
             clients = [
                 stack.enter_context(GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None)) for _ in range(8)
@@ -125,9 +155,41 @@ class Run:
             calls = [lambda one=one: product.classify_ms(one, guards.PROMPT, guards.RESPONSE) for one in clients]
             rates = self.rates(calls, (1, 8), "classify")
             self.add(
-                Row("8", "classify, 8 clients at once, requests/s", "1 client", rates[8] / rates[1], 1.2, 1.8, "x",
+                Row("8", "classify, 8 clients at once, requests/s", "1 client", rates[8] / rates[1], None, 1.8, "x",
                     rates[8], rates[1])
             )  # fmt: skip
+
+    def chat_answer(self, guard: GuardClient, peers: dict[str, Peer]) -> None:
+        """The answer of a chat's last turn; those before were judged, and what was computed for them is held."""
+        before, now = guards.chat(guards.TURNS - 1), guards.chat()
+        ids, held = self.ids("gen", before, now)
+
+        def ours() -> float:
+            scoped = guard.in_scope(str(uuid.uuid4()))
+            try:
+                scoped.classify(messages=spoken(before))
+            except UnreadableAnswer:  # Gen's random weights write an answer for the last turn alone
+                pass
+            began = time.perf_counter()
+            scoped.classify(messages=spoken(now))
+            return 1e3 * (time.perf_counter() - began)
+
+        engines = {"product": ours}
+        for name, peer in peers.items():
+            if name.startswith(KEEP_PREFIXES):
+                engines[name] = lambda p=peer: p.ms("classify", ids=ids, answer=ANSWER_TOKENS, held=held)  # type: ignore[misc]
+        work = f"chat turn {guards.TURNS}: classify of {len(ids):,} tokens ({held:,} held)"
+        self.beside_caches("13a", work, engines)
+
+    def beside_caches(self, row: str, work: str, engines: dict[str, Callable[[], float]]) -> None:
+        times = self.turns(work, engines, {})
+        self.against(row, work, times, LLAMA, (2.0, 2.0))
+        self.against(row, work, times, GENAI)
+
+    def ids(self, name: str, before: Sequence[Message], now: Sequence[Message]) -> tuple[list[int], int]:
+        """The token ids of a conversation, and how many of them those of a former one begin with."""
+        one, other = (guards.rendered(self.guards.checkpoint(name), each) for each in (before, now))
+        return other, guards.shared(one, other)
 
     def rejected(self) -> None:
         """Measures classify where two decisions of the answer are not the drafted ones."""
@@ -151,45 +213,69 @@ class Run:
             cached: dict[tuple[int, int], Times] = {}
             for context, tokens in ((512, 1), (2048, 1), (512, 16)):
                 engines: dict[str, Callable[[], float]] = {"product": lambda c=context, t=tokens: sessions[c].step(t)}  # type: ignore[misc]
-                for peer in peers:
-                    engines[peer.name] = lambda p=peer, c=context, t=tokens: p.ms("step", context=c, tokens=t)  # type: ignore[misc]
+                for name, peer in peers.items():
+                    engines[name] = lambda p=peer, c=context, t=tokens: p.ms("step", context=c, tokens=t)  # type: ignore[misc]
                 cached[context, tokens] = self.turns(f"step {tokens} @{context}", engines, dict.fromkeys(engines, 5))
             self.steps(cached)
+            loop = peers[fastest(cached[512, 16], TRANSFORMERS)]
             for row, context, wanted in (("4a", 512, (14, 25)), ("4b", 2048, (50, 100))):
-                self.reforward(row, wanted, peers[0], context, sessions[context])
+                self.reforward(row, wanted, loop, context, sessions[context])
             ours = median(cached[512, 1]["product"])
             least = 1e3 * floor.step_seconds(manifest, self.floor, 512)
-            self.add(Row("11a", "step of 1 token at 512, against its floor", "the floor", ours / least, 2.5, 1.5,
+            self.add(Row("11a", "step of 1 token at 512, against its floor", "the floor", ours / least, 2.2, 1.5,
                          "x floor", ours, least))  # fmt: skip
             for session in sessions.values():
                 session.close()
+            with GuardClient(server.url, timeout_s=product.TIMEOUT_S, scope=None) as guard:
+                self.starts(guard, {name: peer for name, peer in peers.items() if name.startswith(KEEP_PREFIXES)})
         with product.served(self.guards.repository("stream")) as server:
             self.overhead(server.url)
             self.sessions(server.url, server.pid)
 
     def steps(self, cached: dict[tuple[int, int], Times]) -> None:
-        bounds = {
-            "transformers bf16": {(512, 1): (2.6, 4.0), (2048, 1): (2.0, 4.0), (512, 16): (2.2, 4.0)},
-            "OpenVINO int8": {(512, 1): (1.3, 2.0), (2048, 1): (0.9, 1.7)},
-            "OpenVINO bf16": {(512, 16): (2.0, 3.0)},
-            "transformers fp32": {},
+        wanted: dict[str, tuple[str, str, Wanted, Wanted]] = {
+            TRANSFORMERS: ("3", "6", (3.5, 4.0), (2.5, 4.0)),
+            OPENVINO: ("5", "6", (1.6, 2.0), (2.5, 3.0)),
+            LLAMA: ("14", "14", (1.0, 1.15), (None, None)),
+            GENAI: ("14", "14", (None, None), (None, None)),
+            OPTIMUM: ("14", "14", (None, None), (None, None)),
         }
         for (context, tokens), times in cached.items():
-            for peer, wanted in bounds.items():
-                row = "6" if tokens > 1 else "3" if peer.startswith("transformers") else "5"
+            work = f"stream_step, {tokens} at context {context}"
+            for family, (one, many, for_one, for_many) in wanted.items():
                 letter = "a" if context == 512 else "b"
-                self.against(
-                    row + letter,
-                    f"stream_step, {tokens} at context {context}",
-                    times,
-                    peer,
-                    wanted.get((context, tokens), (None, None)),
-                )
+                if tokens == 1:
+                    self.against(one + letter, work, times, family, for_one)
+                else:
+                    self.against(many + ("c" if many == "14" else letter), work, times, family, for_many)
+
+    def starts(self, guard: GuardClient, peers: dict[str, Peer]) -> None:
+        """A long START of which nothing is held, and that of a chat's last turn."""
+        before, now = guards.chat(guards.TURNS - 1)[:-1], guards.chat()[:-1]
+        ids, held = self.ids("stream", before, now)
+
+        def whole() -> float:
+            return product.start_ms(guard, spoken(now))
+
+        def last() -> float:
+            scoped = guard.in_scope(str(uuid.uuid4()))
+            product.start_ms(scoped, spoken(before))
+            return product.start_ms(scoped, spoken(now))
+
+        engines: dict[str, Callable[[], float]] = {"product": whole}
+        engines |= {name: lambda p=peer: p.ms("prefill", ids=ids) for name, peer in peers.items()}  # type: ignore[misc]
+        work = f"START of {len(ids):,} tokens, nothing held"
+        times = self.turns(work, engines, {})
+        self.against("12", work, times, LLAMA, (1.0, 1.2))
+        self.against("12", work, times, GENAI)
+        engines = {"product": last}
+        engines |= {name: lambda p=peer: p.ms("prefill", ids=ids, held=held) for name, peer in peers.items()}  # type: ignore[misc]
+        self.beside_caches("13b", f"chat turn {guards.TURNS}: START of {len(ids):,} tokens ({held:,} held)", engines)
 
     def reforward(self, row: str, wanted: Wanted, peer: Peer, context: int, session: Session) -> None:
         theirs = min(peer.ms("reforward", context=context, tokens=1) for _ in range(2 if context == 512 else 1))
         ours = median([session.step() for _ in range(9)])
-        name = "the published loop, bf16"
+        name = f"the published loop, {peer.name.removeprefix(TRANSFORMERS).strip()}"
         work = f"stream_step, 1 at context {context}"
         self.add(Row(row, work, name, theirs / ours, *wanted, "x", ours, theirs))
 
@@ -207,13 +293,13 @@ class Run:
         session.close()
         served, alone = (median(list(each)) for each in zip(*pairs, strict=True))
         difference = median([one - other for one, other in pairs])
-        self.add(Row("9", "served step minus the bare engine's, p50, ms", "the bare engine", difference, 2.5, 1.0, "ms",
+        self.add(Row("9", "served step minus the bare engine's, p50, ms", "the bare engine", difference, 2.0, 1.0, "ms",
                      served, alone))  # fmt: skip
 
     def sessions(self, url: str, pid: int) -> None:
         held = [Session(url, 512) for _ in range(max(CALLERS))]
         rates = self.rates([one.step for one in held], CALLERS, "sessions")
-        self.add(Row("7", "16 live sessions, 1 token each, tokens/s", "1 session", rates[16] / rates[1], 2.5, 4.5, "x",
+        self.add(Row("7", "16 live sessions, 1 token each, tokens/s", "1 session", rates[16] / rates[1], 3.5, 4.5, "x",
                      rates[16], rates[1]))  # fmt: skip
         memory = product.guard_bytes(pid) / 2**30
         self.add(Row("10", "memory of the Stream process, 16 sessions at 512 tokens, GiB", "", memory, 1.7, 1.1, "GiB"))
@@ -230,27 +316,19 @@ class Run:
 
     # shared by the rows ------------------------------------------------------------------------------------------
 
-    def peers(self, stack: ExitStack, variant: str) -> list[Peer]:
-        """Starts all peers, transformers bf16 first; they end with `stack`."""
-        envs = self.guards.folder / "environments"
-        transformers, openvino = (environment(name, envs) for name in ("transformers", "openvino"))
+    def peers(self, stack: ExitStack, variant: str) -> dict[str, Peer]:
+        """Starts all peers, by their names with the precision; they end with `stack`."""
         gen, stream = (str(self.guards.checkpoint(name)) for name in ("gen", "stream"))
-        converted = str(self.guards.folder / "openvino")
-        peers = []
-        for kind in ("bf16", "fp32"):
-            name = f"transformers {kind}"
-            peers.append(
-                Peer(name, transformers, "with_transformers.py", gen, stream, kind, log=self.log(f"{name}-{variant}"))
-            )
-        for kind in ("bf16", "int8"):
-            name = f"OpenVINO {kind}"
-            peers.append(
-                Peer(name, openvino, "with_openvino.py", gen, converted, kind, log=self.log(f"{name}-{variant}"))
-            )
-        for peer in peers:
-            stack.enter_context(peer)
+        peers = {}
+        for name in PRECISIONS:
+            family, precision = name.split()
+            home = ENVIRONMENTS[family]
+            python = environment(home, self.guards.folder / "environments")
+            other = stream if family == TRANSFORMERS else str(self.guards.folder / home)
+            log = self.log(f"{name}-{variant}")
+            peers[name] = stack.enter_context(Peer(name, python, f"with_{home}.py", gen, other, precision, log=log))
         if variant == "gen":
-            precisions = {peer.name: peer.ask("precision")["precision"] for peer in peers if "OpenVINO" in peer.name}
+            precisions = {name: peer.ask("precision")["precision"] for name, peer in peers.items() if OPENVINO in name}
             self.notes["openvino_inference_precision"] = precisions
         return peers
 
@@ -263,7 +341,9 @@ class Run:
                 measured = [call() for _ in range(samples.get(name, 1))]
                 if number:
                     times[name] += measured
-        say(f"{work}: " + ", ".join(f"{name} {median(measured):.1f} ms" for name, measured in times.items()))
+        medians = {name: round(median(measured), 1) for name, measured in times.items()}
+        self.notes.setdefault("median_ms", {})[work] = medians
+        say(f"{work}: " + ", ".join(f"{name} {took:.1f} ms" for name, took in medians.items()))
         return times
 
     def rates(self, calls: list[Callable[[], float]], sizes: tuple[int, ...], name: str) -> dict[int, float]:
@@ -282,7 +362,9 @@ class Run:
         say(f"{name}: " + ", ".join(f"{size}: {rate:.2f}/s" for size, rate in means.items()))
         return means
 
-    def against(self, row: str, work: str, times: Times, peer: str, wanted: Wanted = (None, None)) -> None:
+    def against(self, row: str, work: str, times: Times, family: str, wanted: Wanted = (None, None)) -> None:
+        """Adds a row beside the fastest precision of a family of peers."""
+        peer = fastest(times, family)
         ours, theirs = median(times["product"]), median(times[peer])
         self.add(Row(row, work, peer, theirs / ours, *wanted, "x", ours, theirs))
 
@@ -295,14 +377,50 @@ class Run:
         return self.guards.folder / "logs" / f"{name.replace(' ', '-')}.log"
 
     def result(self) -> dict[str, Any]:
-        rows = [asdict(row) | {"met": row.met} for row in self.rows]
         return {
-            "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
+            "rows": [_as_json(row) for row in self.rows],
             "machine": describe_machine() | {"floor": {name: _rounded(value) for name, value in self.floor.items()}},
             "versions": installed_versions(self.guards),
             "curves": self.curves,
             "notes": self.notes,
         }
+
+
+def fastest(times: Times, family: str) -> str:
+    return min((name for name in times if name.startswith(family)), key=lambda name: median(times[name]))
+
+
+def spoken(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as a client sends them."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several runs. A row is of all runs in which its peer was the fastest of its family, and has the
+    median of their values."""
+    last = dict(results[-1])
+    rows = []
+    for row in last["rows"]:
+        same = [
+            other
+            for result in results
+            for other in result["rows"]
+            if (other["row"], other["peer"]) == (row["row"], row["peer"])
+        ]
+        value = median([other["value"] for other in same])
+        found = {name: median([other[name] for other in same]) for name in ("ours", "theirs") if row[name] is not None}
+        merged = replace(
+            Row(**{name: each for name, each in row.items() if name != "met"}),
+            value=value,
+            values=tuple(other["value"] for other in same),
+            **found,
+        )
+        rows.append(_as_json(merged))
+    return last | {"rows": rows, "notes": last["notes"] | {"runs": len(results)}}
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {key: _rounded(value) for key, value in (asdict(row) | {"met": row.met}).items()}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -327,7 +445,7 @@ def installed_versions(guards: Guards) -> dict[str, Any]:
     }
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     versions["commit"] = done.stdout.strip()
-    for name in ("transformers", "openvino"):
+    for name in ENVIRONMENTS.values():
         versions[name] = (guards.folder / "environments" / name / "made-from.txt").read_text().split()
     return versions
 
@@ -342,16 +460,22 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("build/perf"))
     arguments = parser.parse_args()
-    run = Run(guards.prepare(arguments.folder), arguments.rounds)
-    run.measure_all()
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(run.result(), indent=1) + "\n"
+    prepared, results = guards.prepare(arguments.folder), []
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%MZ")
-    for name in (f"{stamp}.json", "latest.json"):
-        (RESULTS / name).write_text(text)
+    for _ in range(arguments.runs):
+        run = Run(prepared, arguments.rounds)
+        run.measure_all()
+        results.append(run.result())
+        result = together(results)
+        cpu = re.sub(r"\W+", "-", result["machine"]["cpu"]).strip("-")
+        RESULTS.mkdir(exist_ok=True)
+        text = json.dumps(result, indent=1) + "\n"
+        for name in (f"{stamp}-{cpu}.json", "latest.json"):
+            (RESULTS / name).write_text(text)
 
 
 if __name__ == "__main__":

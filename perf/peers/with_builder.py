@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-THREADS, CONTEXT = 2, 4096
+THREADS, CONTEXT = 2, 2560
 
 
 class Held:

@@ -22,7 +22,7 @@ import gguf
 import llama_cpp as api
 import numpy as np
 
-THREADS, PASS_TOKENS, CONTEXT = 2, 512, 4096
+THREADS, PASS_TOKENS, CONTEXT = 2, 512, 2560
 KEPT_ROOM = 32
 """How far a stream grows before it is cut back to its context."""
 LAYER = {

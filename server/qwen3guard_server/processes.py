@@ -13,11 +13,11 @@ from pathlib import Path
 def model_processes(pid: int) -> dict[str, int]:
     """The process id of each model of the server `pid`, by the model's name.
 
-    A dead process has no command line any more and is left out.
+    A dead process has no command line any more and is left out. Raises OSError if this process cannot look.
     """
     processes = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # threads and processes come and go
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # threads and processes come and go
             for child in children.read_text().split():
                 program, *arguments = os.fsdecode(Path(f"/proc/{child}/cmdline").read_bytes()).split("\0")
                 if program.endswith("_stub"):

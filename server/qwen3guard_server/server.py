@@ -36,6 +36,8 @@ STILL_LOADING_S = 5.0
 LEAST_WORK = 0.1
 """What is done at least within `idle_load_s` while models are being loaded (processes.work). 0.1 s of CPU time within
 30 s is the share of one of 300 processes on a core."""
+UNFINISHED_S = 5.0
+"""How long Triton has to say why the process of a model ended while it was loaded, and to end for that reason."""
 TEARDOWN_S = 1.0
 """How long a process may be ending. Linux shows none of its children meanwhile."""
 
@@ -72,6 +74,8 @@ class EmbeddedServer:
         self._log: ServerLog | None = None
         self._models: dict[str, int] = {}
         """The process of each model that had one."""
+        self._gone_s: float | None = None
+        """When the first of them was found gone while they were loading."""
         self._loading = True
         self._work = 0.0
         """What the processes of the models had done at `_worked_s`; before there are any, that of the server."""
@@ -105,7 +109,7 @@ class EmbeddedServer:
         stub = installation.stub(triton)
         for address, port in self.settings.listeners():
             _check_free(address, port)
-        self._models, self._loading = {}, True
+        self._models, self._gone_s, self._loading = {}, None, True
         self._work, self._worked_s = 0.0, time.monotonic()
         try:
             self._footprint = footprint = self._footprint or Footprint()
@@ -211,7 +215,7 @@ class EmbeddedServer:
 
     def fault(self) -> Fault | None:
         """Why the server can no longer answer: it has ended, or the process of one of its models has, or nothing was
-        done for `idle_load_s` while it was loading. None if it can."""
+        done for `idle_load_s` while it was loading. None if it can. Raises OSError if this process cannot look."""
         if fault := self._own_fault():
             return fault
         if self._loading and STUB_DIED in self.log:
@@ -225,6 +229,10 @@ class EmbeddedServer:
                         self._started().wait(TEARDOWN_S)
                 how = "died" if status is None else ended(status)
                 lost = Fault(f"The process of {name} {how}.", interrupted=status is None or status < 0)
+                if self._loading and (status is None or status >= 0):  # it may have been refused, and Triton says why
+                    self._gone_s = self._gone_s or time.monotonic()
+                    if time.monotonic() - self._gone_s < UNFINISHED_S:
+                        return self._own_fault()
                 return self._own_fault() or lost
         if self._loading and time.monotonic() - self._worked_s > self.settings.idle_load_s:
             who = "The server" if self.is_stopped() else "Its models"

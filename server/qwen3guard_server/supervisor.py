@@ -53,6 +53,7 @@ class Supervisor:
         self._lifecycle = Lifecycle(canaries, limits)
         self._asked = _Asked(canaries)
         self._told_s = 0.0
+        self._is_blind = False
 
     def run(self, stop: threading.Event) -> None:
         """Returns when `stop` is set. Raises ServeError or CanaryFailed when the server is given up."""
@@ -63,6 +64,17 @@ class Supervisor:
             self._asked.close()
 
     def _step(self) -> None:
+        try:
+            self._watch()
+        except OSError as error:  # such as too many open files: that is no fault of the server
+            if not self._is_blind:
+                self._say("warning", f"the server cannot be watched ({error.strerror or type(error).__name__})")
+            self._is_blind = True
+        else:
+            self._is_blind = False
+
+    def _watch(self) -> None:
+        """Raises OSError if this process cannot look."""
         if self._server.keep_clearer():
             self._say("warning", "what clears up after this process was killed, and is started again")
         if self._lifecycle.state is ServerState.RESTARTING:

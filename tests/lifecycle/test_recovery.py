@@ -327,6 +327,15 @@ def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository
         assert len(supervised.starts_again()) == limits.refusals, supervised.said
 
 
+def test_a_model_that_fails_while_it_loads_is_told_with_what_triton_says(repository: Path, tmp_path: Path) -> None:
+    """Its error is none of ours, as where a limit of the system's refuses memory."""
+    models = stream_repository(repository, tmp_path / "r")
+    program = models / "stream_guard" / "1" / "model.py"
+    program.write_text(f"{program.read_text()}\n\nraise OSError(12, 'Cannot allocate memory')\n")
+    with serve(models) as server, pytest.raises(errors.ServeError, match="Cannot allocate memory"):
+        server.wait_ready(lambda: False)
+
+
 def test_a_server_that_never_answered_is_not_waited_for() -> None:
     with (
         GuardClient(f"127.0.0.1:{free_port()}", timeout_s=TIMEOUT_S) as nobody,

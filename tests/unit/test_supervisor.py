@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -25,9 +27,14 @@ class Server:
         self.done: list[str] = []
         self.found: Fault | None = None
         self.stopped = False
+        self.unseen = 0
+        """How often the server cannot be looked at."""
         self.fails: Callable[[], None] = lambda: None
 
     def fault(self) -> Fault | None:
+        if self.unseen:
+            self.unseen -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
         return self.found
 
     def is_stopped(self) -> bool:
@@ -220,3 +227,19 @@ def test_a_canary_that_cannot_be_asked_ends_nothing(error: Exception) -> None:
         gen.error = error
         supervised.becomes_ready()
     assert f"gen_guard could not be asked ({type(error).__name__})" in supervised.said
+
+
+def test_a_server_that_cannot_be_looked_at_is_left_alone() -> None:
+    server = Server()
+    with watched(server, gen=well) as supervised:
+        supervised.becomes_ready()
+        server.unseen = 3
+        deadline = time.monotonic() + PATIENCE_S
+        while server.unseen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        server.found = Fault("The server was killed by SIGKILL.", interrupted=True)
+        supervised.becomes_ready()
+    told = [line for line in supervised.said if "cannot be watched" in line]
+    assert told == ["the server cannot be watched (Too many open files)"]
+    assert server.done == ["loaded", "kill", "restart", "loaded"]
