@@ -13,6 +13,7 @@ from pathlib import Path
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.layout import exported
+from qwen3guard_server.installation import VERTEX_AI
 from qwen3guard_server.server import EXIT_S
 from qwen3guard_server.settings import KEEP_NO_REQUESTS, WHOLE_CONFIGURATIONS, restrictions
 
@@ -52,7 +53,8 @@ def main() -> None:
         sys.exit(f"serve: {error}")
     for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # they remain in a pod's volume when a container was killed
         region.unlink()
-    os.environ.pop(TOKEN_VARIABLE, None)
+    for name in [each for each in os.environ if each == TOKEN_VARIABLE or each.startswith(VERTEX_AI)]:
+        del os.environ[name]
     tritonserver, *arguments = command(models, ensembles, token)
     os.execvp(tritonserver, [tritonserver, *arguments, *sys.argv[1:]])
 

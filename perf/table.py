@@ -12,6 +12,7 @@ holds. perf/report.py makes the page of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -166,10 +167,8 @@ class Run:
 
         def ours() -> float:
             scoped = guard.in_scope(str(uuid.uuid4()))
-            try:
+            with contextlib.suppress(UnreadableAnswer):  # Gen's random weights answer for the last turn alone
                 scoped.classify(messages=spoken(before))
-            except UnreadableAnswer:  # Gen's random weights write an answer for the last turn alone
-                pass
             began = time.perf_counter()
             scoped.classify(messages=spoken(now))
             return 1e3 * (time.perf_counter() - began)

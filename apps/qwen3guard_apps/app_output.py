@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -17,6 +19,8 @@ from qwen3guard_contract.errors import GuardError, ServeError
 from qwen3guard_contract.log_output import LogOutput, RotatedLog, line, stamp
 
 OUR_LOGS = "qwen3guard"
+LACK_S = 1.0
+"""How often it is told at most that this process has too many files open, in seconds."""
 
 
 def add_log_argument(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +47,7 @@ class AppOutput:
         self._handler = logging.StreamHandler(self._log)
         self._handler.addFilter(_kind_alone)
         self._level = level
+        self._lacked_s = float("-inf")
 
     def __enter__(self) -> Self:
         logging.getLogger().addHandler(self._handler)
@@ -72,7 +77,13 @@ class AppOutput:
         self._answers.write(f"{text}\n")
 
     def log_unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """For a loop: what nobody caught, by its kind alone."""
+        """For a loop: what nobody caught, by its kind alone. asyncio tells the same lack of files hundreds of times."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if time.monotonic() - self._lacked_s >= LACK_S:
+                self._lacked_s = time.monotonic()
+                self.log(line("error", "http", error="too_many_open_files"))
+            return
         self.log(line("error", "http", error="internal", exception=type(context.get("exception")).__name__))
 
 

@@ -43,6 +43,13 @@ def accepted(
     return read
 
 
+def not_empty(text: str) -> str:
+    """The argument type for a text that means something else, or everything, where it is empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 debounce = accepted(lambda tokens: Policy(debounce=tokens), int)
 """The argument type for a policy's debounce."""
 

@@ -12,7 +12,7 @@ from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.address import URL_VARIABLE, read_address
 from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls, read_token, tls_of
 
-from qwen3guard_apps.argument_types import accepted, positive
+from qwen3guard_apps.argument_types import accepted, not_empty, positive
 
 
 def add_client_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
@@ -63,7 +63,10 @@ def add_access_arguments(parser: argparse.ArgumentParser, *, json: str) -> None:
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the client's own certificate (PEM)")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of --tls-cert")
     parser.add_argument(
-        "--tls-server-name", metavar="NAME", help="the name in the server's certificate, if it is not the host of --url"
+        "--tls-server-name",
+        type=not_empty,
+        metavar="NAME",
+        help="the name in the server's certificate, if it is not the host of --url",
     )
     add_token_argument(parser)
 

@@ -15,44 +15,15 @@ from google.protobuf import text_format
 from qwen3guard_contract import wire
 from qwen3guard_contract.layout import GUARDS, VERSION
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.parameters import IDLE_S, PARAMETERS
 from qwen3guard_contract.wire import Model, Tensor
 from tritonclient.grpc import model_config_pb2
 
-GEN_SLOTS = 8
 STREAM_BATCH = 16
-IDLE_S = 600
 SEQUENCES = 16384
 """The most sequences that Triton follows at once. It keeps each until it ends or was idle for IDLE_S, perhaps long
 after the model gave its slot to another. A sequence beyond this number waits without an answer, so it is far above the
 number of slots."""
-DEVICE_PARAMETERS = {"device": "auto", "threads": "0", "slot_tokens": "2048", "cuda_options": "{}"}
-"""docs/gpu.md explains each."""
-WAITING = "waiting"
-RECENT_PARAMETERS = {"recent_tokens": "0"}
-TOKENIZER_PARAMETERS = RECENT_PARAMETERS | {WAITING: "16"}
-DECISION_PARAMETERS = {"strict": "true", "thresholds": ""}
-PREFIX_PARAMETERS = {"prefix_bytes": str(1 << 30), "prefix_s": "600"}
-"""docs/streams.md explains each."""
-GEN_PARAMETERS = (
-    DEVICE_PARAMETERS | DECISION_PARAMETERS | PREFIX_PARAMETERS | {"slots": str(GEN_SLOTS), WAITING: str(GEN_SLOTS)}
-)
-"""docs/operations.md explains each."""
-STREAM_PARAMETERS = (
-    DEVICE_PARAMETERS
-    | DECISION_PARAMETERS
-    | PREFIX_PARAMETERS
-    | {
-        "slots": "256",
-        "kv_budget_bytes": "0",
-        "idle_s": str(IDLE_S),
-        "evict_s": "5",
-        "chunk_tokens": "16",
-        "alone_tokens": "128",
-        "turn_s": "0.05",
-        "debounce": "2",
-    }
-)
-"""docs/streams.md explains each."""
 HEADER = "# Written from wire.py by qwen3guard_export.repository; `make check` fails where it has drifted.\n"
 
 _TYPES = {
@@ -102,7 +73,7 @@ def config(model: Model) -> str:
     else:
         message.backend = "python"
         message.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    for name, value in _parameters(model).items():
+    for name, value in PARAMETERS.get(model.name, {}).items():
         message.parameters[name].string_value = value
     if model is wire.STREAM_GUARD:
         message.sequence_batching.max_sequence_idle_microseconds = IDLE_S * 1_000_000
@@ -114,15 +85,6 @@ def config(model: Model) -> str:
 def _batch(model: Model) -> int:
     """The model's max_batch_size: Triton batches requests of one row each for stream_guard alone."""
     return STREAM_BATCH if model is wire.STREAM_GUARD else 1
-
-
-def _parameters(model: Model) -> dict[str, str]:
-    return {
-        wire.GUARD_TOKENIZER.name: TOKENIZER_PARAMETERS,
-        wire.STREAM_TOKENIZER.name: RECENT_PARAMETERS,
-        wire.GEN_GUARD.name: GEN_PARAMETERS,
-        wire.STREAM_GUARD.name: STREAM_PARAMETERS,
-    }.get(model.name, {})
 
 
 def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:

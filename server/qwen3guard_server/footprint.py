@@ -49,6 +49,7 @@ class Footprint:
             return
         self._unlock()
         unlocked = self.folder.with_name(f".{self.tag}")  # a name that `clear_leftovers` does not look for
+        shutil.rmtree(unlocked, ignore_errors=True)  # of a try that failed
         unlocked.mkdir(mode=0o700)
         self._lock = _locked(unlocked)
         (unlocked / _MADE_HERE).touch()

@@ -81,12 +81,17 @@ def _linker_folders(library: str) -> list[Path]:
     return [Path(path).parent for path in re.findall(rf"{re.escape(library)} .*=> (\S+)", listing)]
 
 
+VERTEX_AI = "AIP_"
+"""How variables begin by which Triton takes itself for a part of Vertex AI, and opens no gRPC, whatever its flags
+say."""
+
+
 def environment(triton: Path, libpython: Path) -> dict[str, str]:
     """The environment variables of tritonserver. `triton` is what `wheel` returns, `libpython` the library's folder."""
     libraries = triton.parents[1] / "nvidia_pytriton.libs"
     return (
         HUGE_PAGES
-        | os.environ
+        | {name: value for name, value in os.environ.items() if not name.startswith(VERTEX_AI)}
         | {
             "LD_LIBRARY_PATH": f"{libpython}:{libraries}",
             "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}",

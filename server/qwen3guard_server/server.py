@@ -23,7 +23,7 @@ from qwen3guard_contract.layout import exported
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
-from qwen3guard_server.server_log import LOST_MODEL, STUB_DIED, ServerLog, reason
+from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason
 from qwen3guard_server.settings import WHOLE_CONFIGURATIONS, ServerSettings
 
 EXIT_S = 5
@@ -233,6 +233,8 @@ class EmbeddedServer:
                     self._gone_s = self._gone_s or time.monotonic()
                     if time.monotonic() - self._gone_s < UNFINISHED_S:
                         return self._own_fault()
+                    if (said := reason(self.log)) != NO_REASON and UNHEALTHY not in said:
+                        lost = Fault(said)
                 return self._own_fault() or lost
         if self._loading and time.monotonic() - self._worked_s > self.settings.idle_load_s:
             who = "The server" if self.is_stopped() else "Its models"
@@ -260,7 +262,8 @@ class EmbeddedServer:
                     "The process of a model stood still for seconds, which Triton does not bear while it loads.",
                     interrupted=True,
                 )
-            return Fault(reason(self.log))
+            if status >= 0 or reason(self.log) != NO_REASON:
+                return Fault(reason(self.log))
         return Fault(f"The server {ended(status)}.", interrupted=status < 0)
 
     def restart(self) -> None:

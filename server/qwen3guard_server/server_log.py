@@ -23,6 +23,9 @@ PIPE_BYTES = 2**20
 _LONGEST_LINE = 2**16
 STUB_DIED = "Failed to preinitialize Python stub"
 """Triton logs this when the process of a model dies while it is loaded, and goes on waiting for it."""
+UNHEALTHY = "is not healthy"
+"""So does Triton end its sentence on a model whose process was ended by a signal, or hangs."""
+NO_REASON = "its log says nothing"
 LOST_MODEL = "boost::interprocess::lock_exception"
 """Triton raises this, and nothing catches it, when the process of a model has not run for 5 s while it is loaded."""
 
@@ -93,8 +96,10 @@ class ServerLog:
 
 
 # Lines with E0000 are from gRPC's library, without a time; they say nothing about loading models.
+# So does that of the CUDA driver, on a machine without.
 _TRITON_ERROR = re.compile(
-    rf"^(?:E(?!0000)\d{{4}}|error:|\s*what\(\):|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$", re.MULTILINE
+    rf"^(?!.*CudaDriverHelper)(?:E(?!0000)\d{{4}}|error:|\s*what\(\):|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$",
+    re.MULTILINE,
 )
 _ABSENT_MODULE = re.compile(r"No module named '(qwen3guard_[\w.]+)'")
 """What Python says in a model.py of another version, which imports modules from where they were."""
@@ -108,4 +113,4 @@ def reason(log: str) -> str:
     if absent := _ABSENT_MODULE.search(log):
         return f"Its models are of another version ({absent[1]} is not here): export the checkpoint again."
     triton_errors = _TRITON_ERROR.findall(log)
-    return str(triton_errors[-1]).strip(' "') if triton_errors else "its log says nothing"
+    return str(triton_errors[-1]).strip(' "') if triton_errors else NO_REASON

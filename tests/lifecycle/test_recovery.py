@@ -327,12 +327,22 @@ def test_a_server_that_cannot_start_again_is_given_up_with_the_reason(repository
         assert len(supervised.starts_again()) == limits.refusals, supervised.said
 
 
-def test_a_model_that_fails_while_it_loads_is_told_with_what_triton_says(repository: Path, tmp_path: Path) -> None:
-    """Its error is none of ours, as where a limit of the system's refuses memory."""
+@pytest.mark.parametrize(
+    ("file", "end", "reason"),
+    [
+        ("1/model.py", "\n\nraise OSError(12, 'Cannot allocate memory')\n", "Cannot allocate memory"),
+        ("1/model.py", "\n\nimport qwen3guard_former.module\n", "of another version .* export the checkpoint again"),
+        ("config.pbtxt", "\ninput [", "stream_guard"),
+    ],
+)
+def test_a_model_that_fails_while_it_loads_is_told_with_what_triton_says(
+    repository: Path, tmp_path: Path, file: str, end: str, reason: str
+) -> None:
+    """The error is none of ours, as where a limit of the system's refuses memory."""
     models = stream_repository(repository, tmp_path / "r")
-    program = models / "stream_guard" / "1" / "model.py"
-    program.write_text(f"{program.read_text()}\n\nraise OSError(12, 'Cannot allocate memory')\n")
-    with serve(models) as server, pytest.raises(errors.ServeError, match="Cannot allocate memory"):
+    with (models / "stream_guard" / file).open("a") as opened:
+        opened.write(end)
+    with serve(models) as server, pytest.raises(errors.ServeError, match=reason):
         server.wait_ready(lambda: False)
 
 

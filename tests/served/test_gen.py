@@ -14,8 +14,9 @@ from qwen3guard_client import GuardClient, Thresholds
 from qwen3guard_client.transport.calls import Call
 from qwen3guard_contract import errors, wire
 from qwen3guard_contract.labels import Category, RiskLevel
+from qwen3guard_contract.parameters import GEN_PARAMETERS
 from qwen3guard_export import export
-from qwen3guard_export.repository import GEN_PARAMETERS, place_models
+from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.gen.models import GenGuardModel, GuardTokenizerModel
 from qwen3guard_runtime.request import Request
 from qwen3guard_server.server import EmbeddedServer

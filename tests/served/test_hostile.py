@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors, wire
-from qwen3guard_export.repository import STREAM_PARAMETERS
+from qwen3guard_contract.parameters import STREAM_PARAMETERS
 from qwen3guard_server.server import EmbeddedServer
 from support.hostile import (
     ATTEMPT_S,

@@ -15,7 +15,7 @@ import pytest
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import wire
 from qwen3guard_contract.layout import GEN, STREAM
-from qwen3guard_export.repository import GEN_PARAMETERS, STREAM_PARAMETERS
+from qwen3guard_contract.parameters import GEN_PARAMETERS, STREAM_PARAMETERS
 from qwen3guard_runtime.gen.models import GenGuardModel, GuardTokenizerModel
 from qwen3guard_runtime.request import Handler, Request
 from qwen3guard_runtime.stream.models import StreamGuardModel, StreamTokenizerModel

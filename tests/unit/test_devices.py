@@ -15,8 +15,8 @@ import onnxruntime
 import pytest
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
+from qwen3guard_contract.parameters import DEVICE_PARAMETERS
 from qwen3guard_export import export
-from qwen3guard_export.repository import DEVICE_PARAMETERS
 from qwen3guard_runtime.engine import cuda
 from qwen3guard_runtime.engine.cuda import Cuda, DeviceMemory
 from qwen3guard_runtime.engine.devices import open_guard

@@ -55,3 +55,11 @@ def test_the_manifest_of_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(errors.CorruptFile, match="export the checkpoint again"):
         Manifest.read(tmp_path)
+
+
+def test_a_variable_of_vertex_ai_does_not_reach_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_MODE", "PREDICTION")
+    monkeypatch.setenv("KEPT", "1")
+    found = installation.environment(Path("/a/b/c"), Path("/d"))
+    assert "AIP_MODE" not in found
+    assert found["KEPT"] == "1"

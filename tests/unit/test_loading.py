@@ -15,9 +15,10 @@ from qwen3guard_apps.doctor.export_checks import repository_checks
 from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
-from qwen3guard_export.repository import STREAM_PARAMETERS
+from qwen3guard_contract.parameters import STREAM_PARAMETERS
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
+from qwen3guard_runtime.triton.loading import parameters
 from qwen3guard_server.server import EmbeddedServer, Fault
 from qwen3guard_server.server_log import reason
 from qwen3guard_server.settings import ServerSettings
@@ -108,6 +109,7 @@ STOOD_STILL = "The process of a model stood still for seconds, which Triton does
     [
         ("ABRT", NO_FOLDER, Fault(NO_FOLDER)),
         ("ABRT", "boost::interprocess::lock_exception", Fault(STOOD_STILL, interrupted=True)),
+        ("ABRT", "", Fault("The server was killed by SIGABRT.", interrupted=True)),
         ("KILL", NO_FOLDER, Fault("The server was killed by SIGKILL.", interrupted=True)),
     ],
 )
@@ -121,8 +123,12 @@ def test_a_server_that_aborts_while_it_loads_says_why(
     server._process.wait()
     server._log = SimpleNamespace(
         text='E1127 14:49:40.208009 4810 server.cc:241] "CudaDriverHelper has not been initialized."\n'
-        "terminate called after throwing an instance of 'triton::backend::python::PythonBackendException'\n"
-        f"  what():  {raised}\n"
+        + (
+            "terminate called after throwing an instance of 'triton::backend::python::PythonBackendException'\n"
+            f"  what():  {raised}\n"
+            if raised
+            else ""
+        )
     )  # type: ignore[assignment]
     assert server.fault() == fault
 
@@ -131,3 +137,14 @@ def test_a_repository_whose_path_is_not_utf8(repository: Path, tmp_path: Path) -
     copied = shutil.copytree(repository, tmp_path / "r\udcff")
     with pytest.raises(errors.ServeError, match="not in UTF-8"):
         EmbeddedServer(ServerSettings(copied))
+
+
+@pytest.mark.parametrize("name", ["threshold", "blocked", "Strict", "", "debounce "])
+def test_a_parameter_that_nobody_reads_is_refused_by_name(name: str) -> None:
+    def stated(*names: str) -> dict[str, str]:
+        values = {each: {"string_value": "1"} for each in names}
+        return {"model_name": "stream_guard", "model_config": json.dumps({"parameters": values})}
+
+    assert parameters(stated("debounce", "EXECUTION_ENV_PATH")) == {"debounce": "1", "EXECUTION_ENV_PATH": "1"}
+    with pytest.raises(errors.InvalidParameter, match=f"a parameter '{name}', which nobody reads; there are alone_tok"):
+        parameters(stated("debounce", name))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from qwen3guard_apps.cli import serve
+from qwen3guard_apps.cli.main import parser
 from qwen3guard_client import AsyncGuardClient, GuardClient
 from qwen3guard_client.transport.connection import Tls, read_token
 from qwen3guard_contract.errors import AccessError, InvalidCredentials
@@ -174,3 +176,9 @@ def test_the_lock_is_in_step_with_pyproject() -> None:
     pinned = dict(entry.split(" ")[0].split("==") for entry in entries)
     for requirement in asked:
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("options", [["--tls-own-cert", "a"], ["--tls-own-cert", "a", "--tls-own-key", "b"]])
+def test_the_supervisors_own_certificate_is_of_use_with_a_client_ca_alone(options: list[str]) -> None:
+    with pytest.raises(InvalidCredentials, match="--tls-client-ca"):
+        serve._settings(parser().parse_args(["serve", *options]))

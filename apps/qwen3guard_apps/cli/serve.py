@@ -20,7 +20,7 @@ from qwen3guard_server.settings import ServerSettings
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
-from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.argument_types import not_empty, port
 from qwen3guard_apps.config_file import add_config_argument
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--address",
+        type=not_empty,
         default="127.0.0.1",
         help="the address of gRPC; HTTP and metrics stay on 127.0.0.1 (default: %(default)s)",
     )
@@ -127,9 +128,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace) -> ServerSettings:
     """Raises ServeError, PortBusy or InvalidCredentials."""
-    tls = None
+    tls, own = None, (arguments.tls_own_cert, arguments.tls_own_key)
+    if any(own) and not (all(own) and arguments.tls_client_ca):
+        raise InvalidCredentials(
+            "The supervisor's own certificate needs --tls-own-cert, --tls-own-key, --tls-client-ca."
+        )
     if arguments.tls_cert and arguments.tls_key:
-        own = arguments.tls_own_cert, arguments.tls_own_key
         tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, *own)
     elif arguments.tls_cert or arguments.tls_key or arguments.tls_client_ca:
         raise InvalidCredentials("A server that speaks TLS needs both --tls-cert and --tls-key.")

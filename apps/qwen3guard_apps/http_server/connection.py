@@ -20,6 +20,9 @@ from qwen3guard_apps.http_server.receipt import Receipt
 from qwen3guard_apps.http_server.refusals import kind_of, raw_response, refusal, refused
 
 _LOG = logging.getLogger("qwen3guard.http")
+DATA_FOR_FRAMES = 8
+"""How many bytes of a body's data allow one more byte beside them. A chunk of a byte costs six, and as much time as one
+of many."""
 LINGER_S = 2.0
 """How long a refused client may take to read why, and what it still sends is thrown away."""
 
@@ -64,7 +67,9 @@ class Connection(web.RequestHandler):
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        """Of a head that is being received, of what came before its turn, or of what a body has beside its data."""
+        """Of a head that is being received, or of what came before its turn."""
+        self._body_bytes = 0
+        """Of a body that is being received, with all that is beside its data."""
         self._payload: StreamReader | None = None
         self.broken = False
         """Whether what came last is not HTTP. Nothing more is read."""
@@ -87,7 +92,6 @@ class Connection(web.RequestHandler):
             return
         # Whether it is of a request that has not begun. aiohttp calls this without data to read on.
         is_ahead = bool(data) and (self._payload is None or self._payload.is_eof()) and not self._upgraded
-        body_bytes = self._payload.total_bytes if self._payload else 0
         if self._state is _State.IDLE and is_ahead:
             self._wait(_State.HEAD, self._limits.head_timeout_s, prolong=self._payload is not None)
         try:
@@ -98,9 +102,10 @@ class Connection(web.RequestHandler):
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
             self._break_off("bad_body")
         elif self._state is _State.BUSY and self._payload and not self._payload.is_eof():
-            is_beside = self._payload.total_bytes == body_bytes  # extensions of chunks, and trailers
-            self._head_bytes = self._head_bytes + len(data) if is_beside else 0
-            if self._head_bytes > self._limits.max_head_bytes:
+            self._body_bytes += len(data)
+            received = self._payload.total_bytes
+            beside = self._body_bytes - received  # sizes and extensions of chunks, and trailers
+            if beside > self._limits.max_head_bytes + received // DATA_FOR_FRAMES:
                 self._break_off("head_too_large")
         elif is_ahead and not (self._state is _State.HEAD and self._messages):
             self._head_bytes += len(data)
@@ -115,7 +120,7 @@ class Connection(web.RequestHandler):
         """A request's head is in, and its answer begins."""
         self._stop_timer()
         self._state = _State.BUSY
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
         self._payload = payload
         self._connections.waits(self)
         payload.on_eof(lambda: self._connections.answers(self))

@@ -61,20 +61,28 @@ class LimitedServer(web.Server):
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The application's answer, or a fixed text for an error of aiohttp's, some of which quote the request."""
         if request.version < HttpVersion10:
-            log("bad_version")
-            answer = refused(refusal("bad_version"))
-            answer.force_close()
-            return answer
+            return _refused("bad_version")
+        if _head_bytes(request) > self._limits.max_head_bytes:  # it came whole, and was not counted on its way
+            return _refused("head_too_large")
         try:
             return await self._application_handler(request)
         except web.HTTPException as error:
-            kind = kind_of_status(error.status)
-            log(kind)
-            answer = refused(refusal(kind))
-            answer.force_close()
+            answer = _refused(kind_of_status(error.status))
             if allowed := error.headers.get("Allow"):
                 answer.headers["Allow"] = allowed
             return answer
+
+
+def _refused(kind: str) -> web.Response:
+    log(kind)
+    answer = refused(refusal(kind))
+    answer.force_close()
+    return answer
+
+
+def _head_bytes(request: web.BaseRequest) -> int:
+    """The bytes of a head's target and fields, without what is between them."""
+    return len(request.raw_path) + sum(len(name) + len(value) for name, value in request.raw_headers)
 
 
 def listen_error(error: OSError) -> str:
@@ -98,7 +106,9 @@ class Listener:
         self._server = LimitedServer(self._runner.server, self._limits)
         loop = asyncio.get_running_loop()
         try:
-            self._listens = await loop.create_server(self._server, host, port, backlog=BACKLOG)
+            self._listens = await loop.create_server(
+                self._server, host, port, backlog=min(BACKLOG, self._limits.max_connections)
+            )
         except OSError:
             await self._runner.cleanup()
             raise

@@ -41,6 +41,11 @@ def upstream_failed(message: str, code: str = "upstream_failed", status: int = 5
     return ApiError(status, "upstream_error", code, message)
 
 
+def proxy_failed(error: Exception) -> ApiError:
+    """An error for what is a fault of the proxy's own."""
+    return ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
+
+
 def of_guard(error: GuardError) -> ApiError:
     """400 where the guard refuses the conversation (InputError); 503 for every other error of the guard."""
     code = "guard_not_text" if isinstance(error, InvalidMessages) else f"guard_{error.code.lower()}"

@@ -86,6 +86,8 @@ class LiteLLMGuardrail:
             raise _CannotRead(f"The {kind} has an image; the guard reads text alone.")
         texts = list(dict.fromkeys([*_texts(request), *_calls(request)]))
         call = request.get("litellm_call_id")
+        if not (call is None or isinstance(call, str)):
+            raise invalid("The litellm_call_id must be a text.")
         if kind == "response":
             if _list(request, "structured_messages"):
                 raise _CannotRead("The response has structured_messages, which are read of a request alone.")

@@ -14,6 +14,7 @@ from qwen3guard_contract.errors import ServeError
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
 from qwen3guard_apps.argument_types import port
+from qwen3guard_apps.http_server.open_files import within_open_files
 from qwen3guard_apps.signals import stop_on_signals
 
 PLAYGROUND_PORT = 8008
@@ -51,7 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
         async with AsyncGuardClient(
             arguments.url, timeout_s=arguments.timeout, tls=client_options.tls(arguments), token=token
         ) as guard:
-            await server.serve_until(stop, guard, arguments.port, show_url)
+            await server.serve_until(stop, guard, arguments.port, show_url, limits)
 
+    limits, notice = within_open_files(server.PAGE_LIMITS, server.MOST_STREAMS)
     with AppOutput(logging.WARNING, arguments.log_file, as_json=arguments.log_file is not None) as output:
+        if notice:
+            output.tell("warning", notice)
         asyncio.run(serve_page(output))

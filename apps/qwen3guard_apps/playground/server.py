@@ -31,7 +31,7 @@ from qwen3guard_apps.openai.api_error import ApiError
 _HOST = "127.0.0.1"
 MESSAGE_BYTES = 2**20
 """The largest request; the longest text that fits a context of 32,768 tokens takes half of it."""
-_LIMITS = HttpLimits(max_body_bytes=MESSAGE_BYTES, max_receiving_bytes=16 * MESSAGE_BYTES, max_connections=256)
+PAGE_LIMITS = HttpLimits(max_body_bytes=MESSAGE_BYTES, max_receiving_bytes=16 * MESSAGE_BYTES, max_connections=256)
 MOST_STREAMS = 64
 """A stream waits for its page as long as that is open, so these may take only a part of the connections."""
 _PAGE = Path(__file__).parent / "page"
@@ -45,9 +45,11 @@ logging.getLogger("aiohttp.websocket").disabled = True  # it tells what a caller
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def serve_until(stop: asyncio.Event, guard: AsyncGuardClient, port: int, ready: Callable[[str], None]) -> None:
+async def serve_until(
+    stop: asyncio.Event, guard: AsyncGuardClient, port: int, ready: Callable[[str], None], limits: HttpLimits = PAGE_LIMITS
+) -> None:
     """Serves the page until `stop` is set, and calls `ready` once with its address. Raises PortBusy."""
-    listener = Listener(application(guard), _LIMITS, ending_s=1)
+    listener = Listener(application(guard), limits, ending_s=1)
     try:
         await listener.start(_HOST, port)
     except OSError as error:
@@ -62,7 +64,7 @@ async def serve_until(stop: asyncio.Event, guard: AsyncGuardClient, port: int, r
 def application(guard: AsyncGuardClient) -> web.Application:
     app = web.Application(middlewares=[_own_page_only])
     app[_GUARD] = guard
-    app[_BODIES] = Bodies(_LIMITS)
+    app[_BODIES] = Bodies(PAGE_LIMITS)
     app[_STREAMS] = set()
     app.on_response_prepare.append(_restrict_page)
     for file in sorted(_PAGE.iterdir()):
@@ -152,7 +154,7 @@ async def _stream(request: web.Request) -> web.WebSocketResponse:
 
 async def _moderate(guard: AsyncGuardClient, socket: web.WebSocketResponse) -> None:
     try:
-        async with asyncio.timeout(_LIMITS.body_timeout_s):  # pings do not prolong it
+        async with asyncio.timeout(PAGE_LIMITS.body_timeout_s):  # pings do not prolong it
             opening = await socket.receive()
     except TimeoutError:
         return

@@ -17,7 +17,7 @@ from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
 from qwen3guard_apps.openai.answer import ChatAnswer
-from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, upstream_failed
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy.judged import Judged
@@ -181,6 +181,8 @@ class Completion(ABC):
             return error
         except RecursionError:
             return unreadable()
+        except Exception as error:
+            return proxy_failed(error)
         return None
 
     async def _cleared(self, error: LlmError) -> ApiError:

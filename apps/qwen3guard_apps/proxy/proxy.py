@@ -21,7 +21,7 @@ from qwen3guard_contract.errors import InvalidParameter, ServeError
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
-from qwen3guard_apps.argument_types import debounce, port, positive
+from qwen3guard_apps.argument_types import debounce, not_empty, port, positive
 from qwen3guard_apps.config_file import add_config_argument
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.open_files import within_open_files
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the LLM's base URL, with its /v1; without it, only /v1/moderations is served",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on, in plain HTTP (default: %(default)s)"
+        "--host",
+        type=not_empty,
+        default="127.0.0.1",
+        help="the address to listen on, in plain HTTP (default: %(default)s)",
     )
     parser.add_argument(
         "--port",

@@ -31,7 +31,7 @@ from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.refusals import refused
 from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai import fields, litellm_guardrail
-from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed
 from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
@@ -248,7 +248,7 @@ class Proxy:
         except ConnectionError:
             raise
         except Exception as error:
-            failure = ApiError(500, "proxy_error", "internal", f"The proxy failed ({type(error).__name__}).")
+            failure = proxy_failed(error)
         request[RECORD]["error"] = failure.code
         return refused(failure)
 

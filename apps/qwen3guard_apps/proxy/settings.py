@@ -64,10 +64,24 @@ class Settings(HttpLimits):
         if not all(map(is_name, self.pass_fields)):
             raise InvalidParameter("A field that is to pass must have a name without spaces.")
         if self.upstream is not None:
-            parts = urlsplit(self.upstream)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise InvalidParameter("The upstream must be a base URL such as http://127.0.0.1:8080/v1.")
+            _check_upstream(self.upstream)
         if not all(map(is_host_name, self.allow_hosts)):
             raise InvalidParameter("An allowed host must be a name or an address, without a port.")
         require_finite(self, "guard_timeout_s", "upstream_timeout_s")
         require_one(self, "max_response_bytes", "max_in_flight", "max_choices")
+
+
+def _check_upstream(url: str) -> None:
+    """Raises InvalidParameter."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:  # UnicodeError among them
+        parts, host = urlsplit(""), ""
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise InvalidParameter("The upstream must be a base URL such as http://127.0.0.1:8080/v1.")
+    if "@" in parts.netloc:
+        raise InvalidParameter(
+            "The upstream may have no user or password: each caller's Authorization goes to the LLM."
+        )

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qwen3guard_contract.errors import GuardError
+from qwen3guard_contract.errors import GuardError, InvalidParameter
+from qwen3guard_contract.parameters import PARAMETERS
+from qwen3guard_contract.text import shown
 
 
 @contextmanager
@@ -36,6 +38,16 @@ def model_folder(args: Mapping[str, str]) -> Path:
 
 
 def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The `parameters` of config.pbtxt."""
+    """The `parameters` of config.pbtxt. Those of the Python backend's own are in capital letters.
+
+    Raises InvalidParameter for one that nobody reads: what an operator meant by it would not happen.
+    """
     stated = json.loads(args["model_config"])["parameters"]
+    read = PARAMETERS.get(args["model_name"], {})
+    for name in stated:
+        if name not in read and not name.isupper():
+            raise InvalidParameter(
+                f"The config.pbtxt of {args['model_name']} has a parameter {shown(name)}, which nobody reads; "
+                f"there are {', '.join(sorted(read))}."
+            )
     return {name: str(value["string_value"]) for name, value in stated.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import resource
@@ -44,6 +45,16 @@ def test_of_what_others_log_only_the_kind_is_said(capfd: pytest.CaptureFixture[s
     assert (ours, notice) == ("ours", "a notice")
     assert json.loads(unhandled).items() >= {"error": "internal", "exception": "ValueError"}.items()
     assert '"logger": "aiohttp.server", "exception": "ValueError"' in err
+
+
+def test_a_lack_of_files_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """asyncio tells it for each place of the backlog, and again each second."""
+    with AppOutput(logging.INFO, None, as_json=False) as output:
+        for _ in range(300):
+            output.log_unhandled(None, {"exception": OSError(errno.EMFILE, MARKER)})  # type: ignore[arg-type]
+        output.log_unhandled(None, {"exception": OSError(errno.EIO, MARKER)})  # type: ignore[arg-type]
+    said = [json.loads(each)["error"] for each in capfd.readouterr().err.splitlines()]
+    assert said == ["too_many_open_files", "internal"]
 
 
 @pytest.fixture

@@ -225,6 +225,25 @@ def test_a_body_that_stops_being_http_is_answered_at_once() -> None:
 
 @pytest.mark.parametrize("beside", [b"1;" + MUCH * b"x", b"0\r\n" + 100 * (b"X-Long: " + 9000 * b"x" + b"\r\n")])
 def test_extensions_of_chunks_and_trailers_have_the_limit_of_a_head(beside: bytes) -> None:
+    await_refused(beside)
+
+
+def test_a_body_in_tiny_chunks_is_refused_and_one_in_small_chunks_is_read() -> None:
+    """A chunk of one byte takes the time of one of many."""
+    await_refused(20_000 * b"1\r\n \r\n")
+
+    async def work(server: Served) -> None:
+        client = await server.open()
+        await client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        for _ in range(40):
+            await client.send(100 * (b"40\r\n" + 64 * b" " + b"\r\n"))
+        await client.send(b"0\r\n\r\n")
+        assert (await client.answer())[0] == 200
+
+    run(HttpLimits(body_timeout_s=2 * PATIENCE_S), work)
+
+
+def await_refused(beside: bytes) -> None:
     async def work(server: Served) -> None:
         client = await server.open()
         await client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
@@ -246,6 +265,19 @@ def test_each_head_of_a_kept_connection_may_be_as_long() -> None:
             await asyncio.sleep(SOON_S / 10)
             await client.send(sent[500:])
             assert await client.answer() == (200, b"2")
+
+    run(HttpLimits(max_head_bytes=1000), work)
+
+
+def test_a_head_that_comes_whole_has_the_same_limit() -> None:
+    async def work(server: Served) -> None:
+        client = await server.open()
+        await client.send(post(b"{}", b"X-Long: " + 800 * b"x"))
+        assert await client.answer() == (200, b"2")
+        await client.send(post(b"{}", b"X-Long: " + 1000 * b"x"))
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (431, "head_too_large")
+        assert await client.ends() == b""
 
     run(HttpLimits(max_head_bytes=1000), work)
 

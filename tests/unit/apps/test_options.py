@@ -49,9 +49,17 @@ def test_a_number_that_is_not_a_port(command: str, port: str, capsys: pytest.Cap
         ("--timeout=1e300", "The timeout_s must be a number of seconds from 0 to 1000000000."),
         ("--debounce=10000000", "The debounce must be from 1 to"),
         ("--in-flight=0", "0 is not above 0"),
+        ("--host=", "it is empty"),
+        ("--address= ", "it is empty"),
+        ("--tls-server-name=", "it is empty"),
+        ("--upstream=http://127.0.0.1:99999/v1", "must be a base URL"),
+        ("--upstream=http://127.0.0.1:x/v1", "must be a base URL"),
+        ("--upstream=http://x..y/v1", "must be a base URL"),
+        ("--upstream=http://[::1/v1", "must be a base URL"),
+        ("--upstream=http://user:pw@127.0.0.1:1/v1", "may have no user or password"),
     ],
 )
-def test_what_the_client_would_refuse_is_a_wrong_argument_of_every_verb(
+def test_what_would_be_refused_later_is_a_wrong_argument_of_every_verb(
     option: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = option.partition("=")[0]

@@ -25,7 +25,7 @@ async def served() -> AsyncIterator[tuple[ClientSession, str]]:
 
 
 def test_pings_do_not_prolong_the_wait_for_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(playground, "_LIMITS", replace(playground._LIMITS, body_timeout_s=0.5))
+    monkeypatch.setattr(playground, "PAGE_LIMITS", replace(playground.PAGE_LIMITS, body_timeout_s=0.5))
 
     async def ask() -> None:
         async with served() as (client, url), client.ws_connect(f"{url}/stream", origin=url) as socket:
