@@ -39,6 +39,7 @@ class Policy:
             raise InvalidRequest("The debounce must be a whole number of tokens.")
         if not isinstance(self.blocked, Collection) or not all(isinstance(each, Category) for each in self.blocked):
             raise InvalidRequest("What a policy blocks must be of Category.")
+        object.__setattr__(self, "blocked", frozenset(self.blocked))  # a caller's own collection may change later
         if not self.blocked:
             raise InvalidRequest("A policy must block at least one category; to flag nothing, set a threshold of 1.")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):

@@ -39,6 +39,8 @@ class RawLLM:
     def __init__(self) -> None:
         self.status = "200 OK"
         self.headers: dict[str, str] = {"content-type": "text/event-stream"}
+        self.before: list[Piece] = []
+        """Of the same kind; they come before the head."""
         self.pieces: list[Piece] = []
         self.asked: list[tuple[str, dict[str, str], Any]] = []
 
@@ -66,8 +68,8 @@ class RawLLM:
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             self.asked.append((head[0], headers, json.loads(body) if body else None))
             lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers.items())]
-            writer.write("\r\n".join([*lines, "connection: close", "", ""]).encode())
-            for piece in self.pieces:
+            head_bytes = "\r\n".join([*lines, "connection: close", "", ""]).encode()
+            for piece in (*self.before, head_bytes, *self.pieces):
                 if isinstance(piece, float):
                     await asyncio.sleep(piece)
                 elif isinstance(piece, threading.Event):

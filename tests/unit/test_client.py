@@ -517,3 +517,10 @@ def test_a_scope_that_cannot_be_sent(scope: Any, error: type[errors.GuardError])
         GuardClient(scope=scope)
     with GuardClient() as guard, pytest.raises(error, match="scope"):
         guard.in_scope(scope)
+
+
+def test_a_policy_blocks_what_it_was_made_with() -> None:
+    blocked = [Category.VIOLENT]
+    policy = Policy(blocked=blocked)  # type: ignore[arg-type]
+    blocked.clear()
+    assert policy.blocked == {Category.VIOLENT}

@@ -65,6 +65,20 @@ def _filtered(
         read = None if value is None else table.get(name, fields.OTHERS).read(value)
         if read is not REMOVED and (name in table or is_name(name)):
             passed[name] = read
+            removed += _missing(name, value, read)
         elif value not in EMPTY:
             removed.append(name if is_name(name) else "?")
     return passed, removed, texts
+
+
+def _missing(name: str, value: Any, passed: Any) -> list[str]:
+    """What of the field `name`, whose value is `value`, is not in what passes of it."""
+    if passed is value or passed == value:
+        return []
+    if isinstance(value, dict) and isinstance(passed, dict):
+        found = []
+        for key, inner in value.items():
+            where = f"{name}.{key if is_name(key) else '?'}"
+            found += _missing(where, inner, passed[key]) if key in passed else [where]
+        return found
+    return [name]

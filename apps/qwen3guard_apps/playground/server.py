@@ -46,7 +46,11 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def serve_until(
-    stop: asyncio.Event, guard: AsyncGuardClient, port: int, ready: Callable[[str], None], limits: HttpLimits = PAGE_LIMITS
+    stop: asyncio.Event,
+    guard: AsyncGuardClient,
+    port: int,
+    ready: Callable[[str], None],
+    limits: HttpLimits = PAGE_LIMITS,
 ) -> None:
     """Serves the page until `stop` is set, and calls `ready` once with its address. Raises PortBusy."""
     listener = Listener(application(guard), limits, ending_s=1)

@@ -46,6 +46,12 @@ class Place:
     scopes: Scopes = field(default_factory=Scopes)
     running: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that may outlive their request, such as a check whose session is still to be ended."""
+    answering: set[Completion] = field(default_factory=set)
+
+    def stop(self) -> None:
+        """Ends the answers that are still on their way, with an error: the proxy stops."""
+        for completion in self.answering:
+            completion.stop()
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Lets `task` end in its own time; `close` waits for it. Whoever needs its error has been told by then."""
@@ -99,24 +105,35 @@ class Completion(ABC):
         """The error that was sent as an event, because the stream had begun."""
         self._ended = False
         """Nothing more comes from the LLM."""
+        self._reader: asyncio.Task[None] | None = None
+        self._stopping: ApiError | None = None
+        """Why this ends, where the proxy stops."""
 
     async def answer(self) -> web.StreamResponse:
         """Raises ApiError if nothing was sent yet."""
-        reader = None
+        self._place.answering.add(self)
         try:
             for choice in self._choices:
                 choice.start(self._place.keep)
             if self._settings.prompt_check == "before":
                 await self._until(lambda: all(choice.begins or choice.error for choice in self._choices), checked=True)
             if not self._all_stopped:
-                reader = asyncio.create_task(self._read())
+                self._reader = asyncio.create_task(self._read())
             return await self._relay()
         finally:
+            self._place.answering.discard(self)
             for choice in self._choices:
                 choice.leave()
-            if reader:
-                reader.cancel()  # not awaited: the client may close now, which cancels this handler
-                self._place.keep(reader)
+            if self._reader:
+                self._reader.cancel()  # not awaited: the client may close now, which cancels this handler
+                self._place.keep(self._reader)
+
+    def stop(self) -> None:
+        """Ends the LLM's answer, wherever it is."""
+        self._stopping = ApiError(503, "server_error", "stopping", "The proxy is stopping.", retry=True)
+        if self._reader:
+            self._reader.cancel()
+        self._changed.set()
 
     @property
     def flagged_by(self) -> str | None:
@@ -142,6 +159,8 @@ class Completion(ABC):
             await self._changed.wait()
 
     def _raise_guards(self) -> None:
+        if self._stopping and not self._reader:
+            raise self._stopping
         for choice in self._choices:
             if choice.stopped and self._settings.on_flag == "error":
                 guard = choice.verdict()
@@ -160,7 +179,7 @@ class Completion(ABC):
         try:
             failure = await self._exchange()
         finally:
-            self._failure = failure
+            self._failure = self._stopping or failure
             self._ended = True
             for choice in self._choices:
                 choice.close()

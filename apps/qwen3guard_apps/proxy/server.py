@@ -107,6 +107,7 @@ class Proxy:
         add("POST", litellm_guardrail.PATH, self._received(self._answer_litellm))
         add("GET", "/health", self._health)
         if self._place:
+            application.on_shutdown.append(self._stop)
             add("POST", "/v1/chat/completions", self._received(self._complete))
             add("GET", "/v1/models", self._limited(self._models))
             add("GET", "/v1/models/{model:.+}", self._limited(self._models))
@@ -169,6 +170,10 @@ class Proxy:
         if listed is REMOVED:
             raise unreadable()
         return web.json_response(listed)
+
+    async def _stop(self, _: web.Application) -> None:
+        assert self._place
+        asyncio.get_running_loop().call_later(ENDING_S, self._place.stop)
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
         """The guard is asked by one call at a time, however many ask here."""
@@ -269,7 +274,7 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
             stack.push_async_callback(place.close)
         callers = Callers(settings.allow_hosts)
         application = Proxy(settings, guard, place, moderations, litellm, callers=callers).application()
-        listener = Listener(application, settings, ending_s=ENDING_S)
+        listener = Listener(application, settings, ending_s=2 * ENDING_S)
         try:
             await listener.start(host, port)
         except OSError as error:

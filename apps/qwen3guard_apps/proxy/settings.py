@@ -21,6 +21,10 @@ OnGuardError = Literal["block", "pass"]
 PromptCheck = Literal["before", "while", "off"]
 
 
+_FOR_AN_LLM = ("on_flag", "release", "prompt_check", "on_guard_error", "confirm", "pass_fields")
+"""Settings that decide about an LLM's answers alone."""
+
+
 @dataclass(frozen=True)
 class Settings(HttpLimits):
     """Times in seconds, sizes in bytes. `upstream` is the LLM's base URL, with its /v1; None serves moderations alone.
@@ -65,6 +69,9 @@ class Settings(HttpLimits):
             raise InvalidParameter("A field that is to pass must have a name without spaces.")
         if self.upstream is not None:
             _check_upstream(self.upstream)
+        elif unused := [name for name in _FOR_AN_LLM if getattr(self, name) != getattr(type(self), name, frozenset())]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+            raise InvalidParameter(f"Without an upstream there is no LLM for {options} to act on.")
         if not all(map(is_host_name, self.allow_hosts)):
             raise InvalidParameter("An allowed host must be a name or an address, without a port.")
         require_finite(self, "guard_timeout_s", "upstream_timeout_s")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import json
 import math
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -35,6 +37,7 @@ _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "conten
 _FOR_A_PART = {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie"}
 BAD_GATEWAY = 502
+MOST_INTERIM = 16
 _IDS_BACK = re.compile(
     r"(x-|x-ms-|x-ms-client-|apim-)?request-id|x-amzn-requestid|x-(correlation|trace|litellm-call|litellm-model)-id"
     r"|openai-(version|organization|project|model)"
@@ -115,6 +118,25 @@ def _has_text(value: Any) -> bool:
     return _is_said(value) or any(map(_has_text, inner))
 
 
+class _Response(aiohttp.ClientResponse):
+    """An answer before which no more than MOST_INTERIM interim ones are read (100 Continue and the like)."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        protocol, seen = connection.protocol, itertools.count()
+        read = protocol.read
+
+        async def bounded() -> Any:
+            if next(seen) > MOST_INTERIM:
+                raise aiohttp.ServerDisconnectedError("too many interim answers")
+            return await read()
+
+        protocol.read = bounded
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
 class Upstream:
     """One connection pool. The caller's headers go along, Authorization too; nothing is kept or logged."""
 
@@ -122,6 +144,7 @@ class Upstream:
         assert settings.upstream
         self._base = settings.upstream.rstrip("/")
         self._limit = settings.max_response_bytes
+        self._head_s = settings.upstream_timeout_s
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, connect=CONNECT_S, sock_read=settings.upstream_timeout_s
         )
@@ -129,6 +152,7 @@ class Upstream:
             timeout=timeout,
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
+            response_class=_Response,
             skip_auto_headers=("User-Agent",),
         )
 
@@ -148,7 +172,10 @@ class Upstream:
             data = json.dumps(body, allow_nan=False).encode()
         url = URL(f"{self._base}/{path}" + (f"?{query}" if query else ""), encoded=True)
         try:
-            async with self._http.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(self._head_s):  # however often something comes before the head
+                    asked = self._http.request(method, url, headers=sent, data=data, allow_redirects=False)
+                    answer = await stack.enter_async_context(asked)
                 yield answer
         except TimeoutError:
             raise upstream_failed("The LLM did not answer in time.", "upstream_timeout", 504) from None

@@ -646,6 +646,32 @@ def test_the_command_guards_and_says_what_it_does(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_proxy_that_stops_says_so_to_those_that_it_cuts_off(guard: GuardClient, llm: FakeLLM, stream: bool) -> None:
+    llm.text, llm.token_s = SAFE * 100, 0.05
+    command = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
+    command += ["--port", "0", "--url", guard.url, "--upstream", llm.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = process.stdout.readline().split()[-1]
+        with httpx.Client(timeout=60) as client:
+            if stream:
+                with client.stream("POST", f"{url}/chat/completions", json=asked(stream=True)) as response:
+                    lines = response.iter_lines()
+                    next(line for line in lines if "Cook" in line)
+                    process.send_signal(signal.SIGTERM)
+                    told = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+            else:
+                threading.Timer(1.0, process.send_signal, [signal.SIGTERM]).start()
+                response = client.post(f"{url}/chat/completions", json=asked(stream=False))
+                told = response.json()
+        said = process.communicate(timeout=30)[1]
+    assert (response.status_code, told["error"]["code"]) == (200 if stream else 503, "stopping")
+    logged = next(json.loads(line) for line in said.splitlines() if '"request"' in line)
+    assert (logged["status"], logged["error"]) == (response.status_code, "stopping")
+    assert process.returncode == 0
+
+
 def test_the_command_fails_with_a_sentence_where_no_guard_answers() -> None:
     started = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
     options = [

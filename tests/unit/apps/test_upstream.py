@@ -1,0 +1,83 @@
+"""The LLM behind the proxy, before its answer begins, and what the proxy is told of it when it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.openai.request import read_request
+from qwen3guard_apps.proxy.settings import Settings
+from qwen3guard_apps.proxy.upstream import MOST_INTERIM, Upstream
+from qwen3guard_contract.errors import InvalidParameter
+from support.raw_llm import Piece, RawLLM
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def asked(before: Sequence[Piece], head_s: float = 30.0) -> str:
+    """What the proxy reads of an LLM that sends this before its head; its code where it is an error."""
+
+    async def ask() -> str:
+        llm = RawLLM()
+        llm.says({"a": 1})
+        llm.before = list(before)
+        await llm.start()
+        upstream = Upstream(Settings(upstream=llm.url, upstream_timeout_s=head_s))
+        try:
+            async with upstream.call("GET", "models", "", {}) as answer:
+                return (await upstream.whole(answer)).decode()
+        except ApiError as error:
+            return error.code
+        finally:
+            await upstream.close()
+            await llm.stop()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("count", [1, MOST_INTERIM])
+def test_a_few_interim_answers_are_passed_over(count: int) -> None:
+    assert asked([count * CONTINUE]) == '{"a": 1}'
+
+
+def test_an_llm_that_sends_interim_answers_without_end_is_left() -> None:
+    assert asked([(MOST_INTERIM + 1) * CONTINUE]) == "upstream_failed"
+    assert asked(1000 * [1000 * CONTINUE]) == "upstream_failed"
+
+
+@pytest.mark.parametrize("trickle", [CONTINUE, b"HTTP/1.1 200 OK\r\n", b"\r\n"])
+def test_whatever_comes_before_a_head_does_not_prolong_its_time(trickle: bytes) -> None:
+    assert asked([trickle, *(8 * [0.2, b"" if trickle != CONTINUE else CONTINUE])], head_s=0.5) == "upstream_timeout"
+
+
+def test_what_is_removed_inside_of_a_field_is_named() -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Hi."}],
+        "modalities": ["audio"],
+        "reasoning": {"effort": "very high"},
+        "thinking": {"a b": "x"},
+        "stop_token_ids": ["a"],
+        "temperature": 0.5,
+    }
+    read = read_request(body)
+    assert set(read.removed) == {"modalities", "reasoning.effort", "thinking.?", "stop_token_ids"}
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"confirm": "strict"},
+        {"on_flag": "mark"},
+        {"release": "before_check"},
+        {"prompt_check": "off"},
+        {"on_guard_error": "pass"},
+        {"pass_fields": frozenset({"x"})},
+    ],
+    ids=str,
+)
+def test_a_setting_for_an_llm_needs_one(unused: dict[str, object]) -> None:
+    Settings(upstream="http://127.0.0.1:8080/v1", **unused)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameter, match=next(iter(unused)).replace("_", "-")):
+        Settings(**unused)  # type: ignore[arg-type]
