@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen3guard_contract.small_file import read_small_file
+
 OPTION = "--config"
 AN_ENTRY = 'max-in-flight = 64 or host = "127.0.0.1"'
 
@@ -145,7 +147,7 @@ class CommandParser(argparse.ArgumentParser):
 def _read(path: Path) -> dict[str, Any]:
     """The table in the file. Raises _Wrong."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(read_small_file(path).decode("utf-8-sig"))
     except OSError as error:
         raise _Wrong(f"it cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

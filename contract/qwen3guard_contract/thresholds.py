@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, RiskLevel
+from qwen3guard_contract.small_file import read_small_file
 from qwen3guard_contract.verdict import Classification, PromptVerdict, TokenVerdict
 
 Judgement = Classification | PromptVerdict | TokenVerdict
@@ -83,7 +84,7 @@ class Thresholds:
     def read(cls, path: Path) -> Thresholds:
         """Reads a file with the JSON that `parse` takes. Raises InvalidRequest."""
         try:
-            return cls.parse(path.read_bytes())
+            return cls.parse(read_small_file(path))
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
         except InvalidRequest as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_contract.errors import InvalidCredentials, InvalidRequest
+from qwen3guard_contract.small_file import read_small_file
 
 from qwen3guard_client.arguments import checked_text
 from qwen3guard_client.transport.address import is_local, read_address
@@ -102,7 +103,7 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
         token = environment.get(TOKEN_VARIABLE)
         return token if token is None else checked_token(token, TOKEN_VARIABLE)
     try:
-        token = checked_token(file.read_text(encoding="ascii").strip(), str(file))
+        token = checked_token(read_small_file(file).decode("ascii").strip(), str(file))
         warn_if_shared(file)
         return token
     except UnicodeDecodeError:

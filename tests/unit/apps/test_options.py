@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 import pytest
-from qwen3guard_apps.cli.main import parser
+from qwen3guard_apps.cli.main import main, parser
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
@@ -78,6 +78,16 @@ def test_a_wrong_address_of_the_environment_counts_where_no_other_is_given(monke
     monkeypatch.setenv("GUARD_URL", "x")
     assert parser().parse_args(["proxy"]).url == "x"
     assert parser().parse_args(["proxy", "--url", "x:1"]).url == "x:1"
+
+
+@pytest.mark.parametrize("options", ["proxy --thresholds", "classify --prompt x --token-file", "proxy --config"])
+def test_a_file_of_options_without_end_is_not_read(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main([*options.split(), "/dev/zero"])
+    except SystemExit as left:
+        status = int(left.code or 0)
+    assert status
+    assert "File too large" in capsys.readouterr().err
 
 
 def test_a_stream_needs_a_prompt_or_messages(capsys: pytest.CaptureFixture[str]) -> None:
