@@ -49,7 +49,8 @@ def test_an_llm_that_sends_interim_answers_without_end_is_left() -> None:
 
 @pytest.mark.parametrize("trickle", [CONTINUE, b"HTTP/1.1 200 OK\r\n", b"\r\n"])
 def test_whatever_comes_before_a_head_does_not_prolong_its_time(trickle: bytes) -> None:
-    assert asked([trickle, *(8 * [0.2, b"" if trickle != CONTINUE else CONTINUE])], head_s=0.5) == "upstream_timeout"
+    again: list[Piece] = [0.2, trickle if trickle == CONTINUE else b""]
+    assert asked([trickle, *(again * 8)], head_s=0.5) == "upstream_timeout"
 
 
 def test_what_is_removed_inside_of_a_field_is_named() -> None:
