@@ -1,20 +1,25 @@
-"""How much accuracy eight bits cost: a checkpoint's formats against its own fp32 graph, on labelled or plain texts.
+"""How much accuracy few bits cost: a checkpoint's formats against its own fp32 graph, on labelled or plain texts.
 
     .venv/bin/python perf/accuracy.py CHECKPOINT TEXTS.jsonl [--rows 300]
 
 TEXTS has one JSON object on each line, with `prompt` or `text`. Stream judges every token of a text in one pass. Gen
 judges a text as a prompt, by the probabilities of the levels after "Safety:". A label is flipped where the likeliest
 level is not that of fp32. A judgement is firm where fp32 preferred its level to the next one by more than 0.2.
+
+Beside the formats that are exported stands what four bits would cost: the layers' matrices rounded to 16 levels from
+the least to the largest of each 32 weights of a row, as 4-bit formats of other engines do, and computed in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from ml_dtypes import bfloat16
 from qwen3guard_contract.integer_products import products
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.messages import Message
@@ -28,6 +33,8 @@ from qwen3guard_runtime.text.chat import ChatTemplate
 FORMATS = (("fp32", "decomposed"), ("dq8r", "decomposed"), ("fp32", "int8"), ("dq8r", "int8"))
 FIRM = 0.2
 LONGEST = 400
+FOUR_BITS = ("4 bits", "decomposed")
+LEVELS, BLOCK = 16, 32
 
 
 def main() -> None:
@@ -45,6 +52,11 @@ def main() -> None:
             output = Path(folder) / f"{weights}-{attention}"
             exported = export(arguments.checkpoint, output, weights=weights, attention=attention, say=lambda _: None)
             probabilities[weights, attention] = level_probabilities(output / f"{exported.variant}_guard" / "1", texts)
+        rounded, output = Path(folder) / "rounded", Path(folder) / "4bits"
+        shutil.copytree(arguments.checkpoint, rounded)
+        round_to_four_bits(rounded / "model.safetensors")
+        export(str(rounded), output, weights="fp32", say=lambda _: None)
+        probabilities[FOUR_BITS] = level_probabilities(output / f"{exported.variant}_guard" / "1", texts)
     exact = probabilities[FORMATS[0]]
     first, second = np.sort(exact, axis=1)[:, :-3:-1].T
     firm = first - second > FIRM
@@ -52,7 +64,7 @@ def main() -> None:
         f"{arguments.checkpoint}: {len(texts)} texts, {len(exact)} judgements, {firm.sum()} of them firm in fp32;"
         f" 8-bit products {products()}"
     )
-    for name in FORMATS[1:]:
+    for name in (*FORMATS[1:], FOUR_BITS):
         off = np.abs(probabilities[name] - exact).max(axis=1)
         flipped = probabilities[name].argmax(axis=1) != exact.argmax(axis=1)
         print(
@@ -60,6 +72,24 @@ def main() -> None:
             f" {off.max():.4f} at most; {100 * flipped.mean():.2f} % of labels flipped, "
             f"{100 * flipped[firm].mean():.3f} % of the firm ones"
         )
+
+
+def round_to_four_bits(file: Path) -> None:
+    """Rounds the layers' matrices of a safetensors file where they stand. The file's own format rounds them once more,
+    by a tenth as much at most."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        for name, entry in header.items():
+            if "layers." in name and "_proj." in name:
+                kind = {"BF16": bfloat16, "F16": np.float16, "F32": np.float32}[entry["dtype"]]
+                begin, end = entry["data_offsets"]
+                opened.seek(8 + size + begin)
+                blocks = np.frombuffer(opened.read(end - begin), kind).astype(np.float32).reshape(-1, BLOCK)
+                least = blocks.min(axis=1, keepdims=True)
+                step = np.maximum((blocks.max(axis=1, keepdims=True) - least) / (LEVELS - 1), 1e-30)
+                opened.seek(8 + size + begin)
+                opened.write((least + step * np.round((blocks - least) / step)).astype(kind).tobytes())
 
 
 def level_probabilities(folder: Path, texts: list[str]) -> np.ndarray:

@@ -51,6 +51,9 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"Versions: {own}. Peers: {peers}. Commit {versions['commit'][:12]}.",
         "",
+        f"Medians of {result['notes'].get('runs', 1)} runs, with the range of their values where there are several. A "
+        "row names the precision in which its peer was fastest; the others are in perf/results/latest.json.",
+        "",
         f"OpenVINO computed in: {result['notes'].get('openvino_inference_precision')}. "
         f"Classify with the draft rejected twice: {result['notes'].get('classify_rejected_ms')} ms.",
         "",
@@ -74,6 +77,8 @@ def _line(row: dict[str, Any]) -> str:
 
     below = row["unit"] != "x"
     value = f"{row['value']:.2f}{'x' if row['unit'].startswith('x') else ' ' + row['unit']}"
+    if len(values := row.get("values", ())) > 1:
+        value += f" ({min(values):.2f} to {max(values):.2f})"
     least = "" if row["at_least"] is None else f"{'at most ' if below else ''}{row['at_least']:g}"
     verdict = {True: "met", False: "**not met**", None: ""}[row["met"]]
     cells = (row["row"], row["work"], row["peer"], shown(row["ours"]), shown(row["theirs"]), value)
@@ -92,7 +97,7 @@ def _reached(row: dict[str, Any]) -> bool:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> None:
-    shown = [row for row in rows if row["unit"] == "x" and int(row["row"].rstrip("abc")) <= 6][::-1]
+    shown = [row for row in rows if row["unit"] == "x" and int(row["row"].rstrip("abc")) not in (7, 8)][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(shown) + 0.9))
     places = range(len(shown))
     axes.barh(places, [row["value"] for row in shown], color=BLUE, height=0.6)
@@ -113,7 +118,9 @@ def _contexts(result: dict[str, Any]) -> None:
     axes.plot(contexts, ones, "o-", color=BLUE, label="1 token")
     axes.plot(contexts, sixteens, "s--", color=BLUE, label="16 tokens")
     for row in result["rows"]:
-        if row["row"] in ("3a", "3b", "5a", "5b") and "1 at context" in row["work"].replace("1 token ", "1 "):
+        if row["row"] in ("3a", "3b", "5a", "5b", "14a", "14b") and "1 at context" in row["work"].replace(
+            "1 token ", "1 "
+        ):
             context = 512 if row["row"].endswith("a") else 2048
             axes.plot(context, row["theirs"], "x", color=GREY)
             axes.annotate(row["peer"], (context, row["theirs"]), fontsize=7, xytext=(4, 2), textcoords="offset points")
