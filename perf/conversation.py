@@ -1,13 +1,15 @@
 """What each turn of a growing conversation costs, and how often a turn in one session is judged otherwise than anew.
 
     .venv/bin/python perf/conversation.py REPOSITORY PAIRS.jsonl [--turns 8] [--conversations 1] [--words 60 180]
+        [--reused]
 
 A row of PAIRS has `prompt` and `response`. Each conversation takes the next `--turns` rows; `--words` repeats or cuts
 prompts and responses to so many words. At each turn its prompt is judged by `classify` (if Gen is served) and by the
 opening of a stream, with what was computed before (one scope) and without (no scope), and by `next_turn` in a session
 that goes on. Then its response is judged in one step. Prints the seconds of each turn, the median over the
 conversations, and of how many prompts and tokens of responses the level differs between `next_turn` and a stream that
-is opened with the whole conversation (`tokens_unsafe` are not Safe in one of them).
+is opened with the whole conversation (`tokens_unsafe` are not Safe in one of them); and the turns a second of chats of
+5, 10 and 20 turns. With `--reused`, what is computed without a scope, which takes the longest, is left out.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from qwen3guard_contract.errors import UnreadableAnswer
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0
+LENGTHS = (5, 10, 20)
 
 
 def sized(text: str, words: int | None) -> str:
@@ -37,10 +40,11 @@ def sized(text: str, words: int | None) -> str:
 class Turns:
     """Judges conversations turn by turn. `seconds` has the times of each way at each turn, `differ` counts levels."""
 
-    def __init__(self, url: str, *, gen: bool) -> None:
+    def __init__(self, url: str, *, gen: bool, reused: bool) -> None:
         self._with = GuardClient(url, timeout_s=TIMEOUT_S)
         self._without = self._with.in_scope(None)
         self._gen = gen
+        self._ways = {"reused": self._with} | ({} if reused else {"computed": self._without})
         self.seconds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.differ = dict.fromkeys(("prompts", "prompts_differ", "tokens", "tokens_unsafe", "tokens_differ"), 0)
 
@@ -59,7 +63,7 @@ class Turns:
         going_on = self._without.stream(pairs[0][0]).__enter__()
         for turn, (prompt, response) in enumerate(pairs, start=1):
             messages.append({"role": "user", "content": prompt})
-            for way, guard in (("computed", self._without), ("reused", self._with)):
+            for way, guard in reversed(self._ways.items()):
                 if self._gen:
                     self._timed(f"classify {way}", turn, guard.classify, messages=messages)
                 anew = guard.stream(messages=messages)
@@ -89,6 +93,7 @@ def main() -> None:
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--conversations", type=int, default=1)
+    parser.add_argument("--reused", action="store_true")
     parser.add_argument("--words", type=int, nargs=2, default=(None, None), metavar=("PROMPT", "RESPONSE"))
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.pairs.read_text().splitlines()]
@@ -96,14 +101,22 @@ def main() -> None:
         tuple(map(sized, (row["prompt"], row["response"]), arguments.words)) for row in rows if row.get("response")
     ]
     with served(arguments.repository) as server:
-        turns = Turns(server.url, gen=wire.CLASSIFY.name in server.manifests)
+        turns = Turns(server.url, gen=wire.CLASSIFY.name in server.manifests, reused=arguments.reused)
         for number in range(arguments.conversations):
             turns.judge(pairs[number * arguments.turns : (number + 1) * arguments.turns])
     seconds = {
         way: {turn: round(median(times), 3) for turn, times in by_turn.items()}
         for way, by_turn in turns.seconds.items()
     }
-    print(json.dumps({"seconds": seconds, **turns.differ}, indent=1))
+    rates = {
+        way: {
+            length: round(length / sum(by_turn.get(turn, 0.0) for turn in range(1, length + 1)), 2)
+            for length in LENGTHS
+            if length in by_turn
+        }
+        for way, by_turn in seconds.items()
+    }
+    print(json.dumps({"seconds": seconds, "turns_a_second": rates, **turns.differ}, indent=1))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ class Completion(ABC):
         self._reader: asyncio.Task[None] | None = None
         self._stopping: ApiError | None = None
         """Why this ends, where the proxy stops."""
+        self._is_cut = False
+        """Whether that ends it before all that the LLM wrote is judged."""
 
     async def answer(self) -> web.StreamResponse:
         """Raises ApiError if nothing was sent yet."""
@@ -131,8 +133,10 @@ class Completion(ABC):
     def stop(self) -> None:
         """Ends the LLM's answer, wherever it is."""
         self._stopping = ApiError(503, "server_error", "stopping", "The proxy is stopping.", retry=True)
-        if self._reader:
+        if self._reader and not self._ended:
             self._reader.cancel()
+        else:
+            self._is_cut = True
         self._changed.set()
 
     @property
@@ -159,7 +163,7 @@ class Completion(ABC):
             await self._changed.wait()
 
     def _raise_guards(self) -> None:
-        if self._stopping and not self._reader:
+        if self._stopping and self._is_cut:
             raise self._stopping
         for choice in self._choices:
             if choice.stopped and self._settings.on_flag == "error":
