@@ -66,8 +66,9 @@ def test_the_options_of_the_command_line_are_the_settings() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert settings_of(parser.parse_args([])) == Settings()
-    assert settings_of(parser.parse_args(["--confirm", "loose", "--on-flag", "mark"])) == Settings(
-        on_flag="mark", confirm="loose"
+    options = ["--upstream", "http://127.0.0.1:1/v1", "--confirm", "loose", "--on-flag", "mark"]
+    assert settings_of(parser.parse_args(options)) == Settings(
+        upstream="http://127.0.0.1:1/v1", on_flag="mark", confirm="loose"
     )
 
 
