@@ -54,7 +54,8 @@ def main() -> None:
             probabilities[weights, attention] = level_probabilities(output / f"{exported.variant}_guard" / "1", texts)
         rounded, output = Path(folder) / "rounded", Path(folder) / "4bits"
         shutil.copytree(arguments.checkpoint, rounded)
-        round_to_four_bits(rounded / "model.safetensors")
+        for file in rounded.glob("*.safetensors"):
+            round_to_four_bits(file)
         export(str(rounded), output, weights="fp32", say=lambda _: None)
         probabilities[FOUR_BITS] = level_probabilities(output / f"{exported.variant}_guard" / "1", texts)
     exact = probabilities[FORMATS[0]]

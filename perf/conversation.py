@@ -44,7 +44,7 @@ class Turns:
         self._with = GuardClient(url, timeout_s=TIMEOUT_S)
         self._without = self._with.in_scope(None)
         self._gen = gen
-        self._ways = {"reused": self._with} | ({} if reused else {"computed": self._without})
+        self._ways = ({} if reused else {"computed": self._without}) | {"reused": self._with}
         self.seconds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.differ = dict.fromkeys(("prompts", "prompts_differ", "tokens", "tokens_unsafe", "tokens_differ"), 0)
 
@@ -63,7 +63,7 @@ class Turns:
         going_on = self._without.stream(pairs[0][0]).__enter__()
         for turn, (prompt, response) in enumerate(pairs, start=1):
             messages.append({"role": "user", "content": prompt})
-            for way, guard in reversed(self._ways.items()):
+            for way, guard in self._ways.items():
                 if self._gen:
                     self._timed(f"classify {way}", turn, guard.classify, messages=messages)
                 anew = guard.stream(messages=messages)

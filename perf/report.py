@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
 HOLDS = Path(__file__).parent / "what_holds_it.json"
 """The reasons, by row, why an aim is not reached. They are written by hand, and shown only where the aim is missed."""
+_TYPE = "<Type: '>"
+"""What OpenVINO writes around the name of a type."""
 GENERATED = "<!-- from here on written by perf/report.py -->"
 BLUE, GREY, RED = "#2563eb", "#9ca3af", "#dc2626"
 
@@ -41,7 +43,9 @@ def page(result: dict[str, Any]) -> str:
         f"{name} {value}" for name, value in versions.items() if isinstance(value, str) and name != "commit"
     )
     peers = "; ".join(f"{name}: {', '.join(value)}" for name, value in versions.items() if isinstance(value, list))
-    floor = machine["floor"]
+    floor, notes = machine["floor"], result["notes"]
+    runs = notes.get("runs", 1)
+    computed = ", ".join(f"{name} in {kind.strip(_TYPE)}" for name, kind in notes["openvino_inference_precision"].items())
     lines = [
         f"Machine: {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])}), "
         f"{machine['memory_gib']} GiB, {machine['system']}; {machine['threads']} threads. No GPU.",
@@ -51,11 +55,11 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"Versions: {own}. Peers: {peers}. Commit {versions['commit'][:12]}.",
         "",
-        f"Medians of {result['notes'].get('runs', 1)} runs, with the range of their values where there are several. A "
-        "row names the precision in which its peer was fastest; the others are in perf/results/latest.json.",
+        f"{'One run' if runs == 1 else f'Medians of {runs} runs, with the range of their values'}. A row names the "
+        "precision in which its peer was fastest; the others are in perf/results/latest.json.",
         "",
-        f"OpenVINO computed in: {result['notes'].get('openvino_inference_precision')}. "
-        f"Classify with the draft rejected twice: {result['notes'].get('classify_rejected_ms')} ms.",
+        f"What OpenVINO computed in: {computed}. "
+        f"Classify with the draft rejected twice: {notes['classify_rejected_ms']} ms.",
         "",
         "| row | work | peer | ours | theirs | value | at least | aim |",
         "|---|---|---|---|---|---|---|---|",
@@ -118,9 +122,7 @@ def _contexts(result: dict[str, Any]) -> None:
     axes.plot(contexts, ones, "o-", color=BLUE, label="1 token")
     axes.plot(contexts, sixteens, "s--", color=BLUE, label="16 tokens")
     for row in result["rows"]:
-        if row["row"] in ("3a", "3b", "5a", "5b", "14a", "14b") and "1 at context" in row["work"].replace(
-            "1 token ", "1 "
-        ):
+        if row["row"] in ("3a", "3b", "5a", "5b", "14a", "14b") and "1 at context" in row["work"]:
             context = 512 if row["row"].endswith("a") else 2048
             axes.plot(context, row["theirs"], "x", color=GREY)
             axes.annotate(row["peer"], (context, row["theirs"]), fontsize=7, xytext=(4, 2), textcoords="offset points")

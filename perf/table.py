@@ -24,7 +24,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Row:
     ours: float | None = None
     theirs: float | None = None
     values: tuple[float, ...] = ()
-    """Of the runs, if there was more than one."""
+    """Of the runs."""
 
     @property
     def met(self) -> bool | None:
@@ -406,15 +406,10 @@ def together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for other in result["rows"]
             if (other["row"], other["peer"]) == (row["row"], row["peer"])
         ]
-        value = median([other["value"] for other in same])
-        found = {name: median([other[name] for other in same]) for name in ("ours", "theirs") if row[name] is not None}
-        merged = replace(
-            Row(**{name: each for name, each in row.items() if name != "met"}),
-            value=value,
-            values=tuple(other["value"] for other in same),
-            **found,
-        )
-        rows.append(_as_json(merged))
+        known = [name for name in ("value", "ours", "theirs") if row[name] is not None]
+        medians = {name: median([other[name] for other in same]) for name in known}
+        fields = {name: each for name, each in row.items() if name != "met"} | medians
+        rows.append(_as_json(Row(**fields | {"values": tuple(other["value"] for other in same)})))
     return last | {"rows": rows, "notes": last["notes"] | {"runs": len(results)}}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from lines import serve
 
 THREADS, CONTEXT = 2, 2560
 
@@ -126,11 +127,7 @@ class Peer:
 
 
 def main() -> None:
-    peer = Peer(*sys.argv[1:4])
-    for line in sys.stdin:
-        request = json.loads(line)
-        work = getattr(peer, request.pop("work"))
-        print(json.dumps({"ms": 1e3 * work(**request)}), flush=True)
+    serve(Peer(*sys.argv[1:4]))
 
 
 if __name__ == "__main__":

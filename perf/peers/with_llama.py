@@ -21,6 +21,7 @@ from typing import Any
 import gguf
 import llama_cpp as api
 import numpy as np
+from lines import serve
 
 THREADS, PASS_TOKENS, CONTEXT = 2, 512, 2560
 KEPT_ROOM = 32
@@ -190,11 +191,7 @@ def _gguf_name(name: str) -> str:
 
 
 def main() -> None:
-    peer = Peer(*sys.argv[1:4])
-    for line in sys.stdin:
-        request = json.loads(line)
-        work = getattr(peer, request.pop("work"))
-        print(json.dumps({"ms": 1e3 * work(**request)}), flush=True)
+    serve(Peer(*sys.argv[1:4]))
 
 
 if __name__ == "__main__":

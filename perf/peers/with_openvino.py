@@ -13,7 +13,6 @@ is set is copied by the next pass, so such a pass is not timed.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from lines import serve
 from openvino import opset13
 
 KEPT_ROOM = 32
@@ -119,13 +119,7 @@ class Peer:
 
 
 def main() -> None:
-    peer = Peer(*sys.argv[1:4])
-    for line in sys.stdin:
-        request = json.loads(line)
-        work = getattr(peer, request.pop("work"))
-        result = work(**request)
-        answer = {"precision": result} if isinstance(result, str) else {"ms": 1e3 * result}
-        print(json.dumps(answer), flush=True)
+    serve(Peer(*sys.argv[1:4]))
 
 
 if __name__ == "__main__":

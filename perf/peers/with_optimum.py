@@ -10,14 +10,15 @@ Reads one request from each line and answers {"ms": ...} on a line.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import greedy
 import onnxruntime
 import torch
+from lines import serve
 from optimum.onnxruntime import ORTModelForCausalLM
 
 THREADS = 2
@@ -36,19 +37,7 @@ class Peer:
         self.held: dict[int, Any] = {}
 
     def classify(self, ids: list[int], answer: int) -> float:
-        tokens = torch.tensor([ids])
-        began = time.perf_counter()
-        made = self.model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=answer,
-            min_new_tokens=answer,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        took = time.perf_counter() - began
-        assert made.shape[1] == len(ids) + answer
-        return took
+        return greedy.seconds(self.model, ids, answer)
 
     def step(self, context: int, tokens: int) -> float:
         if context not in self.held:
@@ -69,11 +58,7 @@ class Peer:
 
 @torch.inference_mode()
 def main() -> None:
-    peer = Peer(*sys.argv[1:3])
-    for line in sys.stdin:
-        request = json.loads(line)
-        work = getattr(peer, request.pop("work"))
-        print(json.dumps({"ms": 1e3 * work(**request)}), flush=True)
+    serve(Peer(*sys.argv[1:3]))
 
 
 if __name__ == "__main__":

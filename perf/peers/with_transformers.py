@@ -9,12 +9,13 @@ code does.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
+import greedy
 import torch
+from lines import serve
 from transformers import AutoConfig, DynamicCache, Qwen3ForCausalLM, Qwen3Model
 
 torch.set_num_threads(2)
@@ -33,19 +34,7 @@ class Peer:
     def classify(self, ids: list[int], answer: int) -> float:
         if self.causal is None:
             self.causal = Qwen3ForCausalLM.from_pretrained(self.gen, dtype=self.dtype).eval()
-        tokens = torch.tensor([ids])
-        began = time.perf_counter()
-        made = self.causal.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=answer,
-            min_new_tokens=answer,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        took = time.perf_counter() - began
-        assert made.shape[1] == len(ids) + answer
-        return took
+        return greedy.seconds(self.causal, ids, answer)
 
     def step(self, context: int, tokens: int) -> float:
         self._load_stream()
@@ -90,11 +79,7 @@ class Peer:
 
 @torch.inference_mode()
 def main() -> None:
-    peer = Peer(*sys.argv[1:4])
-    for line in sys.stdin:
-        request = json.loads(line)
-        work = getattr(peer, request.pop("work"))
-        print(json.dumps({"ms": 1e3 * work(**request)}), flush=True)
+    serve(Peer(*sys.argv[1:4]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ KEEP_NO_REQUESTS = "--grpc-infer-allocation-pool-size=0"
 also of callers whom it has refused."""
 WHOLE_CONFIGURATIONS = "--disable-auto-complete-config"
 """Triton's flag. By default it starts the process of each model twice, first to ask for what its config.pbtxt lacks,
-and ours lack nothing: a start takes four times as long."""
+and ours lack nothing: the start of the demo takes four times as long."""
 OPEN_TO_TOKEN = ("inference", "metadata", "model-config", "statistics")
 """All other groups except health, which stays open for probes."""
 

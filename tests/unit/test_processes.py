@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from qwen3guard_server.footprint import Footprint
 from qwen3guard_server.processes import work
 
 READS_40_MIB = "import time; zero = open('/dev/zero', 'rb'); [zero.read(1 << 20) for _ in range(40)]; time.sleep(600)"
@@ -35,3 +38,16 @@ def test_cpu_time_counts_where_reading_is_not_shown(monkeypatch: pytest.MonkeyPa
     shown = work(os.getpid())
     monkeypatch.setattr(Path, "read_text", denied)
     assert 0 < work(os.getpid()) < shown
+
+
+def test_a_folder_that_was_half_made_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    footprint = Footprint()
+    try:
+        shutil.rmtree(footprint.folder)
+        (tmp_path / f".{footprint.tag}").mkdir()
+        footprint.make_folder()
+        assert footprint.folder.is_dir()
+    finally:
+        footprint.remove()
+    assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ MOST_NAMED = 32
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
 """What a request's line in the log will say."""
 ENDING_S = 3.0
-"""How long the proxy's end waits for sessions to end."""
+"""How long the proxy's end waits for answers to end, then for those that it ended, and for sessions."""
 
 
 @dataclass

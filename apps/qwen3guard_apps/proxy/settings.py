@@ -69,7 +69,7 @@ class Settings(HttpLimits):
             raise InvalidParameter("A field that is to pass must have a name without spaces.")
         if self.upstream is not None:
             _check_upstream(self.upstream)
-        elif unused := [name for name in _FOR_AN_LLM if getattr(self, name) != getattr(type(self), name, frozenset())]:
+        elif unused := [name for name in _FOR_AN_LLM if getattr(self, name) != getattr(type(self), name)]:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
             raise InvalidParameter(f"Without an upstream there is no LLM for {options} to act on.")
         if not all(map(is_host_name, self.allow_hosts)):

@@ -188,7 +188,7 @@ def test_what_says_nothing_of_the_conversation_is_passed_over(guardrail: LiteLLM
     assert guard.asked == [[{"role": "user", "content": "Bread."}]]
 
 
-@pytest.mark.parametrize("wrong", [{"input_type": None}, {"texts": "a"}, {"texts": [1]}, {"tool_calls": "a"}])
+@pytest.mark.parametrize("wrong", [{"input_type": None}, {"texts": [1]}, {"litellm_call_id": 5}])
 def test_what_litellm_does_not_send_is_an_error(guardrail: LiteLLMGuardrail, wrong: dict[str, Any]) -> None:
     with pytest.raises(ApiError):
         asyncio.run(guardrail.answer({"input_type": "request"} | wrong))
