@@ -45,7 +45,8 @@ def page(result: dict[str, Any]) -> str:
     peers = "; ".join(f"{name}: {', '.join(value)}" for name, value in versions.items() if isinstance(value, list))
     floor, notes = machine["floor"], result["notes"]
     runs = notes.get("runs", 1)
-    computed = ", ".join(f"{name} in {kind.strip(_TYPE)}" for name, kind in notes["openvino_inference_precision"].items())
+    kinds = notes["openvino_inference_precision"]
+    computed = ", ".join(f"{name} in {kind.strip(_TYPE)}" for name, kind in kinds.items())
     lines = [
         f"Machine: {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])}), "
         f"{machine['memory_gib']} GiB, {machine['system']}; {machine['threads']} threads. No GPU.",
