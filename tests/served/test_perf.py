@@ -40,7 +40,7 @@ def test_streams_step_at_their_positions(analyzer: Analyzer, server: EmbeddedSer
 
 
 def test_the_command_writes_json(server: EmbeddedServer, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["perf", "--url", server.url, "--work", "classify", "--concurrency", "1", "--seconds", "0.5", "--json"]
+    arguments = ["perf", "--url", server.url, "--work", "classify", "--concurrency", "1", "--seconds", "2", "--json"]
     assert main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["work"] == "classify"
