@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -45,6 +46,7 @@ def test_a_model_that_answers_others_is_busy_and_one_that_answers_nobody_is_sile
             for each in asked:
                 each.result()
         assert ask(5)
+        wait_for_counts(client, tokenizer)
         os.kill(process, signal.SIGSTOP)
         try:
             with pytest.raises(DeadlineExceeded):
@@ -52,6 +54,13 @@ def test_a_model_that_answers_others_is_busy_and_one_that_answers_nobody_is_sile
         finally:
             os.kill(process, signal.SIGCONT)
         assert ask(5)
+
+
+def wait_for_counts(client: GuardClient, model: str) -> None:
+    """Returns when Triton has counted what it answered: it sends an answer first, and counts it a moment later."""
+    counted = -1
+    while counted != (counted := client.answered(model)):
+        time.sleep(0.3)
 
 
 def refused(client: GuardClient) -> None:
