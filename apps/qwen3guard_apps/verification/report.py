@@ -132,20 +132,20 @@ def _machine(results: dict[str, Any], gen: bool) -> list[str]:
             outcome["form"],
             f"{outcome['bytes'] / 1e6:,.1f} MB",
             f"{outcome['time']['p50_ms']:.2f} ms",
-            outcome["time"]["calls"],
+            f"{outcome['time']['rounds']} x {outcome['time']['calls']}",
             outcome["time"]["where"] + (f" ({outcome['time']['why']})" if outcome["time"]["why"] else ""),
         ]
         for name, outcome in results["formats"].items()
         if outcome["time"]
     ]
-    what = "one of `classify`, over texts that differ" if gen else "a step of one token of one stream"
+    what = "a call of `classify`, over texts that differ" if gen else "a step of one token of one stream"
     return [
         "## On this machine",
         "",
-        f"The median time of {what}. {machine['platform']}, ONNX Runtime {machine['onnxruntime']}, 8-bit products"
-        f" {machine['products']}.",
+        f"The median time of {what}, in the quietest of the rounds. {machine['platform']}, ONNX Runtime"
+        f" {machine['onnxruntime']}, 8-bit products {machine['products']}.",
         "",
-        *table(["format", "form", "size", "p50", "calls", "measured in"], rows),
+        *table(["format", "form", "size", "p50", "rounds", "measured in"], rows),
     ]
 
 

@@ -21,10 +21,13 @@ from qwen3guard_apps.verification.judges import SESSION, GenJudge, StreamJudge
 from qwen3guard_apps.verification.texts import SampleText, spread
 
 TIMED_CALLS = 20
-"""So many classifications are timed, of texts that differ, after two more that are not."""
+"""A round is so many classifications of texts that differ, or TIMED_STEPS steps of one token."""
 TIMED_STEPS = 60
-"""So many steps of one token are timed."""
+ROUNDS = 5
+ENOUGH_S = 20.0
+"""After so many seconds there is no further round."""
 WARM = 2
+"""So many calls before the first round are not timed."""
 ANSWER_S = 600.0
 LOAD_S = 300.0
 SERVED, IN_PROCESS = "a server on this machine, through gRPC", "in this process, without a server"
@@ -32,11 +35,15 @@ SERVED, IN_PROCESS = "a server on this machine, through gRPC", "in this process,
 
 @dataclass(frozen=True)
 class Timing:
-    """The median of `calls` calls in milliseconds: of a classification for Gen, of a step of one token for Stream.
-    `where` is SERVED or IN_PROCESS, and `why` says why there was no server."""
+    """The median time of a call in milliseconds, in the quietest of some `rounds` of `calls` calls each: other work on
+    the machine only makes it longer. A call is a classification for Gen, and a step of one token for Stream.
+
+    `where` is SERVED or IN_PROCESS, and `why` says why there was no server.
+    """
 
     p50_ms: float
     calls: int
+    rounds: int
     where: str
     why: str = ""
 
@@ -58,14 +65,13 @@ def served(repository: Path, manifest: Manifest, texts: Sequence[SampleText], to
     with EmbeddedServer(settings) as server, GuardClient(server.url, timeout_s=ANSWER_S, scope=None) as guard:
         server.wait_ready(lambda: canary.check(guard, server.manifests))
         if manifest.variant == "gen":
-            return _of([partial(_classify, guard, text) for text in spread(texts, WARM + TIMED_CALLS)], SERVED)
+            return _of([partial(_classify, guard, text) for text in spread(texts, TIMED_CALLS)], SERVED)
         session = str(uuid.uuid4())
         opening = replace(texts[0], response=None)
         length = guard.stream_step(session, messages=opening.messages, start=True).length
-        steps = range(length, length + WARM + TIMED_STEPS)
-        calls = [partial(guard.stream_step, session, token_ids=[token], position=at) for at in steps]
-        timing = _of(calls, SERVED)
-        guard.stream_step(session, position=steps.stop, end=True)
+        step = partial(guard.stream_step, session, token_ids=[token], position=length)
+        timing = _of([step] * TIMED_STEPS, SERVED)
+        guard.stream_step(session, position=length, end=True)
         return timing
 
 
@@ -80,7 +86,7 @@ def in_process(judge: GenJudge | StreamJudge, texts: Sequence[SampleText], token
     """Times the judge itself, tokenization included."""
     if isinstance(judge, GenJudge):
         return _of(
-            [partial(_judge, judge, text) for text in spread(texts, WARM + TIMED_CALLS)],
+            [partial(_judge, judge, text) for text in spread(texts, TIMED_CALLS)],
             IN_PROCESS,
             why,
         )
@@ -88,9 +94,8 @@ def in_process(judge: GenJudge | StreamJudge, texts: Sequence[SampleText], token
     ids = opening.ids
     judge.step(Step(SESSION, ids, 0, start=True, query_index=opening.query_index, response_start=len(ids)))
     one = np.array([token], np.int64)
-    steps = range(len(ids), len(ids) + WARM + TIMED_STEPS)
-    timing = _of([partial(judge.step, Step(SESSION, one, at)) for at in steps], IN_PROCESS, why)
-    judge.step(Step(SESSION, one[:0], steps.stop, end=True))
+    timing = _of([partial(judge.step, Step(SESSION, one, len(ids)))] * TIMED_STEPS, IN_PROCESS, why)
+    judge.step(Step(SESSION, one[:0], len(ids), end=True))
     return timing
 
 
@@ -99,13 +104,19 @@ def _judge(judge: GenJudge, text: SampleText) -> object:
 
 
 def _of(calls: Sequence[Callable[[], object]], where: str, why: str = "") -> Timing:
-    times = []
-    for call in calls:
-        began = time.perf_counter()
+    for call in calls[:WARM]:
         call()
-        times.append(1e3 * (time.perf_counter() - began))
-    counted = times[WARM:] or times
-    return Timing(float(np.median(counted)), len(counted), where, why)
+    medians: list[float] = []
+    began = time.perf_counter()
+    while len(medians) < ROUNDS and time.perf_counter() - began < ENOUGH_S:
+        medians.append(float(np.median([_ms(call) for call in calls])))
+    return Timing(min(medians), len(calls), len(medians), where, why)
+
+
+def _ms(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - began)
 
 
 def _free_port() -> int:
