@@ -18,7 +18,7 @@ from four_bits import rounded
 from outliers import derive, kinds
 from qwen3guard_apps.verification import verification
 from qwen3guard_apps.verification.formats import formats
-from qwen3guard_apps.verification.recommendation import FIRM_CHANGED, MEAN_ERROR, MIN_AGREEMENT
+from qwen3guard_apps.verification.recommendation import FIRM_CHANGED, MEAN_ERROR, MIN_AGREEMENT, TIE, UNREADABLE
 from qwen3guard_apps.verification.results import Verified
 from qwen3guard_apps.verification.texts import bundled, spread
 from qwen3guard_apps.verification.timing import IN_PROCESS, SERVED, Timing
@@ -31,6 +31,7 @@ from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_runtime.text.tokenizer import IM_START, GuardTokenizer
 from support.command import COMMAND
+from support.pages import DOCS, blocks
 from support.places import DEMO
 from support.random_checkpoint import make
 
@@ -245,8 +246,21 @@ def _wait_for(wanted: Callable[[str], bool], process: subprocess.Popen[str]) -> 
     raise AssertionError("It ended before.")
 
 
+PAGE = DOCS / "verify.md"
+
+
+@pytest.mark.parametrize("command", [line for block in blocks(PAGE, "bash") for line in block.splitlines()])
+def test_the_commands_of_the_page_run_as_written(command: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=DEMO.parent, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "**Recommended: " in done.stdout
+
+
 def test_the_bounds_are_those_of_the_documentation() -> None:
-    page = (DEMO.parent / "docs" / "verify.md").read_text()
-    assert f"{FIRM_CHANGED:.1%}" in page
-    assert f"{MEAN_ERROR:g}" in page
-    assert f"{MIN_AGREEMENT:g}" in page
+    page = PAGE.read_text(encoding="utf-8")
+    for bound in (f"{FIRM_CHANGED:.1%}", f"{MEAN_ERROR:g}", f"{MIN_AGREEMENT:g}", f"{UNREADABLE:.0%}"):
+        assert bound in page
+    assert f"within {100 * TIE:.0f} %" in page
+    assert f"{len(bundled())} short texts" in page
