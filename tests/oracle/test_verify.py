@@ -69,14 +69,14 @@ def test_eight_bits_of_the_demo_are_near_fp32_and_fp32_is_transformers(
     variant: str, mean: float, largest: float
 ) -> None:
     """The bounds that a guard is held to. test_other_cpus.py shows that another CPU gives the same bits."""
-    result = verified(DEMO / variant, texts=150, peer=8)
+    result = verified(DEMO / variant, texts=80, peer=8)
     assert result.recommended == "dq8r"
     assert result.failures == []
     eight = found(result, "dq8r")
     assert 0 < eight["with_fp32"]["probability"]["mean"] <= mean
     assert eight["with_fp32"]["probability"]["largest"] <= largest
     assert eight["with_fp32"]["firm_changed"]["part"] == 0
-    assert eight["with_fp32"]["firm_changed"]["of"] > 100
+    assert eight["with_fp32"]["firm_changed"]["of"] > 50
     exact = found(result, "fp32")["with_transformers"]
     assert exact["level"]["value"] == exact["flags"]["strict"]["value"] == 1
     assert exact["probability"]["largest"] < 1e-4

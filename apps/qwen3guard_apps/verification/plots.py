@@ -37,6 +37,7 @@ def _outliers(path: Path, verified: Verified) -> Path:
         for kind, word in ACTIVATIONS.items():
             axes.plot(found[kind].by_layer, label=word, marker=".")
         axes.set(title=state, xlabel="layer", yscale="log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     places[0].set(ylabel="largest channel, in medians")
     places[1].legend()

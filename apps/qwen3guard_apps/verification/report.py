@@ -41,7 +41,7 @@ def verification_report(results: dict[str, Any], pictures: Sequence[str]) -> str
         "",
         _what_is_compared(gen),
         "",
-        *_agreement(results, gen),
+        *_comparisons(results, "with_fp32", gen),
         *_problems(results),
         *_machine(results, gen),
         *_transformers(results, gen),
@@ -75,15 +75,17 @@ def _what_is_compared(gen: bool) -> str:
     )
 
 
-def _agreement(results: dict[str, Any], gen: bool) -> list[str]:
+def _comparisons(results: dict[str, Any], reference: str, gen: bool) -> list[str]:
+    """The table of the formats that were compared with `reference`, a field of a format's results."""
     header = ["format", "level", "category", "refusal" if gen else "", "flags, strict", "flags, loose", "firm changed"]
     header += ["dP largest", "mean", "same answer" if gen else ""]
-    rows = []
-    for name, outcome in results["formats"].items():
-        found = outcome["with_fp32"]
-        if found and name != REFERENCE.name:
-            rows.append([name, *_cells(found, gen)])
-    return table(*_without_empty(header, rows)) if rows else ["Nothing was compared with fp32.", ""]
+    rows = [
+        [name, *_cells(outcome[reference], gen)]
+        for name, outcome in results["formats"].items()
+        if outcome[reference] and (reference, name) != ("with_fp32", REFERENCE.name)
+    ]
+    kept = [column for column, word in enumerate(header) if word]
+    return table([header[column] for column in kept], ([row[column] for column in kept] for row in rows))
 
 
 def _cells(found: dict[str, Any], gen: bool) -> list[str]:
@@ -98,11 +100,6 @@ def _cells(found: dict[str, Any], gen: bool) -> list[str]:
         f"{probability['mean']:.5f}",
         share_cell(found["answer"]) if gen else "",
     ]
-
-
-def _without_empty(header: list[str], rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
-    kept = [column for column, name in enumerate(header) if name]
-    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
 def share_cell(found: dict[str, Any]) -> str:
@@ -142,8 +139,8 @@ def _machine(results: dict[str, Any], gen: bool) -> list[str]:
     return [
         "## On this machine",
         "",
-        f"The median time of {what}, in the quietest of the rounds. {machine['platform']}, ONNX Runtime"
-        f" {machine['onnxruntime']}, 8-bit products {machine['products']}.",
+        f"The median time of {what}, in the quietest of the rounds. {machine['cores']} cores,"
+        f" {machine['platform']}, ONNX Runtime {machine['onnxruntime']}, 8-bit products {machine['products']}.",
         "",
         *table(["format", "form", "size", "p50", "rounds", "measured in"], rows),
     ]
@@ -153,20 +150,13 @@ def _transformers(results: dict[str, Any], gen: bool) -> list[str]:
     told = results["transformers"]
     if not told["texts"]:
         return ["## Beside transformers", "", f"Nothing was compared with transformers: {told['why']}.", ""]
-    header = ["format", "level", "category", "refusal" if gen else "", "flags, strict", "flags, loose", "firm changed"]
-    header += ["dP largest", "mean", "same answer" if gen else ""]
-    rows = [
-        [name, *_cells(outcome["with_transformers"], gen)]
-        for name, outcome in results["formats"].items()
-        if outcome["with_transformers"]
-    ]
     return [
         "## Beside transformers",
         "",
         f"{told['texts']:,} of the texts, in float32 by PyTorch. Its tokenizer and template give the same token ids for"
         f" {told['same_tokens']:,} of them; special tokens that a text spells stay text here.",
         "",
-        *table(*_without_empty(header, rows)),
+        *_comparisons(results, "with_transformers", gen),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime
 from qwen3guard_contract.integer_products import products
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint
+from qwen3guard_runtime.engine.host import cores
 
 from qwen3guard_apps.verification import outliers
 from qwen3guard_apps.verification.comparison import Comparison
@@ -99,6 +100,7 @@ class Verified:
             },
             "machine": {
                 "platform": platform.platform(),
+                "cores": cores(),
                 "onnxruntime": onnxruntime.__version__,
                 "products": products(),
             },
