@@ -3,8 +3,10 @@ removed before the next one is made."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from qwen3guard_apps.verification.transformers_judge import TransformersJudge
 
 Say = Callable[[str], None]
 SCRATCH = "qwen3guard-verify-"
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 T = TypeVar("T")
 
@@ -188,9 +191,10 @@ def _with_transformers(
         return {}, {"texts": 0, "why": "it was not asked for"}
     numbers = spread(range(len(reading.texts)), plan.with_transformers)
     try:
-        judge = TransformersJudge(checkpoint.folder, checkpoint.architecture.variant)
-        found = {number: judge.judge(reading.tokens[number]) for number in _counted(numbers, "transformers", say)}
-        same = sum(judge.same_tokens(reading.texts[number], reading.tokens[number]) for number in numbers)
+        with _torch_in_scratch():
+            judge = TransformersJudge(checkpoint.folder, checkpoint.architecture.variant)
+            found = {number: judge.judge(reading.tokens[number]) for number in _counted(numbers, "transformers", say)}
+            same = sum(judge.same_tokens(reading.texts[number], reading.tokens[number]) for number in numbers)
     except ServeError as error:
         why = str(error).rstrip(".")
     except Exception as error:  # of another version of transformers or torch, which are no part of this project
@@ -199,3 +203,18 @@ def _with_transformers(
         return found, {"texts": len(numbers), "same_tokens": same, "why": ""}
     say(f"{why}.")
     return {}, {"texts": 0, "why": why}
+
+
+@contextmanager
+def _torch_in_scratch() -> Iterator[None]:
+    """While torch is imported, its cache of compiled code is in a folder that goes: it makes one even if it compiles
+    nothing, and would leave it in TMPDIR."""
+    if TORCH_CACHE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder:
+        os.environ[TORCH_CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[TORCH_CACHE]
