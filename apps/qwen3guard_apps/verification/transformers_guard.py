@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,15 @@ class TransformersGuard:
 
     def tokenize(self, messages: list[dict[str, Any]]) -> list[int]:
         """The token ids that transformers' own tokenizer and template give for a conversation."""
-        tokenizer = self._transformers.AutoTokenizer.from_pretrained(self._folder)
         return list(
-            tokenizer.apply_chat_template(
+            self._tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, enable_thinking=False, return_dict=False
             )
         )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._transformers.AutoTokenizer.from_pretrained(self._folder)
 
     def _ordered(self, values: Any, map_name: str, order: Sequence[Enum]) -> npt.NDArray[np.float32]:
         index_of = {labels.normalize(label): int(index) for index, label in self._json[map_name].items()}
