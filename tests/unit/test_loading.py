@@ -16,6 +16,7 @@ from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_contract.parameters import STREAM_PARAMETERS
+from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import parameters
@@ -31,6 +32,11 @@ def load(repository: Path, **parameters: str) -> StreamGuardModel:
 def test_a_budget_below_one_stream(repository: Path) -> None:
     with pytest.raises(errors.OverBudget, match="KV budget of 1000 bytes"):
         load(repository, kv_budget_bytes="1000")
+
+
+def test_a_budget_beyond_the_memory(repository: Path) -> None:
+    with pytest.raises(errors.InvalidParameter, match=r"kv_budget_bytes is .*; .* from 0 to \d+"):
+        load(repository, kv_budget_bytes=str(memory_bytes() + 1))
 
 
 def test_wrong_thresholds(repository: Path) -> None:

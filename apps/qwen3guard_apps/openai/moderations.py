@@ -110,6 +110,8 @@ def _inputs(request: Mapping[str, Any]) -> list[str]:
     for name, value in request.items():
         if name not in ("input", "model", "user") and value is not None:
             raise invalid(f"The request has a field {shown(name)}, which is not read.")
+        if name in ("model", "user") and not isinstance(value, str | None):
+            raise invalid(f"The field {name} must be a text.")
     value = request.get("input")
     if isinstance(value, str):
         return [value]
