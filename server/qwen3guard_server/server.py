@@ -23,7 +23,7 @@ from qwen3guard_contract.layout import exported
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
-from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason
+from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason, stopping_signal
 from qwen3guard_server.settings import WHOLE_CONFIGURATIONS, ServerSettings
 
 EXIT_S = 5
@@ -113,7 +113,7 @@ class EmbeddedServer:
         self._work, self._worked_s = 0.0, time.monotonic()
         try:
             self._footprint = footprint = self._footprint or Footprint()
-            footprint.make_folder()
+            footprint.make()
             backend = footprint.folder / "backends" / "python"
             if not (backend / stub.name).is_file():
                 shutil.copytree(triton / "backends" / "python", backend, dirs_exist_ok=True)
@@ -255,6 +255,8 @@ class EmbeddedServer:
         """Why the server's own process has ended. None if it has not."""
         if (status := self._started().poll()) is None:
             return None
+        if status >= 0 and (number := stopping_signal(self.log)):
+            return Fault(f"The server {ended(-number)}.", interrupted=True)
         is_own = status >= 0 or status == -signal.SIGABRT  # which C++ raises for an error that nothing catches
         if self._loading and is_own:
             if LOST_MODEL in self.log:

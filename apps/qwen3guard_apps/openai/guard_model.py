@@ -20,7 +20,7 @@ from qwen3guard_apps.openai.api_error import ApiError, invalid
 NAME = "qwen3guard-gen"
 """The name under which it is listed."""
 _NAMES = re.compile(r"([\w.-]+/)*qwen3guard-gen(-[\w.-]+)?", re.ASCII | re.IGNORECASE)
-MOST_CHOICES = 20
+MOST_ALTERNATIVES = 20
 """The most `top_logprobs`, as in OpenAI's API."""
 LEAST_LOGPROB = -9999.0
 """What stands for less, as in OpenAI's API: JSON has no infinity."""
@@ -151,7 +151,7 @@ def _checked(request: Mapping[str, Any]) -> int | None:
     if not isinstance(request.get("stream_options"), dict | None):
         raise invalid("stream_options must be an object.")
     _number(request, "n", 1, 1)
-    top = _number(request, "top_logprobs", 0, MOST_CHOICES)
+    top = _number(request, "top_logprobs", 0, MOST_ALTERNATIVES)
     if top and not request.get("logprobs"):
         raise invalid("top_logprobs goes with logprobs.")
     return next((limit for name in _LIMITS if (limit := _number(request, name, 1, 2**31)) is not None), None)

@@ -8,13 +8,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.choice import ChatChoice, unreadable
 from qwen3guard_apps.proxy.judged import Judged
 
 Chunk = dict[str, Any]
+
+
+class ReadChunk(NamedTuple):
+    """What may be shown of one chunk of the LLM's: the choices in it, and its field `usage`, if there is one."""
+
+    entries: list[ChatChoice]
+    usage: Chunk
 
 
 @dataclass
@@ -69,27 +76,34 @@ class Chunks:
         """Whether the LLM has begun at least one choice, and finished all that it has begun."""
         return bool(self._seen) and self._seen == self._finishing.keys()
 
-    def take(self, body: dict[str, Any]) -> None:
-        """A chunk of the LLM's. Its text goes to the guard. Raises ApiError for what cannot be read."""
-        entries = self._answer.read(body, "delta")
-        usage = self._answer.usage(body)
+    def read(self, body: dict[str, Any]) -> ReadChunk:
+        """Reads a chunk of the LLM's, for `take`, perhaps in a thread. Raises ApiError for what cannot be read."""
+        return ReadChunk(self._answer.read(body, "delta"), self._answer.usage(body))
+
+    def take(self, chunk: ReadChunk) -> None:
+        """Holds a chunk. Its text goes to the guard."""
+        entries, usage = chunk
         for number, entry in enumerate(entries, start=1):
             self._hold(entry, usage if number == len(entries) else dict.fromkeys(usage))
         if not entries and usage.get("usage"):
             self._tail.append(HeldChunk(self._chunk([]) | usage))
 
-    def take_whole(self, body: Any) -> None:
-        """The LLM answers a request for a stream in one piece: each choice becomes a chunk. Raises ApiError."""
+    def read_whole(self, body: Any) -> ReadChunk:
+        """Reads an LLM's answer in one piece to a request for a stream, for `take_whole`. Raises ApiError."""
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
             raise unreadable()
-        for entry in self._answer.read(body, "message"):
+        return ReadChunk(self._answer.read(body, "message"), self._answer.usage(body))
+
+    def take_whole(self, answer: ReadChunk) -> None:
+        """Makes a chunk of each choice."""
+        for entry in answer.entries:
             entry.choice["delta"] = entry.choice.pop("message")
             entry.key = "delta"
             for number, call in enumerate(entry.message.get("tool_calls") or ()):
                 call.setdefault("index", number)  # by which clients put the pieces of a call together
             self._hold(entry, {})
-        if usage := self._answer.usage(body):
-            self._tail.append(HeldChunk(self._chunk([]) | usage))
+        if answer.usage:
+            self._tail.append(HeldChunk(self._chunk([]) | answer.usage))
 
     def _hold(self, entry: ChatChoice, usage: Chunk) -> None:
         index = entry.index
@@ -126,7 +140,7 @@ class Chunks:
             if content or index not in self._finishing:
                 reason = None if index in self._finishing else "stop"
                 delta = {"content": content} if content else {}
-                self.take({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]})
+                self.take(self.read({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}))
             self._hold_finishing([index])
         self._held.extend(self._tail)
 

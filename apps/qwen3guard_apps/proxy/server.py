@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -41,6 +40,7 @@ from qwen3guard_apps.openai.request import ChatRequest, read_request
 from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
+from qwen3guard_apps.proxy.readers import Readers
 from qwen3guard_apps.proxy.request_json import object_of
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
@@ -65,12 +65,8 @@ class Listening:
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JudgedHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 """Answers a request with this body."""
-T = TypeVar("T")
 AT_ONCE_BYTES = 2**15
-"""Up to this size, a body is read faster than a thread begins."""
-READERS = 4
-SWITCH_S = 0.001
-"""How long a thread that reads a large body may keep the others from running; Python's default is 5 ms."""
+"""Of a request."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """The methods that the log names."""
 
@@ -98,8 +94,7 @@ class Proxy:
         self._litellm = litellm
         self._chat = chat
         self._in_flight = 0
-        self._readers = ThreadPoolExecutor(READERS, "reader")
-        sys.setswitchinterval(SWITCH_S)
+        self._readers = Readers(AT_ONCE_BYTES)
         self._readiness: asyncio.Task[bool] | None = None
         llm = "POST /v1/chat/completions, GET /v1/models, " if place or chat else ""
         self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
@@ -119,7 +114,7 @@ class Proxy:
         return application
 
     async def _complete(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        asked, read = await self._apart(self._read_chat, body)
+        asked, read = await self._readers.read(len(body), partial(self._read_chat, body))
         if read is None:
             return await self._answer_as_model(asked)
         assert self._place
@@ -161,7 +156,7 @@ class Proxy:
 
     async def _moderate(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._moderations.answer(await self._apart(object_of, body))
+            answer = await self._moderations.answer(await self._object_of(body))
         except GuardError as error:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
@@ -170,7 +165,7 @@ class Proxy:
 
     async def _answer_litellm(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._litellm.answer(await self._apart(object_of, body))
+            answer = await self._litellm.answer(await self._object_of(body))
         except GuardError as error:
             raise of_guard(error) from None
         if answer["action"] != "NONE":
@@ -194,7 +189,8 @@ class Proxy:
         try:
             async with upstream.call("GET", path, query, request.headers) as answer:
                 await upstream.accepted(answer)
-                listed = fields.MODEL_LIST.read(parsed(await upstream.whole(answer)))
+                body = await upstream.whole(answer)
+            listed = await self._place.readers.read(len(body), lambda: fields.MODEL_LIST.read(parsed(body)))
         except LlmError as error:
             raise error.withheld() from None
         if listed is REMOVED:
@@ -228,11 +224,8 @@ class Proxy:
 
         return handle_received
 
-    async def _apart(self, read: Callable[[bytes], T], body: bytes) -> T:
-        """What `read` makes of `body`. A large one is read in a thread, so that others are answered meanwhile."""
-        if len(body) <= AT_ONCE_BYTES:
-            return read(body)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read, body)
+    async def _object_of(self, body: bytes) -> dict[str, Any]:
+        return await self._readers.read(len(body), partial(object_of, body))
 
     def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:

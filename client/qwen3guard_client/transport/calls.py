@@ -163,7 +163,7 @@ def conversation_ids(
 ) -> Call[ConversationIds]:
     """A call of Gen's tokenizer. Raises what `classify` raises."""
     call = classify(prompt, response, messages, context)
-    read = replies.conversation_ids
+    read = replies.rendered
     return Call(wire.GUARD_TOKENIZER, call.values, wire.GUARD_TOKENIZER.outputs, read)
 
 
@@ -171,7 +171,7 @@ def raw_answer(conversation: ConversationIds) -> Call[RawAnswer]:
     """A call of Gen itself, which asks for no verdict."""
     values = {wire.INPUT_IDS: conversation.ids, wire.RESPONSE_MODE: [conversation.response_mode]}
     outputs = (wire.ANSWER, wire.ANSWER_LOGPROBS, wire.ANSWER_STATUS, *wire.ANSWER_DETAILS)
-    return Call(wire.GEN_GUARD, values, outputs, partial(replies.raw_answer, conversation=conversation))
+    return Call(wire.GEN_GUARD, values, outputs, partial(replies.written, conversation=conversation))
 
 
 def stream_step(

@@ -66,14 +66,14 @@ class ConversationIds:
     turns_left_out: int
 
 
-def conversation_ids(reply: Reply) -> ConversationIds:
+def rendered(reply: Reply) -> ConversationIds:
     """Reads the reply of Gen's tokenizer."""
     return ConversationIds(
         reply(wire.INPUT_IDS), bool(reply(wire.RESPONSE_MODE)[0]), int(reply(wire.TURNS_LEFT_OUT)[0])
     )
 
 
-def raw_answer(reply: Reply, *, conversation: ConversationIds) -> RawAnswer:
+def written(reply: Reply, *, conversation: ConversationIds) -> RawAnswer:
     """Reads Gen's reply about `conversation`, without a verdict. Raises InternalError."""
     logprobs = reply(wire.ANSWER_LOGPROBS).tolist()
     ended = _strings(reply(wire.ANSWER_STATUS))[0] != AnswerStatus.CUT.value
