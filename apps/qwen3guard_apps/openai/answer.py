@@ -76,6 +76,10 @@ class ChatAnswer:
         """What remains to be shown of a choice that has ended: U+FFFD, if it ended with half of a surrogate pair."""
         return self._choices[index].rest()
 
+    def fields(self, index: int) -> list[str]:
+        """The whole text of each field of a choice."""
+        return self._choices[index].fields()
+
     def _read_head(self, body: Mapping[str, Any]) -> None:
         self.removed += sum(name not in fields.ANSWER_FIELDS and value not in EMPTY for name, value in body.items())
         for name, shape in fields.HEAD_FIELDS.items():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.choice import ChatChoice, unreadable
-from qwen3guard_apps.proxy.judged import Judged
+from qwen3guard_apps.proxy.judged import LATE, Judged
 
 Chunk = dict[str, Any]
 
@@ -26,10 +26,12 @@ class ReadChunk(NamedTuple):
 
 @dataclass
 class HeldChunk:
-    """A chunk with one choice, whose text ends at `end`, or with no choice."""
+    """A chunk with one choice, or with none. Its text begins at `begin` in what is judged; it may go when the guard has
+    cleared that up to `end`. The text of one with `end` LATE is judged with its whole field."""
 
     chunk: Chunk
     entry: ChatChoice | None = None
+    begin: int = 0
     end: int = 0
 
     @property
@@ -51,6 +53,8 @@ class Chunks:
         """The chunk that finishes a choice. It waits for the LLM's end, since some LLMs finish every chunk."""
         self._waiting: set[int] = set()
         """The choices whose finishing chunk is not among the held ones yet, so that it holds up no other choice."""
+        self._late: set[int] = set()
+        """The choices with text that waits for the end of the answer."""
         self._seen: set[int] = set()
         """The choices of which the LLM has sent anything."""
         self._begun: set[int] = set()
@@ -108,8 +112,13 @@ class Chunks:
     def _hold(self, entry: ChatChoice, usage: Chunk) -> None:
         index = entry.index
         judged = self._choices[index]
-        judged.write(entry.again + entry.text)
-        held = HeldChunk(self._chunk([entry.choice]) | usage, entry, judged.length)
+        held = HeldChunk(self._chunk([entry.choice]) | usage, entry)
+        if entry.again is None:
+            held.begin, held.end = judged.length, LATE
+            self._late.add(index)
+        else:
+            judged.write(entry.again + entry.text)
+            held.begin, held.end = judged.length - len(entry.text), judged.length
         if earlier := self._finishing.get(index):
             self._hold_finishing([index])
             del self._finishing[index]
@@ -129,8 +138,15 @@ class Chunks:
             self._held.append(self._finishing[index])
             self._waiting.discard(index)
 
+    def _judge_late(self) -> None:
+        """Has the whole text of each field judged, where chunks wait for that."""
+        for index in self._late:
+            self._choices[index].write_late(self._answer.fields(index))
+        self._late.clear()
+
     def break_off(self) -> None:
         """The LLM has failed. What it wrote is still to be shown."""
+        self._judge_late()
         self._hold_finishing(self._waiting)
 
     def end(self) -> None:
@@ -142,6 +158,7 @@ class Chunks:
                 delta = {"content": content} if content else {}
                 self.take(self.read({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}))
             self._hold_finishing([index])
+        self._judge_late()
         self._held.extend(self._tail)
 
     def cleared(self) -> Iterator[Chunk]:
@@ -181,11 +198,10 @@ class Chunks:
 
     def _before_the_flag(self, held: HeldChunk, entry: ChatChoice) -> Iterator[Chunk]:
         """The chunk of a stopped choice, or the part of it before the flag, if there is one."""
-        length = len(entry.text)
-        kept = self._choices[entry.index].limit - (held.end - length)
+        kept = self._choices[entry.index].limit - held.begin
         if kept <= 0:
             return
-        if kept < length or held.finishes:
+        if kept < len(entry.text) or held.finishes:
             entry.cut(kept)
             entry.choice["finish_reason"] = None
         yield held.chunk
