@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import parameters
+from qwen3guard_server.footprint import Footprint
 from qwen3guard_server.server import EmbeddedServer, Fault
 from qwen3guard_server.server_log import NO_REASON, reason
 from qwen3guard_server.settings import ServerSettings
@@ -147,6 +149,24 @@ def test_a_repository_whose_path_is_not_utf8(repository: Path, tmp_path: Path) -
     copied = shutil.copytree(repository, tmp_path / "r\udcff")
     with pytest.raises(errors.ServeError, match="not in UTF-8"):
         EmbeddedServer(ServerSettings(copied))
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "a;b", "a$(touch b)", "a*", "a\nb", "{a,b}"])
+def test_a_repository_that_a_shell_would_not_take_as_one_word_is_reached_by_a_link(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Triton starts models by a shell."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for path, by_a_link in ((repository, False), (Path(shutil.copytree(repository, tmp_path / name)), True)):
+        server = EmbeddedServer(ServerSettings(path))
+        server._footprint = Footprint()
+        server._footprint.make()
+        try:
+            reached = server._repository()
+            assert reached.is_symlink() == by_a_link
+            assert reached.samefile(path)
+        finally:
+            server._footprint.remove()
 
 
 @pytest.mark.parametrize("name", ["threshold", "blocked", "Strict", "", "debounce "])

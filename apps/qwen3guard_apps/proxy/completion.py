@@ -19,9 +19,9 @@ from qwen3guard_client import AsyncGuardClient
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
+from qwen3guard_apps.openai.readers import Readers
 from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy.judged import Judged
-from qwen3guard_apps.proxy.readers import Readers
 from qwen3guard_apps.proxy.scope import Scopes
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.upstream import BAD_GATEWAY, LlmError, Upstream, headers_back, parsed

@@ -12,12 +12,14 @@ from qwen3guard_client import AsyncGuardClient, Flag, GuardError, InputError, Pr
 from qwen3guard_client.moderation.aio import AsyncFlowDriver
 from qwen3guard_client.moderation.cascade import Cascade
 from qwen3guard_client.moderation.flow import Flow
-from qwen3guard_contract.errors import InternalError
+from qwen3guard_contract.errors import DeadlineExceeded, InternalError
 
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.proxy.settings import Settings
 
 Verdict = dict[str, Any]
+LONG = 2**14
+"""A conversation of more characters, which itself may be what takes the guard so long."""
 LATE = sys.maxsize
 """Where a text ends that is judged by `write_late`."""
 
@@ -31,6 +33,7 @@ class Judged:
         self._again = partial(Judged, guard, settings, conversation, changed)
         self._late: list[Judged] = []
         self._keep: Callable[[asyncio.Task[None]], None] = lambda _: None
+        self._is_long = sum(len(each["content"]) for each in conversation.messages) > LONG
         timeout_s = settings.guard_timeout_s
         self._stream = guard.stream(
             messages=conversation.messages, policy=settings.policy, context=settings.context, timeout_s=timeout_s
@@ -117,14 +120,17 @@ class Judged:
     def unguarded(self) -> bool:
         """Whether the guard failed, and the operator lets a text pass that it cannot judge.
 
-        If the guard fails because of the text itself, the text never passes: it is too long, or the model's numbers for
-        it are not finite. Nor does a text pass that Stream has flagged, if Gen fails to confirm the flag.
+        If the guard fails because of the text itself, the text never passes: it is too long, perhaps for the time that
+        the guard has, or the model's numbers for it are not finite. Nor does a text pass that Stream has flagged, if
+        Gen fails to confirm the flag.
         """
         return self._passes or any(late.unguarded for late in self._late)
 
     @property
     def _passes(self) -> bool:
         if self._settings.on_guard_error == "block" or self._flow.unconfirmed:
+            return False
+        if self._is_long and isinstance(self._own_error, DeadlineExceeded):
             return False
         return self._own_error is not None and not isinstance(self._own_error, InputError | InternalError)
 

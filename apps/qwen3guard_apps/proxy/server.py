@@ -36,11 +36,11 @@ from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.guard_model import GuardModel
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
+from qwen3guard_apps.openai.readers import Apart, Readers
 from qwen3guard_apps.openai.request import ChatRequest, read_request
 from qwen3guard_apps.openai.shapes import REMOVED
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
-from qwen3guard_apps.proxy.readers import Readers
 from qwen3guard_apps.proxy.request_json import object_of
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
@@ -114,7 +114,7 @@ class Proxy:
         return application
 
     async def _complete(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        asked, read = await self._readers.read(len(body), partial(self._read_chat, body))
+        asked, read = await self._apart(body)(partial(self._read_chat, body))
         if read is None:
             return await self._answer_as_model(asked)
         assert self._place
@@ -156,7 +156,7 @@ class Proxy:
 
     async def _moderate(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._moderations.answer(await self._object_of(body))
+            answer = await self._moderations.answer(await self._object_of(body), self._apart(body))
         except GuardError as error:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
@@ -165,7 +165,7 @@ class Proxy:
 
     async def _answer_litellm(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._litellm.answer(await self._object_of(body))
+            answer = await self._litellm.answer(await self._object_of(body), self._apart(body))
         except GuardError as error:
             raise of_guard(error) from None
         if answer["action"] != "NONE":
@@ -225,7 +225,10 @@ class Proxy:
         return handle_received
 
     async def _object_of(self, body: bytes) -> dict[str, Any]:
-        return await self._readers.read(len(body), partial(object_of, body))
+        return await self._apart(body)(partial(object_of, body))
+
+    def _apart(self, body: bytes) -> Apart:
+        return partial(self._readers.read, len(body))
 
     def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:

@@ -126,6 +126,8 @@ class StreamedCompletion(Completion):
     async def _send_all(self) -> None:
         while True:
             self._changed.clear()
+            if self._response is None:  # an error that comes before everything else keeps its HTTP status
+                self._raise_guards()
             for chunk in self._chunks.cleared():
                 await self._write(sse.event(chunk))
             self._raise_guards()

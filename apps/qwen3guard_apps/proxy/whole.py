@@ -58,13 +58,16 @@ class WholeCompletion(Completion):
                 entry.choice["finish_reason"] = "content_filter"
             entry.choice.setdefault("finish_reason", "stop")
             entry.choice["guard"] = judged.verdict()
-        return head | {"choices": [entry.choice for entry in self._entries]} | self._usage
+        told = {entry.index for entry in self._entries}
+        untold = [index for index, choice in enumerate(self._choices) if choice.flag and index not in told]
+        choices = [entry.choice for entry in self._entries] + [self._choice_without_answer(index) for index in untold]
+        return head | {"choices": choices} | self._usage
 
     def _choice_without_answer(self, index: int) -> dict[str, Any]:
         return {
             "index": index,
             "message": {"role": "assistant", "content": ""},
             "logprobs": None,
-            "finish_reason": "content_filter",
+            "finish_reason": "content_filter" if self._choices[index].stopped else "stop",
             "guard": self._choices[index].verdict(),
         }

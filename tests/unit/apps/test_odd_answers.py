@@ -457,3 +457,21 @@ def test_an_error_without_end_is_told_without_its_words(size: int) -> None:
     found = receive(LlmAnswer([body], 400, "application/json"), ASKED)
     assert found.status == 400
     assert ("rice" in found.text) == (size < upstream.LARGEST_ERROR)
+
+
+@pytest.mark.parametrize("choices", [[], [{"index": 1, "message": {"role": "assistant", "content": "rice"}}]])
+@pytest.mark.parametrize("on_flag", ["stop", "mark"])
+def test_a_flag_is_told_though_the_llm_leaves_choices_out(on_flag: str, choices: list[Any]) -> None:
+    asked = ASKED | {"messages": [{"role": "user", "content": "zyqstab"}], "n": 2}
+    body = json.dumps({"choices": choices}).encode()
+    found = json.loads(receive(LlmAnswer([body], content_type="application/json"), asked, on_flag=on_flag).text)
+    assert sorted(each["index"] for each in found["choices"]) == [0, 1]
+    assert all(each["guard"]["flagged_by"] == "prompt" for each in found["choices"])
+
+
+def test_a_flagged_prompt_is_a_400_though_the_llm_tells_its_usage() -> None:
+    """And though it comes after all that the LLM says."""
+    asked = ASKED | {"messages": [{"role": "user", "content": "zyqstab"}], "stream": True}
+    usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
+    found = receive(LlmAnswer([sse(chunk({"content": "rice"}), STOP, usage)]), asked, on_flag="error", begun=False)
+    assert (found.status, "content_filter" in found.text) == (400, True)

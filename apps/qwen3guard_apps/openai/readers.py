@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 THREADS = 4
 SWITCH_S = 0.001
 """How long a thread may keep the others from running; Python's default is 5 ms."""
+
+
+class Apart(Protocol):
+    """Does some work, perhaps in a thread, and gives what it returns or raises."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+async def at_once(work: Callable[[], T], /) -> T:
+    return work()
 
 
 class Readers:
