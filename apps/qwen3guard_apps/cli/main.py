@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -31,6 +30,8 @@ class _Version(argparse.Action):
     """Reads the installed package's version only where it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import importlib.metadata
+
         print(f"qwen3guard {importlib.metadata.version('qwen3guard-triton')}")
         parser.exit()
 

@@ -104,8 +104,16 @@ class AnswerReader:
         weights = np.exp(chosen - chosen.max())
         return np.asarray(weights / weights.sum(), np.float32)
 
+    def first_tokens(self, field: Field) -> Sequence[int]:
+        """The first token of each of the field's values."""
+        return self._candidates[field]
+
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token adds to that of the tokens before it."""
+        return self._tokenizer.pieces(ids)
 
     def read(
         self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities], ended: bool = True

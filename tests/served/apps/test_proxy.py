@@ -672,6 +672,18 @@ def test_a_proxy_that_stops_says_so_to_those_that_it_cuts_off(guard: GuardClient
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_proxy_that_looks_for_its_guard_can_be_stopped(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
+    command += ["--port", "0", "--url", f"127.0.0.1:{free_port()}", "--timeout", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert "looking for a guard" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 0
+
+
 def test_the_command_fails_with_a_sentence_where_no_guard_answers() -> None:
     started = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
     options = [
