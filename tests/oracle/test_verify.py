@@ -93,7 +93,7 @@ def test_a_random_checkpoint_in_eight_bits_is_good(variant: str, tmp_path: Path)
     vocab = json.loads((DEMO / variant / "config.json").read_text())["vocab_size"]
     tokenizer = {"tokenizer_from": DEMO / variant, "vocab": vocab}
     checkpoint = make(tmp_path / "random", variant, context=512, **tokenizer)
-    result = verified(checkpoint, texts=15, peer=4)
+    result = verified(checkpoint, texts=10, peer=2)
     assert result.recommended == "dq8r", result.faults(result.outcomes[1])
     assert result.left_out > 0  # the long ones
     exact = found(result, "fp32")
@@ -185,8 +185,9 @@ def test_without_a_server_the_times_are_of_this_process(monkeypatch: pytest.Monk
         assert 0 < timing["p50_ms"] < 5000
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_command_writes_its_report_and_leaves_nothing(variant: str, tmp_path: Path) -> None:
+def test_the_command_writes_its_report_and_leaves_nothing(tmp_path: Path) -> None:
+    """For Gen; the page's command, below, is for Stream."""
+    variant = "gen"
     scratch, output = tmp_path / "scratch", tmp_path / "output"
     scratch.mkdir()
     rows = [{"prompt": "How do I bake bread?"}, {"messages": [{"role": "user", "content": "Hi."}]}, {"other": 1}]
