@@ -92,10 +92,10 @@ def test_a_random_checkpoint_in_eight_bits_is_good(variant: str, tmp_path: Path)
     """Gen's answers are no verdicts then; its levels after "Safety:" are compared all the same."""
     vocab = json.loads((DEMO / variant / "config.json").read_text())["vocab_size"]
     tokenizer = {"tokenizer_from": DEMO / variant, "vocab": vocab}
-    checkpoint = make(tmp_path / "random", variant, context=512, **tokenizer)
-    result = verified(checkpoint, texts=10, peer=2)
+    checkpoint = make(tmp_path / "random", variant, context=512, hidden=128, layers=3, **tokenizer)
+    result = verified(checkpoint, texts=15 if variant == "gen" else 60, peer=4)
     assert result.recommended == "dq8r", result.faults(result.outcomes[1])
-    assert result.left_out > 0  # the long ones
+    assert result.left_out > 0  # they are too long for this context
     exact = found(result, "fp32")
     assert exact["with_transformers"]["probability"]["largest"] < 1e-4
     if variant == "gen":
