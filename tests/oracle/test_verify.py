@@ -91,8 +91,10 @@ def test_eight_bits_of_the_demo_are_near_fp32_and_fp32_is_transformers(
 def test_a_random_checkpoint_in_eight_bits_is_good(variant: str, tmp_path: Path) -> None:
     """Gen's answers are no verdicts then; its levels after "Safety:" are compared all the same."""
     vocab = json.loads((DEMO / variant / "config.json").read_text())["vocab_size"]
-    tokenizer = {"tokenizer_from": DEMO / variant, "vocab": vocab}
-    checkpoint = make(tmp_path / "random", variant, context=512, hidden=128, layers=3, **tokenizer)
+    hidden = 64 if variant == "gen" else 128
+    checkpoint = make(
+        tmp_path / "random", variant, context=512, hidden=hidden, tokenizer_from=DEMO / variant, vocab=vocab
+    )
     result = verified(checkpoint, texts=15 if variant == "gen" else 60, peer=4)
     assert result.recommended == "dq8r", result.faults(result.outcomes[1])
     assert result.left_out > 0  # they are too long for this context
