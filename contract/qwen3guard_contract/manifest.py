@@ -32,6 +32,21 @@ GRAPH_POSITIONS = "positions"
 """int64 [rows]: the position of each row's first token in its sequence, which is also its cell in the KV slot."""
 GRAPH_LOGIT_INDEX = "logit_index"
 """int64 [asked, 2]: the (row, column) of each token whose logits are wanted; other logits are not computed."""
+GRAPH_ROW_STARTS = "row_starts"
+GRAPH_PAGES = "pages"
+GRAPH_BOUNDS = "bounds"
+PAGED_INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, GRAPH_ROW_STARTS, GRAPH_PAGES, GRAPH_BOUNDS)
+"""The inputs of a paged graph besides its caches, all int32:
+
+input_ids [tokens]      the tokens of all rows, row by row, without padding
+positions [rows]        as above
+logit_index [asked]     the indices in input_ids of the tokens whose logits are wanted
+row_starts [rows + 1]   the index in input_ids of each row's first token, and at last the number of tokens
+pages [rows, n]         the pages of each row's slot in the arrays of keys and values, in the order of its cells
+bounds [2 or 3]         in the host's memory: the most tokens of a row, the most cells that a row may read, and if given
+                        the least that the longest row reads. They must hold for every replay of a recorded pass.
+
+A cache is [pages, PAGE_CELLS, kv_heads, head_dim]: of all slots of an arena, one after the other."""
 DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
@@ -151,12 +166,19 @@ class Manifest:
     @property
     def caches(self) -> tuple[Cache, ...]:
         """The arrays of a KV slot, in all layers."""
-        return caches(self.form.kv_dtype, layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return caches(
+            self.form.kv_dtype,
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            paged=self.form.is_paged,
+        )
 
     def describes(self, inputs: Collection[str], metadata: Mapping[str, str]) -> bool:
         """Whether a graph with these input names and this metadata is the one that the manifest describes. Graphs of
         former versions have no metadata."""
-        expected = {GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, *(cache.past for cache in self.caches)}
+        own = PAGED_INPUTS if self.form.is_paged else (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
+        expected = {*own, *(cache.past for cache in self.caches)}
         return set(inputs) == expected and metadata.get(GRAPH_FORM, str(self.form)) == str(self.form)
 
     @property

@@ -90,13 +90,11 @@ class Emitter:
         self._contrib = True
         return normed
 
-    def grouped_attention(self, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
-        """Adds ONNX Runtime's GroupQueryAttention, which also writes `presents`, and returns its output's name."""
-        output = f"GroupQueryAttention_{len(self._nodes)}"
+    def in_place(self, kind: str, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
+        """Adds an operator of ONNX Runtime that also writes `presents`, and returns its first output's name."""
+        output = f"{kind}_{len(self._nodes)}"
         self._nodes.append(
-            helper.make_node(
-                "GroupQueryAttention", list(inputs), [output, *presents], name=output, domain=CONTRIB, **attributes
-            )
+            helper.make_node(kind, list(inputs), [output, *presents], name=output, domain=CONTRIB, **attributes)
         )
         self._contrib = True
         return output

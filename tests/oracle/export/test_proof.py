@@ -12,7 +12,7 @@ from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
 from qwen3guard_export.checkpoint.checkpoint import Architecture, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph import graph as graphs
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph
 from qwen3guard_export.proof.parity import prove
 from qwen3guard_export.proof.texts import proof_rows

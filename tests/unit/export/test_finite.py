@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from qwen3guard_contract.forms import ATTENTION_FORMS, Form
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from support.changed_weights import Change, Changed
 from support.random_checkpoint import make

@@ -1,0 +1,138 @@
+"""ONNX Runtime's real CUDA provider over a CUDA runtime that is not there: what it places, queues, copies and records.
+
+What a kernel would compute is not seen here; `oracle/export/test_paged.py` emulates that.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from support.fake_cuda.journal import Part
+from support.fake_cuda.run import PACKAGES, FakeGpu, Ran, write_guard
+from support.random_checkpoint import SHAPE_06B, make
+
+SMALL = {"hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "ffn": 384, "vocab": 1000, "inner": 64}
+"""The head size is the true one, which chooses the kernels."""
+FORMS = [(weights, attention) for weights in ("fp16", "bf16") for attention in ("paged", "paged_half")]
+MOST_LAUNCHES = 600
+LAYERS = 28
+FIRST = "the first pass"
+PARTS = {
+    "prefill": [(0, 300, 1)],
+    "step of one": [(0, 1, 1)],
+    "step of three": [(0, 1, 1), (1, 1, 0), (3, 1, 1)],
+    "again": [(2, 1, 1), (1, 1, 1), (0, 1, 1)],
+    "several tokens": [(slot, 16, 16) for slot in range(4)],
+    "ragged": [(0, 1, 1), (1, 200, 3), (3, 7, 0)],
+}
+"""For each part of a run its rows, (slot, tokens, logits)."""
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> FakeGpu:
+    if not PACKAGES.is_dir() or not shutil.which("gcc"):
+        pytest.skip("it needs gcc, and onnxruntime-gpu: make .venv/gpu.done")
+    return FakeGpu(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    @cache
+    def write(variant: str, weights: str, attention: str, layers: int = 2, true_shape: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("guard")
+        shape = SHAPE_06B | {"vocab": 1000} if true_shape else SMALL | {"context": 3000}
+        make(folder / "checkpoint", variant, **shape | {"layers": layers})
+        return write_guard(folder / "checkpoint", folder / "1", weights, attention)
+
+    return write
+
+
+@pytest.fixture(scope="module", params=[(variant, *form) for variant in ("stream", "gen") for form in FORMS], ids=str)
+def ran(request: pytest.FixtureRequest, gpu: FakeGpu, guard: Callable[..., Path]) -> Ran:
+    return gpu.run(guard(*request.param), {FIRST: [(2, 1, 1)]} | PARTS)
+
+
+def test_the_whole_graph_is_on_the_gpu(ran: Ran) -> None:
+    assert ran.providers[0] == "CUDAExecutionProvider"
+    assert ran.on_the_cpu == []
+    assert ran.errors == {}
+
+
+def test_a_pass_is_one_copy_in_and_one_copy_out(ran: Ran) -> None:
+    """No copy within it, and nothing is waited for but its end."""
+    for name in PARTS:
+        part = ran.journal[name]
+        assert len(part.copied("host-to-device")) == 1, name
+        assert len(part.copied("device-to-host")) == 1, name
+        assert len(part.of("copy")) == 2, name
+        assert part.of("wait") == ["stream"], name
+        assert not part.of("not-captured"), name
+
+
+def test_what_is_asked_for_is_returned(ran: Ran) -> None:
+    for name, rows in PARTS.items():
+        assert [row[0][0] for row in ran.shapes[name]] == [logits for _, _, logits in rows], name
+    rows = [(2, 1, 1), *(row for rows in PARTS.values() for row in rows)]
+    assert ran.lengths == [sum(tokens for slot, tokens, _ in rows if slot == each) for each in range(4)]
+
+
+def test_rows_of_any_lengths_in_any_slots_are_one_pass(ran: Ran) -> None:
+    several, ragged, prefill = (kernels(ran.journal[name]) for name in ("several tokens", "ragged", "prefill"))
+    assert several == ragged == prefill
+    assert len([name for name in several if "flash" in name]) == 2, "one attention for each layer"
+    assert len(ran.journal["ragged"].of("product")) >= 2 * 5, "five products for each layer"
+
+
+def kernels(part: Part) -> list[str]:
+    return [detail.partition(" ")[0] for detail in part.of("kernel")]
+
+
+def test_steps_are_recorded_before_the_first_answer_and_then_replayed(ran: Ran) -> None:
+    """Three sizes for four slots, each for short and for long rows; a step of three rows is one of four."""
+    assert len(ran.journal[FIRST].of("instantiate")) == 3 * 2
+    for name in ("step of one", "step of three", "again"):
+        part = ran.journal[name]
+        assert not part.of("capture")
+        assert not part.of("kernel")
+        assert len(part.of("replay")) == 1, name
+    assert ran.journal["step of three"].of("replay") == ran.journal["again"].of("replay")
+    assert not ran.journal["several tokens"].of("replay")
+
+
+def test_no_memory_is_asked_for_in_a_step(ran: Ran) -> None:
+    for name in ("step of one", "step of three", "again"):
+        assert ran.journal[name].allocated == 0
+
+
+@pytest.mark.parametrize(("weights", "attention"), [("fp16", "paged"), ("bf16", "paged"), ("fp16", "paged_half")])
+@pytest.mark.parametrize("variant", ["stream", "gen"])
+def test_a_step_of_the_true_shape_is_at_most_600_launches(
+    variant: str, weights: str, attention: str, gpu: FakeGpu, guard: Callable[..., Path]
+) -> None:
+    """Every layer but the last queues the same, which three sizes show; so 28 layers are counted exactly from three."""
+    counts = []
+    for layers in (2, 3, 4):
+        folder = guard(variant, weights, attention, layers, true_shape=True)
+        run = gpu.run(folder, {FIRST: [(0, 1, 1)], "step": [(0, 1, 1)]}, slots=1)
+        (nodes,) = run.journal["step"].of("replay")
+        counts.append(int(nodes))
+    (one, other) = (after - before for before, after in pairwise(counts))
+    assert one == other
+    launches = counts[0] + (LAYERS - 2) * one
+    print(f"{variant} 0.6B {weights} {attention}: {launches} launches a step, {one} a layer")
+    assert launches <= MOST_LAUNCHES
+
+
+def test_memory_is_what_the_weights_and_the_slots_take(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    """By its own default the provider asks for twice as much, in powers of two."""
+    folder = guard("stream", "fp16", "paged", 4, true_shape=True)
+    weights = (folder / "model.onnx.data").stat().st_size
+    run = gpu.run(folder, {"step": [(0, 1, 1)]}, slots=1)
+    assert 0.98 * weights < run.journal["load"].allocated < 1.02 * weights + (64 << 20)
+    doubled = gpu.run(folder, {}, slots=1, cuda_options='{"arena_extend_strategy": "kNextPowerOfTwo"}')
+    assert doubled.journal["load"].allocated > run.journal["load"].allocated
