@@ -17,16 +17,18 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_contract.parameters import DEVICE_PARAMETERS
 from qwen3guard_export import export
-from qwen3guard_runtime.engine import cuda
+from qwen3guard_runtime.engine import cuda, pieces, tensorrt_runner
+from qwen3guard_runtime.engine.broken_device import EXIT_STATUS, Watched
 from qwen3guard_runtime.engine.cuda import Cuda, DeviceMemory
-from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.cuda_session import CUDA
+from qwen3guard_runtime.engine.devices import OpenedGuard, open_guard
 from qwen3guard_runtime.engine.kv_cache import KVCache, Memory, Slot, copy
-from qwen3guard_runtime.engine.onnx_runner import CUDA, OnnxRunner
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
-from support.gpu_double import Runtime, tensorrt
+from support.gpu_double import Context, PagedSession, Runtime, tensorrt
 from support.overflowing import FLOAT16, LETTER, overflowing
 from support.places import DEMO
 from support.random_checkpoint import make
@@ -112,10 +114,10 @@ def test_the_decode_step_is_recorded_once_for_each_place_and_then_replayed(folde
     for token in range(8):
         for slots in sessions:
             twin.forward([(slots, np.array([token + 3]), [0])])
-    assert runtime.launched == 2 * 7  # the first of each is run as it is
+    assert runtime.launched == 2 * 5  # the first three of each are run as they are
     twin.forward([(slots, np.array([5]), [0]) for slots in sessions])
     twin.forward([(slots, np.array([5]), []) for slots in sessions])
-    assert runtime.launched == 2 * 7  # both at once is another place, and a pass that asks for nothing another shape
+    assert runtime.launched == 2 * 5  # both at once is another place, and a pass that asks for nothing another shape
 
 
 def test_slots_are_copied_and_reused_on_the_device(folder: Path, runtime: Runtime) -> None:
@@ -200,31 +202,155 @@ def test_a_device_that_was_asked_for_is_never_replaced(folder: Path, device: str
         open_guard(folder, Manifest.read(folder), options(device=device))
 
 
-def test_on_cuda_the_slots_are_the_device_s_and_the_options_the_operator_s(
-    folder: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Provider:
+    """onnxruntime's CUDA provider: its sessions run on the CPU, over slots in the double's memory."""
+
+    def __init__(self, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sessions: list[PagedSession] = []
+        session = onnxruntime.InferenceSession
+
+        def on_the_cpu(path: Path, options: Any = None, *, providers: list[Any]) -> Any:
+            if providers == ["CPUExecutionProvider"]:
+                return session(path, options, providers=providers)
+            self.sessions.append(PagedSession(runtime, path, options, providers))
+            return self.sessions[-1]
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+        monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+        monkeypatch.setattr(cuda, "bindings", lambda: runtime)
+
+
+@pytest.fixture
+def provider(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    return Provider(runtime, monkeypatch)
+
+
+def paged(folder: Path, tmp_path: Path, **values: str) -> OpenedGuard:
+    """The guard of `folder`, exported in the paged form and opened on the double."""
+    manifest = export(Manifest.read(folder).source, tmp_path, weights="fp16", attention="paged", say=lambda _: None)
+    return open_guard(tmp_path / folder.parent.name / "1", manifest, options(**values))
+
+
+def test_on_cuda_the_slots_are_whole_pages_and_the_options_the_operator_s(
+    folder: Path, runtime: Runtime, tmp_path: Path, provider: Provider
 ) -> None:
-    """All but the provider itself: the session runs on the CPU, over slots in the double's memory."""
-    checkpoint = Manifest.read(folder).source
-    manifest = export(checkpoint, tmp_path, weights="fp16", attention="gqa", say=lambda _: None)
-    graph = tmp_path / folder.parent.name / "1"
-    session, asked = onnxruntime.InferenceSession, []
+    place = paged(folder, tmp_path, cuda_options='{"use_tf32": 0}', slot_tokens="300")
+    (session,) = provider.sessions
+    ((name, given),) = session.providers
+    assert name == "CUDAExecutionProvider"
+    assert given == {
+        "arena_extend_strategy": "kSameAsRequested",
+        "sdpa_kernel": "1",
+        "use_tf32": "0",
+        "enable_cuda_graph": "1",
+        "user_compute_stream": "7",
+    }
+    assert place.manifest.context == 512
+    KVCache(place.manifest, slots=3, memory=place.memory)
+    assert len(runtime.blocks) == len(place.manifest.caches)
+    cells = {
+        block.nbytes // cache.row_bytes(1)
+        for block, cache in zip(runtime.blocks.values(), place.manifest.caches, strict=True)
+    }
+    assert cells == {3 * 512 + 256}  # and a page that belongs to no slot
 
-    def on_the_cpu(path: Path, options: object, providers: list[object]) -> onnxruntime.InferenceSession:
-        asked.append(providers)
-        return session(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
-    monkeypatch.setattr(cuda, "bindings", lambda: runtime)
-    place = open_guard(graph, manifest, options(cuda_options='{"use_tf32": 0}', slot_tokens="100"))
-    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]]
-    assert place.manifest.context == 112
-    assert isinstance(place.runner, OnnxRunner)
-    place.runner._device = "cpu"
-    twin = Twin(folder, place.runner, place.memory, 4)  # the portable graph beside it
-    sessions = [twin.acquire(1) for _ in range(4)]
-    for number in range(6):
-        twin.forward([(slots, np.arange(5, 5 + 1 + (number + at) % 4), [0]) for at, slots in enumerate(sessions)])
+@pytest.mark.parametrize("recorded", ["1", "0"])
+def test_paged_passes_give_what_the_padded_graph_gives(
+    folder: Path, tmp_path: Path, provider: Provider, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of any lengths in any slots, in pieces where a pass has no room, with rewinds, and steps of one token that
+    are replayed."""
+    monkeypatch.setattr(pieces, "PASS_TOKENS", 90)
+    place = paged(folder, tmp_path, slot_tokens="300", cuda_options=f'{{"enable_cuda_graph": "{recorded}"}}')
+    twin = Twin(folder, place.runner, place.memory, 9)
+    twin.caches = (KVCache(place.manifest, slots=9, memory=place.memory), twin.caches[1])
+    numbers, source = np.random.default_rng(0), random.Random(0)
+    sessions = [twin.acquire(1) for _ in range(9)]
+    for number in range(40):
+        chosen = source.sample(sessions, source.randint(1, 9))
+        rows = []
+        for slots in chosen:
+            length = min(slots[0].length, source.choice([0, 40, 300]))
+            size = 1 if number % 2 else min(source.choice([1, 1, 3, 16, 17, 100, 200]), 480 - length)
+            for slot in slots:
+                slot.length = length
+            asked = sorted(source.sample(range(size), min(size, source.randint(0, 20))))
+            rows.append((slots, numbers.integers(0, twin.vocab, size), asked))
+        twin.forward(rows)
+    (session,) = provider.sessions
+    assert len(session.recorded) == (5 if recorded == "1" else 0)  # 1, 2, 4, 8 and 16 rows, in slots below 1,024 cells
+    assert (session.replays > 15) == (recorded == "1")
+
+
+def test_a_paged_guard_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
+    """No CPU has its operator, so `auto` cannot fall back."""
+    manifest = export(str(DEMO / "stream"), tmp_path, weights="fp16", attention="paged", say=lambda _: None)
+    with pytest.raises(errors.DeviceError, match="knows no CUDA"):
+        open_guard(tmp_path / "stream_guard/1", manifest, options())
+    with pytest.raises(errors.DeviceError, match="needs a GPU: export it in another attention form"):
+        open_guard(tmp_path / "stream_guard/1", manifest, options(device="cpu"))
+
+
+def test_what_the_runner_owns_is_refused_as_an_option(folder: Path, tmp_path: Path, provider: Provider) -> None:
+    with pytest.raises(errors.InvalidParameter, match="user_compute_stream, which is the runner's own"):
+        paged(folder, tmp_path, cuda_options='{"user_compute_stream": "1"}')
+    with pytest.raises(errors.InvalidParameter, match="device_id in cuda_options is 'first'"):
+        paged(folder, tmp_path, cuda_options='{"device_id": "first"}')
+    with pytest.raises(errors.InvalidParameter, match="enable_cuda_graph, which a portable graph cannot have"):
+        open_guard(folder, Manifest.read(folder), options(device="cuda", cuda_options='{"enable_cuda_graph": "1"}'))
+    assert not provider.sessions
+
+
+class Broken:
+    """A runner whose passes fail, on a device that is broken or not."""
+
+    def __init__(self, *, is_broken: bool) -> None:
+        self._is_broken = is_broken
+
+    def forward(self, _: Sequence[Row]) -> list[Logits]:
+        raise RuntimeError("a pass")
+
+    def is_broken(self) -> bool:
+        return self._is_broken
+
+
+def test_the_process_ends_when_its_device_is_broken_and_not_when_a_pass_fails() -> None:
+    ended: list[int] = []
+    for is_broken in (False, True):
+        device = Broken(is_broken=is_broken)
+        with pytest.raises(RuntimeError):
+            Watched(device, device, ended.append).forward([])
+    assert ended == [EXIT_STATUS]
+
+
+@pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
+def test_what_tensorrt_does_not_take_is_an_error(
+    folder: Path, runtime: Runtime, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, device = engine_runner(folder, runtime)
+    slot = KVCache(Manifest.read(folder), slots=1, memory=DeviceMemory(device, CAPACITY)).acquire(1)
+    monkeypatch.setattr(Context, call, lambda *_: False)
+    with pytest.raises(RuntimeError, match="TensorRT does not take"):
+        runner.forward([Row(slot, np.arange(3, 7), [3])])
+
+
+def test_more_places_than_recordings_do_not_thrash_and_idle_ones_are_destroyed(
+    folder: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_runner, "GRAPHS", 2)
+    monkeypatch.setattr(tensorrt_runner, "IDLE_STEPS", 12)
+    runner, device = engine_runner(folder, runtime)
+    cache = KVCache(Manifest.read(folder), slots=4, memory=DeviceMemory(device, CAPACITY))
+    slots = [cache.acquire(1) for _ in range(4)]
+    for _ in range(8):
+        for slot in slots:
+            runner.forward([Row(slot, np.array([5]), [0])])
+    assert (runtime.graphs, runtime.launched) == (2, 2 * 5)  # of the first two places; the others run as they are
+    for _ in range(15):
+        runner.forward([Row(slots[3], np.array([5]), [0])])
+    assert runtime.graphs == 2  # one of the first was destroyed for the place that came again
+    assert runtime.launched > 2 * 5
 
 
 def test_parameters_that_mean_nothing_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ OPSET = 24
 IR_VERSION = 12
 """The lowest version that opset 24 allows. By default onnx writes a newer one, which many runtimes cannot read."""
 CONTRIB = "com.microsoft"
+SUM_AND_NORM = "SkipSimplifiedLayerNormalization"
 
 _ALIGNMENT = 4096  # bytes of a page, so that each tensor can be mapped by itself
 _INLINE_BYTES = 1024
@@ -79,7 +80,7 @@ class Emitter:
         normed = f"{node}_normed"
         self._nodes.append(
             helper.make_node(
-                "SkipSimplifiedLayerNormalization",
+                SUM_AND_NORM,
                 [rows, update, scale],
                 [normed, "", "", total],
                 name=node,

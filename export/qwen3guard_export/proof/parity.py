@@ -56,8 +56,10 @@ BOUNDS = {
     "dq8r": Bounds(5e-2, 6e-3),
 }
 """docs/performance.md has the measurements that set them."""
-_RESIDUAL_ROUNDING = 2.0**-22
-"""The share of the residual stream that is lost when an update is added to it and subtracted again here."""
+_RESIDUAL_ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+_FLOAT32_ROUNDING = 2.0**-22
+"""The share of the residual stream that is lost when an update is added to it and subtracted again here: where the
+stream has two bytes, by its type."""
 _BALANCE_TOKENS = 32
 _TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
@@ -114,7 +116,7 @@ def prove(
         if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[form.coarsest].worst * np.abs(values).max():
             raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
     arithmetic = Arithmetic(checkpoint, form)
-    figures = _check_layers(arithmetic, architecture, traces, BOUNDS[form.coarsest])
+    figures = _check_layers(arithmetic, architecture, traces, form)
     if form.promises_equal_bits and not identical:
         raise ParityError(f"a row of the {form.weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
@@ -128,11 +130,13 @@ def prove(
 
 
 def _check_layers(
-    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], bounds: Bounds
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], form: Form
 ) -> dict[str, float]:
-    """Checks each half of each layer, and the heads. Raises ParityError at the first that is beyond `bounds`."""
+    """Checks each half of each layer, and the heads. Raises ParityError at the first that is beyond BOUNDS."""
     worst = mean = 0.0
-    for part, distances in _distances(arithmetic, architecture, traces):
+    bounds = BOUNDS[form.coarsest]
+    lost = _RESIDUAL_ROUNDING[form.weights] if form.has_half_residual else _FLOAT32_ROUNDING
+    for part, distances in _distances(arithmetic, architecture, traces, lost):
         largest, average = float(distances.max(initial=0)), float(distances.mean())
         if not (largest <= bounds.worst and average <= bounds.mean):
             raise ParityError(
@@ -144,7 +148,7 @@ def _check_layers(
 
 
 def _distances(
-    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace]
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], lost: float
 ) -> Iterator[tuple[str, FloatArray]]:
     """Yields each part of the graph, by name, with its relative errors in all traces together."""
     before = [trace.outputs[EMBEDDED] for trace in traces]
@@ -164,21 +168,23 @@ def _distances(
         before = [state[begin:] for state, begin in zip(before, first, strict=True)]
         updates = [result.update[begin:] for result, begin in zip(attended, first, strict=True)]
         between = [trace.outputs[after_attention(layer)] for trace in traces]
-        yield f"attention of layer {layer}", _off(before, updates, between)
+        yield f"attention of layer {layer}", _off(before, updates, between, lost)
         lengths = np.cumsum([len(state) for state in between])[:-1]
         fed = np.split(arithmetic.feed_forward(layer, np.concatenate(between)), lengths)
         before = [trace.outputs[after_feed_forward(layer)] for trace in traces]
-        yield f"feed-forward of layer {layer}", _off(between, fed, before)
+        yield f"feed-forward of layer {layer}", _off(between, fed, before, lost)
     lengths = np.cumsum([len(state) for state in before])[:-1]
     for name, values in arithmetic.logits(np.concatenate(before)).items():
         outputs = np.concatenate([trace.outputs[name] for trace in traces])
         yield name.replace("_", " "), np.abs(outputs - values).max(axis=1) / np.abs(values).max(axis=1)
 
 
-def _off(before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray]) -> FloatArray:
-    """|after - before - update| / |update| of each token, less what rounding to float32 may lose."""
+def _off(
+    before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray], lost: float
+) -> FloatArray:
+    """|after - before - update| / |update| of each token, less the share `lost` of the state that rounding may take."""
     state, update, following = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
-    error = np.linalg.norm(following - state - update, axis=1) - _RESIDUAL_ROUNDING * np.linalg.norm(state, axis=1)
+    error = np.linalg.norm(following - state - update, axis=1) - lost * np.linalg.norm(state, axis=1)
     off: FloatArray = np.maximum(error, 0) / np.maximum(np.linalg.norm(update, axis=1), 1e-30)
     return np.where(np.isfinite(off), off, np.inf)
 
