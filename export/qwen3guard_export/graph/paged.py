@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from onnx import TensorProto
+from qwen3guard_contract.errors import WrongShape
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
     GRAPH_BOUNDS,
@@ -41,12 +42,18 @@ from qwen3guard_export.graph.graph import (
 from qwen3guard_export.graph.quantize import HALVES
 
 INT32 = TensorProto.INT32
+_HEAD_STEP = 8
 PAGED_ATTENTION = "PagedAttention"
 
 
 class PagedQwen3(Qwen3):
+    """Raises WrongShape for heads that the operator does not take."""
+
     def __init__(self, graph: Emitter, checkpoint: Checkpoint, form: Form) -> None:
         super().__init__(graph, checkpoint, form)
+        size = checkpoint.architecture.head_dim
+        if size % _HEAD_STEP:
+            raise WrongShape(f"Paged attention takes heads of a multiple of {_HEAD_STEP}, and these have {size}.")
         self.half = HALVES[form.weights]
 
     def emit(self) -> None:

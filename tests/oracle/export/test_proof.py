@@ -24,7 +24,7 @@ FORMS = [
     (weights, form)
     for weights in WEIGHT_FORMATS
     for form in ATTENTION_FORMS
-    if weights in ("fp32", "dq8r") or form in ("portable", "gqa")
+    if form == "portable" or (weights in ("fp32", "dq8r")) != form.startswith("paged")
 ]
 
 
