@@ -5,6 +5,7 @@ What a kernel would compute is not seen here; `oracle/export/test_paged.py` emul
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -12,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from qwen3guard_runtime.engine.broken_device import EXIT_STATUS
 from support.fake_cuda.journal import Part
-from support.fake_cuda.run import PACKAGES, FakeGpu, Ran, write_guard
+from support.fake_cuda.run import PACKAGES, Died, FakeGpu, Ran, write_guard
 from support.random_checkpoint import SHAPE_06B, make
 
 SMALL = {"hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 128, "ffn": 384, "vocab": 1000, "inner": 64}
@@ -136,3 +138,68 @@ def test_memory_is_what_the_weights_and_the_slots_take(gpu: FakeGpu, guard: Call
     assert 0.98 * weights < run.journal["load"].allocated < 1.02 * weights + (64 << 20)
     doubled = gpu.run(folder, {}, slots=1, cuda_options='{"arena_extend_strategy": "kNextPowerOfTwo"}')
     assert doubled.journal["load"].allocated > run.journal["load"].allocated
+
+
+def test_a_portable_graph_runs_there_too(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    run = gpu.run(guard("stream", "fp16", "portable"), {FIRST: [(0, 9, 1)], "step": [(0, 1, 1), (1, 1, 1)]})
+    assert run.providers[0] == "CUDAExecutionProvider"
+    assert run.errors == {}
+    assert run.shapes["step"][0][0] == [1, 3]
+
+
+TRIAL = """
+import ctypes
+from qwen3guard_contract.errors import DeviceError
+from qwen3guard_runtime.engine import cuda, cuda_session, gpu_trial
+from support.fake_cuda.bindings import Bindings
+LOADED
+cuda.bindings = lambda: Bindings(ctypes.CDLL("libcudart.so.13"))
+try:
+    print(gpu_trial.try_gpu())
+except DeviceError as error:
+    print(error)
+"""
+
+
+def test_a_trial_of_the_gpu_finds_that_nothing_was_computed(gpu: FakeGpu) -> None:
+    """It loads the provider and runs the product; only this device does nothing."""
+    tried = gpu.python("-c", TRIAL.replace("LOADED", "cuda_session.load_libraries()"))
+    assert re.match(r"The GPU \(9\.0\) multiplies wrongly: .* instead of \[\[7, 10\], \[15, 22\]\]\.", tried.stdout), (
+        tried
+    )
+
+
+def test_a_library_that_is_not_installed_is_named(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    """NVIDIA's are in pip's packages, where the linker does not look: they are loaded first, and if they are not there,
+    no guard runs on the CPU in silence."""
+    opening = f"""
+from pathlib import Path
+from qwen3guard_contract.errors import DeviceError
+from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.parameters import DEVICE_PARAMETERS
+from qwen3guard_runtime.engine import cuda_session
+from qwen3guard_runtime.engine.cuda import Cuda
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.paged_runner import PagedRunner
+from support import gpu_double
+for folder in {[str(guard("stream", "fp16", form)) for form in ("portable", "paged")]!r}:
+    manifest = Manifest.read(Path(folder))
+    try:
+        if manifest.form.is_paged:
+            PagedRunner(Path(folder), manifest, Cuda(gpu_double.Runtime()), {{}})
+        else:
+            OnnxRunner(Path(folder), manifest, cuda={{}})
+        print("loaded")
+    except DeviceError as error:
+        print(error)
+"""
+    found = gpu.python("-c", opening, libraries=False)
+    sentence = r"ONNX Runtime cannot use the GPU: libcublas\S*: cannot open shared object file: .*\[gpu\]"
+    assert len(re.findall(sentence, found.stdout)) == 2, found
+
+
+def test_the_process_ends_when_the_device_is_broken(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    parts = {FIRST: [(0, 9, 1)], "broken": [(0, 1, 1)], "after": [(0, 1, 1)]}
+    with pytest.raises(Died, match="The GPU answers every call with an error since a pass failed") as died:
+        gpu.run(guard("stream", "fp16", "paged"), parts)
+    assert died.value.status == EXIT_STATUS

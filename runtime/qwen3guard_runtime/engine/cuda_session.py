@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import io
 import os
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ of two, and chooses cuDNN's attention, which cannot be recorded, where cuDNN is 
 
 
 def cuda_session(
-    graph: Path, options: onnxruntime.SessionOptions, provider: Mapping[str, str], *, helped: bool = True
+    graph: Path | bytes, options: onnxruntime.SessionOptions, provider: Mapping[str, str], *, helped: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is CUDA's. Unless it is `helped`, no node may run on the CPU: such a node copies
     to the host and back in every pass, and cannot be recorded.
@@ -40,7 +41,8 @@ def cuda_session(
         reason = " ".join(str(error).split())[:200]
         if (missing := missing_library()) or "CUDA" in reason or "CUBLAS" in reason:
             raise DeviceError(f"ONNX Runtime cannot use the GPU: {missing or reason}.") from error
-        raise CorruptFile(f"{graph} cannot be loaded: {reason}.") from error
+        name = graph if isinstance(graph, Path) else "The graph"
+        raise CorruptFile(f"{name} cannot be loaded: {reason}.") from error
     if session.get_providers()[:1] != [CUDA]:
         reason = missing_library() or "its CUDA provider does not load; its log says why"
         raise DeviceError(f"ONNX Runtime cannot use the GPU: {reason}.")
@@ -61,10 +63,23 @@ def missing_library() -> str | None:
     folder = Path(onnxruntime.__file__).parent / "capi"
     provider = folder / "libonnxruntime_providers_cuda.so"
     if not provider.is_file():
-        return f"this ONNX Runtime has no CUDA provider ({EXTRA}, without the package onnxruntime)"
+        return f"this ONNX Runtime has no CUDA provider{_and_why()} ({EXTRA}, in an environment without onnxruntime)"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(provider), mode=os.RTLD_LAZY)
     except OSError as error:
         return f"{' '.join(str(error).split())[:200]} ({EXTRA})"
     return None
+
+
+def _and_why() -> str:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    return ", since onnxruntime and onnxruntime-gpu are both installed, in one folder" if len(both) == 2 else ""
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from qwen3guard_contract.slots import PADDING_CELLS, capacity_for, whole_pages
 
 from qwen3guard_runtime.engine import cuda
 from qwen3guard_runtime.engine.broken_device import Watched
-from qwen3guard_runtime.engine.cuda_session import CUDA, EXTRA
+from qwen3guard_runtime.engine.cuda_session import CUDA, EXTRA, missing_library
 from qwen3guard_runtime.engine.kv_cache import HOST, Memory
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.paged_runner import PagedRunner
@@ -91,7 +91,7 @@ def _open_tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
 
 def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
-        raise DeviceError(f"This ONNX Runtime knows no CUDA: {EXTRA}, in an environment without onnxruntime.")
+        raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or EXTRA}.")
     provider = _provider_options(parameters)
     device = cuda.Cuda(cuda.bindings(), _device_id(provider))
     tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))

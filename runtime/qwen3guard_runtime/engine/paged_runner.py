@@ -31,7 +31,7 @@ from qwen3guard_runtime.engine.cuda import Cuda
 from qwen3guard_runtime.engine.cuda_session import cuda_session
 from qwen3guard_runtime.engine.kv_cache import Arena
 from qwen3guard_runtime.engine.paged_buffers import PassBuffers
-from qwen3guard_runtime.engine.pieces import PASS_TOKENS, Piece, passes
+from qwen3guard_runtime.engine.pieces import PASS_TOKENS, RowPiece, passes
 from qwen3guard_runtime.engine.runner import Logits, Row
 
 OUTPUT_BYTES = 40 << 20
@@ -94,7 +94,7 @@ class PagedRunner:
                 found[id(piece.row)].append(logits)
         return [tuple(np.concatenate(parts) for parts in zip(*found[id(row)], strict=True)) for row in rows]
 
-    def _run(self, pieces: Sequence[Piece]) -> list[Logits]:
+    def _run(self, pieces: Sequence[RowPiece]) -> list[Logits]:
         """Runs one pass over the pieces, whose slots are of one arena."""
         slots = [piece.row.slot for piece in pieces]
         arena = slots[0].arena
@@ -117,7 +117,7 @@ class PagedRunner:
         ends = list(accumulate((len(piece.asked) for piece in pieces), initial=0))
         return [tuple(output[begin:end] for output in outputs) for begin, end in pairwise(ends)]
 
-    def _recorded_step(self, arena: Arena, pieces: Sequence[Piece]) -> _Sizes | None:
+    def _recorded_step(self, arena: Arena, pieces: Sequence[RowPiece]) -> _Sizes | None:
         """The recorded step that serves the pieces, if one does."""
         if any(len(piece.ids) > 1 for piece in pieces):
             return None

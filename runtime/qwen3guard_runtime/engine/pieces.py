@@ -14,7 +14,7 @@ PASS_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowPiece:
     """The tokens of `row` from index `begin` up to `end`, which run in one pass."""
 
     row: Row
@@ -31,7 +31,7 @@ class Piece:
         return [index - self.begin for index in self.row.asked if self.begin <= index < self.end]
 
 
-def passes(rows: Sequence[Row], most_asked: int) -> Iterator[list[Piece]]:
+def passes(rows: Sequence[Row], most_asked: int) -> Iterator[list[RowPiece]]:
     """Divides rows into passes of at most PASS_TOKENS, PASS_ROWS and `most_asked` tokens with logits.
 
     All slots of a pass are of one arena, and the pieces of a row are in passes that follow one another. Short rows come
@@ -40,7 +40,7 @@ def passes(rows: Sequence[Row], most_asked: int) -> Iterator[list[Piece]]:
     waiting = [(row, 0) for row in sorted(rows, key=lambda row: len(row.ids)) if len(row.ids)]
     while waiting:
         arena = waiting[0][0].slot.arena
-        taken: list[Piece] = []
+        taken: list[RowPiece] = []
         left: list[tuple[Row, int]] = []
         tokens, asked = PASS_TOKENS, most_asked
         for row, begin in waiting:
@@ -51,7 +51,7 @@ def passes(rows: Sequence[Row], most_asked: int) -> Iterator[list[Piece]]:
             if row.slot.arena is not arena or end == begin or len(taken) == PASS_ROWS:
                 left.append((row, begin))
                 continue
-            taken.append(Piece(row, begin, end))
+            taken.append(RowPiece(row, begin, end))
             tokens -= end - begin
             asked -= len(wanted)
             if end < len(row.ids):

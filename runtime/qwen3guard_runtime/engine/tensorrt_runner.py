@@ -113,7 +113,7 @@ def _accepted(is_accepted: bool, what: str) -> None:
         raise RuntimeError(f"TensorRT does not take {what}")
 
 
-Place = tuple[Arena, int, int]
+_Place = tuple[Arena, int, int]
 """An arena, its first slot of a step, and the number of slots."""
 Enqueue = Callable[[Any], None]
 """Queues a step in an execution context."""
@@ -126,11 +126,11 @@ class _Steps:
         self._cuda = cuda
         self._shared = shared
         self._new_context = new_context
-        self._uses: OrderedDict[Place, int] = OrderedDict()
-        self._recorded: OrderedDict[Place, _Recorded] = OrderedDict()
+        self._uses: OrderedDict[_Place, int] = OrderedDict()
+        self._recorded: OrderedDict[_Place, _Recorded] = OrderedDict()
         self._count = 0
 
-    def run(self, place: Place, enqueue: Enqueue) -> None:
+    def run(self, place: _Place, enqueue: Enqueue) -> None:
         self._count += 1
         recorded = self._recorded.get(place) or self._new(place)
         if recorded is None:
@@ -147,7 +147,7 @@ class _Steps:
             enqueue(recorded.context)  # when a context first meets a shape, it does work that cannot be recorded
             recorded.is_warm = True
 
-    def _new(self, place: Place) -> _Recorded | None:
+    def _new(self, place: _Place) -> _Recorded | None:
         """What will be recorded for a place that comes often enough, if there is room."""
         self._uses[place] = self._uses.pop(place, 0) + 1
         if len(self._uses) > COUNTED_PLACES:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import Canary, Manifest
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.graph.write import write_graph
@@ -27,7 +28,7 @@ Rows = Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Ran:
-    """What a worker answered, and its journal by part. With a `failure` it ended before it answered."""
+    """What a worker answered, and its journal by part."""
 
     providers: list[str]
     on_the_cpu: list[str]
@@ -51,38 +52,40 @@ class FakeGpu:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._site, self._driver = folder / "site", folder / "driver"
+        self._site, self._bare, self._driver = folder / "site", folder / "bare", folder / "driver"
         libraries = self._site / "nvidia" / "cu13" / "lib"
         libraries.mkdir(parents=True)
         self._driver.mkdir()
-        (self._site / "onnxruntime").symlink_to(PACKAGES / "onnxruntime")
+        self._bare.mkdir()
+        for site in (self._site, self._bare):
+            (site / "onnxruntime").symlink_to(PACKAGES / "onnxruntime")
         build(libraries, PACKAGES / "nvidia" / "cu13" / "include")
         (libraries / "libcuda.so.1").rename(self._driver / "libcuda.so.1")
         self._runs = 0
 
-    def run(
-        self, guard: Path, parts: Mapping[str, Rows], *, slots: int = 4, environment: Mapping[str, str] | None = None,
-        **parameters: str,
-    ) -> Ran:  # fmt: skip
-        """Runs `parts` in order. Raises Died."""
-        self._runs += 1
-        journal = self._folder / f"journal-{self._runs}"
-        work = {"folder": str(guard), "parts": parts, "slots": slots, "parameters": {"device": "cuda"} | parameters}
-        done = subprocess.run(
-            [sys.executable, "-m", "support.fake_cuda.worker"],
-            input=json.dumps(work),
+    def python(
+        self, *arguments: str, text: str = "", libraries: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs Python on this machine. Without `libraries`, those of NVIDIA are not installed on it, but its driver."""
+        site = self._site if libraries else self._bare
+        return subprocess.run(
+            [sys.executable, *arguments],
+            input=text,
             env=os.environ
-            | {
-                "PYTHONPATH": f"{self._site}:{ROOT / 'tests'}",
-                "LD_LIBRARY_PATH": str(self._driver),
-                "FAKE_CUDA_JOURNAL": str(journal),
-            }
-            | dict(environment or {}),
+            | {"PYTHONPATH": f"{site}:{ROOT / 'tests'}", "LD_LIBRARY_PATH": str(self._driver)}
+            | environment,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
+
+    def run(self, guard: Path, parts: Mapping[str, Rows], *, slots: int = 4, **parameters: str) -> Ran:
+        """Runs `parts` in order. Raises Died."""
+        self._runs += 1
+        journal = self._folder / f"journal-{self._runs}"
+        work = {"folder": str(guard), "parts": parts, "slots": slots, "parameters": {"device": "cuda"} | parameters}
+        done = self.python("-m", "support.fake_cuda.worker", text=json.dumps(work), FAKE_CUDA_JOURNAL=str(journal))
         if done.returncode or not done.stdout:
             raise Died(done.returncode, done.stderr[-3000:])
         return Ran(**json.loads(done.stdout.splitlines()[-1]), journal=read(journal))
@@ -90,8 +93,6 @@ class FakeGpu:
 
 def write_guard(checkpoint: Path, folder: Path, weights: str, attention: str) -> Path:
     """Writes a guard's graph and its manifest into `folder`, without the proof; returns `folder`."""
-    from qwen3guard_contract.forms import Form
-
     opened = open_checkpoint(str(checkpoint))
     architecture, form = opened.architecture, Form.named(weights, attention)
     folder.mkdir(parents=True)
