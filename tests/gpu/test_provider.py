@@ -12,7 +12,9 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import onnx
 import pytest
+from qwen3guard_contract.manifest import GRAPH, GRAPH_LOGIT_INDEX
 from qwen3guard_runtime.engine.broken_device import EXIT_STATUS
 from support.fake_cuda.journal import Part
 from support.fake_cuda.run import PACKAGES, Died, FakeGpu, Ran, write_guard
@@ -203,3 +205,44 @@ def test_the_process_ends_when_the_device_is_broken(gpu: FakeGpu, guard: Callabl
     with pytest.raises(Died, match="The GPU answers every call with an error since a pass failed") as died:
         gpu.run(guard("stream", "fp16", "paged"), parts)
     assert died.value.status == EXIT_STATUS
+
+
+def with_index_through(folder: Path, target: Path, kind: str) -> Path:
+    """A copy of the guard whose logit_index goes through an operator of int32 that leaves it as it is."""
+    shutil.copytree(folder, target)
+    model = onnx.load(target / GRAPH, load_external_data=False)
+    for node in model.graph.node:
+        node.input[:] = ["changed_index" if name == GRAPH_LOGIT_INDEX else name for name in node.input]
+    node = onnx.helper.make_node
+    wide, narrow = onnx.TensorProto.INT64, onnx.TensorProto.INT32
+    made = {
+        "on the CPU": [
+            node("BitwiseNot", [GRAPH_LOGIT_INDEX], ["not"]),
+            node("BitwiseNot", ["not"], ["changed_index"]),
+        ],
+        "in cuDNN": [
+            node("Cast", [GRAPH_LOGIT_INDEX], ["wide"], to=wide),
+            node("ReduceMax", ["wide"], ["largest"], keepdims=0),
+            node("Min", ["wide", "largest"], ["least"]),
+            node("Cast", ["least"], ["changed_index"], to=narrow),
+        ],
+    }[kind]
+    nodes = [*made, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (target / GRAPH).write_bytes(model.SerializeToString())
+    return target
+
+
+def test_a_node_without_a_kernel_on_the_gpu_is_refused(
+    gpu: FakeGpu, guard: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = with_index_through(guard("stream", "fp16", "paged"), tmp_path / "1", "on the CPU")
+    with pytest.raises(Died, match="partitioned to the CUDAExecutionProvider"):
+        gpu.run(folder, {FIRST: [(0, 1, 1)]})
+
+
+def test_a_node_that_needs_cudnn_is_noticed(gpu: FakeGpu, guard: Callable[..., Path], tmp_path: Path) -> None:
+    """As the maximum of int64 does, which the graph before this one had in every pass of several tokens."""
+    folder = with_index_through(guard("stream", "fp16", "paged"), tmp_path / "1", "in cuDNN")
+    assert "cuDNN" in gpu.run(folder, {FIRST: [(0, 9, 3)]}).errors[FIRST]
