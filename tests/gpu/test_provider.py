@@ -92,6 +92,15 @@ def test_rows_of_any_lengths_in_any_slots_are_one_pass(ran: Ran) -> None:
     assert len(ran.journal["ragged"].of("product")) >= 2 * 5, "five products for each layer"
 
 
+def test_64_sessions_with_16_tokens_each_are_one_pass(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    step = {"step": [(slot, 16, 16) for slot in range(64)]}
+    run = gpu.run(guard("stream", "fp16", "paged"), {FIRST: [(0, 1, 1)]} | step, slots=64, slot_tokens="256")
+    assert run.shapes["step"] == 64 * [[[16, 3], [16, 8], [16, 3], [16, 9]]]
+    part = run.journal["step"]
+    assert len([name for name in kernels(part) if "flash" in name]) == 2, "one attention for each layer"
+    assert part.of("wait") == ["stream"]
+
+
 def kernels(part: Part) -> list[str]:
     return [detail.partition(" ")[0] for detail in part.of("kernel")]
 
