@@ -24,6 +24,7 @@ from qwen3guard_runtime.engine.cuda_session import CUDA
 from qwen3guard_runtime.engine.devices import OpenedGuard, open_guard
 from qwen3guard_runtime.engine.kv_cache import KVCache, Memory, Slot, copy
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.paged_runner import PagedRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
 from qwen3guard_runtime.parameters import Parameters
@@ -138,22 +139,30 @@ def test_slots_are_copied_and_reused_on_the_device(folder: Path, runtime: Runtim
     same(runner.forward([Row(again, ids, range(40, 60))])[0], at_once[0])
 
 
-@pytest.mark.parametrize("place", ["tensorrt", "onnxruntime"])
-def test_a_slot_on_the_device_is_cleared_for_its_next_owner(tmp_path: Path, runtime: Runtime, place: str) -> None:
+@pytest.mark.parametrize("place", ["tensorrt", "onnxruntime", "paged"])
+def test_a_slot_on_the_device_is_cleared_for_its_next_owner(
+    tmp_path: Path, runtime: Runtime, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One user writes a token whose values float16 cannot hold, and ends. What clears the slot is queued on our stream,
     which a pass of TensorRT comes behind, and one of ONNX Runtime does not."""
     overflowing(tmp_path / "checkpoint", "stream", largest=FLOAT16)
-    export(str(tmp_path / "checkpoint"), tmp_path, weights="fp16", say=lambda _: None)
+    attention = "paged" if place == "paged" else "portable"
+    export(str(tmp_path / "checkpoint"), tmp_path, weights="fp16", attention=attention, say=lambda _: None)
     folder = tmp_path / "stream_guard/1"
     (folder / ENGINE.file).write_bytes(b"an engine")
     manifest = replace(Manifest.read(folder), engine=ENGINE)
     manifest.write(folder)
     runner: Runner
-    runner, device = engine_runner(folder, runtime)
+    capacity, device = CAPACITY, Cuda(runtime)
     if place == "onnxruntime":
         runner = OnnxRunner(folder, manifest)
+    elif place == "paged":
+        Provider(runtime, monkeypatch)
+        runner, capacity = PagedRunner(folder, manifest, device, {}), 256
+    else:
+        runner, device = engine_runner(folder, runtime)
     [token] = GuardTokenizer.load(folder).encode(LETTER)
-    cache = KVCache(manifest, slots=1, memory=DeviceMemory(device, CAPACITY))
+    cache = KVCache(replace(manifest, context=176), slots=1, memory=DeviceMemory(device, capacity))
     ids = np.arange(10, 30)
     slot = cache.acquire(60)
     expected = runner.forward([Row(slot, ids, range(20))])[0]
@@ -300,6 +309,27 @@ def test_what_the_runner_owns_is_refused_as_an_option(folder: Path, tmp_path: Pa
     with pytest.raises(errors.InvalidParameter, match="enable_cuda_graph, which a portable graph cannot have"):
         open_guard(folder, Manifest.read(folder), options(device="cuda", cuda_options='{"enable_cuda_graph": "1"}'))
     assert not provider.sessions
+
+
+def test_paged_attention_of_an_older_onnx_runtime_is_refused(
+    folder: Path, tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.2")
+    with pytest.raises(errors.DeviceError, match=r"needs ONNX Runtime 1\.31, and this is 1\.30\.2"):
+        paged(folder, tmp_path)
+    assert not provider.sessions
+
+
+def test_paged_slots_are_copied_on_the_device(folder: Path, tmp_path: Path, provider: Provider) -> None:
+    place = paged(folder, tmp_path, slot_tokens="300")
+    cache, heads = (KVCache(place.manifest, slots=2, memory=place.memory) for _ in range(2))
+    ids = np.arange(3, 63)
+    head, whole, copied = heads.acquire(60), cache.acquire(60), cache.acquire(60)
+    place.runner.forward([Row(head, ids[:40], [])])
+    copy(head, copied, 40)
+    pieces_of_it = place.runner.forward([Row(copied, ids[40:], range(20))])
+    same(pieces_of_it[0], place.runner.forward([Row(whole, ids, range(40, 60))])[0])
+    assert len(provider.sessions[0].recorded) == 2 * 2  # one and two rows, over each of two arenas
 
 
 class Broken:

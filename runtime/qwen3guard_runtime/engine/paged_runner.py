@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from qwen3guard_contract.errors import CorruptFile, ExportMissing, InvalidParameter
+from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing, InvalidParameter
 from qwen3guard_contract.manifest import (
     GRAPH,
     GRAPH_BOUNDS,
@@ -34,6 +34,8 @@ from qwen3guard_runtime.engine.paged_buffers import PassBuffers
 from qwen3guard_runtime.engine.pieces import PASS_TOKENS, RowPiece, passes
 from qwen3guard_runtime.engine.runner import Logits, Row
 
+ONNXRUNTIME_WITH_NORMS = (1, 31)
+"""The first version whose paged attention norms queries and keys."""
 OUTPUT_BYTES = 40 << 20
 """The most bytes of a pass's outputs, which limits its tokens with logits: with a vocabulary of 151,936, to 69."""
 RECORDED_ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -68,6 +70,9 @@ class PagedRunner:
         graph = folder / GRAPH
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
+        if _version() < ONNXRUNTIME_WITH_NORMS:
+            wanted = ".".join(map(str, ONNXRUNTIME_WITH_NORMS))
+            raise DeviceError(f"Paged attention needs ONNX Runtime {wanted}, and this is {onnxruntime.__version__}.")
         if "user_compute_stream" in provider:
             raise InvalidParameter("The parameter cuda_options has user_compute_stream, which is the runner's own.")
         self._cuda = cuda
@@ -177,6 +182,10 @@ class PagedRunner:
             place = (sizes.asked, width), buffers.output(number, sizes.asked)
             binding.bind_output(name, "cuda", device, np.float32, *place)
         return binding
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def _step(rows: int, *, is_long: bool) -> _Sizes:

@@ -75,7 +75,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return replace(opened, weights=Poisoned(opened.weights.tensors, changes)), where
 
 
-FORMS = [(weights, form) for weights in ("fp32", "dq8r") for form in ATTENTION_FORMS]
+FORMS = [
+    *((weights, form) for weights in ("fp32", "dq8r") for form in ATTENTION_FORMS if not form.startswith("paged")),
+    ("bf16", "paged"),
+]
 
 
 @pytest.mark.parametrize(("weights", "form"), FORMS)
