@@ -117,6 +117,19 @@ def test_steps_are_recorded_before_the_first_answer_and_then_replayed(ran: Ran) 
     assert not ran.journal["several tokens"].of("replay")
 
 
+def test_a_step_of_a_long_row_is_divided_among_more_blocks(gpu: FakeGpu, guard: Callable[..., Path]) -> None:
+    """It is another recording, in which each layer joins what the blocks found."""
+    steps = {FIRST: [(0, 1, 1)], "short": [(0, 1, 1)], "prefill": [(0, 1100, 1)], "long": [(0, 1, 1), (1, 1, 1)]}
+    run = gpu.run(guard("stream", "fp16", "paged"), steps)
+    ((short,), (long,)) = (run.journal[name].of("replay") for name in ("short", "long"))
+    assert int(long) == int(short) + 2
+
+
+def test_new_slots_are_zeros_before_anything_reads_them(ran: Ran) -> None:
+    kinds = [kind for kind, _ in ran.journal["slots"].events]
+    assert kinds == len(kinds) // 3 * ["allocate", "set", "wait"]
+
+
 def test_no_memory_is_asked_for_in_a_step(ran: Ran) -> None:
     for name in ("step of one", "step of three", "again"):
         assert ran.journal[name].allocated == 0

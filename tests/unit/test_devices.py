@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from qwen3guard_apps.doctor.findings import run_checks
+from qwen3guard_apps.doctor.machine_checks import machine_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_contract.parameters import DEVICE_PARAMETERS
 from qwen3guard_export import export
-from qwen3guard_runtime.engine import cuda, pieces, tensorrt_runner
+from qwen3guard_runtime.engine import cuda, gpu_trial, pieces, tensorrt_runner
 from qwen3guard_runtime.engine.broken_device import EXIT_STATUS, Watched
 from qwen3guard_runtime.engine.cuda import Cuda, DeviceMemory
 from qwen3guard_runtime.engine.cuda_session import CUDA
@@ -330,6 +332,34 @@ def test_paged_slots_are_copied_on_the_device(folder: Path, tmp_path: Path, prov
     pieces_of_it = place.runner.forward([Row(copied, ids[40:], range(20))])
     same(pieces_of_it[0], place.runner.forward([Row(whole, ids, range(40, 60))])[0])
     assert len(provider.sessions[0].recorded) == 2 * 2  # one and two rows, over each of two arenas
+
+
+@pytest.mark.parametrize(
+    ("capability", "state", "sentence"),
+    [
+        ((9, 0), "ok", "A GPU of compute capability 9.0 multiplies in ONNX Runtime"),
+        ((7, 5), "failed", "The GPU has compute capability 7.5: paged attention and bf16 need 8.0."),
+    ],
+)
+def test_the_doctor_runs_a_product_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], state: str, sentence: str
+) -> None:
+    """The session is on the CPU, and the device a double."""
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(cuda, "bindings", lambda: Runtime(major=capability[0], minor=capability[1]))
+    monkeypatch.setattr(gpu_trial, "cuda_session", lambda graph, *_: session(graph, providers=["CPUExecutionProvider"]))
+    (finding,) = run_checks({"gpu": machine_checks(None, try_gpu=True)["gpu"]})
+    assert finding.state == state
+    assert finding.said.startswith(sentence)
+
+
+def test_the_doctor_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_device() -> None:
+        raise errors.DeviceError("CUDA finds no device (cudaErrorNoDevice).")
+
+    monkeypatch.setattr(cuda, "bindings", no_device)
+    (finding,) = run_checks({"gpu": machine_checks(None, try_gpu=True)["gpu"]})
+    assert (finding.state, finding.said) == ("failed", "CUDA finds no device (cudaErrorNoDevice).")
 
 
 class Broken:

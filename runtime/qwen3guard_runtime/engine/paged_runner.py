@@ -145,11 +145,11 @@ class PagedRunner:
         for step in [_step(rows, is_long=is_long) for rows in sizes for is_long in (False, True)]:
             if not self._records or step.least > arena.capacity:
                 continue
-            recorded = 1 + len(self._recorded), self._bind(arena, step, self._bind_caches(arena))
-            self._recorded[arena, step] = recorded
+            number, binding = 1 + len(self._recorded), self._bind(arena, step, self._bind_caches(arena))
             buffers.send([], [], [], range(step.asked), step.rows)
-            self._launch(recorded[1], recorded[0])
+            self._launch(binding, number)
             buffers.receive(step.asked)
+            self._recorded[arena, step] = number, binding
 
     def _bind_caches(self, arena: Arena) -> onnxruntime.IOBinding:
         """Binds past and present of all slots to the same memory."""
