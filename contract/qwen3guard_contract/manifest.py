@@ -35,6 +35,8 @@ GRAPH_LOGIT_INDEX = "logit_index"
 GRAPH_ROW_STARTS = "row_starts"
 GRAPH_PAGES = "pages"
 GRAPH_BOUNDS = "bounds"
+GRAPH_CANDIDATES = "candidates"
+"""int32 [n], an input of a paged Gen graph: ids of tokens that an answer may go on with."""
 PAGED_INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, GRAPH_ROW_STARTS, GRAPH_PAGES, GRAPH_BOUNDS)
 """The inputs of a paged graph besides its caches, all int32:
 
@@ -51,6 +53,9 @@ DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
 """float32 [asked, vocab]."""
+GEN_CHOICES = ("choices", "candidate_logits")
+"""The outputs of a paged Gen graph, which brings no logits to the host: float32 [asked, 2] has the likeliest token's id
+and its log-probability, NaN if a logit is not finite, and float32 [asked, n] the logits of the `candidates`."""
 STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
 
@@ -152,7 +157,9 @@ class Manifest:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return GEN_OUTPUTS if self.variant == "gen" else STREAM_OUTPUTS
+        if self.variant == "stream":
+            return STREAM_OUTPUTS
+        return GEN_CHOICES if self.form.is_paged else GEN_OUTPUTS
 
     @property
     def texts(self) -> dict[str, str]:
@@ -178,7 +185,8 @@ class Manifest:
         """Whether a graph with these input names and this metadata is the one that the manifest describes. Graphs of
         former versions have no metadata."""
         own = PAGED_INPUTS if self.form.is_paged else (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
-        expected = {*own, *(cache.past for cache in self.caches)}
+        more = (GRAPH_CANDIDATES,) if self.outputs == GEN_CHOICES else ()
+        expected = {*own, *more, *(cache.past for cache in self.caches)}
         return set(inputs) == expected and metadata.get(GRAPH_FORM, str(self.form)) == str(self.form)
 
     @property

@@ -40,12 +40,34 @@ class PagedGraph:
         return {name: values[name] for name in self._outputs}
 
     @staticmethod
-    def _Gather(table: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: N802
-        return table[indices]
+    def _Gather(table: np.ndarray, indices: np.ndarray, axis: int = 0) -> np.ndarray:  # noqa: N802
+        return np.take(table, indices, axis=axis)
 
     @staticmethod
     def _Cast(rows: np.ndarray, to: int) -> np.ndarray:  # noqa: N802
         return rows.astype(FLOATS[to])
+
+    @staticmethod
+    def _Add(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # noqa: N802
+        return one + other
+
+    @staticmethod
+    def _Concat(*parts: np.ndarray, axis: int) -> np.ndarray:  # noqa: N802
+        return np.concatenate(parts, axis=axis)
+
+    @staticmethod
+    def _ReduceSum(rows: np.ndarray, axes: np.ndarray, keepdims: int) -> np.ndarray:  # noqa: N802
+        return rows.sum(axis=int(axes[0]), keepdims=bool(keepdims))
+
+    @staticmethod
+    def _LogSoftmax(rows: np.ndarray, axis: int) -> np.ndarray:  # noqa: N802
+        shifted = rows - rows.max(axis=axis, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+    @staticmethod
+    def _TopK(rows: np.ndarray, count: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: N802
+        assert count.tolist() == [1]
+        return rows.max(axis=axis, keepdims=True), rows.argmax(axis=axis, keepdims=True)
 
     @staticmethod
     def _Identity(rows: np.ndarray) -> np.ndarray:  # noqa: N802

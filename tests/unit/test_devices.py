@@ -29,6 +29,7 @@ from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.paged_runner import PagedRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
+from qwen3guard_runtime.gen.choices import Choice, choices
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from support.gpu_double import Context, PagedSession, Runtime, tensorrt
@@ -37,6 +38,7 @@ from support.places import DEMO
 from support.random_checkpoint import make
 
 CAPACITY = 192
+CANDIDATES = (7, 3, 250)
 PROFILES = (Profile(rows=4, tokens=16, asked=20), Profile(rows=1, tokens=48, asked=40))
 ENGINE = Engine("model.engine", "tensorrt_rtx", "1.7.1.116", ("8.0", "8.6"), CAPACITY, PROFILES)
 
@@ -69,7 +71,7 @@ class Twin:
     def __init__(self, folder: Path, one: Runner, memory: Memory, slots: int) -> None:
         manifest = Manifest.read(folder)
         self.vocab = manifest.vocab_size
-        self.runners = (one, OnnxRunner(folder, manifest))
+        self.runners: tuple[Runner, Runner] = (one, OnnxRunner(folder, manifest))
         self.caches = (KVCache(manifest, slots=slots, memory=memory), KVCache(manifest, slots=slots))
 
     def acquire(self, tokens: int) -> tuple[Slot, Slot]:
@@ -213,6 +215,23 @@ def test_a_device_that_was_asked_for_is_never_replaced(folder: Path, device: str
         open_guard(folder, Manifest.read(folder), options(device=device))
 
 
+class LikelyTokens:
+    """A Gen runner of either kind: the log-probability of each likeliest token, and the candidates' logits. The token
+    itself may be another where two are nearly as likely."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def forward(self, rows: Sequence[Row]) -> list[Logits]:
+        return [self._likely(choices(outputs, CANDIDATES)) for outputs in self._runner.forward(rows)]
+
+    @staticmethod
+    def _likely(made: list[Choice]) -> Logits:
+        candidates = [choice.logits_of(CANDIDATES) for choice in made]
+        logprobs = np.array([choice.logprob for choice in made], np.float32)
+        return logprobs, np.array(candidates, np.float32).reshape(-1, len(CANDIDATES))
+
+
 class Provider:
     """onnxruntime's CUDA provider: its sessions run on the CPU, over slots in the double's memory."""
 
@@ -239,7 +258,7 @@ def provider(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Provider:
 def paged(folder: Path, tmp_path: Path, **values: str) -> OpenedGuard:
     """The guard of `folder`, exported in the paged form and opened on the double."""
     manifest = export(Manifest.read(folder).source, tmp_path, weights="fp16", attention="paged", say=lambda _: None)
-    return open_guard(tmp_path / folder.parent.name / "1", manifest, options(**values))
+    return open_guard(tmp_path / folder.parent.name / "1", manifest, options(**values), CANDIDATES)
 
 
 def test_on_cuda_the_slots_are_whole_pages_and_the_options_the_operator_s(
@@ -275,6 +294,9 @@ def test_paged_passes_give_what_the_padded_graph_gives(
     monkeypatch.setattr(pieces, "PASS_TOKENS", 90)
     place = paged(folder, tmp_path, slot_tokens="300", cuda_options=f'{{"enable_cuda_graph": "{recorded}"}}')
     twin = Twin(folder, place.runner, place.memory, 9)
+    if place.manifest.variant == "gen":
+        one, other = map(LikelyTokens, twin.runners)
+        twin.runners = (one, other)
     twin.caches = (KVCache(place.manifest, slots=9, memory=place.memory), twin.caches[1])
     numbers, source = np.random.default_rng(0), random.Random(0)
     sessions = [twin.acquire(1) for _ in range(9)]

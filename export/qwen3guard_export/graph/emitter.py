@@ -71,6 +71,12 @@ class Emitter:
         self._nodes.append(helper.make_node("Split", [whole, self.ints(*lengths)], parts, name=parts[0], axis=axis))
         return parts
 
+    def largest(self, rows: str) -> tuple[str, str]:
+        """Adds a TopK of one: the largest number of each row [..., n], and its index, both [..., 1]."""
+        parts = [f"TopK_{len(self._nodes)}_{part}" for part in ("values", "indices")]
+        self._nodes.append(helper.make_node("TopK", [rows, self.ints(1)], parts, name=parts[0], axis=-1))
+        return parts[0], parts[1]
+
     def add_and_norm(self, rows: str, update: str, scale: str, *, total: str, epsilon: float) -> str:
         """Adds ONNX Runtime's fused node for a sum and its RMS norm, and returns the norm's name.
 

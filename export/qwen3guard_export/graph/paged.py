@@ -17,7 +17,9 @@ from onnx import TensorProto
 from qwen3guard_contract.errors import WrongShape
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
+    GEN_CHOICES,
     GRAPH_BOUNDS,
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_PAGES,
@@ -74,11 +76,27 @@ class PagedQwen3(Qwen3):
         if self.form.has_half_residual:
             hidden = graph.op("Cast", [hidden], to=FLOAT)
         if architecture.variant == "gen":
-            graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
+            self._choices(self._lm_head(hidden))
         else:
             self._stream_heads(hidden)
         for cache in self.caches:
             graph.output(cache.present, CACHE_TYPES[cache.dtype], dims)
+
+    def _choices(self, logits: str) -> None:
+        """What greedy decoding needs of logits [asked, vocab], so that these stay on the device (`GEN_CHOICES`).
+
+        A TopK of one is the maximum for which ONNX Runtime's CUDA provider does not need cuDNN.
+        """
+        graph, (choices, candidate_logits) = self.graph, GEN_CHOICES
+        candidates = graph.input(GRAPH_CANDIDATES, INT32, ["candidates"])
+        largest, token = graph.largest(graph.op("LogSoftmax", [logits], axis=-1))
+        nothing = graph.op("Mul", [logits, graph.scalar(0.0, np.float32)])
+        nan_or_zero = graph.op("ReduceSum", [nothing, graph.ints(-1)], keepdims=1)
+        logprob = graph.op("Add", [largest, nan_or_zero])
+        graph.op("Concat", [graph.op("Cast", [token], to=FLOAT), logprob], name=choices, axis=1)
+        graph.op("Gather", [logits, candidates], name=candidate_logits, axis=1)
+        graph.output(choices, FLOAT, ["asked", 2])
+        graph.output(candidate_logits, FLOAT, ["asked", "candidates"])
 
     def _embed(self, ids: str) -> str:
         table = self.graph.weight(EMBEDDING, self.half.array(self.tensors.float32(EMBEDDING)))

@@ -18,9 +18,11 @@ from onnx import TensorProto
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_contract.manifest import (
+    GEN_CHOICES,
     GEN_OUTPUTS,
     GRAPH,
     GRAPH_BOUNDS,
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_PAGES,
@@ -38,6 +40,8 @@ from qwen3guard_export.graph.quantize import HALVES
 from qwen3guard_export.proof.on_cpu import run_on_cpu
 from qwen3guard_export.proof.reference import Tokens
 
+ASKED_CANDIDATES = (0, 5, 1)
+"""The ids of tokens whose logits a paged Gen graph is asked for."""
 _WATCHED = ".watched"
 """Is added to the name of a watched tensor where it is an output, in float32."""
 GraphOutputs = dict[str, FloatArray]
@@ -77,13 +81,18 @@ class BoundGraph:
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
         options.log_severity_level = 4
         ensure_exact(options)
-        self._session = _session(folder, form, options, watched)
         self._form = form
         logits = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
-        self._outputs, self._watched = (*logits, *watched), set(watched)
+        # A paged Gen graph has no logits among its outputs, so they are watched within it.
+        self.has_choices = form.is_paged and architecture.variant == "gen"
+        inner = GEN_OUTPUTS if self.has_choices else ()
+        self._outputs, self._watched = (*logits, *watched), {*inner, *watched}
+        if self.has_choices:
+            self._outputs = (*GEN_CHOICES, *self._outputs)
         last = architecture.layers - 1
-        self._of_all_tokens = self._watched - {after_attention(last), after_feed_forward(last)}
+        self._of_all_tokens = set(watched) - {after_attention(last), after_feed_forward(last)}
         self._capacity = whole_pages(capacity) if form.is_paged else capacity
+        self._session = _session(folder, form, options, [*inner, *watched])
         self.slots: dict[Cache, Array] = {
             cache: np.zeros((slots, *cache.shape(self._capacity)), cache.dtype)
             for cache in kv_caches(form, architecture)
@@ -138,7 +147,7 @@ class BoundGraph:
             for start, chunk in zip(starts, chunks, strict=False)
             for index in range(chunk.asked, len(chunk.tokens))
         ]
-        inputs = {
+        inputs: dict[str, Any] = {
             GRAPH_INPUT_IDS: np.concatenate([chunk.tokens for chunk in chunks]),
             GRAPH_POSITIONS: [chunk.position for chunk in chunks],
             GRAPH_LOGIT_INDEX: asked or [0],
@@ -146,6 +155,8 @@ class BoundGraph:
             GRAPH_PAGES: np.array([[chunk.slot] for chunk in chunks]) * pages + np.arange(pages),
             GRAPH_BOUNDS: [max(len(chunk.tokens) for chunk in chunks), self._capacity],
         }
+        if self.has_choices:
+            inputs[GRAPH_CANDIDATES] = ASKED_CANDIDATES
         return {name: np.asarray(values, np.int32) for name, values in inputs.items()}
 
     def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> GraphOutputs:

@@ -19,7 +19,7 @@ import onnx
 from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
-from qwen3guard_contract.manifest import GRAPH, Canary
+from qwen3guard_contract.manifest import GEN_CHOICES, GEN_OUTPUTS, GRAPH, Canary
 from qwen3guard_contract.slots import CELL_STEP, whole_blocks
 
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint
@@ -27,7 +27,7 @@ from qwen3guard_export.checkpoint.tokenizer_files import im_end_id
 from qwen3guard_export.checkpoint.weight_files import FloatArray
 from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
 from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
-from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
+from qwen3guard_export.proof.bound_graph import ASKED_CANDIDATES, BoundGraph, GraphOutputs, RowChunk
 from qwen3guard_export.proof.canary import canary, longest
 from qwen3guard_export.proof.reference import Tokens, reference_logits
 from qwen3guard_export.proof.texts import around_text
@@ -65,6 +65,7 @@ _TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
 """The bound on the error of a cosine or sine. An angle in float32 is off by some 6e-8 of itself, and there are tens of
 thousands of positions."""
+_LOGPROB_BOUND = 1e-4
 _MOST_LOGITS = 1 << 25
 """The most logits that are compared, which bounds the memory: with a large vocabulary, those of the last tokens."""
 
@@ -112,7 +113,10 @@ def prove(
     except Exception as error:  # ONNX Runtime's errors have no other common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
-    for name, values in unwatched.items():
+    if served.has_choices:
+        _check_choices(unwatched)
+    for name in unwatched.keys() - set(GEN_CHOICES):
+        values = unwatched[name]
         if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[form.coarsest].worst * np.abs(values).max():
             raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
     arithmetic = Arithmetic(checkpoint, form)
@@ -127,6 +131,20 @@ def prove(
     if original is not None and original is not checkpoint:
         _check_balance(original, checkpoint, rows[0][:_BALANCE_TOKENS])
     return Proof(figures, recorded)
+
+
+def _check_choices(outputs: GraphOutputs) -> None:
+    """Raises ParityError where what the graph chooses is not the likeliest token, or has other logits than it."""
+    (choices, candidates), logits = (outputs[name] for name in GEN_CHOICES), outputs[GEN_OUTPUTS[0]].astype(np.float64)
+    tokens = choices[:, 0].astype(np.int64)
+    rows = np.arange(len(tokens))
+    logprobs = logits - logits.max(axis=1, keepdims=True)
+    logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
+    off = np.abs(choices[:, 1] - logprobs[rows, tokens]).max()
+    if not (np.array_equal(logits[rows, tokens], logits.max(axis=1)) and off <= _LOGPROB_BOUND):
+        raise ParityError("the graph chooses another token than the likeliest, or gives it another log-probability.")
+    if not np.array_equal(candidates, logits[:, ASKED_CANDIDATES]):
+        raise ParityError("the graph gives other logits for the candidates than it has.")
 
 
 def _check_layers(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +40,11 @@ class OpenedGuard:
     """Whether integer products are exact without help or by a repair; None if the graph has none."""
 
 
-def open_guard(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
+def open_guard(
+    folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int] = (0,)
+) -> OpenedGuard:
     """Loads the guard on the device that the parameter `device` names. `auto` is the device that it was exported for.
+    `candidates` are token ids whose logits Gen needs, where its logits do not leave the device.
 
     If that device is missing, `auto` falls back to the CPU with a warning, if the guard's form runs there; the other
     values never do. Raises InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
@@ -52,7 +55,7 @@ def open_guard(folder: Path, manifest: Manifest, parameters: Parameters) -> Open
         if device == "tensorrt":
             return _open_tensorrt(folder, manifest)
         if device == "cuda":
-            return _open_cuda(folder, manifest, parameters)
+            return _open_cuda(folder, manifest, parameters, candidates)
     except DeviceError as error:
         if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
@@ -89,14 +92,16 @@ def _open_tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
     return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
-def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
+def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int]) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or EXTRA}.")
     provider = _provider_options(parameters)
     device = cuda.Cuda(cuda.bindings(), _device_id(provider))
     tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))
     if manifest.form.is_paged:
-        return _opened_on(device, manifest, PagedRunner(folder, manifest, device, provider), whole_pages(tokens))
+        return _opened_on(
+            device, manifest, PagedRunner(folder, manifest, device, provider, candidates), whole_pages(tokens)
+        )
     return _opened_on(device, manifest, OnnxRunner(folder, manifest, cuda=provider), capacity_for(tokens))
 
 

@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 from qwen3guard_contract.manifest import (
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_PAGES,
@@ -25,9 +26,11 @@ _ALIGNMENT = 256  # bytes; the device reads from such addresses fastest
 
 class PassBuffers:
     """Stages the inputs of a pass, sends them in one copy, and gets its outputs in one. `widths` are those of the
-    graph's outputs by name."""
+    graph's outputs by name. `candidates` are the same in every pass, and empty if the graph takes none."""
 
-    def __init__(self, cuda: Cuda, arena: Arena, widths: Mapping[str, int], most_asked: int) -> None:
+    def __init__(
+        self, cuda: Cuda, arena: Arena, widths: Mapping[str, int], most_asked: int, candidates: Sequence[int]
+    ) -> None:
         self._cuda = cuda
         self._widths = widths
         self.pages = arena.capacity // PAGE_CELLS
@@ -39,6 +42,7 @@ class PassBuffers:
             GRAPH_ROW_STARTS: PASS_ROWS + 1,
             GRAPH_LOGIT_INDEX: PASS_TOKENS,
             GRAPH_PAGES: PASS_ROWS * self.pages,
+            GRAPH_CANDIDATES: len(candidates),
         }
         sizes = [-(-4 * count // _ALIGNMENT) * _ALIGNMENT for count in counts.values()]
         self._offsets = dict(zip(counts, accumulate(sizes, initial=0), strict=False))
@@ -48,6 +52,7 @@ class PassBuffers:
             name: self._staged[self._offsets[name] : self._offsets[name] + 4 * count].view(np.int32)
             for name, count in counts.items()
         }
+        self._inputs[GRAPH_CANDIDATES][:] = candidates
         output_bytes = 4 * most_asked * sum(widths.values())
         self._output = cuda.zeros(output_bytes)
         self._returned = cuda.pinned(output_bytes)

@@ -18,6 +18,7 @@ from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing, 
 from qwen3guard_contract.manifest import (
     GRAPH,
     GRAPH_BOUNDS,
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_PAGES,
@@ -36,8 +37,8 @@ from qwen3guard_runtime.engine.runner import Logits, Row
 
 ONNXRUNTIME_WITH_NORMS = (1, 31)
 """The first version whose paged attention norms queries and keys."""
-OUTPUT_BYTES = 40 << 20
-"""The most bytes of a pass's outputs, which limits its tokens with logits: with a vocabulary of 151,936, to 69."""
+GEN_OUTPUT_BYTES = 64 << 10
+"""The most bytes that a pass of Gen returns, which limits its asked tokens to about a thousand."""
 RECORDED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 """The numbers of rows for which a decode step is recorded. A step of fewer rows than these has further ones, of no
 slot."""
@@ -62,11 +63,18 @@ class _Sizes:
 class PagedRunner:
     """One session of ONNX Runtime's CUDA provider, over slots in the device's memory.
 
-    `provider` has the operator's options. Raises ExportMissing, CorruptFile, DeviceError, or InvalidParameter for an
-    option that is the runner's own.
+    `provider` has the operator's options, and `candidates` are the ids of a Gen graph's input of that name. Raises
+    ExportMissing, CorruptFile, DeviceError, or InvalidParameter for an option that is the runner's own.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, cuda: Cuda, provider: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        cuda: Cuda,
+        provider: Mapping[str, str],
+        candidates: Sequence[int] = (0,),
+    ) -> None:
         graph = folder / GRAPH
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
@@ -85,8 +93,13 @@ class PagedRunner:
         if not manifest.describes(inputs, self._session.get_modelmeta().custom_metadata_map):
             raise CorruptFile(f"{graph} is not the graph that its manifest describes: export the checkpoint again.")
         outputs = {each.name: each.shape for each in self._session.get_outputs()}
-        self._widths = {name: int(outputs[name][-1]) for name in manifest.outputs}
-        self._most_asked = min(PASS_TOKENS, OUTPUT_BYTES // (4 * sum(self._widths.values())))
+        self._candidates = list(candidates) if GRAPH_CANDIDATES in inputs else []
+        widths = {name: outputs[name][-1] for name in manifest.outputs}
+        self._widths = {
+            name: len(self._candidates) if isinstance(width, str) else width for name, width in widths.items()
+        }
+        most_asked = GEN_OUTPUT_BYTES // (4 * sum(self._widths.values()))
+        self._most_asked = min(PASS_TOKENS, most_asked) if self._candidates else PASS_TOKENS
         self._recorded: dict[tuple[Arena, _Sizes], tuple[int, onnxruntime.IOBinding]] = {}
         self._buffers: dict[Arena, PassBuffers] = {}
         self._bindings: dict[Arena, onnxruntime.IOBinding] = {}
@@ -139,7 +152,9 @@ class PagedRunner:
 
     def _open(self, arena: Arena) -> None:
         """Makes what passes over a new arena need, and records its steps: before the first answer, not during it."""
-        self._buffers[arena] = buffers = PassBuffers(self._cuda, arena, self._widths, self._most_asked)
+        self._buffers[arena] = buffers = PassBuffers(
+            self._cuda, arena, self._widths, self._most_asked, self._candidates
+        )
         self._bindings[arena] = self._bind_caches(arena)
         sizes = [rows for rows in RECORDED_ROWS if rows < 2 * arena.rows and rows <= self._most_asked]
         for step in [_step(rows, is_long=is_long) for rows in sizes for is_long in (False, True)]:
@@ -167,13 +182,15 @@ class PagedRunner:
         are not recorded."""
         binding = binding or self._bindings[arena]
         buffers, device = self._buffers[arena], self._cuda.device
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             GRAPH_INPUT_IDS: (sizes.tokens,),
             GRAPH_POSITIONS: (sizes.rows,),
             GRAPH_ROW_STARTS: (sizes.rows + 1,),
             GRAPH_LOGIT_INDEX: (sizes.asked,),
             GRAPH_PAGES: (sizes.rows, buffers.pages),
         }
+        if self._candidates:
+            shapes[GRAPH_CANDIDATES] = (len(self._candidates),)
         for name, shape in shapes.items():
             binding.bind_input(name, "cuda", device, np.int32, shape, buffers.input(name))
         bounds = [sizes.longest, arena.capacity, *([sizes.least] if sizes.least else [])]

@@ -21,6 +21,7 @@ FORMS = [(weights, attention) for weights in ("fp16", "bf16") for attention in (
 BOUNDS = {"fp16": 5e-3, "bf16": 4e-2}
 """Of the logits' scale, as for other graphs in these types (oracle/export/test_graph.py)."""
 TYPES = {"fp16": FLOATS[10], "bf16": FLOATS[16]}
+VOCAB = 300
 PAGES = np.array([[5, 0], [2, 6], [1, 3]], np.int32)
 """Each row's pages, in no order. Row 0 goes on from its first page into its second."""
 
@@ -30,6 +31,7 @@ class Emulated:
 
     def __init__(self, folder: Path, architecture: Architecture, form: Form) -> None:
         self._graph = PagedGraph(folder / GRAPH)
+        self._is_gen = architecture.variant == "gen"
         self._caches = kv_caches(form, architecture)
         random = np.random.default_rng(9)
         shape = (7, PAGE, architecture.kv_heads, architecture.head_dim)
@@ -48,7 +50,11 @@ class Emulated:
             "pages": PAGES[list(places)],
             "bounds": np.array([max(lengths), 2 * PAGE], np.int32),
         } | {cache.past: held for cache, held in zip(self._caches, self._held, strict=True)}
+        if self._is_gen:
+            inputs["candidates"] = np.arange(VOCAB, dtype=np.int32)
         outputs = self._graph.run(inputs)
+        if self._is_gen:  # with all tokens for candidates, their logits are all logits
+            outputs["logits"] = outputs.pop("candidate_logits")
         self._held = [outputs.pop(cache.present) for cache in self._caches]
         return outputs
 
@@ -64,7 +70,7 @@ def test_ragged_passes_over_scattered_pages_are_near_float32(
     checkpoint, form = open_checkpoint(str(tmp_path / "checkpoint")), Form.named(weights, attention)
     write_graph(checkpoint, tmp_path, form)
     random = np.random.default_rng(1)
-    rows = [random.integers(0, 300, length) for length in (PAGE + 3, 9, 14)]
+    rows = [random.integers(0, VOCAB, length) for length in (PAGE + 3, 9, 14)]
     expected = reference_logits(checkpoint, rows)
     graph = Emulated(tmp_path, checkpoint.architecture, form)
     found: list[list[Arrays]] = [[], [], []]
@@ -82,6 +88,12 @@ def test_ragged_passes_over_scattered_pages_are_near_float32(
     scale = 2 if form.has_half_residual else 1  # it is rounded once more in each half of a layer
     proved = BoundGraph(tmp_path, checkpoint.architecture, form, slots=1, capacity=2 * PAGE)
     for row, pieces in enumerate(found):
+        for piece in pieces if variant == "gen" else ():
+            tokens, logprobs = piece["choices"].T
+            exact = piece["logits"].astype(np.float64)
+            exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+            np.testing.assert_array_equal(tokens, exact.argmax(axis=1))
+            np.testing.assert_allclose(logprobs, exact.max(axis=1), atol=1e-5)
         alone = proved.run([RowChunk(0, 0, rows[row])])[0]
         for name, wanted in expected[row].items():
             whole = np.concatenate([piece[name] for piece in pieces])
