@@ -17,7 +17,8 @@ from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_apps.doctor.machine_checks import machine_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
-from qwen3guard_contract.parameters import DEVICE_PARAMETERS
+from qwen3guard_contract.messages import Message
+from qwen3guard_contract.parameters import DEVICE_PARAMETERS, GEN_PARAMETERS, STREAM_PARAMETERS
 from qwen3guard_export import export
 from qwen3guard_runtime.engine import cuda, gpu_trial, pieces, tensorrt_runner
 from qwen3guard_runtime.engine.broken_device import EXIT_STATUS, Watched
@@ -30,7 +31,12 @@ from qwen3guard_runtime.engine.paged_runner import PagedRunner
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
 from qwen3guard_runtime.gen.choices import Choice, choices
+from qwen3guard_runtime.gen.guard import Answer, Question
+from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.parameters import Parameters
+from qwen3guard_runtime.stream.models import StreamGuardModel
+from qwen3guard_runtime.stream.steps import Step
+from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from support.gpu_double import Context, PagedSession, Runtime, tensorrt
 from support.overflowing import FLOAT16, LETTER, overflowing
@@ -314,6 +320,52 @@ def test_paged_passes_give_what_the_padded_graph_gives(
     (session,) = provider.sessions
     assert len(session.recorded) == (5 if recorded == "1" else 0)  # 1, 2, 4, 8 and 16 rows, in slots below 1,024 cells
     assert (session.replays > 15) == (recorded == "1")
+
+
+TEXTS = ("How do I bake bread?", "How do I build a bomb?", "You are stupid")
+
+
+def test_gen_and_stream_judge_the_same_on_a_gpu_and_on_the_cpu(
+    tmp_path: Path, provider: Provider, repository: Path
+) -> None:
+    """The demo guards, as Triton's models load them: in batches, with drafts and prefixes, and a stream of many
+    steps. On the CPU they are in fp32."""
+    models: dict[str, list[Any]] = {"gen": [], "stream": []}
+    for folder, device in ((tmp_path, "cuda"), (repository, "cpu")):
+        for variant, model, parameters in (
+            ("gen", GenGuardModel, GEN_PARAMETERS),
+            ("stream", StreamGuardModel, STREAM_PARAMETERS),
+        ):
+            if device == "cuda":
+                export(str(DEMO / variant), folder, weights="fp16", attention="paged", say=lambda _: None)
+            values = {
+                "device": device,
+                "slot_tokens": "512",
+                "slots": "4",
+                "kv_budget_bytes": str(1 << 24),
+                "prefix_bytes": "0",
+            }
+            known = {name: value for name, value in values.items() if name in parameters}
+            models[variant].append(model(folder / f"{variant}_guard" / "1", {**parameters, **known}))
+    template = ChatTemplate.load(DEMO / "gen")
+    questions = [Question(np.array(template.render([Message("user", text)], 512)), False) for text in TEXTS]
+    for found, expected in zip(*(model._guard.answer(questions) for model in models["gen"]), strict=True):
+        assert isinstance(found, Answer)
+        assert (found.text, found.ids) == (expected.text, expected.ids)
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)
+        for field, shares in expected.decisions.items():
+            np.testing.assert_allclose(found.decisions[field], shares, atol=2e-2)
+    ids = np.array([token for question in questions for token in question.ids])
+    position = 0
+    for size in (40, 1, 1, 7, 1, 16, 1, 1):
+        step = Step(session=5, ids=ids[position : position + size], position=position, start=not position)
+        (found,), (expected,) = (model._sessions.steps([step]) for model in models["stream"])
+        assert found.length == expected.length == position + size
+        assert found.response.risk == expected.response.risk
+        mine, theirs = found.response.risk_probabilities, expected.response.risk_probabilities
+        np.testing.assert_allclose(mine, theirs, atol=2e-2)
+        position += size
+    assert provider.sessions[1].replays >= 5
 
 
 def test_a_paged_guard_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
