@@ -61,9 +61,10 @@ class RowChunk:
 class BoundGraph:
     """An exported graph with its KV slots: `slots` rows of `capacity` cells, with one buffer for past and present.
 
-    `watched` names tensors within the graph, [rows, tokens, n] or [asked, n], which are returned with the outputs. A
-    row gives the same bits alone and in a batch as long as `threads` <= kv_heads. With more threads, ONNX Runtime
-    splits the matrix products of a small batch differently from those of a large one.
+    `watched` names tensors within the graph, [rows, tokens, n] or [asked, n], which are returned with the outputs. With
+    `choices`, those of a paged Gen graph (`manifest.GEN_CHOICES`) are returned too, beside its logits. A row gives the
+    same bits alone and in a batch as long as `threads` <= kv_heads. With more threads, ONNX Runtime splits the matrix
+    products of a small batch differently from those of a large one.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class BoundGraph:
         capacity: int,
         threads: int | None = None,
         watched: Sequence[str] = (),
+        choices: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
@@ -87,7 +89,7 @@ class BoundGraph:
         self.has_choices = form.is_paged and architecture.variant == "gen"
         inner = GEN_OUTPUTS if self.has_choices else ()
         self._outputs, self._watched = (*logits, *watched), {*inner, *watched}
-        if self.has_choices:
+        if self.has_choices and choices:
             self._outputs = (*GEN_CHOICES, *self._outputs)
         last = architecture.layers - 1
         self._of_all_tokens = set(watched) - {after_attention(last), after_feed_forward(last)}

@@ -107,7 +107,9 @@ def prove(
     ends = end_ids(checkpoint.folder, im_end_id(checkpoint.folder))
     try:
         traces, identical = traced_runs(partial(bind, capacity=capacity), architecture.layers, rows, asked)
-        served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # the length of a slot must change nothing
+        served = bind(
+            slots=1, capacity=2 * capacity + CELL_STEP, choices=True
+        )  # the length of a slot must change nothing
         unwatched = served.run([RowChunk(0, 0, rows[0], asked[0])])[0]
         recorded = canary(served, architecture, form.coarsest, around, ends)
     except Exception as error:  # ONNX Runtime's errors have no other common base
