@@ -116,6 +116,8 @@ class CommandParser(argparse.ArgumentParser):
     def _word(self, name: str, option: str, action: argparse.Action, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise _Wrong(f"{name} is neither a string nor a number, such as {AN_ENTRY}.")
+        if "\0" in str(value):
+            raise _Wrong(f"{name} has a NUL character.")
         word = f"{option}={value}"
         try:
             read = getattr(self._parsed([word]), action.dest)

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from qwen3guard_contract.labels import AnswerStatus, Category, Refusal, RiskLevel
     from qwen3guard_contract.policy import Policy
     from qwen3guard_contract.thresholds import Thresholds
-    from qwen3guard_contract.verdict import Classification, PromptVerdict, StepResult, TokenVerdict, Window
+    from qwen3guard_contract.verdict import (
+        AnswerToken,
+        Classification,
+        PromptVerdict,
+        RawAnswer,
+        StepResult,
+        TokenVerdict,
+        Window,
+    )
 
     from qwen3guard_client.aio import AsyncGuardClient
     from qwen3guard_client.client import GuardClient
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessError",
     "AnswerStatus",
+    "AnswerToken",
     "AsyncGuardClient",
     "AsyncModeration",
     "AsyncStream",
@@ -45,6 +54,7 @@ __all__ = [
     "Moderation",
     "Policy",
     "PromptVerdict",
+    "RawAnswer",
     "Refusal",
     "RiskLevel",
     "Segment",
@@ -64,7 +74,15 @@ _OWNERS = {
     "qwen3guard_contract.labels": ("AnswerStatus", "Category", "Refusal", "RiskLevel"),
     "qwen3guard_contract.policy": ("Policy",),
     "qwen3guard_contract.thresholds": ("Thresholds",),
-    "qwen3guard_contract.verdict": ("Classification", "PromptVerdict", "StepResult", "TokenVerdict", "Window"),
+    "qwen3guard_contract.verdict": (
+        "AnswerToken",
+        "Classification",
+        "PromptVerdict",
+        "RawAnswer",
+        "StepResult",
+        "TokenVerdict",
+        "Window",
+    ),
     "qwen3guard_client.aio": ("AsyncGuardClient",),
     "qwen3guard_client.client": ("GuardClient",),
     "qwen3guard_client.moderation.aio": ("AsyncModeration",),

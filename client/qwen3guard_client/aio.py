@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast
 
 from qwen3guard_contract.errors import TextTooLong, Unreachable
 from qwen3guard_contract.policy import Policy
-from qwen3guard_contract.verdict import Classification, StepResult
+from qwen3guard_contract.verdict import Classification, RawAnswer, StepResult
 from tritonclient.utils import InferenceServerException
 
 from qwen3guard_client import windows as windowed
@@ -129,6 +129,26 @@ class AsyncGuardClient:
         return await self._judge(
             windowed.judge_in_windows(prompt, response, messages, context), self._within_s(timeout_s)
         )
+
+    async def raw_answer(
+        self,
+        prompt: str | None = None,
+        response: str | None = None,
+        *,
+        messages: Messages | str | None = None,
+        context: Context = "whole",
+        timeout_s: float | None = None,
+    ) -> RawAnswer:
+        """What Gen writes about the last turn of a conversation, with its tokens and their log-probabilities.
+
+        It is not a verdict: it may be cut, or nothing that can be read. The arguments are those of `classify`, which
+        reads the same text. Raises a GuardError.
+        """
+        within_s = self._within_s(timeout_s)
+        deadline = time.monotonic() + within_s
+        asked = calls.conversation_ids(prompt, response, messages, context)
+        conversation = await self._send_within(asked, within_s)
+        return await self._send_within(calls.raw_answer(conversation), deadline - time.monotonic())
 
     async def stream_step(
         self,

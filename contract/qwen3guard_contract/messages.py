@@ -16,6 +16,7 @@ from qwen3guard_contract.errors import (
     TextTooLong,
     UnknownRole,
 )
+from qwen3guard_contract.json_values import MOST_VALUES, has_too_many
 from qwen3guard_contract.message_text import text_of_message
 from qwen3guard_contract.text import shown, valid_text
 
@@ -49,7 +50,7 @@ def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
     """Reads messages in OpenAI's form: a JSON list of {"role", "content"}, as `read` does.
 
     Raises what `read` raises, and InvalidMessages for an object with two fields of one name. Raises TextTooLong, before
-    parsing, if the JSON is longer than any text for a context of `limit` tokens.
+    parsing, if the JSON is longer than any text for a context of `limit` tokens, and for more than MOST_VALUES.
     """
     longest = JSON_BYTES * BYTES_PER_TOKEN * limit
     if len(data) > longest:
@@ -60,6 +61,8 @@ def parse_messages(data: bytes, limit: int = CONTEXT) -> list[Message]:
         raise InvalidMessages("The messages are not valid JSON.") from None
     if not isinstance(raw, list):
         raise InvalidMessages("The messages must be a JSON list.")
+    if has_too_many(raw):
+        raise TextTooLong(f"The messages have more than {MOST_VALUES:,} values of JSON.")
     return read(raw, limit)
 
 

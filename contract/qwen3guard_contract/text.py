@@ -44,8 +44,9 @@ def unescaped(text: str) -> tuple[str, str]:
     """
     if "\\" not in text:
         return text, ""
-    escapes = list(_ESCAPE.finditer(text))
-    last = escapes[-1] if escapes else None
+    last = None
+    for last in _ESCAPE.finditer(text):  # noqa: B007 (a list of them all would keep other threads from running)
+        pass
     end = last.end() if last else 0
     begins = text.rfind("\\", end)
     if begins < 0 or len(text) - begins >= LONGEST_ESCAPE:

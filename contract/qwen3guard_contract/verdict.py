@@ -77,6 +77,34 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class AnswerToken:
+    """One token of Gen's answer: the text that it adds, and its log-probability among all tokens.
+
+    Where it decides a field of the answer, `choices` has the first token of each possible value of the field likewise.
+    """
+
+    text: str
+    logprob: float
+    choices: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RawAnswer:
+    """What Gen writes about a conversation, by greedy decoding, whether or not a verdict can be read in it.
+
+    `tokens` are those of `text`, without the end token. `completion_tokens` counts it where the answer has `ended` with
+    it; otherwise the answer was cut. `prompt_tokens` are those of the conversation with its template.
+    """
+
+    text: str
+    tokens: tuple[AnswerToken, ...]
+    ended: bool
+    prompt_tokens: int
+    completion_tokens: int
+    turns_left_out: int = 0
+
+
+@dataclass(frozen=True)
 class Window:
     """A part of a turn that was too long to be judged at once: its characters from `start` to `end`, and Gen's verdict
     on them after the turns before."""

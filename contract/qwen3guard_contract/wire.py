@@ -85,6 +85,15 @@ ANSWER_IDS = Tensor("ANSWER_IDS", "INT64", (-1,))
 ANSWER_LOGPROBS = Tensor("ANSWER_LOGPROBS", "FP32", (-1,))
 ANSWER_STATUS = Tensor("ANSWER_STATUS", "BYTES", (1,))  # an AnswerStatus; unless complete, categories may be missing
 
+# The raw answer token by token, for a request to gen_guard itself.
+ANSWER_PIECES = Tensor("ANSWER_PIECES", "BYTES", (-1,))  # the text that each token of ANSWER_IDS adds, as UTF-8
+# The possible values of each field at the token that decides it, one after the other: the index of that token in
+# ANSWER_IDS, the text of the value's first token, and that token's log-probability among all tokens.
+CHOICE_INDEX = Tensor("CHOICE_INDEX", "INT64", (-1,))
+CHOICE_PIECE = Tensor("CHOICE_PIECE", "BYTES", (-1,))
+CHOICE_LOGPROB = Tensor("CHOICE_LOGPROB", "FP32", (-1,))
+ANSWER_DETAILS = (ANSWER_PIECES, CHOICE_INDEX, CHOICE_PIECE, CHOICE_LOGPROB)
+
 NOTICE = Tensor("NOTICE", "BYTES", (1,))  # a notice about the guard; empty for real weights
 
 # One step of a stream: text, or token ids of the Qwen tokenizer, written at an absolute position.
@@ -150,10 +159,15 @@ GUARD_TOKENIZER = Model(
 GEN_GUARD = Model(
     "gen_guard",
     (INPUT_IDS, RESPONSE_MODE),
-    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, ANSWER_STATUS, NOTICE),
+    (*VERDICT, ANSWER, ANSWER_IDS, ANSWER_LOGPROBS, ANSWER_STATUS, NOTICE, *ANSWER_DETAILS),
 )
 
-CLASSIFY = Model("classify", GUARD_TOKENIZER.inputs, (*GEN_GUARD.outputs, TURNS_LEFT_OUT), (GUARD_TOKENIZER, GEN_GUARD))
+CLASSIFY = Model(
+    "classify",
+    GUARD_TOKENIZER.inputs,
+    (*(tensor for tensor in GEN_GUARD.outputs if tensor not in ANSWER_DETAILS), TURNS_LEFT_OUT),
+    (GUARD_TOKENIZER, GEN_GUARD),
+)
 
 STREAM_TOKENIZER = Model(
     "stream_tokenizer",

@@ -42,14 +42,16 @@ def export(
     checkpoint: str,
     output: Path,
     *,
+    revision: str | None = None,
     weights: str = "fp32",
     attention: str | None = None,
     tensorrt: bool = False,
     slot_tokens: int = SLOT_TOKENS,
     say: Callable[[str], None],
 ) -> Manifest:
-    """Exports `checkpoint` (a folder or a hub id) into the model repository `output`, and returns the manifest.
+    """Exports `checkpoint` (a folder, or a model of a hub, at `revision`) into the model repository `output`.
 
+    Returns the manifest.
     `weights` is one of WEIGHT_FORMATS, and `attention` one of ATTENTION_FORMS or None for the fastest (ValueError for
     another). With `tensorrt` it builds an engine too, whose slots hold `slot_tokens`. `say` gets a line for each stage.
     Raises a CheckpointError (ParityError if the graph does not agree with the checkpoint, EngineError if no engine can
@@ -60,7 +62,7 @@ def export(
     if tensorrt:
         check_can_build(requested)
     say(f"reading {checkpoint}")
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, revision)
     architecture = opened.architecture
     form = requested if attention else Form.fastest(architecture.variant, weights)
     models = GUARDS[architecture.variant]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -69,7 +70,7 @@ def config(model: Model) -> str:
     if model.steps:
         message.platform = "ensemble"
         for step in model.steps:
-            _add_step(message, step)
+            _add_step(message, model, step)
     else:
         message.backend = "python"
         message.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
@@ -87,13 +88,14 @@ def _batch(model: Model) -> int:
     return STREAM_BATCH if model is wire.STREAM_GUARD else 1
 
 
-def _add_step(message: model_config_pb2.ModelConfig, step: Model) -> None:
-    def same_names(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+def _add_step(message: model_config_pb2.ModelConfig, model: Model, step: Model) -> None:
+    def same_names(tensors: Iterable[Tensor]) -> dict[str, str]:
         return {tensor.name: tensor.name for tensor in tensors}
 
+    used = {*model.outputs, *(tensor for each in model.steps for tensor in each.inputs)}
     added = message.ensemble_scheduling.step.add(model_name=step.name, model_version=-1)
     added.input_map.update(same_names(step.inputs))
-    added.output_map.update(same_names(step.outputs))
+    added.output_map.update(same_names(tensor for tensor in step.outputs if tensor in used))
 
 
 def main(arguments: list[str]) -> int:

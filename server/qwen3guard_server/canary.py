@@ -57,22 +57,24 @@ def canaries(client: GuardClient, manifests: Mapping[str, Manifest]) -> Mapping[
     for ensemble, manifest in manifests.items():
         tokenizer = tokenizer_call(manifest)
         guard = canary_call(manifest)
-        asks[tokenizer.model.name] = partial(_tokenizes, client, ensemble, manifest)
-        asks[guard.model.name] = partial(_judges, client, ensemble, manifest)
+        asks[tokenizer.model.name] = partial(_tokenizes, client, ensemble, manifests)
+        asks[guard.model.name] = partial(_judges, client, ensemble, manifests)
     return asks
 
 
-def _tokenizes(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
+def _tokenizes(client: GuardClient, ensemble: str, manifests: Mapping[str, Manifest], timeout_s: float | None) -> bool:
     if not client.is_ready(ensemble):
         return False
+    manifest = manifests[ensemble]
     if not _answer(client, tokenizer_call(manifest), timeout_s):
         raise CanaryFailed(f"The tokenizer of the {manifest.variant} guard gives no tokens.")
     return True
 
 
-def _judges(client: GuardClient, ensemble: str, manifest: Manifest, timeout_s: float | None) -> bool:
+def _judges(client: GuardClient, ensemble: str, manifests: Mapping[str, Manifest], timeout_s: float | None) -> bool:
     if not client.is_ready(ensemble):
         return False
+    manifest = manifests[ensemble]
     values = _answer(client, canary_call(manifest), timeout_s)
     if not manifest.canary.agrees(values):
         off = manifest.canary.mean_difference(values)

@@ -28,32 +28,37 @@ _MADE_HERE = "footprint"
 """A file that only folders of this module have."""
 _GONE_S = 5.0
 """How long killed processes may take to go, with their ports."""
+_UNLOCKED_S = 60.0
+"""A folder is locked, and gets its name, within milliseconds of being made: one that is older has no owner."""
 _BEGINNING_S = 1.0
 """How long a process that was started may be without its command line, by which it is found."""
 
 
 class Footprint:
     """The folder of one server, locked while this process lives, and the `tag` in its name, in the names of the
-    server's shared memory, and in the arguments of its processes. Raises OSError."""
+    server's shared memory, and in the arguments of its processes."""
 
     def __init__(self) -> None:
+        """Makes nothing yet: a signal may end `make` at any point, and `remove` finds what it has made."""
         self.tag = f"qwen3guard_{os.getpid()}_{secrets.token_hex(8)}"
         self.folder = Path(tempfile.gettempdir()) / self.tag
+        self._unlocked = self.folder.with_name(f".{self.tag}")
+        """Its name until it is locked."""
         self._lock: int | None = None
-        self.make_folder()
-        self._clearer = _clearer(self.folder)
+        self._clearer: subprocess.Popen[bytes] | None = None
 
-    def make_folder(self) -> None:
-        """Makes and locks the folder, if it is not there or somebody removed it. Raises OSError."""
+    def make(self) -> None:
+        """Makes and locks the folder, if it is not there or somebody removed it, and starts the process that clears up
+        after this one. Raises OSError."""
+        self.keep_clearer()
         if self.folder.is_dir():
             return
         self._unlock()
-        unlocked = self.folder.with_name(f".{self.tag}")  # a name that `clear_leftovers` does not look for
-        shutil.rmtree(unlocked, ignore_errors=True)  # of a try that failed
-        unlocked.mkdir(mode=0o700)
-        self._lock = _locked(unlocked)
-        (unlocked / _MADE_HERE).touch()
-        unlocked.rename(self.folder)
+        shutil.rmtree(self._unlocked, ignore_errors=True)  # of a try that failed
+        self._unlocked.mkdir(mode=0o700)
+        self._lock = _locked(self._unlocked)
+        (self._unlocked / _MADE_HERE).touch()
+        self._unlocked.rename(self.folder)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -62,11 +67,13 @@ class Footprint:
 
     def keep_clearer(self) -> bool:
         """Starts the process that will clear up again, if somebody has ended it. Returns whether. Raises OSError."""
-        if self._clearer.poll() is None:
+        former = self._clearer
+        if former and former.poll() is None:
             return False
-        self._clearer.communicate()
+        if former:
+            former.communicate()
         self._clearer = _clearer(self.folder)
-        return True
+        return former is not None
 
     def hide_shared_memory(self) -> None:
         """Makes the shared memory readable for this user only: texts pass through it, and Triton lets every user of the
@@ -81,10 +88,12 @@ class Footprint:
 
     def remove(self) -> None:
         """Removes all but the server's processes."""
-        self._clearer.kill()
-        self._clearer.communicate()
+        if self._clearer:
+            self._clearer.kill()
+            self._clearer.communicate()
         self.remove_shared_memory()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self._unlocked, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
         self._unlock()
 
 
@@ -105,7 +114,13 @@ def _clearer(folder: Path) -> subprocess.Popen[bytes]:
 
 def clear_leftovers() -> None:
     """Removes what servers of this user left that nobody owns any more."""
-    for folder in Path(tempfile.gettempdir()).glob("qwen3guard_*"):
+    temporary = Path(tempfile.gettempdir())
+    for folder in temporary.glob(".qwen3guard_*"):
+        with contextlib.suppress(OSError):
+            is_ours = _TAG.fullmatch(folder.name[1:]) and folder.lstat().st_uid == os.getuid()
+            if is_ours and time.time() - folder.lstat().st_mtime > _UNLOCKED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+    for folder in temporary.glob("qwen3guard_*"):
         with contextlib.suppress(OSError):  # another user's, or its owner lives, or is removing it
             if _TAG.fullmatch(folder.name) and folder.lstat().st_uid == os.getuid():
                 lock = _locked(folder)
@@ -132,7 +147,8 @@ def _clear(folder: Path) -> None:
     _end_processes(folder.name)
     for region in _regions(folder.name):
         region.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for each in (folder.with_name(f".{folder.name}"), folder):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _end_processes(tag: str) -> None:

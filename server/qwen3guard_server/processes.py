@@ -75,10 +75,14 @@ def exit_status(pid: int) -> int | None:
 def stopping_on_signals() -> Iterator[None]:
     """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that each of them runs the same clean-up.
 
-    SIGINT is included because a shell starts its background commands with that signal ignored.
+    SIGINT is included because a shell starts its background commands with that signal ignored. Once one has come, those
+    that come after the clean-up are ignored: the process is ending.
     """
+    is_interrupted = False
 
     def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -86,4 +90,4 @@ def stopping_on_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_interrupted else handler)

@@ -23,7 +23,7 @@ from qwen3guard_contract.layout import exported
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
-from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason
+from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason, stopping_signal
 from qwen3guard_server.settings import WHOLE_CONFIGURATIONS, ServerSettings
 
 EXIT_S = 5
@@ -31,6 +31,7 @@ EXIT_S = 5
 STOP_S = 4.0 * EXIT_S
 CANARY_END_S = 1.0
 """How long the end of the canary's sequence may take."""
+_SIGNS_OF_A_SHELL = re.compile(r"""[\s'"`$\\;&|<>(){}*?\[\]!]""")
 POLL_S = 0.05
 STILL_LOADING_S = 5.0
 LEAST_WORK = 0.1
@@ -107,13 +108,20 @@ class EmbeddedServer:
         environment = installation.environment(triton, installation.libpython_folder())
         environment.pop(TOKEN_VARIABLE, None)
         stub = installation.stub(triton)
+        if shutil.which("bash", path=environment["PATH"]) is None:
+            raise ServeError("Triton starts models with bash, which is nowhere on PATH.")
         for address, port in self.settings.listeners():
             _check_free(address, port)
         self._models, self._gone_s, self._loading = {}, None, True
         self._work, self._worked_s = 0.0, time.monotonic()
         try:
             self._footprint = footprint = self._footprint or Footprint()
-            footprint.make_folder()
+            if not is_one_word(footprint.folder):
+                raise ServeError(
+                    f"Triton starts models by a shell command, which cannot name {footprint.folder}: let TMPDIR name a"
+                    " folder without spaces and signs."
+                )
+            footprint.make()
             backend = footprint.folder / "backends" / "python"
             if not (backend / stub.name).is_file():
                 shutil.copytree(triton / "backends" / "python", backend, dirs_exist_ok=True)
@@ -141,7 +149,7 @@ class EmbeddedServer:
         settings, footprint = self.settings, self._prepared()
         return [
             str(triton / "bin" / "tritonserver"),
-            f"--model-repository={settings.model_repository.resolve()}",
+            f"--model-repository={self._repository()}",
             f"--backend-directory={footprint.folder}/backends",
             "--model-control-mode=explicit",
             WHOLE_CONFIGURATIONS,
@@ -154,6 +162,16 @@ class EmbeddedServer:
             "--allow-cpu-metrics=false",
             "--allow-gpu-metrics=false",
         ]
+
+    def _repository(self) -> Path:
+        """The model repository by a path that a shell takes as one word: a link to it where its own is none."""
+        resolved = self.settings.model_repository.resolve()
+        if is_one_word(resolved):
+            return resolved
+        link = self._prepared().folder / "models"
+        if not link.is_symlink():
+            link.symlink_to(resolved)
+        return link
 
     def _prepared(self) -> Footprint:
         if self._footprint is None:
@@ -255,6 +273,8 @@ class EmbeddedServer:
         """Why the server's own process has ended. None if it has not."""
         if (status := self._started().poll()) is None:
             return None
+        if status >= 0 and (number := stopping_signal(self.log)):
+            return Fault(f"The server {ended(-number)}.", interrupted=True)
         is_own = status >= 0 or status == -signal.SIGABRT  # which C++ raises for an error that nothing catches
         if self._loading and is_own:
             if LOST_MODEL in self.log:
@@ -267,9 +287,11 @@ class EmbeddedServer:
         return Fault(f"The server {ended(status)}.", interrupted=status < 0)
 
     def restart(self) -> None:
-        """Kills the server if it runs, without waiting for its requests, and starts it again. Raises what starting
-        it raises."""
+        """Kills the server if it runs, without waiting for its requests, and starts it again, with what is exported by
+        now. Raises what starting it raises, or CorruptFile."""
         self.kill()
+        now = exported(self.settings.model_repository)
+        self.manifests.update({ensemble: now.get(ensemble, before) for ensemble, before in self.manifests.items()})
         self._start()
 
     @property
@@ -324,6 +346,11 @@ def _why(error: OSError) -> str:
     if isinstance(error, shutil.Error):  # of many files: the first
         return str(error.args[0][0][2])
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
+def is_one_word(path: Path) -> bool:
+    """Whether a shell takes the path for one word, and for itself."""
+    return not _SIGNS_OF_A_SHELL.search(str(path))
 
 
 def _check_utf8(path: Path) -> None:

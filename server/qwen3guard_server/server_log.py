@@ -96,13 +96,23 @@ class ServerLog:
 
 
 # Lines with E0000 are from gRPC's library, without a time; they say nothing about loading models.
-# So does that of the CUDA driver, on a machine without.
+# So do those of the CUDA driver, on a machine without.
 _TRITON_ERROR = re.compile(
-    rf"^(?!.*CudaDriverHelper)(?:E(?!0000)\d{{4}}|error:|\s*what\(\):|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$",
+    r"^(?!.*(?:CudaDriverHelper|CUDA driver version))"
+    rf"(?:E(?!0000)\d{{4}}|error:|\s*what\(\):|.*(?={STUB_DIED})).*?(?:\] )?([^\]\n]{{10,}})$",
     re.MULTILINE,
 )
 _ABSENT_MODULE = re.compile(r"No module named '(qwen3guard_[\w.]+)'")
 """What Python says in a model.py of another version, which imports modules from where they were."""
+
+
+_SIGNAL = re.compile(r"^Signal \((\d+)\) received\.$", re.MULTILINE)
+
+
+def stopping_signal(log: str) -> int | None:
+    """The signal from outside by which Triton ended, as it does with a status as if it had ended by itself."""
+    found = _SIGNAL.findall(log)
+    return int(found[0]) if found else None
 
 
 def reason(log: str) -> str:

@@ -81,6 +81,23 @@ def test_changed_weights_are_not_loaded(repository: Path, tmp_path: Path, change
         ExportedFiles(folder, manifest)
 
 
+def test_a_write_after_which_the_time_is_set_back_is_noticed(repository: Path, tmp_path: Path) -> None:
+    """As `cp --preserve`, `rsync --inplace --times` and `tar --overwrite` do; another name or mode is none."""
+    folder = Path(shutil.copytree(repository / "stream_guard" / "1", tmp_path / "1"))
+    files, data = ExportedFiles(folder, Manifest.read(folder)), folder / "model.onnx.data"
+    before = data.stat()
+    data.chmod(0o400)
+    (tmp_path / "linked").hardlink_to(data)
+    data.rename(tmp_path / "renamed")
+    files.check()
+    with (tmp_path / "linked").open("r+b") as file:
+        file.seek(before.st_size // 2)
+        file.write(b"x" * 1000)
+    os.utime(tmp_path / "linked", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InternalError, match="overwritten"):
+        files.check()
+
+
 def test_changed_weights_are_not_served(repository: Path, tmp_path: Path) -> None:
     random.seed(7)
     models = Path(shutil.copytree(repository, tmp_path / "models"))

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,6 +20,8 @@ from typing import IO
 import pytest
 from qwen3guard_client import AsyncGuardClient, GuardClient, TokenVerdict
 from qwen3guard_contract import errors
+from qwen3guard_export import export
+from qwen3guard_export.repository import place_models
 from qwen3guard_server import canary
 from qwen3guard_server.lifecycle import Limits
 from qwen3guard_server.processes import model_processes
@@ -26,6 +29,7 @@ from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.supervisor import Supervisor
 from support.command import COMMAND
 from support.lengths import times
+from support.places import DEMO
 from support.processes import children, traces
 from support.same_verdicts import PROMPT, TEXT, TIMEOUT_S, same
 from support.serving import free_port, serve, stream_repository
@@ -193,6 +197,24 @@ def test_a_hung_process_is_noticed_and_replaced_though_another_guard_is_overload
         assert server.pid != first
         assert len(supervised.starts_again()) == 1
         assert re.search("stream_guard does not (answer|judge)", supervised.starts_again()[0])
+
+
+def test_a_restart_serves_what_was_exported_meanwhile(repository: Path, tmp_path: Path) -> None:
+    """Its canary is another than that of the export before."""
+    models = stream_repository(repository, tmp_path)
+    exported = export(str(DEMO / "stream"), tmp_path / "new", weights="dq8r", say=lambda _: None)
+    place_models(tmp_path / "new", exported)
+    with (
+        serve(models) as server,
+        GuardClient(server.url, wait_for_server=False) as guard,
+        Supervised(server, guard, QUICK) as supervised,
+    ):
+        for name in ("stream_guard", "stream_tokenizer"):
+            shutil.copytree(tmp_path / "new" / name / "1", models / name / "1", dirs_exist_ok=True)
+        os.kill(model_process(server, "stream_guard"), signal.SIGKILL)
+        supervised.wait_ready()
+        assert len(supervised.starts_again()) == 1
+        assert server.manifests["stream_step"].weights == "dq8r"
 
 
 @pytest.mark.parametrize("stopped", ["tritonserver", "stream_tokenizer"])

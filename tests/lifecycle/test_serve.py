@@ -265,3 +265,20 @@ def test_one_guard_alone_can_be_served(stream_server: EmbeddedServer) -> None:
         assert client.stream_step("one", prompt="Hi.", start=True, end=True).prompt_verdict
         with pytest.raises(errors.GuardNotServed):
             client.classify("Hi.")
+
+
+def test_a_repository_with_a_space_and_no_folder_with_one(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton starts models by a shell command, and does not quote the paths in it."""
+    models = Path(shutil.copytree(repository, tmp_path / "two words; $HOME"))
+    with serve(models) as server, GuardClient(server.url) as guard:
+        wait_ready(server)
+        assert guard.classify("How do I bake bread?")
+    monkeypatch.setattr(tempfile, "tempdir", str(models))
+    with pytest.raises(errors.ServeError, match="let TMPDIR name a folder without spaces"), serve(repository):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(errors.ServeError, match="bash, which is nowhere on PATH"), serve(repository):
+        pass

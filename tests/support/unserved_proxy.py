@@ -77,11 +77,12 @@ class Received:
         return [json.loads(each) for each in data if each != "[DONE]"]
 
 
-def receive(answer: LlmAnswer, asked: dict[str, Any], **settings: Any) -> Received:
-    return asyncio.run(_receive(answer, asked, Settings(upstream="http://llm/v1", **settings)))
+def receive(answer: LlmAnswer, asked: dict[str, Any], *, begun: bool = True, **settings: Any) -> Received:
+    """A stream has `begun` if its head is sent already: then errors are events."""
+    return asyncio.run(_receive(answer, asked, Settings(upstream="http://llm/v1", **settings), begun=begun))
 
 
-async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings) -> Received:
+async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings, *, begun: bool) -> Received:
     place = Place(settings, cast(Any, WordGuard()), _Upstream(settings, answer))
     request: Any = {RECORD: {"id": "0"}}
     request = _Request(request)
@@ -89,7 +90,7 @@ async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings)
     client = _Client()
     try:
         completion = kind(place, request, asked, read_request(asked, settings.pass_fields))
-        if isinstance(completion, StreamedCompletion):
+        if begun and isinstance(completion, StreamedCompletion):
             completion._response = cast(Any, client)
         response = await completion.answer()
     except ApiError as error:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwen3guard_apps.openai.conversation import Conversation
-from qwen3guard_apps.proxy.judged import Judged
+from qwen3guard_apps.proxy.judged import LONG, Judged
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_client import AsyncModeration, AsyncStream, Flagged, Moderation, Segment, Stream
 from qwen3guard_client.moderation.aio import READ_AHEAD
@@ -253,10 +253,12 @@ class ProxysGuard:
         return self._guard.async_stream()
 
 
-async def drive_proxy(pieces: list[str], how: Settings, guard: FakeGuard) -> tuple[Judged, str]:
+async def drive_proxy(
+    pieces: list[str], how: Settings, guard: FakeGuard, messages: list[dict[str, str]] = MESSAGES
+) -> tuple[Judged, str]:
     """The choice when nothing more comes of it, and how much of its text it has released."""
     changed = asyncio.Event()
-    judged = Judged(cast(Any, ProxysGuard(guard)), how, Conversation(MESSAGES, ""), changed)
+    judged = Judged(cast(Any, ProxysGuard(guard)), how, Conversation(messages, ""), changed)
     running: set[asyncio.Task[None]] = set()
     judged.start(running.add)
     try:
@@ -488,6 +490,18 @@ def test_what_gen_cannot_confirm_does_not_pass_the_proxy(lets: Any) -> None:
             assert judged.error is failure
             assert judged.failed == unsure
             assert released == ("" if unsure else RISKY.text)
+
+
+@pytest.mark.parametrize(("length", "passes"), [(LONG, True), (LONG + 1, False)])
+def test_a_long_prompt_is_no_way_around_the_guard(length: int, passes: bool) -> None:
+    """It may itself be what makes the guard late. A guard that is down is another thing."""
+    how = Settings(upstream="http://llm/v1", on_guard_error="pass")
+    messages = [{"role": "user", "content": "x" * length}]
+    for failure, released in ((errors.DeadlineExceeded("Late."), passes), (UNREACHABLE, True)):
+        guard = FakeGuard(RISKY, failure, 1)
+        judged, text = asyncio.run(drive_proxy([RISKY.text], how, guard, messages))
+        assert judged.failed != released
+        assert (text == RISKY.text) == released
 
 
 def test_gen_is_asked_with_the_text_up_to_the_flagged_token_whatever_else_is_written() -> None:

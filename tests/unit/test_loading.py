@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
 from qwen3guard_contract.parameters import STREAM_PARAMETERS
+from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import parameters
+from qwen3guard_server.footprint import Footprint
 from qwen3guard_server.server import EmbeddedServer, Fault
-from qwen3guard_server.server_log import reason
+from qwen3guard_server.server_log import NO_REASON, reason
 from qwen3guard_server.settings import ServerSettings
 
 
@@ -31,6 +34,11 @@ def load(repository: Path, **parameters: str) -> StreamGuardModel:
 def test_a_budget_below_one_stream(repository: Path) -> None:
     with pytest.raises(errors.OverBudget, match="KV budget of 1000 bytes"):
         load(repository, kv_budget_bytes="1000")
+
+
+def test_a_budget_beyond_the_memory(repository: Path) -> None:
+    with pytest.raises(errors.InvalidParameter, match=r"kv_budget_bytes is .*; .* from 0 to \d+"):
+        load(repository, kv_budget_bytes=str(memory_bytes() + 1))
 
 
 def test_wrong_thresholds(repository: Path) -> None:
@@ -104,32 +112,36 @@ NO_FOLDER = "Failed to create temporary directory for Python environments."
 STOOD_STILL = "The process of a model stood still for seconds, which Triton does not bear while it loads."
 
 
+NO_DRIVER = (
+    'E1127 14:49:40.208009 4810 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+    "E1127 14:49:41.208009 4810 ensemble_scheduler.cc:1] unable to create stream for classify: CUDA driver version is"
+    " insufficient for CUDA runtime version\n"
+)
+RAISED = "terminate called after throwing an instance of 'PythonBackendException'\n  what():  {}\n"
+TOLD_TO_STOP = "Signal (15) received.\n"
+BY_SIGTERM = Fault("The server was killed by SIGTERM.", interrupted=True)
+
+
 @pytest.mark.parametrize(
-    ("signal_name", "raised", "fault"),
+    ("ends", "log", "fault"),
     [
-        ("ABRT", NO_FOLDER, Fault(NO_FOLDER)),
-        ("ABRT", "boost::interprocess::lock_exception", Fault(STOOD_STILL, interrupted=True)),
-        ("ABRT", "", Fault("The server was killed by SIGABRT.", interrupted=True)),
-        ("KILL", NO_FOLDER, Fault("The server was killed by SIGKILL.", interrupted=True)),
+        ("kill -ABRT $$", RAISED.format(NO_FOLDER), Fault(NO_FOLDER)),
+        ("kill -ABRT $$", RAISED.format("boost::interprocess::lock_exception"), Fault(STOOD_STILL, interrupted=True)),
+        ("kill -ABRT $$", "", Fault("The server was killed by SIGABRT.", interrupted=True)),
+        ("kill -KILL $$", RAISED.format(NO_FOLDER), Fault("The server was killed by SIGKILL.", interrupted=True)),
+        ("exit 1", RAISED.format(NO_FOLDER), Fault(NO_FOLDER)),
+        ("exit 1", "", Fault(NO_REASON)),
+        ("exit 1", TOLD_TO_STOP, BY_SIGTERM),
+        ("exit 0", TOLD_TO_STOP, BY_SIGTERM),
     ],
 )
-def test_a_server_that_aborts_while_it_loads_says_why(
-    repository: Path, signal_name: str, raised: str, fault: Fault
-) -> None:
-    """Seen where no folder for temporary files can be written, and where a model's process was stopped for 7 s: Triton
-    raises an error that nothing catches."""
+def test_a_server_that_ends_while_it_loads_says_why(repository: Path, ends: str, log: str, fault: Fault) -> None:
+    """Seen where no folder for temporary files can be written, where a model's process was stopped for 7 s (Triton
+    raises an error that nothing catches), and where somebody told Triton to stop."""
     server = EmbeddedServer(ServerSettings(repository))
-    server._process = subprocess.Popen(["sh", "-c", f"kill -{signal_name} $$"])
+    server._process = subprocess.Popen(["sh", "-c", ends])
     server._process.wait()
-    server._log = SimpleNamespace(
-        text='E1127 14:49:40.208009 4810 server.cc:241] "CudaDriverHelper has not been initialized."\n'
-        + (
-            "terminate called after throwing an instance of 'triton::backend::python::PythonBackendException'\n"
-            f"  what():  {raised}\n"
-            if raised
-            else ""
-        )
-    )  # type: ignore[assignment]
+    server._log = SimpleNamespace(text=NO_DRIVER + log)  # type: ignore[assignment]
     assert server.fault() == fault
 
 
@@ -137,6 +149,24 @@ def test_a_repository_whose_path_is_not_utf8(repository: Path, tmp_path: Path) -
     copied = shutil.copytree(repository, tmp_path / "r\udcff")
     with pytest.raises(errors.ServeError, match="not in UTF-8"):
         EmbeddedServer(ServerSettings(copied))
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "a;b", "a$(touch b)", "a*", "a\nb", "{a,b}"])
+def test_a_repository_that_a_shell_would_not_take_as_one_word_is_reached_by_a_link(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Triton starts models by a shell."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for path, by_a_link in ((repository, False), (Path(shutil.copytree(repository, tmp_path / name)), True)):
+        server = EmbeddedServer(ServerSettings(path))
+        server._footprint = Footprint()
+        server._footprint.make()
+        try:
+            reached = server._repository()
+            assert reached.is_symlink() == by_a_link
+            assert reached.samefile(path)
+        finally:
+            server._footprint.remove()
 
 
 @pytest.mark.parametrize("name", ["threshold", "blocked", "Strict", "", "debounce "])

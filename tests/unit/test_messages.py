@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen3guard_contract import errors
+from qwen3guard_contract.json_values import MOST_VALUES
 from qwen3guard_contract.message_text import PART_FIELDS, TEXT_FIELDS, places, text_of_message, text_of_places
 from qwen3guard_contract.messages import TURNS, Message, conversation, parse_messages, read
 from qwen3guard_contract.text import unescaped
@@ -322,3 +323,12 @@ def test_escapes_of_arguments_are_read_as_characters_however_they_are_cut() -> N
     assert unescaped(r"\uZZ \u00") == (r"\uZZ ", r"\u00")
     for escape, said in odd.items():
         assert "".join(unescaped(escape + "!")) == said + "!"
+
+
+def test_more_values_than_a_conversation_can_have_are_refused_before_they_are_read() -> None:
+    """Each is refused or read in microseconds, and a million of them keep everybody else waiting."""
+    calls: list[dict[str, Any]] = [{}] * (MOST_VALUES - 3)
+    for more, error in ((calls, errors.EmptyText), ([*calls, {}, {}], errors.TextTooLong)):
+        data = json.dumps([{"role": "user", "tool_calls": more}]).encode()
+        with pytest.raises(error):
+            parse_messages(data)

@@ -9,9 +9,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from qwen3guard_server.footprint import Footprint
+from qwen3guard_server.footprint import Footprint, clear_leftovers
 from qwen3guard_server.processes import work
 
 READS_40_MIB = "import time; zero = open('/dev/zero', 'rb'); [zero.read(1 << 20) for _ in range(40)]; time.sleep(600)"
@@ -44,10 +45,45 @@ def test_a_folder_that_was_half_made_is_begun_anew(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     footprint = Footprint()
     try:
+        footprint.make()
         shutil.rmtree(footprint.folder)
         (tmp_path / f".{footprint.tag}").mkdir()
-        footprint.make_folder()
+        footprint.make()
         assert footprint.folder.is_dir()
     finally:
         footprint.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", ["mkdir", "touch", "rename"])
+def test_a_signal_at_any_point_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, done: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    call = getattr(Path, name)
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        if done:
+            call(*arguments, **named)
+        raise KeyboardInterrupt
+
+    footprint = Footprint()
+    monkeypatch.setattr(Path, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        footprint.make()
+    monkeypatch.undo()
+    footprint.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_maker_was_killed_before_it_had_its_name_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    new, old = (tmp_path / f".qwen3guard_{number}_{number:016x}" for number in (1, 2))
+    for folder in (new, old):
+        folder.mkdir()
+    os.utime(old, (time.time() - 3600,) * 2)
+    clear_leftovers()
+    assert list(tmp_path.iterdir()) == [new]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from math import inf
 from typing import Generic, TypeVar
 
@@ -14,17 +14,27 @@ Moderate = Callable[[int, AsyncIterator[str]], AsyncIterable[str]]
 
 
 class ClearedItems(Generic[T]):
-    """`texts` gives the text of an item by choice, and an item without text as an empty mapping.
+    """`texts` gives the text of an item by choice, and an item without text as an empty mapping. Where it gives None,
+    the item's text waits for the LLM's end, when `fields` gives what is judged of the choice instead, one by one.
 
     An error of `moderate` ends the items at once; an error of the LLM after what was written before it. Each choice
     is moderated on its own, all at the same time.
     """
 
-    def __init__(self, items: AsyncIterable[T], texts: Callable[[T], Mapping[int, str]], moderate: Moderate) -> None:
+    def __init__(
+        self,
+        items: AsyncIterable[T],
+        texts: Callable[[T], Mapping[int, str | None]],
+        moderate: Moderate,
+        fields: Callable[[int], Sequence[str]] = lambda _: (),
+    ) -> None:
         self._items = items
         self._texts = texts
         self._moderate = moderate
-        self._waiting: deque[tuple[T, dict[int, int]]] = deque()
+        self._fields = fields
+        self._late: set[int] = set()
+        """The choices with text that waits for the LLM's end."""
+        self._waiting: deque[tuple[T, dict[int, float]]] = deque()
         """The items that are not given yet, and up to where the text of each choice must be cleared for it."""
         self._unjudged: dict[int, asyncio.Queue[str | None]] = {}
         self._written: dict[int, int] = {}
@@ -64,8 +74,12 @@ class ClearedItems(Generic[T]):
             async for item in self._items:
                 texts = self._texts(item)
                 for choice, text in texts.items():
-                    self._write(choice, text)
-                self._waiting.append((item, {choice: self._written[choice] for choice in texts}))
+                    if text is None:
+                        self._late.add(choice)
+                    else:
+                        self._write(choice, text)
+                ends = {choice: inf if choice in self._late else self._written[choice] for choice in texts}
+                self._waiting.append((item, ends))
                 self._changed.set()
         finally:
             for unjudged in self._unjudged.values():
@@ -88,4 +102,11 @@ class ClearedItems(Generic[T]):
         async for text in self._moderate(choice, pieces()):
             self._cleared[choice] += len(text)
             self._changed.set()
+        for field in self._fields(choice) if choice in self._late else ():
+            async for _ in self._moderate(choice, _alone(field)):
+                pass
         self._cleared[choice] = inf
+
+
+async def _alone(text: str) -> AsyncIterator[str]:
+    yield text

@@ -44,7 +44,7 @@ class Written:
 
     def __init__(self, chunks: Iterator[BaseMessage]) -> None:
         self._chunks = chunks
-        self._waiting: deque[tuple[AIMessageChunk, int, float]] = deque()
+        self._waiting: deque[tuple[AIMessageChunk, float, float]] = deque()
         """Each chunk, with where its text begins and up to where text must be cleared for it."""
         self._length = 0
         self._escapes = Escapes()
@@ -61,12 +61,17 @@ class Written:
             of = owners_of({}, raw)
             found = self._escapes.decoded(of, places(raw, "The answer"))
             again = self._interleaved.again(of, raw, found)
-            text = again + text_of_places(found)
+            text = "" if again is None else again + text_of_places(found)
             if reason := chunk.response_metadata.get("finish_reason"):
                 self.finish_reason = reason if _says_nothing(reason) else "stop"
-            begin, self._length = self._length + len(again), self._length + len(text)
-            self._waiting.append((_judged_alone(chunk), begin, inf if _calls(chunk) else self._length))
+            begin = inf if again is None else self._length + len(again)
+            self._length += len(text)
+            self._waiting.append((_judged_alone(chunk), begin, inf if again is None or _calls(chunk) else self._length))
             yield text
+
+    def late(self) -> list[str]:
+        """The texts that are to be judged each as an answer of its own, after all of `texts`."""
+        return self._interleaved.fields() if any(begin == inf for _, begin, _ in self._waiting) else []
 
     def cleared(self, characters: float) -> Iterator[AIMessageChunk]:
         """The chunks that may be given because so many characters are cleared; all of them if it is infinite."""
@@ -77,7 +82,7 @@ class Written:
         """The beginning of the next chunk, where the answer is stopped after so many characters."""
         for chunk, begin, _ in list(self._waiting)[:1]:
             if isinstance(chunk.content, str) and not chunk.additional_kwargs and begin < characters:
-                yield AIMessageChunk(content=chunk.content[: characters - begin])
+                yield AIMessageChunk(content=chunk.content[: characters - int(begin)])
 
 
 def _judged_alone(chunk: BaseMessage) -> AIMessageChunk:

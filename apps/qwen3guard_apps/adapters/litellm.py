@@ -62,7 +62,8 @@ class Qwen3Guardrail(CustomGuardrail):
                 def moderated(index: int, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
                     return cleared_text(guard, self._policy, asked.of_choice(index), pieces)
 
-                async for chunk in ClearedItems(response, reader.StreamedTexts(), moderated):
+                texts = reader.StreamedTexts()
+                async for chunk in ClearedItems(response, texts, moderated, texts.fields):
                     yield chunk
 
     @contextmanager

@@ -121,7 +121,9 @@ def texts_of(answer: Any) -> dict[int, str]:
     if getattr(answer, "object", None) == "response":
         output = answer.model_dump(exclude_none=True).get("output") or []
         return {0: "\n".join(_text(_of_item(each), "The answer") for each in output)}
-    return StreamedTexts()(answer)
+    texts = StreamedTexts()
+    found = texts(answer).items()
+    return {index: "\n".join(texts.fields(index)) if text is None else text for index, text in found}
 
 
 class StreamedTexts:
@@ -130,21 +132,27 @@ class StreamedTexts:
     def __init__(self) -> None:
         self._choices: dict[int, tuple[Escapes, Interleaved]] = {}
 
-    def __call__(self, answer: Any) -> dict[int, str]:
-        """As `texts_of`; before a field that the stream comes back to, with the end of that field. Raises
-        InvalidMessages."""
+    def __call__(self, answer: Any) -> dict[int, str | None]:
+        """As `texts_of`; before a field that the stream comes back to, with the end of that field. None for a text that
+        waits for the end of the stream (`fields`). Raises InvalidMessages."""
         if not isinstance(getattr(answer, "choices", None), Sequence):
             raise InvalidMessages(f"An answer of the type {shown(type(answer).__name__)} cannot be judged.")
         _drop_unread(answer, _ANSWER)
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
         for choice in answer.choices:
             raw, where = _of_choice(choice)
             index = choice.index or 0
             escapes, interleaved = self._choices.setdefault(index, (Escapes(), Interleaved()))
             of = owners_of({}, raw)
             found = escapes.decoded(of, _places(raw, where))
-            texts[index] = texts.get(index, "") + interleaved.again(of, raw, found) + text_of_places(found)
-        return {index: text for index, text in texts.items() if text}
+            again, before = interleaved.again(of, raw, found), texts.get(index, "")
+            waits = again is None or before is None
+            texts[index] = None if waits else f"{before}{again}{text_of_places(found)}"
+        return {index: text for index, text in texts.items() if text != ""}
+
+    def fields(self, index: int) -> list[str]:
+        """The whole text of each field of a choice."""
+        return self._choices[index][1].fields()
 
 
 def _of_choice(choice: Any) -> tuple[dict[str, Any], str]:

@@ -77,6 +77,10 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which part of a data set is read; a file has no other than %(default)s (default: %(default)s)",
     )
+    add_field_arguments(parser)
+
+
+def add_field_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("prompt", "response", "messages"):
         parser.add_argument(
             f"--{name}-field", default=name, metavar="NAME", help=f"the field with the {name} (default: %(default)s)"

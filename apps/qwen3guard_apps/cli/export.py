@@ -13,9 +13,7 @@ from qwen3guard_apps.cli.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a folder, or a hub id such as Qwen/Qwen3Guard-Gen-0.6B"
-    )
+    add_source_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model repository to fill")
     parser.add_argument(
         "--weights",
@@ -41,16 +39,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--via", choices=("optimum",), help="Gen only: Optimum's own exporter, into a plain folder")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder, or a hub id such as Qwen/Qwen3Guard-Gen-0.6B or modelscope:Qwen/Qwen3Guard-Gen-0.6B",
+    )
+    parser.add_argument(
+        "--hub",
+        choices=("huggingface", "modelscope"),
+        default="huggingface",
+        help="where a hub id without a prefix is looked for; HF_ENDPOINT names a mirror (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--revision", metavar="NAME", help="a branch, a tag or a commit of the hub's model (default: the hub's own)"
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Raises ServeError where the extra is not installed, and what `export` or `export_with_optimum` raises."""
     try:
         from qwen3guard_export import export
+        from qwen3guard_export.checkpoint.sources import on_hub
         from qwen3guard_export.proof.optimum import export_with_optimum
         from qwen3guard_export.repository import place_models
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export]'.") from None
+    source = on_hub(arguments.checkpoint, arguments.hub)
     if arguments.via == "optimum":
-        export_with_optimum(arguments.checkpoint, arguments.output, say=say)
+        export_with_optimum(source, arguments.output, revision=arguments.revision, say=say)
         return
     is_for_gpus = arguments.tensorrt or (arguments.attention or "").startswith("paged")
     weights = arguments.weights or ("fp16" if is_for_gpus else "fp32")
@@ -60,8 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise InvalidRequest(f"There is no such export: {error}.") from None
     manifest = export(
-        arguments.checkpoint,
+        source,
         arguments.output,
+        revision=arguments.revision,
         weights=weights,
         attention=arguments.attention,
         tensorrt=arguments.tensorrt,

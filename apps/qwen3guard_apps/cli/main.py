@@ -1,18 +1,17 @@
 """The command `qwen3guard`: its parser, and what it does with an error.
 
-Each verb is a module of its name with `add_arguments` and `run`: export, serve, classify, stream, perf and completion
-stand beside this one; playground, annotate, evaluate, proxy and doctor stand in the folders of their apps. Results go
-to standard output. A failure is one sentence on standard error. The exit status is 0, 1 after a failure, 2 for wrong
-arguments, 3 where `annotate` could not judge some rows, 10 where `classify --exit-code` finds something unsafe, 130
-after Ctrl-C (`serve`, `proxy` and `playground` run until it, and then exit with 0), and 141 where the reader of the
-output has gone.
+Each verb is a module of its name with `add_arguments` and `run`: export, verify, serve, classify, stream, perf and
+completion stand beside this one; playground, annotate, evaluate, proxy and doctor stand in the folders of their apps.
+Results go to standard output. A failure is one sentence on standard error. The exit status is 0, 1 after a failure (and
+where `verify` finds too little agreement), 2 for wrong arguments, 3 where `annotate` could not judge some rows, 10
+where `classify --exit-code` finds something unsafe, 130 after Ctrl-C (`serve`, `proxy` and `playground` run until it,
+and then exit with 0), and 141 where the reader of the output has gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -31,6 +30,8 @@ class _Version(argparse.Action):
     """Reads the installed package's version only where it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import importlib.metadata
+
         print(f"qwen3guard {importlib.metadata.version('qwen3guard-triton')}")
         parser.exit()
 
@@ -38,7 +39,7 @@ class _Version(argparse.Action):
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs. Their modules are imported here, so that `main` can report what stops them."""
     from qwen3guard_apps.annotation import annotate
-    from qwen3guard_apps.cli import classify, completion, export, perf, serve, stream
+    from qwen3guard_apps.cli import classify, completion, export, perf, serve, stream, verify
     from qwen3guard_apps.config_file import CommandParser
     from qwen3guard_apps.doctor import doctor
     from qwen3guard_apps.evaluation import evaluate
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     export.add_arguments(verb("export", export.run, "Turn a checkpoint into a model repository."))
+    verify.add_arguments(verb("verify", verify.run, "Judge texts with each format of a checkpoint, beside fp32."))
     serve.add_arguments(verb("serve", serve.run, "Run the embedded Triton server until Ctrl-C."))
     classify.add_arguments(verb("classify", classify.run, "Judge the last turn of a conversation."))
     stream.add_arguments(verb("stream", stream.run, "Moderate the response that arrives on standard input."))

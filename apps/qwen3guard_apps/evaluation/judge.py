@@ -27,7 +27,7 @@ async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, 
     """Stream's verdicts on the prompt, and on each token of the response, if there is one. Raises a GuardError."""
     prompt, response, messages = fields.conversation(record)
     if messages is not None:
-        messages, response = _split(messages)
+        messages, response = split_response(messages)
     async with guard.stream(prompt, messages=messages) as stream:
         if response is not None:
             await stream.step(response)
@@ -35,7 +35,7 @@ async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, 
     return kept | {"tokens": None if response is None else _tokens(stream.verdicts)}
 
 
-def _split(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
+def split_response(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
     """The conversation before the response, and the response, or None where the last turn is the user's."""
     try:
         turns = json.loads(messages) if isinstance(messages, str) else list(messages)

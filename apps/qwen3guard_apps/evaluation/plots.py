@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qwen3guard_contract.errors import ServeError
 
@@ -16,15 +17,10 @@ def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
 
     Raises ServeError where matplotlib is missing.
     """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        raise ServeError("matplotlib is not installed, so no plots are written: pip install matplotlib.") from None
+    drawing = pyplot()
     paths = []
     for name, x, y in (("roc", "false_positive_rate", "recall"), ("precision_recall", "recall", "precision")):
-        figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+        figure, axes = drawing.subplots(figsize=(5, 5), layout="constrained")
         for label, points in curves.items():
             begin, style = ([0], "default") if name == "roc" else ([], "steps")
             columns = ([*begin, *getattr(points, column)] for column in (x, y))
@@ -34,5 +30,14 @@ def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
         axes.legend()
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
-        pyplot.close(figure)
+        drawing.close(figure)
     return paths
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files here. Raises ServeError where it is missing."""
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        raise ServeError("matplotlib is not installed, so no plots are written: pip install matplotlib.") from None

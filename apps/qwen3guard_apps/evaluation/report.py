@@ -67,21 +67,21 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
             "Named: the share of the flagged rows whose answer names the category.",
             "",
         ]
-        lines += _table(header, rows)
+        lines += table(header, rows)
     for group, values in figures["groups"].items():
         header = [group, "rows", *(f"{word}, {mode}" for word in RATES.values() for mode in MODES)]
         rows = [
             [value, group_figures["rows"], *(_rate(group_figures[mode][rate]) for rate in RATES for mode in MODES)]
             for value, group_figures in values.items()
         ]
-        lines += [f"### By {group}", "", *_table(header, rows)]
+        lines += [f"### By {group}", "", *table(header, rows)]
     return lines
 
 
 def _decisions(both: dict[str, Any]) -> list[str]:
     rows = [[word, *(_rate(both[mode][rate]) for mode in MODES)] for rate, word in RATES.items()]
     counts = [f"{each['tp']} / {each['fp']} / {each['fn']} / {each['tn']}" for each in (both[mode] for mode in MODES)]
-    return _table(["", *MODES], [*rows, ["tp / fp / fn / tn", *counts]])
+    return table(["", *MODES], [*rows, ["tp / fp / fn / tn", *counts]])
 
 
 def _hits(both: dict[str, Any]) -> list[str]:
@@ -96,7 +96,7 @@ def _hits(both: dict[str, Any]) -> list[str]:
         "Flags beside the labelled sentence of unsafe responses. Strict and loose flag at the second of two unsafe"
         " tokens in a row, and do not look ahead.",
         "",
-        *_table(["", "strict", "loose", "upstream's rule"], rows),
+        *table(["", "strict", "loose", "upstream's rule"], rows),
     ]
 
 
@@ -107,7 +107,7 @@ def _curve(score: str, curve: dict[str, Any]) -> list[str]:
         for row in curve["thresholds"]
     ]
     areas = f"Area under the ROC {_rate(curve['area'])}, average precision {_rate(curve['average_precision'])}."
-    return [f"### Score {score}", "", areas, "Unsafe where the score is above t:", "", *_table(header, rows)]
+    return [f"### Score {score}", "", areas, "Unsafe where the score is above t:", "", *table(header, rows)]
 
 
 def _chosen(chosen: dict[str, Any]) -> list[str]:
@@ -119,8 +119,8 @@ def _chosen(chosen: dict[str, Any]) -> list[str]:
         "",
         f"For {chosen['wanted']:.1%} false positives: unsafe where 1 - P(Safe) > {chosen['default']:.4f}.",
         "",
-        *(_table(["category with its own threshold", "t"], own) if own else []),
-        *_table(["", *RATES.values()], rows),
+        *(table(["category with its own threshold", "t"], own) if own else []),
+        *table(["", *RATES.values()], rows),
     ]
 
 
@@ -131,6 +131,7 @@ def _rate(rate: dict[str, Any]) -> str:
     return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a table, with an empty one behind it."""
     lines = [header, ["---"] * len(header), *rows]
     return [*("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines), ""]

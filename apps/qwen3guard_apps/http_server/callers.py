@@ -38,16 +38,16 @@ class Callers:
 
     def _is_ours_or(self, host: str, request: web.BaseRequest) -> bool:
         """Whether no web page asks, or one of this server's own."""
-        site = request.headers.get("Sec-Fetch-Site", "none")
+        is_from_here = _OWN_PAGE.issuperset(request.headers.getall("Sec-Fetch-Site", []))
         follows_a_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
         origins = request.headers.getall("Origin", [])
         if not origins:
-            return site in _OWN_PAGE or follows_a_link
+            return is_from_here or follows_a_link
         try:
             parts = urlsplit(",".join(origins).lower())
         except ValueError:
             return False
-        is_own = parts.netloc == host or name_of(parts.netloc) in self._names
+        is_own = (parts.netloc == host and is_from_here) or name_of(parts.netloc) in self._names
         return parts.scheme in ("http", "https") and bool(host) and is_own
 
 

@@ -26,7 +26,7 @@ from qwen3guard_apps.openai.shapes import REMOVED, JsonText, ObjectOf, Shape, is
 MOST_WORDS_OF_A_MODEL = 8
 """Such as accounts/fireworks/models/llama-v3p1-405b-instruct."""
 MOST_CHOICES = 128
-"""OpenAI's own limit. A choice costs tens of microseconds, whatever it has."""
+"""OpenAI's own limit, here of the calls of a message too. Each costs tens of microseconds, whatever it has."""
 _STOPS = ("stop_reason", "matched_stop")
 _OTHER = {"message": ("delta",), "delta": ("message",)}
 
@@ -50,7 +50,8 @@ class ChatAnswer:
         self._model = asked.get("model")
         self._stops = _listed(asked.get("stop"))
         self._passed_fields = tuple(passed_fields)
-        self._choices = [ChoiceReader(_names(asked), bool(asked.get("logprobs"))) for _ in range(count)]
+        self.with_logprobs = bool(asked.get("logprobs"))
+        self._choices = [ChoiceReader(_names(asked), self.with_logprobs) for _ in range(count)]
         extra: dict[str, Shape] = dict.fromkeys(self._passed_fields, JsonText())
         message = ObjectOf(extra | fields.MESSAGE_FIELDS)
         self._choice = ObjectOf(extra | fields.CHOICE_FIELDS | {"message": message, "delta": message})
@@ -75,6 +76,10 @@ class ChatAnswer:
         """What remains to be shown of a choice that has ended: U+FFFD, if it ended with half of a surrogate pair."""
         return self._choices[index].rest()
 
+    def fields(self, index: int) -> list[str]:
+        """The whole text of each field of a choice."""
+        return self._choices[index].fields()
+
     def _read_head(self, body: Mapping[str, Any]) -> None:
         self.removed += sum(name not in fields.ANSWER_FIELDS and value not in EMPTY for name, value in body.items())
         for name, shape in fields.HEAD_FIELDS.items():
@@ -93,6 +98,9 @@ class ChatAnswer:
             raise unreadable()
         index = raw.get("index")
         index = 0 if index is None else index
+        calls = raw[key].get("tool_calls") if isinstance(raw.get(key), dict) else None
+        if isinstance(calls, list) and len(calls) > MOST_CHOICES:
+            raise unreadable()
         choice = self._choice.read({name: value for name, value in raw.items() if name not in _OTHER[key]})
         message = raw.get(key)
         for passed, given in ((choice, raw), (choice.get(key) or {}, message if isinstance(message, dict) else {})):

@@ -52,10 +52,23 @@ class Batches:
                         except Overloaded as error:
                             batch.refused(error)
 
-        ask = judged if len(texts) > 1 else judge
-        judging = asyncio.gather(*map(ask, texts), return_exceptions=True)
+        async def judged_in_turn() -> None:
+            for number, text in waiting:
+                try:
+                    results[number] = await (judged if len(texts) > 1 else judge)(text)
+                except asyncio.CancelledError:
+                    if not batch.left:  # it is not the batch that is given up
+                        raise
+                except Exception as error:
+                    results[number] = error
+
+        # A request waits for a place with AT_ONCE texts at most, so that those of others have theirs between them.
+        results: list[V | BaseException] = [asyncio.CancelledError()] * len(texts)
+        waiting = enumerate(texts)
+        judging = asyncio.gather(*(judged_in_turn() for _ in range(min(AT_ONCE, len(texts)))))
         try:
-            return await asyncio.shield(judging)
+            await asyncio.shield(judging)
+            return results
         finally:
             batch.left = True
 

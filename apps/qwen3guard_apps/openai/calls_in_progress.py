@@ -10,6 +10,9 @@ from qwen3guard_apps.openai.conversation import Conversation
 MOST_CALLS = 1024
 MOST_CHARACTERS = 2**24
 """The most text that is kept. What is oldest goes first."""
+LONGEST_ID = 256
+MESSAGE_CHARACTERS = 512
+"""As much text as a message takes in memory beside its own."""
 
 
 class CallsInProgress:
@@ -22,8 +25,8 @@ class CallsInProgress:
         self._characters = 0
 
     def begin(self, call: Any, conversation: Conversation) -> None:
-        """A request with the id `call` has come; nothing happens if that is no id."""
-        if not isinstance(call, str) or not call:
+        """A request with the id `call` has come; nothing happens if that is no id of at most LONGEST_ID characters."""
+        if not isinstance(call, str) or not 0 < len(call) <= LONGEST_ID:
             return
         is_new = call not in self._calls
         former = self._calls.pop(call, None)
@@ -35,6 +38,11 @@ class CallsInProgress:
             _, oldest = self._calls.popitem(last=False)
             self._characters -= _characters(oldest)
 
+    def forget(self, call: Any) -> None:
+        """The request with the id `call` goes to no LLM."""
+        if isinstance(call, str):
+            self._characters -= _characters(self._calls.pop(call, None))
+
     def conversation(self, call: Any) -> Conversation | None:
         """The conversation of the request with the id `call`. None if it is not known."""
         return self._calls.get(call) if isinstance(call, str) else None
@@ -43,4 +51,5 @@ class CallsInProgress:
 def _characters(conversation: Conversation | None) -> int:
     if conversation is None:
         return 0
-    return sum(len(turn["content"]) for turn in conversation.messages) + len(conversation.begun)
+    sizes = [MESSAGE_CHARACTERS + len(turn["content"]) for turn in conversation.messages]
+    return sum(sizes) + len(conversation.begun)

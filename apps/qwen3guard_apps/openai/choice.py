@@ -36,8 +36,9 @@ class ChatChoice:
     key: MessageKey
     places: list[TextPlace]
     """Where its text stands, in the order in which it is judged."""
-    again: str = ""
-    """What is judged before its text once more, and is not shown: the end of a field that it goes on with."""
+    again: str | None = ""
+    """What is judged before its text once more, and is not shown: the end of a field that it goes on with. None if its
+    text waits for the end of the answer (`ChoiceReader.fields`)."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -94,6 +95,10 @@ class ChoiceReader:
     def rest(self) -> str:
         half, self._half = self._half, ""
         return REPLACEMENT if half else ""
+
+    def fields(self) -> list[str]:
+        """The whole text of each field, to be judged at the end of an answer whose text waits for it."""
+        return self._interleaved.fields()
 
     def _judged(self, entry: ChatChoice, extra: tuple[str, ...]) -> list[TextPlace]:
         found = places_of(entry.message)

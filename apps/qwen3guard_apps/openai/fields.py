@@ -130,6 +130,18 @@ REQUEST_FIELDS: Table = {
 }
 """A request. A field with another name passes if it is `WithoutText`, as `temperature` and `max_tokens` are."""
 
+KNOWN_NAMES = frozenset(
+    (
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "n", "best_of", "use_beam_search", "num_ctx"),
+        *("max_tokens", "max_completion_tokens", "min_tokens", "num_predict", "stream", "stream_options"),
+        *("include_usage", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty"),
+        *("repetition_penalty", "repeat_penalty", "length_penalty", "ignore_eos", "echo", "parallel_tool_calls"),
+        *("add_generation_prompt", "continue_final_message", "add_special_tokens", "skip_special_tokens"),
+        *("chat_template_kwargs", "enable_thinking", "separate_reasoning", "cache_prompt", "strict", "options"),
+    )
+)
+"""Names of fields without text that servers of LLMs know."""
+
 REQUEST_MESSAGE_FIELDS: Table = {
     "role": Checked(_ROLES.says),
     **dict.fromkeys(TEXT_FIELDS, JsonText("text, or parts of text; other parts are refused")),

@@ -13,6 +13,10 @@ _AGAIN = 256
 """How many characters of a field are judged again where the answer comes back to it."""
 
 
+MOST_FIELDS = 8
+"""Each is a session of the guard's."""
+
+
 class _Field(NamedTuple):
     """A field of the message, whose text may come in parts."""
 
@@ -20,15 +24,24 @@ class _Field(NamedTuple):
 
 
 class Interleaved:
-    """The fields of one choice, and where each of them broke off."""
+    """The fields of one choice, and where each of them broke off.
+
+    Where an answer comes back to a field, the field's end is judged again, with its sequel. Where that would repeat
+    more than is written, as with an answer of few letters of each field by turns, what follows waits for the end of the
+    answer, and each field is then judged as an answer of its own (`fields`).
+    """
 
     def __init__(self) -> None:
+        self._texts: dict[Hashable, list[str]] = {}
+        self._written = self._repeated = 0
+        self._waits = False
         self._ends: dict[Hashable, str] = {}
         self._last: set[Hashable] = set()
         """The field that was written last. With those that mirror it, these may be several."""
 
-    def again(self, of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> str:
-        """What is to be judged before the text of `places`: it is empty, unless a field goes on after another one.
+    def again(self, of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> str | None:
+        """What is to be judged before the text of `places`: it is empty, unless a field goes on after another one. None
+        if the text waits.
 
         Then it is the end of that field, to which the text is the sequel. Where a later field of `places` goes on, its
         end is followed by its new text, since that does not follow in the text itself.
@@ -36,10 +49,12 @@ class Interleaved:
         found: list[str] = []
         returns, first = False, ""
         last = follows = self._last
-        for number, (labels, text) in enumerate(_written(of, message, places)):
+        for number, (labels, text) in enumerate(_pieces(of, message, places)):
             follows = set()
+            self._written += len(text)
             for label in labels:
                 end = self._ends.get(label, "")
+                self._texts.setdefault(label, []).append(text)
                 returns |= bool(end) and label not in last
                 is_first = number == 0 and label is labels[0]
                 if is_first:
@@ -53,10 +68,18 @@ class Interleaved:
         if returns:  # then the other fields' texts do not stand after their ends
             last = follows
         self._last = last
-        return "".join(f"\n{each}" for each in (*found, first)) if returns else ""
+        again = "".join(f"\n{each}" for each in (*found, first)) if returns else ""
+        self._repeated += len(again)
+        self._waits |= self._repeated > self._written + _AGAIN
+        return None if self._waits else again
+
+    def fields(self) -> list[str]:
+        """Each field's whole text, those with the same text once. Of very many fields, the last ones are one text."""
+        texts = list(dict.fromkeys("".join(texts) for texts in self._texts.values()))
+        return texts if len(texts) <= MOST_FIELDS else [*texts[: MOST_FIELDS - 1], "\n".join(texts[MOST_FIELDS - 1 :])]
 
 
-def _written(of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> Iterator[tuple[list[Hashable], str]]:
+def _pieces(of: Owners, message: dict[str, Any], places: Iterable[TextPlace]) -> Iterator[tuple[list[Hashable], str]]:
     """Each text that is judged, with the fields that have it."""
     pieces: dict[Hashable, tuple[int, str]] = {}
     for holder, key, text, start in places:

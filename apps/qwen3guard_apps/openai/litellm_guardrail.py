@@ -8,6 +8,7 @@ is judged in its conversation, which is remembered from the request by LiteLLM's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from qwen3guard_client import AsyncGuardClient, Classification, Policy
@@ -22,6 +23,7 @@ from qwen3guard_apps.openai.api_error import ApiError, invalid
 from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
+from qwen3guard_apps.openai.readers import Apart, at_once
 
 PATH = "/beta/litellm_basic_guardrail_api"
 _PASSED_OVER = frozenset(
@@ -57,25 +59,30 @@ class LiteLLMGuardrail:
         self._stream = stream
         self._calls = CallsInProgress()
 
-    async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The response to `request`: the action NONE, or BLOCKED with a reason.
+    async def answer(self, request: Mapping[str, Any], apart: Apart = at_once) -> dict[str, Any]:
+        """The response to `request`, which is read by `apart`: the action NONE, or BLOCKED with a reason.
 
         Raises ApiError for what is no request of LiteLLM's, and a GuardError where the guard cannot judge: LiteLLM
         takes the statuses of both as a failure.
         """
+        call = request.get("litellm_call_id")
         try:
-            to_judge = self._to_judge(request)
+            asked, to_judge = await apart(partial(self._to_judge, request))
+            if asked:
+                self._calls.begin(call, asked)
             reasons = await self._reasons(to_judge)
         except InputError as error:
             reasons = [f"The guard refuses the text: {error}"]
         except _CannotRead as error:
             reasons = [str(error)]
         if reasons:
+            if request.get("input_type") == "request":
+                self._calls.forget(call)
             return {"action": "BLOCKED", "blocked_reason": " ".join(dict.fromkeys(reasons))}
         return {"action": "NONE"}
 
-    def _to_judge(self, request: Mapping[str, Any]) -> list[_Judged]:
-        """What is to be judged. There is nothing if the request has no text."""
+    def _to_judge(self, request: Mapping[str, Any]) -> tuple[Conversation | None, list[_Judged]]:
+        """The conversation of a request that begins one, and what is to be judged. There is nothing without text."""
         kind = request.get("input_type")
         if kind not in ("request", "response"):
             raise invalid("The input_type must be request or response.")
@@ -94,8 +101,9 @@ class LiteLLMGuardrail:
             _check_number(texts)
             asked = self._calls.conversation(call)
             if asked is None:
-                return [_Judged("response", [_turn("user", text)]) for text in texts]
-            return [_Judged("response", [*asked.messages, _turn("assistant", asked.begun + text)]) for text in texts]
+                return None, [_Judged("response", [_turn("user", text)]) for text in texts]
+            answers = [[*asked.messages, _turn("assistant", asked.begun + text)] for text in texts]
+            return None, [_Judged("response", turns) for turns in answers]
         asked = _conversation(_list(request, "structured_messages"))
         contents = [turn["content"] for turn in asked.messages] + [asked.begun] if asked else []
         whole, read = set(contents), "\n".join(contents)
@@ -103,11 +111,10 @@ class LiteLLMGuardrail:
         _check_number(texts)
         others = [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]
         if asked is None:
-            return others
-        self._calls.begin(call, asked)
+            return None, others
         prompt = [_Judged("prompt", asked.messages)]
         begun = [_Judged("response", [*asked.messages, _turn("assistant", asked.begun)])] if asked.begun else []
-        return prompt + begun + others
+        return asked, prompt + begun + others
 
     async def _reasons(self, to_judge: Sequence[_Judged]) -> list[str]:
         async def judge(judged: _Judged) -> Judgement | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from qwen3guard_client import AsyncGuardClient, Category, Classification, Policy
@@ -19,6 +20,7 @@ from qwen3guard_contract.verdict import PromptVerdict
 
 from qwen3guard_apps.openai.api_error import invalid
 from qwen3guard_apps.openai.batches import Batches
+from qwen3guard_apps.openai.readers import Apart, at_once
 
 MAX_INPUTS = 32
 
@@ -34,12 +36,12 @@ class Moderations:
         self.model = "qwen3guard-gen" if gen else "qwen3guard-stream"
         self.served = (wire.CLASSIFY if gen else wire.STREAM_STEP).name
 
-    async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The response to `request`, both as in OpenAI's API. Raises ApiError or a GuardError.
+    async def answer(self, request: Mapping[str, Any], apart: Apart = at_once) -> dict[str, Any]:
+        """The response to `request`, both as in OpenAI's API; `apart` reads it. Raises ApiError or a GuardError.
 
         If the guard refuses one of several inputs, the error says which.
         """
-        texts = _inputs(request)
+        texts = await apart(partial(_inputs, request))
         judged = await self._batches.judge(self._by_gen if self._gen else self._by_stream, texts)
         results = []
         for number, result in enumerate(judged, start=1):
@@ -110,6 +112,8 @@ def _inputs(request: Mapping[str, Any]) -> list[str]:
     for name, value in request.items():
         if name not in ("input", "model", "user") and value is not None:
             raise invalid(f"The request has a field {shown(name)}, which is not read.")
+        if name in ("model", "user") and not isinstance(value, str | None):
+            raise invalid(f"The field {name} must be a text.")
     value = request.get("input")
     if isinstance(value, str):
         return [value]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3guard_contract.message_text import EMPTY
+from qwen3guard_contract.message_text import CALLED, EMPTY
 
 from qwen3guard_apps.openai import conversation, fields
 from qwen3guard_apps.openai.api_error import invalid
 from qwen3guard_apps.openai.conversation import Conversation
-from qwen3guard_apps.openai.shapes import REMOVED, is_name
+from qwen3guard_apps.openai.shapes import REMOVED, is_name, may_be_prose
+
+_CALLED = (*CALLED, "function_call")
+MOST_UNKNOWN = 8
+"""Of more fields that no table names, the names are judged: in their order they may be prose."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class ChatRequest:
 
 
 def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatRequest:
-    """Reads a request. The text of `passed_fields`, which the operator lets through, is judged with the last turn.
+    """Reads a request. The text of `passed_fields`, which the operator lets through, and names that may be prose are
+    judged with the last turn.
 
     Raises ApiError for what cannot be judged.
     """
     sent, removed, extra = _filtered(asked, fields.REQUEST_FIELDS, passed_fields)
+    names = list(_unknown_names(sent, {*fields.REQUEST_FIELDS, *passed_fields}))
     if not isinstance(asked.get("stream"), bool | None):
         raise invalid("stream must be true or false.")
     messages = sent.get("messages")
@@ -41,13 +47,43 @@ def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) 
                 raise invalid("A message must be an object with a role.")
             message, without, more = _filtered(raw, fields.REQUEST_MESSAGE_FIELDS, passed_fields)
             sent["messages"].append(message)
+            names += _unknown_names(message, {*fields.REQUEST_MESSAGE_FIELDS, *passed_fields})
+            extra += filter(may_be_prose, _own_names(message))
             read_messages.append({name: value for name, value in message.items() if name not in passed_fields})
             removed += [f"messages.{name}" for name in without]
             extra += more
+    names = list(dict.fromkeys(names))
+    if len(names) > MOST_UNKNOWN or any(map(may_be_prose, names)):
+        extra.append(" ".join(names))
+    extra = list(dict.fromkeys(extra))
     turns = conversation.read_conversation(sent | {"messages": read_messages} if isinstance(messages, list) else sent)
     if extra:
         turns.messages[-1]["content"] += "\n" + "\n".join(extra)
     return ChatRequest(sent, turns, tuple(dict.fromkeys(removed)))
+
+
+def _unknown_names(passed: Mapping[str, Any], tables: Collection[str]) -> Iterator[str]:
+    """The names of the fields that pass and stand in no table, and of those in them."""
+    for name, value in passed.items():
+        if name not in tables:
+            yield from _names_in({name: value})
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (name for name in value if name not in fields.KNOWN_NAMES)
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _names_in(each)
+
+
+def _own_names(message: Mapping[str, Any]) -> Iterator[str]:
+    """The names and ids in a message, which the LLM may read."""
+    calls = message.get("tool_calls")
+    called = [message, *(calls if isinstance(calls, list) else ())]
+    called += [each[kind] for each in called if isinstance(each, dict) for kind in _CALLED if kind in each]
+    for each in called:
+        if isinstance(each, dict):
+            yield from (each[key] for key in ("name", "id", "tool_call_id") if isinstance(each.get(key), str))
 
 
 def _filtered(

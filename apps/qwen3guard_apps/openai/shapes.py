@@ -15,6 +15,7 @@ from qwen3guard_contract.message_text import IDENTIFIER
 
 _UNLIKE_A_WORD = re.compile(r"[0-9_:/@+-]")
 _WORD = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2,}(?![A-Za-z0-9])")
+_WORD_OF_A_NAME = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
 LONGEST_ABBREVIATION = 3
 MOST_WORDS = 4
 """An id may have so many words of letters alone, such as chatcmpl-tool-5f2: with more it may be a sentence."""
@@ -204,6 +205,11 @@ def is_id(value: Any, *, most_words: int = MOST_WORDS) -> bool:
     if not is_name(value) or len(_WORD.findall(value)) > most_words:
         return False
     return len(value) <= LONGEST_ABBREVIATION or bool(_UNLIKE_A_WORD.search(value))
+
+
+def may_be_prose(name: str) -> bool:
+    """Whether a name has so many words, between its signs or with capitals, that it may be a sentence."""
+    return len(_WORD_OF_A_NAME.findall(name)) > MOST_WORDS
 
 
 def is_name(value: Any) -> bool:

@@ -8,21 +8,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.choice import ChatChoice, unreadable
-from qwen3guard_apps.proxy.judged import Judged
+from qwen3guard_apps.proxy.judged import LATE, Judged
 
 Chunk = dict[str, Any]
 
 
+class ReadChunk(NamedTuple):
+    """What may be shown of one chunk of the LLM's: the choices in it, and its field `usage`, if there is one."""
+
+    entries: list[ChatChoice]
+    usage: Chunk
+
+
 @dataclass
 class HeldChunk:
-    """A chunk with one choice, whose text ends at `end`, or with no choice."""
+    """A chunk with one choice, or with none. Its text begins at `begin` in what is judged; it may go when the guard has
+    cleared that up to `end`. The text of one with `end` LATE is judged with its whole field."""
 
     chunk: Chunk
     entry: ChatChoice | None = None
+    begin: int = 0
     end: int = 0
 
     @property
@@ -44,6 +53,8 @@ class Chunks:
         """The chunk that finishes a choice. It waits for the LLM's end, since some LLMs finish every chunk."""
         self._waiting: set[int] = set()
         """The choices whose finishing chunk is not among the held ones yet, so that it holds up no other choice."""
+        self._late: set[int] = set()
+        """The choices with text that waits for the end of the answer."""
         self._seen: set[int] = set()
         """The choices of which the LLM has sent anything."""
         self._begun: set[int] = set()
@@ -69,33 +80,45 @@ class Chunks:
         """Whether the LLM has begun at least one choice, and finished all that it has begun."""
         return bool(self._seen) and self._seen == self._finishing.keys()
 
-    def take(self, body: dict[str, Any]) -> None:
-        """A chunk of the LLM's. Its text goes to the guard. Raises ApiError for what cannot be read."""
-        entries = self._answer.read(body, "delta")
-        usage = self._answer.usage(body)
+    def read(self, body: dict[str, Any]) -> ReadChunk:
+        """Reads a chunk of the LLM's, for `take`, perhaps in a thread. Raises ApiError for what cannot be read."""
+        return ReadChunk(self._answer.read(body, "delta"), self._answer.usage(body))
+
+    def take(self, chunk: ReadChunk) -> None:
+        """Holds a chunk. Its text goes to the guard."""
+        entries, usage = chunk
         for number, entry in enumerate(entries, start=1):
             self._hold(entry, usage if number == len(entries) else dict.fromkeys(usage))
         if not entries and usage.get("usage"):
             self._tail.append(HeldChunk(self._chunk([]) | usage))
 
-    def take_whole(self, body: Any) -> None:
-        """The LLM answers a request for a stream in one piece: each choice becomes a chunk. Raises ApiError."""
+    def read_whole(self, body: Any) -> ReadChunk:
+        """Reads an LLM's answer in one piece to a request for a stream, for `take_whole`. Raises ApiError."""
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
             raise unreadable()
-        for entry in self._answer.read(body, "message"):
+        return ReadChunk(self._answer.read(body, "message"), self._answer.usage(body))
+
+    def take_whole(self, answer: ReadChunk) -> None:
+        """Makes a chunk of each choice."""
+        for entry in answer.entries:
             entry.choice["delta"] = entry.choice.pop("message")
             entry.key = "delta"
             for number, call in enumerate(entry.message.get("tool_calls") or ()):
                 call.setdefault("index", number)  # by which clients put the pieces of a call together
             self._hold(entry, {})
-        if usage := self._answer.usage(body):
-            self._tail.append(HeldChunk(self._chunk([]) | usage))
+        if answer.usage:
+            self._tail.append(HeldChunk(self._chunk([]) | answer.usage))
 
     def _hold(self, entry: ChatChoice, usage: Chunk) -> None:
         index = entry.index
         judged = self._choices[index]
-        judged.write(entry.again + entry.text)
-        held = HeldChunk(self._chunk([entry.choice]) | usage, entry, judged.length)
+        held = HeldChunk(self._chunk([entry.choice]) | usage, entry)
+        if entry.again is None:
+            held.begin, held.end = judged.length, LATE
+            self._late.add(index)
+        else:
+            judged.write(entry.again + entry.text)
+            held.begin, held.end = judged.length - len(entry.text), judged.length
         if earlier := self._finishing.get(index):
             self._hold_finishing([index])
             del self._finishing[index]
@@ -115,8 +138,15 @@ class Chunks:
             self._held.append(self._finishing[index])
             self._waiting.discard(index)
 
+    def _judge_late(self) -> None:
+        """Has the whole text of each field judged, where chunks wait for that."""
+        for index in self._late:
+            self._choices[index].write_late(self._answer.fields(index))
+        self._late.clear()
+
     def break_off(self) -> None:
         """The LLM has failed. What it wrote is still to be shown."""
+        self._judge_late()
         self._hold_finishing(self._waiting)
 
     def end(self) -> None:
@@ -126,8 +156,9 @@ class Chunks:
             if content or index not in self._finishing:
                 reason = None if index in self._finishing else "stop"
                 delta = {"content": content} if content else {}
-                self.take({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]})
+                self.take(self.read({"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}))
             self._hold_finishing([index])
+        self._judge_late()
         self._held.extend(self._tail)
 
     def cleared(self) -> Iterator[Chunk]:
@@ -167,11 +198,10 @@ class Chunks:
 
     def _before_the_flag(self, held: HeldChunk, entry: ChatChoice) -> Iterator[Chunk]:
         """The chunk of a stopped choice, or the part of it before the flag, if there is one."""
-        length = len(entry.text)
-        kept = self._choices[entry.index].limit - (held.end - length)
+        kept = self._choices[entry.index].limit - held.begin
         if kept <= 0:
             return
-        if kept < length or held.finishes:
+        if kept < len(entry.text) or held.finishes:
             entry.cut(kept)
             entry.choice["finish_reason"] = None
         yield held.chunk

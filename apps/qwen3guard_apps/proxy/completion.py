@@ -19,6 +19,7 @@ from qwen3guard_client import AsyncGuardClient
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
+from qwen3guard_apps.openai.readers import Readers
 from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.scope import Scopes
@@ -32,6 +33,8 @@ MOST_NAMED = 32
 """The most fields that it names: clients take only so long a header."""
 RECORD: web.RequestKey[dict[str, Any]] = web.RequestKey("record", dict)
 """What a request's line in the log will say."""
+AT_ONCE_BYTES_OF_AN_LLM = 2**11
+"""In so many there are some hundred values at most, and the event loop reads piece after piece of them."""
 ENDING_S = 3.0
 """How long the proxy's end waits for answers to end, then for those that it ended, and for sessions."""
 
@@ -43,6 +46,8 @@ class Place:
     settings: Settings
     guard: AsyncGuardClient
     upstream: Upstream
+    readers: Readers = field(default_factory=lambda: Readers(AT_ONCE_BYTES_OF_AN_LLM))
+    """Of what the LLM writes. They are others than those of requests, which it does not keep waiting."""
     scopes: Scopes = field(default_factory=Scopes)
     running: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that may outlive their request, such as a check whose session is still to be ended."""
@@ -229,7 +234,7 @@ class Completion(ABC):
 
     def _parsed(self, data: str | bytes) -> Any:
         """JSON of the LLM. Raises LlmError where it is an error, and ApiError where it is no JSON."""
-        body = parsed(data)
+        body = parsed(data, with_logprobs=self._answer.with_logprobs)
         if isinstance(body, dict) and _is_error(body):
             raise LlmError(BAD_GATEWAY, body, {})
         return body

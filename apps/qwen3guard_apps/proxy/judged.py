@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from qwen3guard_client import AsyncGuardClient, Flag, GuardError, InputError, PromptVerdict, Segment, TokenVerdict
 from qwen3guard_client.moderation.aio import AsyncFlowDriver
 from qwen3guard_client.moderation.cascade import Cascade
 from qwen3guard_client.moderation.flow import Flow
-from qwen3guard_contract.errors import InternalError
+from qwen3guard_contract.errors import DeadlineExceeded, InternalError
 
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.proxy.settings import Settings
 
 Verdict = dict[str, Any]
+LONG = 2**14
+"""A conversation of more characters, which itself may be what takes the guard so long."""
+LATE = sys.maxsize
+"""Where a text ends that is judged by `write_late`."""
 
 
 class Judged:
@@ -24,6 +30,10 @@ class Judged:
     def __init__(
         self, guard: AsyncGuardClient, settings: Settings, conversation: Conversation, changed: asyncio.Event
     ) -> None:
+        self._again = partial(Judged, guard, settings, conversation, changed)
+        self._late: list[Judged] = []
+        self._keep: Callable[[asyncio.Task[None]], None] = lambda _: None
+        self._is_long = sum(len(each["content"]) for each in conversation.messages) > LONG
         timeout_s = settings.guard_timeout_s
         self._stream = guard.stream(
             messages=conversation.messages, policy=settings.policy, context=settings.context, timeout_s=timeout_s
@@ -47,12 +57,23 @@ class Judged:
 
     def start(self, keep: Callable[[asyncio.Task[None]], None]) -> None:
         """`keep` holds the task of the checks, which may outlive the request."""
+        self._keep = keep
         keep(asyncio.create_task(self._driver.run()))
 
     def write(self, text: str) -> None:
         if text:
             self.length += len(text)
             self._driver.wrote(text)
+
+    def write_late(self, texts: Sequence[str]) -> None:
+        """Has each text judged as an answer of its own, before `close`. A flag in one of them stands after all that was
+        written."""
+        for text in texts:
+            judged = self._again()
+            self._late.append(judged)
+            judged.start(self._keep)
+            judged.write(text)
+            judged.close()
 
     def close(self) -> None:
         """Nothing more is written."""
@@ -61,23 +82,35 @@ class Judged:
     def leave(self) -> None:
         """The request is over: no verdict is needed any more."""
         self._driver.abandon()
+        for late in self._late:
+            late.leave()
 
     @property
     def flag(self) -> Flag | None:
-        return self._flow.flag
+        return self._flow.flag or next((late.flag for late in self._late if late.flag), None)
 
     @property
     def stopped(self) -> bool:
-        return self._flow.stopped
+        """Whether a flag ends the answer: all before it is judged."""
+        return self._flow.stopped or (self._is_judged and any(late.stopped for late in self._late))
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether all is, besides the texts of `write_late`."""
+        return self._flow.finished or self._passes
 
     @property
     def limit(self) -> int:
         """Where the flag stands, in the characters of `length`."""
-        return self.flag.offset if self.flag else self.length
+        return self._flow.flag.offset if self._flow.flag else self.length
 
     @property
     def error(self) -> GuardError | None:
         """The reason why the guard cannot judge, or None."""
+        return self._own_error or next((late.error for late in self._late if late.error), None)
+
+    @property
+    def _own_error(self) -> GuardError | None:
         error = self._flow.error
         if error is None or isinstance(error, GuardError):
             return error
@@ -87,16 +120,24 @@ class Judged:
     def unguarded(self) -> bool:
         """Whether the guard failed, and the operator lets a text pass that it cannot judge.
 
-        If the guard fails because of the text itself, the text never passes: it is too long, or the model's numbers for
-        it are not finite. Nor does a text pass that Stream has flagged, if Gen fails to confirm the flag.
+        If the guard fails because of the text itself, the text never passes: it is too long, perhaps for the time that
+        the guard has, or the model's numbers for it are not finite. Nor does a text pass that Stream has flagged, if
+        Gen fails to confirm the flag.
         """
+        return self._passes or any(late.unguarded for late in self._late)
+
+    @property
+    def _passes(self) -> bool:
         if self._settings.on_guard_error == "block" or self._flow.unconfirmed:
             return False
-        return self.error is not None and not isinstance(self.error, InputError | InternalError)
+        if self._is_long and isinstance(self._own_error, DeadlineExceeded):
+            return False
+        return self._own_error is not None and not isinstance(self._own_error, InputError | InternalError)
 
     @property
     def failed(self) -> bool:
-        return self.error is not None and not self.unguarded
+        own = self._own_error is not None and not self._passes
+        return own or any(late.failed for late in self._late)
 
     @property
     def begins(self) -> bool:
@@ -105,12 +146,14 @@ class Judged:
         return judged or self.unguarded or self._settings.release == "before_check"
 
     def releases(self, end: int) -> bool:
-        return self.unguarded or (self.begins and self._cleared >= end)
+        if end == LATE:
+            return bool(self._late) and self.final
+        return self._passes or (self.begins and self._cleared >= end)
 
     @property
     def final(self) -> bool:
         """Whether everything is judged, or passes unjudged."""
-        return self._flow.finished or self.unguarded
+        return self._is_judged and all(late.final for late in self._late)
 
     def verdict(self) -> Verdict:
         """The documented field `guard`."""
@@ -120,6 +163,7 @@ class Judged:
                 ("severity", "categories", "strict", "loose", "position")
             )
         judgements: list[PromptVerdict | TokenVerdict] = [*self._stream.verdicts]
+        judgements += [verdict for late in self._late for verdict in late._stream.verdicts]
         if self._flow.prompt_verdict and self._settings.prompt_check != "off":
             judgements.insert(0, self._flow.prompt_verdict)
         worst = flag.verdict if flag else next((verdict for verdict in judgements if verdict.strict), None)
@@ -133,7 +177,7 @@ class Judged:
             "categories": [worst.category.value] if worst and worst.category else [],
             "strict": any(verdict.strict for verdict in judgements),
             "loose": any(verdict.loose for verdict in judgements),
-            "position": max(0, flag.offset - self._begun) if flag else None,
+            "position": max(0, self.limit - self._begun) if flag else None,
         }
 
     def _count_cleared(self, segments: Sequence[Segment]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +27,7 @@ from qwen3guard_apps.config_file import add_config_argument
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.open_files import within_open_files
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
-from qwen3guard_apps.signals import stop_on_signals
+from qwen3guard_apps.signals import stop_on_signals, unless
 
 PORT = 8010
 
@@ -210,23 +211,27 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
     asyncio.get_running_loop().set_exception_handler(output.log_unhandled)
     stop = stop_on_signals()
     token = read_token(arguments.token_file)
-    if settings.upstream and (wrong := await upstream_check.complaint(settings.upstream)):
+    if settings.upstream and (wrong := await unless(stop, upstream_check.complaint(settings.upstream))):
         output.tell("warning", f"warning: {wrong}")
     tls = client_options.tls(arguments)
-    async with AsyncGuardClient(
-        arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token, scope=None
-    ) as guard:
-        if not await guard.is_ready((wire.STREAM_STEP if settings.upstream else wire.CLASSIFY).name):
+    async with AsyncExitStack() as stack:
+        guard = await stack.enter_async_context(
+            AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token, scope=None)
+        )
+        ensemble = wire.STREAM_STEP if settings.upstream else wire.CLASSIFY
+        if not await unless(stop, guard.is_ready(ensemble.name)):
             output.tell("info", f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
-        async with listening(settings, guard, arguments.host, arguments.port) as listens:
-            for line in _notices(settings, arguments.host):
-                output.tell("info", line)
-            if listens.notice:
-                output.tell("info", f"note: {listens.notice}")
-            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-            url = f"http://{host}:{listens.port}/v1"
-            output.print(json.dumps({"url": url}) if arguments.json else f"ready on {url}")
-            await stop.wait()
+        opening = stack.enter_async_context(listening(settings, guard, arguments.host, arguments.port))
+        if (listens := await unless(stop, opening)) is None:
+            return
+        for line in _notices(settings, arguments.host):
+            output.tell("info", line)
+        if listens.notice:
+            output.tell("info", f"note: {listens.notice}")
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        url = f"http://{host}:{listens.port}/v1"
+        output.print(json.dumps({"url": url}) if arguments.json else f"ready on {url}")
+        await stop.wait()
 
 
 def _notices(settings: Settings, host: str) -> list[str]:

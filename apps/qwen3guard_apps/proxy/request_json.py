@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from qwen3guard_client.surrogates import without_lone_surrogates
+from qwen3guard_contract.json_values import MOST_VALUES, has_too_many
 
 from qwen3guard_apps.openai.api_error import invalid
-from qwen3guard_apps.proxy.json_values import MOST_VALUES, has_too_many
 
 
 def object_of(body: bytes) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -30,14 +29,17 @@ from qwen3guard_apps.http_server.callers import Callers
 from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.refusals import refused
 from qwen3guard_apps.http_server.server import Listener, listen_error
-from qwen3guard_apps.openai import fields, litellm_guardrail
+from qwen3guard_apps.openai import fields, guard_model, litellm_guardrail
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed
 from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.choice import unreadable
+from qwen3guard_apps.openai.guard_model import GuardModel
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
+from qwen3guard_apps.openai.readers import Apart, Readers
 from qwen3guard_apps.openai.request import ChatRequest, read_request
 from qwen3guard_apps.openai.shapes import REMOVED
+from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.request_json import object_of
 from qwen3guard_apps.proxy.settings import Settings
@@ -63,18 +65,14 @@ class Listening:
 RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JudgedHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 """Answers a request with this body."""
-T = TypeVar("T")
 AT_ONCE_BYTES = 2**15
-"""Up to this size, a body is read faster than a thread begins."""
-READERS = 4
-SWITCH_S = 0.001
-"""How long a thread that reads a large body may keep the others from running; Python's default is 5 ms."""
+"""Of a request."""
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """The methods that the log names."""
 
 
 class Proxy:
-    """What the routes do. Where nothing is upstream, `place` is None and moderations are all there is."""
+    """What the routes do. Where nothing is upstream, `place` is None. Where Gen is not served, `chat` is None."""
 
     def __init__(
         self,
@@ -84,6 +82,7 @@ class Proxy:
         moderations: Moderations,
         litellm: LiteLLMGuardrail,
         *,
+        chat: GuardModel | None,
         callers: Callers,
     ) -> None:
         self._settings = settings
@@ -93,11 +92,11 @@ class Proxy:
         self._place = place
         self._moderations = moderations
         self._litellm = litellm
+        self._chat = chat
         self._in_flight = 0
-        self._readers = ThreadPoolExecutor(READERS, "reader")
-        sys.setswitchinterval(SWITCH_S)
+        self._readers = Readers(AT_ONCE_BYTES)
         self._readiness: asyncio.Task[bool] | None = None
-        llm = "POST /v1/chat/completions, GET /v1/models, " if place else ""
+        llm = "POST /v1/chat/completions, GET /v1/models, " if place or chat else ""
         self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
 
     def application(self) -> web.Application:
@@ -108,14 +107,17 @@ class Proxy:
         add("GET", "/health", self._health)
         if self._place:
             application.on_shutdown.append(self._stop)
+        if self._place or self._chat:
             add("POST", "/v1/chat/completions", self._received(self._complete))
             add("GET", "/v1/models", self._limited(self._models))
             add("GET", "/v1/models/{model:.+}", self._limited(self._models))
         return application
 
     async def _complete(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        asked, read = await self._apart(body)(partial(self._read_chat, body))
+        if read is None:
+            return await self._answer_as_model(asked)
         assert self._place
-        asked, read = await self._apart(self._read_chat, body)
         kind = StreamedCompletion if asked.get("stream") else WholeCompletion
         completion: Completion = kind(self._place, request, asked, read)
         try:
@@ -129,16 +131,32 @@ class Proxy:
                 "error": error,
             }
 
-    def _read_chat(self, body: bytes) -> tuple[dict[str, Any], ChatRequest]:
+    def _read_chat(self, body: bytes) -> tuple[dict[str, Any], ChatRequest | None]:
+        """The request, and how the LLM is asked; None if it is the guard that is asked. Raises ApiError."""
         try:
             asked = object_of(body)
+            if self._chat and guard_model.is_guard(asked.get("model")):
+                return asked, None
+            if not self._place:
+                raise guard_model.unknown()
             return asked, read_request(asked, self._settings.pass_fields)
         except RecursionError:
             raise invalid("The request is nested too deeply.") from None
 
+    async def _answer_as_model(self, asked: dict[str, Any]) -> web.StreamResponse:
+        assert self._chat
+        try:
+            answer = await self._chat.answer(asked, self._guard)
+        except GuardError as error:
+            raise of_guard(error) from None
+        if isinstance(answer, dict):
+            return web.json_response(answer)
+        events = b"".join(map(sse.event, [*answer, sse.DONE]))
+        return web.Response(body=events, content_type="text/event-stream")
+
     async def _moderate(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._moderations.answer(await self._apart(object_of, body))
+            answer = await self._moderations.answer(await self._object_of(body), self._apart(body))
         except GuardError as error:
             raise of_guard(error) from None
         if any(result["flagged"] for result in answer["results"]):
@@ -147,7 +165,7 @@ class Proxy:
 
     async def _answer_litellm(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            answer = await self._litellm.answer(await self._apart(object_of, body))
+            answer = await self._litellm.answer(await self._object_of(body), self._apart(body))
         except GuardError as error:
             raise of_guard(error) from None
         if answer["action"] != "NONE":
@@ -155,7 +173,14 @@ class Proxy:
         return web.json_response(answer)
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        assert self._place
+        own = request.match_info.get("model")
+        if self._chat and guard_model.is_guard(own):
+            return web.json_response(guard_model.listed(str(own)))
+        entries = [guard_model.listed()] if self._chat else []
+        if not self._place:
+            if own:
+                raise guard_model.unknown()
+            return web.json_response({"object": "list", "data": entries})
         names = ["models", *request.match_info.get("model", "").split("/")]
         if not all(_MODEL_NAME.fullmatch(name) for name in names):  # some lead to another route of the LLM's
             raise web.HTTPNotFound
@@ -164,11 +189,14 @@ class Proxy:
         try:
             async with upstream.call("GET", path, query, request.headers) as answer:
                 await upstream.accepted(answer)
-                listed = fields.MODEL_LIST.read(parsed(await upstream.whole(answer)))
+                body = await upstream.whole(answer)
+            listed = await self._place.readers.read(len(body), lambda: fields.MODEL_LIST.read(parsed(body)))
         except LlmError as error:
             raise error.withheld() from None
         if listed is REMOVED:
             raise unreadable()
+        if not own and isinstance(listed.get("data"), list):
+            listed["data"] += entries
         return web.json_response(listed)
 
     async def _stop(self, _: web.Application) -> None:
@@ -196,11 +224,11 @@ class Proxy:
 
         return handle_received
 
-    async def _apart(self, read: Callable[[bytes], T], body: bytes) -> T:
-        """What `read` makes of `body`. A large one is read in a thread, so that others are answered meanwhile."""
-        if len(body) <= AT_ONCE_BYTES:
-            return read(body)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read, body)
+    async def _object_of(self, body: bytes) -> dict[str, Any]:
+        return await self._apart(body)(partial(object_of, body))
+
+    def _apart(self, body: bytes) -> Apart:
+        return partial(self._readers.read, len(body))
 
     def _limited(self, handle: RouteHandler) -> RouteHandler:
         async def handle_limited(request: web.Request) -> web.StreamResponse:
@@ -267,13 +295,14 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
     moderations = Moderations(guard, settings.policy, batches, gen=gen)
     stream = await guard.is_ready(wire.STREAM_STEP.name)
     litellm = LiteLLMGuardrail(guard, settings.policy, batches, gen=gen, stream=stream or not gen)
+    chat = GuardModel(settings.context) if gen else None
     async with AsyncExitStack() as stack:
         place = None
         if settings.upstream:
             place = Place(settings, guard, Upstream(settings))
             stack.push_async_callback(place.close)
         callers = Callers(settings.allow_hosts)
-        application = Proxy(settings, guard, place, moderations, litellm, callers=callers).application()
+        application = Proxy(settings, guard, place, moderations, litellm, chat=chat, callers=callers).application()
         listener = Listener(application, settings, ending_s=2 * ENDING_S)
         try:
             await listener.start(host, port)

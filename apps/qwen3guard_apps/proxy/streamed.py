@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,7 @@ from aiohttp import HttpVersion11, web
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
 from qwen3guard_apps.openai.request import ChatRequest
 from qwen3guard_apps.proxy import sse
-from qwen3guard_apps.proxy.chunks import Chunks
+from qwen3guard_apps.proxy.chunks import Chunks, ReadChunk
 from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Place
 from qwen3guard_apps.proxy.upstream import LlmError
 
@@ -58,7 +59,10 @@ class StreamedCompletion(Completion):
         self._is_accepted = answer.content_type == "text/event-stream"
         self._changed.set()
         if answer.content_type == "application/json":
-            self._chunks.take_whole(self._parsed(await self._place.upstream.whole(answer)))
+            data = await self._place.upstream.whole(answer)
+            self._chunks.take_whole(
+                await self._place.readers.read(len(data), lambda: self._chunks.read_whole(self._parsed(data)))
+            )
         elif not await self._take_events(sse.events(self._place.upstream.pieces(answer))):
             if not self._streams:
                 raise upstream_failed("The LLM does not stream.", "upstream_unreadable")
@@ -84,25 +88,28 @@ class StreamedCompletion(Completion):
             elif data.strip() == sse.DONE:
                 return True
             else:
-                self._take_event(data)
+                await self._take_event(data)
             self._changed.set()
             await asyncio.sleep(0)  # one piece of an LLM's can have thousands of events: others have their turn
             if len(self._chunks) >= MOST_HELD:  # a client that reads slowly slows the LLM
                 await self._written.wait()
 
-    def _take_event(self, data: str) -> None:
+    async def _take_event(self, data: str) -> None:
         """Raises LlmError for the LLM's own error, and ApiError for what cannot be read."""
+        if chunk := await self._place.readers.read(len(data), partial(self._read_event, data)):
+            self._chunks.take(chunk)
+        self._streams = True
+
+    def _read_event(self, data: str) -> ReadChunk | None:
         try:
             body = self._parsed(data)
         except LlmError:
             raise
         except ApiError:
             if self._chunks.is_finished:  # a torn end, after all was said
-                return
+                return None
             raise
-        if isinstance(body, dict):
-            self._chunks.take(body)
-        self._streams = True
+        return self._chunks.read(body) if isinstance(body, dict) else None
 
     async def _relay(self) -> web.StreamResponse:
         try:
@@ -119,6 +126,8 @@ class StreamedCompletion(Completion):
     async def _send_all(self) -> None:
         while True:
             self._changed.clear()
+            if self._response is None:  # an error that comes before everything else keeps its HTTP status
+                self._raise_guards()
             for chunk in self._chunks.cleared():
                 await self._write(sse.event(chunk))
             self._raise_guards()

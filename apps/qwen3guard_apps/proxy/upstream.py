@@ -14,12 +14,12 @@ from typing import Any
 
 import aiohttp
 from qwen3guard_client.surrogates import without_lone_surrogates
+from qwen3guard_contract.json_values import MOST_VALUES, has_too_many
 from yarl import URL
 
-from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.api_error import ApiError, invalid, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.shapes import is_id
-from qwen3guard_apps.proxy.json_values import MOST_VALUES, has_too_many
 from qwen3guard_apps.proxy.settings import Settings
 
 CONNECT_S = 10.0
@@ -51,6 +51,10 @@ _NUMBER = re.compile(r"true|false|[0-9][0-9.dhms]{0,31}")
 """Also a time such as 6m0s."""
 LONGEST_ERROR = 2**16
 """The most characters of an LLM's error that are judged and told."""
+LARGEST_ERROR = 2**18
+"""The most bytes of an LLM's error that are read. Of a larger one the status is told, and no words."""
+MOST_COMMAS = 10 * MOST_VALUES
+"""More are in no answer that can be judged, and to parse them keeps all others waiting: no thread helps there."""
 
 
 class LlmError(ApiError):
@@ -169,7 +173,10 @@ class Upstream:
         data = None
         if body is not None:
             sent["Content-Type"] = "application/json"
-            data = json.dumps(body, allow_nan=False).encode()
+            try:
+                data = json.dumps(body, allow_nan=False).encode()
+            except RecursionError:
+                raise invalid("The request is nested too deeply.") from None
         url = URL(f"{self._base}/{path}" + (f"?{query}" if query else ""), encoded=True)
         try:
             async with AsyncExitStack() as stack:
@@ -192,7 +199,8 @@ class Upstream:
         if not 400 <= answer.status < 600:
             redirects = "; it redirects, so give --upstream its final address" if 300 <= answer.status < 400 else ""
             raise upstream_failed(f"The LLM answers with status {answer.status}{redirects}.", "upstream_status")
-        body: Any = (await self.whole(answer)).decode(errors="replace")
+        data = await self.whole(answer)
+        body: Any = data.decode(errors="replace") if len(data) <= LARGEST_ERROR else ""
         with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is told as a text
             body = _json(body)
         raise LlmError(answer.status, body, headers_back(answer))
@@ -218,14 +226,18 @@ def _may_pass(name: str, value: str) -> bool:
     return bool(is_number or (_IDS_BACK.fullmatch(name) and is_id(value)))
 
 
-def parsed(text: str | bytes) -> Any:
-    """JSON of an LLM. Raises ApiError, also for more than MOST_VALUES; log-probabilities may be more."""
+def parsed(text: str | bytes, *, with_logprobs: bool = False) -> Any:
+    """JSON of an LLM. Raises ApiError, also for more than MOST_VALUES; log-probabilities that were asked for may be
+    more."""
+    too_many = upstream_failed(f"The LLM's answer has more than {MOST_VALUES:,} values.", "upstream_too_long")
+    if (text.count(",") if isinstance(text, str) else text.count(b",")) > MOST_COMMAS:
+        raise too_many
     try:
         body = _json(text)
     except (ValueError, RecursionError):
         raise unreadable() from None
-    if isinstance(body, dict | list) and has_too_many(body, besides="logprobs"):
-        raise upstream_failed(f"The LLM's answer has more than {MOST_VALUES:,} values.", "upstream_too_long")
+    if isinstance(body, dict | list) and has_too_many(body, besides="logprobs" if with_logprobs else None):
+        raise too_many
     return body
 
 

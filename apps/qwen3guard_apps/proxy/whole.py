@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -17,16 +18,21 @@ class WholeCompletion(Completion):
     _entries: list[ChatChoice] | None = None
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
-        body = self._parsed(await self._place.upstream.whole(answer))
+        data = await self._place.upstream.whole(answer)
+        body, entries = await self._place.readers.read(len(data), partial(self._read_whole, data))
+        for entry in entries:
+            self._choices[entry.index].write(entry.text)
+        self._usage = self._answer.usage(body)
+        self._entries = entries
+
+    def _read_whole(self, data: bytes) -> tuple[dict[str, Any], list[ChatChoice]]:
+        body = self._parsed(data)
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
             raise unreadable()
         entries = self._answer.read(body, "message")
         if len({entry.index for entry in entries}) < len(entries):
             raise unreadable()
-        for entry in entries:
-            self._choices[entry.index].write(entry.text)
-        self._usage = self._answer.usage(body)
-        self._entries = entries
+        return body, entries
 
     async def _relay(self) -> web.StreamResponse:
         await self._until(self._is_over, checked=True)
@@ -52,13 +58,16 @@ class WholeCompletion(Completion):
                 entry.choice["finish_reason"] = "content_filter"
             entry.choice.setdefault("finish_reason", "stop")
             entry.choice["guard"] = judged.verdict()
-        return head | {"choices": [entry.choice for entry in self._entries]} | self._usage
+        told = {entry.index for entry in self._entries}
+        untold = [index for index, choice in enumerate(self._choices) if choice.flag and index not in told]
+        choices = [entry.choice for entry in self._entries] + [self._choice_without_answer(index) for index in untold]
+        return head | {"choices": choices} | self._usage
 
     def _choice_without_answer(self, index: int) -> dict[str, Any]:
         return {
             "index": index,
             "message": {"role": "assistant", "content": ""},
             "logprobs": None,
-            "finish_reason": "content_filter",
+            "finish_reason": "content_filter" if self._choices[index].stopped else "stop",
             "guard": self._choices[index].verdict(),
         }

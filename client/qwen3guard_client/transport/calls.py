@@ -22,7 +22,7 @@ from qwen3guard_contract.errors import (
     TokenOutOfRange,
 )
 from qwen3guard_contract.policy import Policy
-from qwen3guard_contract.verdict import Classification, StepResult
+from qwen3guard_contract.verdict import Classification, RawAnswer, StepResult
 
 from qwen3guard_client.arguments import (
     Context,
@@ -35,6 +35,7 @@ from qwen3guard_client.arguments import (
     checked_token_ids,
 )
 from qwen3guard_client.transport import replies
+from qwen3guard_client.transport.replies import ConversationIds
 
 T = TypeVar("T")
 Messages = Sequence[dict[str, Any]]
@@ -155,6 +156,22 @@ def classify(
     # Servers of former versions have no TURNS_LEFT_OUT; they answer the calls that do not need it.
     outputs = (*_CLASSIFY_OUTPUTS, wire.TURNS_LEFT_OUT) if recent else _CLASSIFY_OUTPUTS
     return Call(wire.CLASSIFY, values, outputs, partial(replies.classification, recent=recent))
+
+
+def conversation_ids(
+    prompt: str | None, response: str | None, messages: Messages | str | None, context: Context = "whole"
+) -> Call[ConversationIds]:
+    """A call of Gen's tokenizer. Raises what `classify` raises."""
+    call = classify(prompt, response, messages, context)
+    read = replies.rendered
+    return Call(wire.GUARD_TOKENIZER, call.values, wire.GUARD_TOKENIZER.outputs, read)
+
+
+def raw_answer(conversation: ConversationIds) -> Call[RawAnswer]:
+    """A call of Gen itself, which asks for no verdict."""
+    values = {wire.INPUT_IDS: conversation.ids, wire.RESPONSE_MODE: [conversation.response_mode]}
+    outputs = (wire.ANSWER, wire.ANSWER_LOGPROBS, wire.ANSWER_STATUS, *wire.ANSWER_DETAILS)
+    return Call(wire.GEN_GUARD, values, outputs, partial(replies.written, conversation=conversation))
 
 
 def stream_step(

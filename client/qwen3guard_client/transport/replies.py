@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InternalError
@@ -20,7 +22,14 @@ from qwen3guard_contract.labels import (
     Refusal,
     RiskLevel,
 )
-from qwen3guard_contract.verdict import Classification, PromptVerdict, StepResult, TokenVerdict
+from qwen3guard_contract.verdict import (
+    AnswerToken,
+    Classification,
+    PromptVerdict,
+    RawAnswer,
+    StepResult,
+    TokenVerdict,
+)
 
 T = TypeVar("T")
 Reply = Callable[[wire.Tensor], npt.NDArray[Any]]
@@ -45,6 +54,42 @@ def classification(reply: Reply, *, recent: bool = False) -> Classification:
         notice=_strings(reply(wire.NOTICE))[0],
         answer_status=AnswerStatus(_strings(reply(wire.ANSWER_STATUS))[0]),
         turns_left_out=int(reply(wire.TURNS_LEFT_OUT)[0]) if recent else 0,
+    )
+
+
+@dataclass(frozen=True)
+class ConversationIds:
+    """A conversation in Gen's template: int64 [tokens]. In `response_mode` its last turn is the assistant's."""
+
+    ids: npt.NDArray[np.int64]
+    response_mode: bool
+    turns_left_out: int
+
+
+def rendered(reply: Reply) -> ConversationIds:
+    """Reads the reply of Gen's tokenizer."""
+    return ConversationIds(
+        reply(wire.INPUT_IDS), bool(reply(wire.RESPONSE_MODE)[0]), int(reply(wire.TURNS_LEFT_OUT)[0])
+    )
+
+
+def written(reply: Reply, *, conversation: ConversationIds) -> RawAnswer:
+    """Reads Gen's reply about `conversation`, without a verdict. Raises InternalError."""
+    logprobs = reply(wire.ANSWER_LOGPROBS).tolist()
+    ended = _strings(reply(wire.ANSWER_STATUS))[0] != AnswerStatus.CUT.value
+    choices: list[dict[str, float]] = [{} for _ in logprobs]
+    for index, piece, logprob in zip(
+        reply(wire.CHOICE_INDEX), _strings(reply(wire.CHOICE_PIECE)), reply(wire.CHOICE_LOGPROB), strict=True
+    ):
+        choices[index][piece] = float(logprob)
+    tokens = map(AnswerToken, _strings(reply(wire.ANSWER_PIECES)), logprobs, choices)
+    return RawAnswer(
+        text=_strings(reply(wire.ANSWER))[0],
+        tokens=tuple(tokens)[: len(logprobs) - ended],
+        ended=ended,
+        prompt_tokens=len(conversation.ids),
+        completion_tokens=len(logprobs),
+        turns_left_out=conversation.turns_left_out,
     )
 
 

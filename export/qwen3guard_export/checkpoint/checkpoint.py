@@ -20,6 +20,7 @@ from qwen3guard_contract.layout import Variant
 from qwen3guard_contract.manifest import STREAM_OUTPUTS
 
 from qwen3guard_export.checkpoint import config_fields as fields
+from qwen3guard_export.checkpoint.sources import checkpoint_folder
 from qwen3guard_export.checkpoint.tokenizer_files import carried_files
 from qwen3guard_export.checkpoint.weight_files import WeightFiles, read_json_object
 
@@ -125,7 +126,8 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose config, tensor shapes and tokenizer were checked. `source` is the name that the user gave.
+    """A checkpoint whose config, tensor shapes and tokenizer were checked. `source` is the name that the user gave,
+    followed by @ and the revision if there was one.
 
     `carried` are the files that the export copies as they are.
     """
@@ -143,13 +145,13 @@ def block_tensor(layer: int, part: str) -> str:
     return f"model.layers.{layer}.{part}.weight"
 
 
-def open_checkpoint(source: str) -> Checkpoint:
-    """Opens a folder, or a hub id `org/name`, which it downloads (JSON, safetensors and templates only).
+def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Opens what `checkpoint_folder` finds: a folder, or a model of a hub.
 
     Reads headers and JSON, and of the weights only an lm_head that should equal the embedding. Raises a CheckpointError
     other than ParityError.
     """
-    folder = _resolve(source)
+    folder = checkpoint_folder(source, revision)
     if not (folder / "config.json").is_file():
         raise CheckpointNotFound(f"{folder} has no config.json, so it is not a checkpoint.")
     config = read_json_object(folder / "config.json")
@@ -172,7 +174,7 @@ def open_checkpoint(source: str) -> Checkpoint:
             raise WrongShape(f"{name} has the shape {actual}; config.json requires {list(shape)}.")
     _refuse_unread(weights, architecture, shapes)
     return Checkpoint(
-        source=source,
+        source=source if revision is None else f"{source}@{revision}",
         folder=folder,
         architecture=architecture,
         weights=weights,
@@ -214,33 +216,6 @@ def _refuse_unread(weights: WeightFiles, architecture: Architecture, shapes: Map
                 f"the checkpoint has the tensor {name!r:.100}, but config.json says {architecture.layers} layers."
             )
         raise WrongArchitecture(f"the checkpoint has the tensor {name!r:.100}, which is not implemented.")
-
-
-def _resolve(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointNotFound(f"{source} is a file; name the checkpoint's folder.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
-        raise CheckpointNotFound(f"{source} is neither a folder nor a hub id of the form org/name.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except RepositoryNotFoundError as error:
-        raise CheckpointNotFound(
-            f"{source} is not a folder, and the hub has no such model, or none that you may read."
-        ) from error
-    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:  # the first is raised without a network
-        raise CheckpointNotFound(
-            f"{source} is not a folder, and the hub cannot be reached: give a folder, or see to the connection."
-        ) from error
-    except Exception as error:  # errors of the hub, of requests, of httpx or of the disk
-        raise CheckpointNotFound(
-            f"{source} is not a folder, and the hub did not give the model ({type(error).__name__})."
-        ) from error
 
 
 def _architecture(config: dict[str, Any]) -> Architecture:

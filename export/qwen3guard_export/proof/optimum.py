@@ -29,7 +29,7 @@ class OptimumMissing(ImportError):
 
 
 def export_with_optimum(
-    checkpoint: str, output: Path, *, say: Callable[[str], None] = lambda _: None
+    checkpoint: str, output: Path, *, revision: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, float]:
     """Writes Optimum's float32 graph of a Gen checkpoint into the folder `output`, and returns its parity figure.
 
@@ -39,7 +39,7 @@ def export_with_optimum(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty folder")
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, revision)
     if opened.architecture.variant != "gen":
         raise WrongArchitecture(
             "Optimum exports Qwen3Guard-Gen only; export a Stream checkpoint without --via optimum."

@@ -21,21 +21,30 @@ class ExportedFiles:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         paths = {folder / name: digest for name, digest in manifest.sha256.items() if (folder / name).is_file()}
-        self._opened = [os.open(path, os.O_RDONLY) for path in paths]
-        weakref.finalize(self, _close, self._opened)
+        self._opened = {os.open(path, os.O_RDONLY): digest for path, digest in paths.items()}
+        weakref.finalize(self, _close, list(self._opened))
         self._states = self._read_states()
         for path, digest in paths.items():
             if not is_exported(path, digest):
                 raise CorruptFile(f"{path} is not the file that was exported: export the checkpoint again.")
 
     def check(self) -> None:
-        """Raises InternalError if a file has been written to since: the guard's latest results may be wrong."""
-        if self._read_states() != self._states:
-            raise InternalError("The guard's files were overwritten while it ran; it has to be started anew.")
+        """Raises InternalError if a file has been written to since: the guard's latest results may be wrong.
 
-    def _read_states(self) -> list[tuple[int, int]]:
-        """The time of the last write (ns) and the bytes of each file."""
-        return [(status.st_mtime_ns, status.st_size) for status in map(os.fstat, self._opened)]
+        A file is read again where only its state has changed: another name or another mode does so, but also a write
+        after which the time of the last write was set back.
+        """
+        states = self._read_states()
+        if states == self._states:
+            return
+        for (file, digest), now, before in zip(self._opened.items(), states, self._states, strict=True):
+            if now[:2] != before[:2] or (now != before and not is_exported(Path(f"/proc/self/fd/{file}"), digest)):
+                raise InternalError("The guard's files were overwritten while it ran; it has to be started anew.")
+        self._states = states
+
+    def _read_states(self) -> list[tuple[int, int, int]]:
+        """The time of the last write (ns), the bytes, and the time of the last change of state (ns) of each file."""
+        return [(each.st_mtime_ns, each.st_size, each.st_ctime_ns) for each in map(os.fstat, self._opened)]
 
 
 def is_exported(path: Path, digest: str) -> bool:

@@ -115,6 +115,10 @@ class AnswerReader:
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token adds to that of the tokens before it."""
+        return self._tokenizer.pieces(ids)
+
     def read(
         self, answer: str, *, response_mode: bool, decisions: Mapping[Field, Probabilities], ended: bool = True
     ) -> AnswerVerdict:

@@ -46,8 +46,9 @@ class Question:
 class Answer:
     """A greedy answer while it is decoded: its ids, at last with the end token, and their log-probabilities.
 
-    `decisions` has the probabilities of each field that was decided so far. `next_ids` are the ids that go into the
-    next pass. With an `error` there will be no answer.
+    `decisions` has the probabilities of each field that was decided so far. `choices` has for each of its values the
+    index in `ids` that decided it, the value's first token, and that token's log-probability. `next_ids` are the ids
+    that go into the next pass. With an `error` there will be no answer.
     """
 
     question: Question
@@ -56,6 +57,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     decisions: dict[Field, Probabilities] = field(default_factory=dict)
+    choices: list[tuple[int, int, float]] = field(default_factory=list)
     text: str = ""
     ended: bool = False
     passes: int = 0
@@ -228,8 +230,9 @@ class GenGuard:
             answer.ended = True
             return
         decided = self.reader.field_decided_after(answer.text)
-        if decided:
-            # A malformed answer may repeat a label. Its first occurrence counts.
-            shares = softmax(choice.logits_of(self.reader.first_tokens(decided)))
-            answer.decisions.setdefault(decided, shares)
+        if decided and decided not in answer.decisions:  # a malformed answer may repeat a label: its first one counts
+            first_tokens, index = self.reader.first_tokens(decided), len(answer.ids) - 1
+            answer.decisions[decided] = softmax(choice.logits_of(first_tokens))
+            logprobs = choice.logprobs_of(first_tokens)
+            answer.choices += [(index, *pair) for pair in zip(first_tokens, logprobs, strict=True)]
         answer.text = self.reader.text(answer.ids)

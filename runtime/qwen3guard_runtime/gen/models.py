@@ -118,6 +118,8 @@ class GenGuardModel:
             wire.ANSWER_STATUS.name: [status.value],
             wire.NOTICE.name: [self._notice],
         }
+        if not request.wanted.isdisjoint(tensor.name for tensor in wire.ANSWER_DETAILS):
+            outputs |= self._details(answer)
         if verdict is None:
             return outputs
         self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
@@ -128,6 +130,16 @@ class GenGuardModel:
             return self._guard.read(answer), None
         except UnreadableAnswer as error:
             return None, error
+
+    def _details(self, answer: Answer) -> dict[str, object]:
+        reader = self._guard.reader
+        indices, tokens, logprobs = zip(*answer.choices, strict=True) if answer.choices else ((), (), ())
+        return {
+            wire.ANSWER_PIECES.name: reader.pieces(answer.ids),
+            wire.CHOICE_INDEX.name: indices,
+            wire.CHOICE_PIECE.name: [reader.text([token]) for token in tokens],
+            wire.CHOICE_LOGPROB.name: logprobs,
+        }
 
     def _verdict_outputs(self, verdict: AnswerVerdict) -> dict[str, object]:
         severity, undecided = verdict.severity, np.zeros(0, np.float32)

@@ -128,7 +128,7 @@ class StreamGuardModel:
         opened = open_guard(folder, exported, parameters)
         manifest, memory = opened.manifest, opened.memory
         slots = parameters.whole("slots", at_least=1)
-        budget_bytes = parameters.whole("kv_budget_bytes") or max(
+        budget_bytes = parameters.whole("kv_budget_bytes", at_most=memory.free_bytes()) or max(
             memory.free_bytes() // 2, KVCache.least_bytes(manifest, memory)
         )
         kv_cache = KVCache(manifest, slots=slots, budget_bytes=budget_bytes, memory=memory)

@@ -14,6 +14,7 @@ from pathlib import Path
 from qwen3guard_contract.errors import TextTooLong, TokenizerMismatch
 from qwen3guard_contract.messages import BYTES_PER_TOKEN
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from qwen3guard_runtime.text import segments
 
@@ -128,6 +129,12 @@ class GuardTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token adds to that of the tokens before it. The token that ends a character adds all of
+        it."""
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(self._whole, token) or "" for token in ids]
 
     def split_special(self, text: str) -> Iterator[str | int]:
         """Splits `text` at its special tokens. Yields the plain parts as strings, and the special tokens as ids."""

@@ -94,6 +94,12 @@ def test_what_cannot_be_judged_is_refused(by_gen: openai.OpenAI, given: object, 
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("name", ["model", "user"])
+def test_a_name_that_is_no_text_is_refused(by_gen: openai.OpenAI, name: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"The field {name} must be a text"):
+        by_gen.moderations.create(input=SAFE, extra_body={name: [1]})
+
+
 def test_without_an_upstream_there_is_nothing_else(by_gen: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         by_gen.chat.completions.create(model="x", messages=[{"role": "user", "content": SAFE}])

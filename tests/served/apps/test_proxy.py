@@ -572,7 +572,7 @@ def test_keys_reach_the_llm_and_neither_they_nor_texts_the_log(
     llm.text = TURNS
     with caplog.at_level(logging.DEBUG), proxied() as proxy:
         client = proxy.client("sk-very-secret")
-        assert [each.id for each in client.models.list()] == ["fake"]
+        assert [each.id for each in client.models.list()] == ["fake", "qwen3guard-gen"]
         streamed(client, extra_query={"api-version": "hidden-query"})
         with pytest.raises(openai.APIStatusError):
             client.embeddings.create(model="fake", input="hidden text")
@@ -669,6 +669,18 @@ def test_a_proxy_that_stops_says_so_to_those_that_it_cuts_off(guard: GuardClient
     assert (response.status_code, told["error"]["code"]) == (200 if stream else 503, "stopping")
     logged = next(json.loads(line) for line in said.splitlines() if '"request"' in line)
     assert (logged["status"], logged["error"]) == (response.status_code, "stopping")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_proxy_that_looks_for_its_guard_can_be_stopped(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", "from qwen3guard_apps.cli.main import main; raise SystemExit(main())", "proxy"]
+    command += ["--port", "0", "--url", f"127.0.0.1:{free_port()}", "--timeout", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert "looking for a guard" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0
 
 

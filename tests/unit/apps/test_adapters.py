@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -242,7 +243,7 @@ def test_a_field_that_a_stream_comes_back_to_is_read_with_its_end() -> None:
     pieces: list[dict[str, Any]] = [{"content": "Take the kn"}, {"reasoning_content": " and"}, {"content": "ife."}]
     streamed = reader.StreamedTexts()
     found = "".join(
-        text
+        text or ""
         for delta in pieces
         for text in streamed(ModelResponseStream(choices=[{"index": 0, "delta": delta}])).values()  # type: ignore[list-item]
     )
@@ -253,3 +254,34 @@ def test_a_field_that_a_stream_comes_back_to_is_read_with_its_end() -> None:
     written = Written(AIMessageChunk(**each) for each in kwargs)
     assert BAD in "".join(written.texts())
     assert [chunk.content for chunk in written.cleared(10**6)] == ["Take the kn", "", "ife."]
+
+
+def test_letters_of_two_fields_by_turns_are_judged_as_each_field_at_the_end() -> None:
+    deltas = [{"content": letter, "reasoning_content": "ok "} for letter in BAD]
+    streamed = reader.StreamedTexts()
+    chunks = [ModelResponseStream(choices=[{"index": 0, "delta": delta}]) for delta in deltas]  # type: ignore[list-item]
+    judged: list[str] = []
+
+    async def written() -> AsyncIterator[Any]:
+        for chunk in chunks:
+            yield chunk
+
+    async def moderate(_: int, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+        async for piece in pieces:
+            judged.append(piece)
+            yield piece
+
+    async def given() -> list[Any]:
+        return [chunk async for chunk in ClearedItems(written(), streamed, moderate, streamed.fields)]
+
+    assert asyncio.run(given()) == chunks
+    assert sorted(judged[-2:]) == sorted([BAD, "ok " * len(BAD)])
+    assert sum(map(len, judged)) <= 3 * sum(len(each) for delta in deltas for each in delta.values()) + 512
+
+    reasoning = {"reasoning_content": "ok "}
+    taken = Written(AIMessageChunk(content=letter, additional_kwargs=reasoning) for letter in BAD)
+    assert len(list(taken.texts())) == len(BAD)
+    assert sorted(taken.late()) == sorted([BAD, "ok " * len(BAD)])
+    begun = list(taken.cleared(10**6))
+    assert list(taken.rest(10**6)) == []
+    assert "".join(str(chunk.content) for chunk in [*begun, *taken.cleared(math.inf)]) == BAD

@@ -91,3 +91,19 @@ def test_nothing_is_begun_for_a_caller_that_has_left_and_what_was_begun_ends() -
 
     asyncio.run(ask())
     assert (guard.now, guard.asked) == (0, AT_ONCE + 8)
+
+
+def test_a_few_texts_wait_for_no_other_request_that_has_many() -> None:
+    """Its texts have their turns between those of the other."""
+    guard, shared = Guard(100), Batches(60)
+
+    async def ask() -> int:
+        many = asyncio.create_task(shared.judge(guard.judge, texts(0, 400)))
+        await asyncio.sleep(0.005)
+        before = guard.asked
+        assert await shared.judge(guard.judge, ["a", "b"]) == ["A", "B"]
+        asked = guard.asked - before
+        await many
+        return asked
+
+    assert asyncio.run(ask()) <= 4 * AT_ONCE

@@ -138,11 +138,13 @@ def test_what_is_wrong_is_refused_as_a_flag_is_and_names_file_and_key(
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "latin.toml").write_bytes(b'host = "\xe9"')
     (tmp_path / "mark.toml").write_bytes(b"\xef\xbb\xbfport = 5")
+    (tmp_path / "nul.toml").write_text(r'log-file = "a\u0000b"')
     assert parsed("proxy", "--config", str(tmp_path / "mark.toml"))["port"] == 5
     for path, words in (
         (tmp_path / "none", "No such file"),
         (tmp_path, "directory"),
         (tmp_path / "latin.toml", "UTF-8"),
+        (tmp_path / "nul.toml", "log-file has a NUL character"),
     ):
         with pytest.raises(SystemExit):
             parsed("proxy", "--config", str(path))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qwen3guard_apps.openai.choice import places_of
+from qwen3guard_apps.openai.interleaved import Interleaved, owners_of
 from support.raw_llm import chunk, sse
 from support.unserved_proxy import LlmAnswer, Received, receive
 from support.word_guard import is_unsafe
@@ -100,3 +102,29 @@ def test_no_field_is_unsafe_when_it_is_put_together(data: st.DataObject) -> None
     assert not any(map(is_unsafe, joined(found))), json.dumps(deltas)
     if not is_unsafe(text):
         assert text in joined(found)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(["content", "reasoning", "refusal"]), st.text(max_size=400)), max_size=60))
+def test_what_is_judged_grows_with_what_is_written(pieces: list[tuple[str, str]]) -> None:
+    """However often the fields change; and every field is judged in one piece, or as it goes on."""
+    interleaved, judged, whole = Interleaved(), 0, False
+    for field, text in pieces:
+        message = {field: text}
+        again = interleaved.again(owners_of({}, message), message, places_of(message))
+        assert not (whole and again is not None)
+        whole = again is None
+        judged += 0 if again is None else len(again) + len(text)
+    written = sum(len(text) for _, text in pieces)
+    assert judged <= 2 * written + 256 + 2
+    if whole:
+        fields = {"".join(text for name, text in pieces if name == field) for field, _ in pieces}
+        assert set(interleaved.fields()) == fields - {""}
+
+
+def test_letters_of_two_fields_by_turns_are_shown_when_each_field_is_judged_whole() -> None:
+    harmless = told(*({"content": letter, "reasoning": "ok "} for letter in "bread and rice " * 20))
+    assert {"bread and rice " * 20, "ok " * 300} <= set(joined(harmless))
+    found = told(*({"content": letter, "reasoning": "ok "} for letter in "bread and rice, then zyqstab him"))
+    assert not any(map(is_unsafe, joined(found)))
+    assert found.events[-1]["choices"][0]["finish_reason"] == "content_filter"

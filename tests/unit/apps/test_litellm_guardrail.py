@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_apps.openai.batches import Batches
-from qwen3guard_apps.openai.calls_in_progress import CallsInProgress
+from qwen3guard_apps.openai.calls_in_progress import LONGEST_ID, MESSAGE_CHARACTERS, CallsInProgress
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.litellm_guardrail import MAX_TEXTS, LiteLLMGuardrail
 from qwen3guard_client import Category, Classification, Policy, RiskLevel, errors
@@ -195,7 +195,7 @@ def test_what_litellm_does_not_send_is_an_error(guardrail: LiteLLMGuardrail, wro
 
 
 def test_conversations_are_kept_within_bounds_and_an_id_of_two_belongs_to_neither() -> None:
-    calls = CallsInProgress(most_calls=2, most_characters=10)
+    calls = CallsInProgress(most_calls=2, most_characters=2 * MESSAGE_CHARACTERS + 10)
     one, two, long = (Conversation([{"role": "user", "content": each}], "") for each in ("one", "two", "x" * 9))
     for name, asked in (("a", one), ("b", two), ("a", one)):
         calls.begin(name, asked)
@@ -206,6 +206,16 @@ def test_conversations_are_kept_within_bounds_and_an_id_of_two_belongs_to_neithe
     assert calls.conversation("b") is None
     calls.begin("c", long)
     assert (calls.conversation("a"), calls.conversation("c")) == (None, long)
-    for no_id in (None, 5, ""):
+    for no_id in (None, 5, "", "x" * (LONGEST_ID + 1)):
         calls.begin(no_id, one)
         assert calls.conversation(no_id) is None
+    calls.begin("d", Conversation([{"role": "user", "content": "x"}] * 3, ""))  # messages take more than their text
+    assert calls.conversation("d") is None
+
+
+def test_the_conversation_of_a_call_that_is_blocked_is_not_kept(guardrail: LiteLLMGuardrail) -> None:
+    assert answer(guardrail, "request", structured_messages=[USER])["action"] == "NONE"
+    assert guardrail._calls.conversation("1")
+    blocked = answer(guardrail, "request", structured_messages=[{"role": "user", "content": "Take the knife."}])
+    assert blocked["action"] == "BLOCKED"
+    assert guardrail._calls.conversation("1") is None

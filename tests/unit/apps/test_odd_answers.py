@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import pytest
+from qwen3guard_apps.openai.answer import MOST_CHOICES, ChatAnswer
+from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.openai.choice import ChatChoice
 from qwen3guard_apps.openai.logprobs import MOST_APART, OwnLogprobs
 from qwen3guard_apps.openai.request import read_request
+from qwen3guard_apps.proxy import upstream
 from support.raw_llm import chunk, completion, sse
 from support.unserved_proxy import LlmAnswer, Received, receive
 
@@ -399,3 +404,74 @@ def test_escapes_in_arguments_are_judged_as_their_characters(size: int) -> None:
         assert json.loads(harmless) == {"how": "rice q 猫 \U0001f600"}
         assert "\\u0071" in harmless
         assert "stab" not in answered("rice zyqstab him", whole=whole)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_what_is_large_is_read_in_another_thread(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Where it would keep all others waiting."""
+    read_by = set()
+    read = ChatAnswer.read
+
+    def recording(self: ChatAnswer, *arguments: Any) -> list[ChatChoice]:
+        read_by.add(threading.current_thread() is threading.main_thread())
+        return read(self, *arguments)
+
+    monkeypatch.setattr(ChatAnswer, "read", recording)
+    written = "rice " * (size // 5)
+    body = json.dumps(completion({"role": "assistant", "content": written})).encode()
+    whole = receive(LlmAnswer([body], content_type="application/json"), ASKED)
+    assert json.loads(whole.text)["choices"][0]["message"]["content"] == written
+    at_once = LlmAnswer([body], content_type="application/json")
+    assert text(receive(at_once, ASKED | {"stream": True})) == written
+    assert read_by == {size == 10}
+    read_by.clear()
+    assert text(stream(sse({**chunk({"content": written}), "x": 0}))) == written
+    assert (size == 10) in read_by
+
+
+def test_so_many_calls_are_no_message() -> None:
+    calls = [{"index": number, "id": f"c{number}"} for number in range(MOST_CHOICES + 1)]
+    for taken, code in ((calls[:-1], None), (calls, "upstream_unreadable")):
+        found = stream(sse(chunk({"tool_calls": taken}), STOP))
+        assert found.events[-1].get("error", {}).get("code") == code
+
+
+def test_log_probabilities_that_nobody_asked_for_count() -> None:
+    entries = [{"token": "", "logprob": 0.0}] * 40_000
+    body = completion({"role": "assistant", "content": "rice"})
+    body["choices"][0]["logprobs"] = {"content": entries}
+    answer = LlmAnswer([json.dumps(body).encode()], content_type="application/json")
+    assert receive(answer, ASKED).status == 502
+    assert receive(answer, ASKED | {"logprobs": True}).status == 200
+
+
+def test_numbers_without_end_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("json.loads", None)
+    with pytest.raises(ApiError, match="more than 100,000 values"):
+        upstream.parsed(b"[" + b"1," * (upstream.MOST_COMMAS + 1) + b"1]", with_logprobs=True)
+
+
+@pytest.mark.parametrize("size", [upstream.LARGEST_ERROR // 2, upstream.LARGEST_ERROR])
+def test_an_error_without_end_is_told_without_its_words(size: int) -> None:
+    body = json.dumps({"error": {"message": "rice", "x": "y" * size}}).encode()
+    found = receive(LlmAnswer([body], 400, "application/json"), ASKED)
+    assert found.status == 400
+    assert ("rice" in found.text) == (size < upstream.LARGEST_ERROR)
+
+
+@pytest.mark.parametrize("choices", [[], [{"index": 1, "message": {"role": "assistant", "content": "rice"}}]])
+@pytest.mark.parametrize("on_flag", ["stop", "mark"])
+def test_a_flag_is_told_though_the_llm_leaves_choices_out(on_flag: str, choices: list[Any]) -> None:
+    asked = ASKED | {"messages": [{"role": "user", "content": "zyqstab"}], "n": 2}
+    body = json.dumps({"choices": choices}).encode()
+    found = json.loads(receive(LlmAnswer([body], content_type="application/json"), asked, on_flag=on_flag).text)
+    assert sorted(each["index"] for each in found["choices"]) == [0, 1]
+    assert all(each["guard"]["flagged_by"] == "prompt" for each in found["choices"])
+
+
+def test_a_flagged_prompt_is_a_400_though_the_llm_tells_its_usage() -> None:
+    """And though it comes after all that the LLM says."""
+    asked = ASKED | {"messages": [{"role": "user", "content": "zyqstab"}], "stream": True}
+    usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
+    found = receive(LlmAnswer([sse(chunk({"content": "rice"}), STOP, usage)]), asked, on_flag="error", begun=False)
+    assert (found.status, "content_filter" in found.text) == (400, True)

@@ -326,7 +326,7 @@ def test_a_hub_that_does_not_answer_and_one_that_has_no_such_model(
     import huggingface_hub
     from huggingface_hub import errors as hub
 
-    unreachable, no_model = "the hub cannot be reached", "the hub has no such model"
+    unreachable, no_model = "cannot be reached", "has no such model"
     for error, says in (
         (hub.LocalEntryNotFoundError("not in the cache"), unreachable),
         (hub.OfflineModeIsEnabled("HF_HUB_OFFLINE"), unreachable),
