@@ -53,9 +53,10 @@ DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
 """float32 [asked, vocab]."""
-GEN_CHOICES = ("choices", "candidate_logits")
+GEN_CHOICES = ("choices", "candidate_logprobs")
 """The outputs of a paged Gen graph, which brings no logits to the host: float32 [asked, 2] has the likeliest token's id
-and its log-probability, NaN if a logit is not finite, and float32 [asked, n] the logits of the `candidates`."""
+and its log-probability, NaN if a logit is not finite, and float32 [asked, n] the log-probabilities of the
+`candidates`."""
 STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
 

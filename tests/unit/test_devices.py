@@ -222,7 +222,7 @@ def test_a_device_that_was_asked_for_is_never_replaced(folder: Path, device: str
 
 
 class LikelyTokens:
-    """A Gen runner of either kind: the log-probability of each likeliest token, and the candidates' logits. The token
+    """A Gen runner of either kind: the log-probability of each likeliest token, and those of the candidates. The token
     itself may be another where two are nearly as likely."""
 
     def __init__(self, runner: Runner) -> None:
@@ -233,7 +233,7 @@ class LikelyTokens:
 
     @staticmethod
     def _likely(made: list[Choice]) -> Logits:
-        candidates = [choice.logits_of(CANDIDATES) for choice in made]
+        candidates = [choice.logprobs_of(CANDIDATES) for choice in made]
         logprobs = np.array([choice.logprob for choice in made], np.float32)
         return logprobs, np.array(candidates, np.float32).reshape(-1, len(CANDIDATES))
 

@@ -87,16 +87,17 @@ class PagedQwen3(Qwen3):
 
         A TopK of one is the maximum for which ONNX Runtime's CUDA provider does not need cuDNN.
         """
-        graph, (choices, candidate_logits) = self.graph, GEN_CHOICES
+        graph, (choices, candidate_logprobs) = self.graph, GEN_CHOICES
         candidates = graph.input(GRAPH_CANDIDATES, INT32, ["candidates"])
-        largest, token = graph.largest(graph.op("LogSoftmax", [logits], axis=-1))
+        logprobs = graph.op("LogSoftmax", [logits], axis=-1)
+        largest, token = graph.largest(logprobs)
         nothing = graph.op("Mul", [logits, graph.scalar(0.0, np.float32)])
         nan_or_zero = graph.op("ReduceSum", [nothing, graph.ints(-1)], keepdims=1)
         logprob = graph.op("Add", [largest, nan_or_zero])
         graph.op("Concat", [graph.op("Cast", [token], to=FLOAT), logprob], name=choices, axis=1)
-        graph.op("Gather", [logits, candidates], name=candidate_logits, axis=1)
+        graph.op("Gather", [logprobs, candidates], name=candidate_logprobs, axis=1)
         graph.output(choices, FLOAT, ["asked", 2])
-        graph.output(candidate_logits, FLOAT, ["asked", "candidates"])
+        graph.output(candidate_logprobs, FLOAT, ["asked", "candidates"])
 
     def _embed(self, ids: str) -> str:
         table = self.graph.weight(EMBEDDING, self.half.array(self.tensors.float32(EMBEDDING)))

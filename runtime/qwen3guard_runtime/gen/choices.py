@@ -31,10 +31,10 @@ class Choice(Protocol):
         """The log-probability of `token`."""
 
     def logits_of(self, ids: Sequence[int]) -> Floats:
-        """The logits of the tokens `ids`."""
+        """The logits of the tokens `ids`, or all of them less one number."""
 
-    def logprobs_of(self, ids: Sequence[int]) -> Sequence[float]:
-        """Their log-probabilities. None of them if they are not known, because `token` is no candidate."""
+    def logprobs_of(self, ids: Sequence[int]) -> list[float]:
+        """The log-probabilities of the tokens `ids`."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,22 @@ class ChoiceOfLogits:
     def logits_of(self, ids: Sequence[int]) -> Floats:
         return self.logits[list(ids)]
 
-    def logprobs_of(self, ids: Sequence[int]) -> Sequence[float]:
-        return [float(each) for each in self.logits_of(ids) + (self.logprob - self.logits[self.token])]
+    def logprobs_of(self, ids: Sequence[int]) -> list[float]:
+        above = self.logprob - float(self.logits[self.token])
+        return [above + float(self.logits[each]) for each in ids]
 
 
 @dataclass(frozen=True)
 class ChoiceOfGraph:
-    """One row of a graph's outputs (`manifest.GEN_CHOICES`); `places` has the index of each candidate's logit."""
+    """One row of a graph's outputs (`manifest.GEN_CHOICES`). `places` has the index of each candidate in it."""
 
     chosen: Floats
-    candidate_logits: Floats
+    candidate_logprobs: Floats
     places: Mapping[int, int]
 
     @property
     def error(self) -> InternalError | None:
-        return not_finite([self.chosen, self.candidate_logits])
+        return not_finite([self.chosen, self.candidate_logprobs])
 
     @property
     def token(self) -> int:
@@ -83,12 +84,10 @@ class ChoiceOfGraph:
         return float(self.chosen[1])
 
     def logits_of(self, ids: Sequence[int]) -> Floats:
-        return self.candidate_logits[[self.places[id_] for id_ in ids]]
+        return self.candidate_logprobs[[self.places[each] for each in ids]]
 
-    def logprobs_of(self, ids: Sequence[int]) -> Sequence[float]:
-        if self.token not in self.places:
-            return []
-        return [float(each) for each in self.logits_of(ids) + (self.logprob - self.logits_of([self.token]))]
+    def logprobs_of(self, ids: Sequence[int]) -> list[float]:
+        return [float(logprob) for logprob in self.logits_of(ids)]
 
 
 def choices(outputs: Logits, candidates: Sequence[int]) -> list[Choice]:
@@ -96,7 +95,7 @@ def choices(outputs: Logits, candidates: Sequence[int]) -> list[Choice]:
     if len(outputs) == 1:
         return [ChoiceOfLogits(row) for row in outputs[0]]
     places = {id_: place for place, id_ in enumerate(candidates)}
-    return [ChoiceOfGraph(chosen, logits, places) for chosen, logits in zip(*outputs, strict=True)]
+    return [ChoiceOfGraph(chosen, logprobs, places) for chosen, logprobs in zip(*outputs, strict=True)]
 
 
 def log_probability(logits: Floats, token: int) -> float:

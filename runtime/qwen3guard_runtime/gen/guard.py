@@ -231,8 +231,8 @@ class GenGuard:
             return
         decided = self.reader.field_decided_after(answer.text)
         if decided and decided not in answer.decisions:  # a malformed answer may repeat a label: its first one counts
-            ids = self.reader.first_tokens(decided)
-            answer.decisions[decided] = softmax(choice.logits_of(ids))
-            index = len(answer.ids) - 1
-            answer.alternatives += [(index, *each) for each in zip(ids, choice.logprobs_of(ids), strict=False)]
+            first_tokens, index = self.reader.first_tokens(decided), len(answer.ids) - 1
+            answer.decisions[decided] = softmax(choice.logits_of(first_tokens))
+            logprobs = choice.logprobs_of(first_tokens)
+            answer.alternatives += [(index, *pair) for pair in zip(first_tokens, logprobs, strict=True)]
         answer.text = self.reader.text(answer.ids)
