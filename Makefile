@@ -19,7 +19,7 @@ demo: $(GUARDS)  # export the demo guard, serve it, judge three conversations an
 serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 	@$(BIN)/qwen3guard serve --model-repository $(REPOSITORY) --grpc-port $(PORT)
 
-test: say-dev .venv/dev.done
+test: say-dev .venv/dev.done .venv/gpu.done
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-unit: say-dev .venv/dev.done  # one module or two at a time: no server, no torch, one to two minutes
@@ -79,6 +79,15 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 .venv/release.done: pyproject.toml .venv/locked.done
 	@$(BIN)/pip install --disable-pip-version-check --editable '.[release]'
 	@touch $@ .venv/serve.done
+
+# Beside the environment, because onnxruntime and onnxruntime-gpu are one folder; tests/gpu loads it from here. NVIDIA's
+# packages are here for their headers.
+.venv/gpu.done: tests/gpu/packages.txt | .venv/bin/python
+	@echo "installing onnxruntime-gpu for tests/gpu (250 MB) ..."
+	@rm -rf .venv/gpu
+	@$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target .venv/gpu --requirement $<
+	@rm -rf .venv/gpu/nvidia/cu13/lib
+	@touch $@
 
 say-dev:
 	@test .venv/dev.done -nt pyproject.toml || echo "making .venv for the tests, some minutes the first time: downloads" \

@@ -38,7 +38,7 @@ from qwen3guard_contract.slots import whole_blocks
 from qwen3guard_export.balance.balance import balance
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph.attention import kv_caches
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.texts import proof_rows
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, IM_START, GuardTokenizer

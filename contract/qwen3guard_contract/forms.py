@@ -12,10 +12,14 @@ WeightFormat = Literal["fp32", "dq8r", "fp16", "bf16"]
 """fp32 is exact. dq8r multiplies integers of 8 bits: each token's row has its own scale, and so has each output channel
 of the weights. fp16 and bf16 multiply floats of two bytes."""
 WEIGHT_FORMATS: tuple[str, ...] = get_args(WeightFormat)
-AttentionForm = Literal["decomposed", "int8", "portable", "gqa"]
+AttentionForm = Literal["decomposed", "int8", "portable", "paged", "paged_half"]
 """decomposed is the form that ONNX Runtime runs fastest on CPUs. int8 is the same with keys and values of 8 bits.
-portable is standard ONNX, which TensorRT can build too. gqa is one fused operator of ONNX Runtime on CUDA."""
+portable is standard ONNX, which TensorRT can build too. paged is one operator of ONNX Runtime on CUDA, with the norms
+and rotations of queries and keys in it, and takes any rows in one pass. In paged_half the residual stream has two bytes
+too, which needs fewer launches and rounds at every half of a layer."""
 ATTENTION_FORMS: tuple[str, ...] = get_args(AttentionForm)
+FORMER_FORMS = {"gqa": "paged"}
+"""What stands in the place of a form that there was before."""
 
 _TWO_BYTE_KV = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -37,6 +41,11 @@ class Form:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         if self.is_two_bytes and self.uses_cpu_operators:
             raise ValueError(f"the attention form {self.attention} does not go with {self.weights} weights")
+        if self.is_paged and not self.is_two_bytes:
+            raise ValueError(
+                f"the attention form {self.attention} does not go with {self.weights} weights: ONNX Runtime's CUDA"
+                " provider has it for fp16 and bf16 alone"
+            )
 
     def __str__(self) -> str:
         return f"{self.weights}, {self.attention}"
@@ -70,8 +79,8 @@ class Form:
 
     @property
     def runs_on_cpu(self) -> bool:
-        """Whether ONNX Runtime's CPU provider has the products: it multiplies no bf16."""
-        return self.weights != "bf16"
+        """Whether ONNX Runtime's CPU provider has all operators: it multiplies no bf16, and has no paged attention."""
+        return self.weights != "bf16" and not self.is_paged
 
     @property
     def is_standard(self) -> bool:
@@ -79,14 +88,22 @@ class Form:
         return self.attention == "portable"
 
     @property
-    def is_fused(self) -> bool:
-        """Whether attention is one operator of ONNX Runtime's CUDA provider, which masks by itself."""
-        return self.attention == "gqa"
+    def is_paged(self) -> bool:
+        """Whether attention is one operator of ONNX Runtime's CUDA provider over pages of cells (`slots.PAGE_CELLS`).
+
+        Its graph takes the tokens of all rows one after the other (`manifest.PAGED_INPUTS`).
+        """
+        return self.attention in ("paged", "paged_half")
+
+    @property
+    def has_half_residual(self) -> bool:
+        """Whether the residual stream between the layers has the type of the weights; else it is float32."""
+        return self.attention == "paged_half"
 
     @property
     def uses_cpu_operators(self) -> bool:
         """Whether attention is made of the operators that ONNX Runtime's CPU provider runs fastest."""
-        return not self.is_standard and not self.is_fused
+        return not self.is_standard and not self.is_paged
 
     @property
     def has_integer_weights(self) -> bool:
@@ -119,11 +136,6 @@ class Form:
         return self.has_integer_weights and self.uses_cpu_operators
 
     @property
-    def takes_ragged_rows(self) -> bool:
-        """Whether rows of several tokens that begin at different positions may share a pass."""
-        return not self.is_fused
-
-    @property
     def device(self) -> Literal["cpu", "cuda"]:
         """The kind of device that the form is made for."""
-        return "cuda" if self.is_fused else "cpu"
+        return "cuda" if self.is_paged else "cpu"

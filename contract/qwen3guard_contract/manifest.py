@@ -32,10 +32,31 @@ GRAPH_POSITIONS = "positions"
 """int64 [rows]: the position of each row's first token in its sequence, which is also its cell in the KV slot."""
 GRAPH_LOGIT_INDEX = "logit_index"
 """int64 [asked, 2]: the (row, column) of each token whose logits are wanted; other logits are not computed."""
+GRAPH_ROW_STARTS = "row_starts"
+GRAPH_PAGES = "pages"
+GRAPH_BOUNDS = "bounds"
+GRAPH_CANDIDATES = "candidates"
+"""int32 [n], an input of a paged Gen graph: ids of tokens that an answer may go on with."""
+PAGED_INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, GRAPH_ROW_STARTS, GRAPH_PAGES, GRAPH_BOUNDS)
+"""The inputs of a paged graph besides its caches, all int32:
+
+input_ids [tokens]      the tokens of all rows, row by row, without padding
+positions [rows]        as above
+logit_index [asked]     the indices in input_ids of the tokens whose logits are wanted
+row_starts [rows + 1]   the index in input_ids of each row's first token, and at last the number of tokens
+pages [rows, n]         the pages of each row's slot in the arrays of keys and values, in the order of its cells
+bounds [2 or 3]         in the host's memory: the most tokens of a row, the most cells that a row may read, and if given
+                        the least that the longest row reads. They must hold for every replay of a recorded pass.
+
+A cache is [pages, PAGE_CELLS, kv_heads, head_dim]: of all slots of an arena, one after the other."""
 DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
 """float32 [asked, vocab]."""
+GEN_CHOICES = ("choices", "candidate_logprobs")
+"""The outputs of a paged Gen graph, which brings no logits to the host: float32 [asked, 2] has the likeliest token's id
+and its log-probability, NaN if a logit is not finite, and float32 [asked, n] the log-probabilities of the
+`candidates`."""
 STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
 
@@ -137,7 +158,9 @@ class Manifest:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return GEN_OUTPUTS if self.variant == "gen" else STREAM_OUTPUTS
+        if self.variant == "stream":
+            return STREAM_OUTPUTS
+        return GEN_CHOICES if self.form.is_paged else GEN_OUTPUTS
 
     @property
     def texts(self) -> dict[str, str]:
@@ -151,12 +174,20 @@ class Manifest:
     @property
     def caches(self) -> tuple[Cache, ...]:
         """The arrays of a KV slot, in all layers."""
-        return caches(self.form.kv_dtype, layers=self.layers, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        return caches(
+            self.form.kv_dtype,
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            paged=self.form.is_paged,
+        )
 
     def describes(self, inputs: Collection[str], metadata: Mapping[str, str]) -> bool:
         """Whether a graph with these input names and this metadata is the one that the manifest describes. Graphs of
         former versions have no metadata."""
-        expected = {GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, *(cache.past for cache in self.caches)}
+        own = PAGED_INPUTS if self.form.is_paged else (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
+        more = (GRAPH_CANDIDATES,) if self.outputs == GEN_CHOICES else ()
+        expected = {*own, *more, *(cache.past for cache in self.caches)}
         return set(inputs) == expected and metadata.get(GRAPH_FORM, str(self.form)) == str(self.form)
 
     @property

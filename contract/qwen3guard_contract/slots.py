@@ -16,6 +16,8 @@ CAPACITY = "capacity"
 """The name of the dimension of a cache that is the slot's number of cells."""
 CELL_STEP = 64
 """Every capacity is a multiple of this, because int8 attention works on blocks of 64 cells."""
+PAGE_CELLS = 256
+"""The cells of a page, of which a paged slot is made. FlashAttention reads pages of this size where they are."""
 PADDING_CELLS = 16
 """Cells at the end of every slot that hold no token. The padding of a ragged batch is written there."""
 SMALLEST_TOKENS = 256
@@ -59,27 +61,25 @@ class Cache:
         return math.prod(self.shape(capacity)) * self.numpy.itemsize
 
 
-def caches(kv_dtype: str, *, layers: int, kv_heads: int, head_dim: int) -> tuple[Cache, ...]:
-    """The arrays of a slot, layer by layer.
+def caches(kv_dtype: str, *, layers: int, kv_heads: int, head_dim: int, paged: bool = False) -> tuple[Cache, ...]:
+    """The arrays of a slot, layer by layer. In `paged` ones the heads of a cell stand together.
 
     With int8 the keys are transposed, with one column for each cell. A layer then has a third array with a float32
     scale for each cell and head, first those of the keys, then those of the values: a number is its int8 times its
     scale.
     """
-    return tuple(cache for layer in range(layers) for cache in _of_layer(kv_dtype, layer, kv_heads, head_dim))
+    return tuple(cache for layer in range(layers) for cache in _of_layer(kv_dtype, layer, kv_heads, head_dim, paged))
 
 
-def _of_layer(kv_dtype: str, layer: int, kv_heads: int, head_dim: int) -> tuple[Cache, ...]:
+def _of_layer(kv_dtype: str, layer: int, kv_heads: int, head_dim: int, paged: bool) -> tuple[Cache, ...]:
     if kv_dtype == "int8":
         return (
             Cache("key", layer, "int8", (kv_heads, head_dim, CAPACITY)),
             Cache("value", layer, "int8", (kv_heads, CAPACITY, head_dim)),
             Cache("scale", layer, "float32", (2 * kv_heads, 1, CAPACITY)),
         )
-    return (
-        Cache("key", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
-        Cache("value", layer, kv_dtype, (kv_heads, CAPACITY, head_dim)),
-    )
+    dims = (CAPACITY, kv_heads, head_dim) if paged else (kv_heads, CAPACITY, head_dim)
+    return Cache("key", layer, kv_dtype, dims), Cache("value", layer, kv_dtype, dims)
 
 
 def slot_bytes(caches: Iterable[Cache], capacity: int) -> int:
@@ -90,6 +90,11 @@ def slot_bytes(caches: Iterable[Cache], capacity: int) -> int:
 def whole_blocks(cells: int) -> int:
     """Rounds `cells` up to a multiple of CELL_STEP."""
     return -(-cells // CELL_STEP) * CELL_STEP
+
+
+def whole_pages(cells: int) -> int:
+    """Rounds `cells` up to a multiple of PAGE_CELLS."""
+    return -(-cells // PAGE_CELLS) * PAGE_CELLS
 
 
 def capacity_for(tokens: int) -> int:

@@ -29,7 +29,7 @@ from qwen3guard_contract.slots import capacity_for
 from qwen3guard_export.balance.balance import balance
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from qwen3guard_export.graph.attention import kv_caches
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.canary import longest
 from qwen3guard_export.proof.parity import Proof, prove
 from qwen3guard_export.proof.texts import around_text, proof_rows

@@ -1,8 +1,9 @@
 """Finds the parts of the embedded server on this machine: the wheel's tritonserver, and the Python for its models.
 
 The wheel's stub of the Python back end needs three things. It needs the shared libpython of the interpreter that this
-environment was made with, and the wheel's own libraries (both by LD_LIBRARY_PATH). And it needs this environment's
-packages: its interpreter is isolated, ignores PYTHONPATH, and uses the environment of the first python3 on PATH.
+environment was made with, and the wheel's own libraries (both by LD_LIBRARY_PATH, before what the user has in it, such
+as CUDA's libraries). And it needs this environment's packages: its interpreter is isolated, ignores PYTHONPATH, and
+uses the environment of the first python3 on PATH.
 """
 
 from __future__ import annotations
@@ -88,12 +89,12 @@ say."""
 
 def environment(triton: Path, libpython: Path) -> dict[str, str]:
     """The environment variables of tritonserver. `triton` is what `wheel` returns, `libpython` the library's folder."""
-    libraries = triton.parents[1] / "nvidia_pytriton.libs"
+    libraries = [libpython, triton.parents[1] / "nvidia_pytriton.libs", os.environ.get("LD_LIBRARY_PATH")]
     return (
         HUGE_PAGES
         | {name: value for name, value in os.environ.items() if not name.startswith(VERTEX_AI)}
         | {
-            "LD_LIBRARY_PATH": f"{libpython}:{libraries}",
+            "LD_LIBRARY_PATH": ":".join(str(folder) for folder in libraries if folder),
             "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
         }

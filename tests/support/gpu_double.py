@@ -18,9 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from qwen3guard_contract import manifest as contract
 from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Manifest
+from qwen3guard_export.proof.on_cpu import run_on_cpu
 
 INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
 VERSION = "1.7.1.116"
@@ -43,8 +45,11 @@ class Runtime:
     major: int = 8
     minor: int = 6
     blocks: dict[int, np.ndarray] = field(default_factory=dict)
+    pinned: list[np.ndarray] = field(default_factory=list)
     capturing: list[Callable[[], None]] | None = None
     launched: int = 0
+    graphs: int = 0
+    """The recorded graphs that were not destroyed."""
     queued: list[Callable[[], object]] = field(default_factory=list)
     """On the stream, for whatever comes next on it, or waits for it. ONNX Runtime's passes do neither."""
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
@@ -74,6 +79,11 @@ class Runtime:
         block = np.full(size, 255, np.uint8)  # what a device's memory holds: NaN in every float type
         self.blocks[block.ctypes.data] = block
         return *OK, block.ctypes.data
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
+        assert flags == 0
+        self.pinned.append(np.full(size, 255, np.uint8))
+        return *OK, self.pinned[-1].ctypes.data
 
     def next_on_stream(self) -> None:
         while self.queued:
@@ -120,7 +130,12 @@ class Runtime:
         return *OK, graph
 
     def cudaGraphInstantiate(self, graph: list[Callable[[], None]], _: int) -> tuple[Any, ...]:
+        self.graphs += 1
         return *OK, list(graph)
+
+    def cudaGraphExecDestroy(self, _: Any) -> tuple[Any, ...]:
+        self.graphs -= 1
+        return OK
 
     def cudaGraphDestroy(self, _: Any) -> tuple[Any, ...]:
         return OK
@@ -131,6 +146,73 @@ class Runtime:
         for launch in graph:
             launch()
         return OK
+
+
+class Binding:
+    """onnxruntime's IOBinding, whose places on the device are in this process's memory."""
+
+    def __init__(self, session: PagedSession) -> None:
+        self.session = session
+        self.binding = session.session.io_binding()
+        self.places: dict[str, tuple[Any, ...]] = {}
+
+    def bind_input(self, name: str, *place: Any) -> None:
+        self._bind(self.binding.bind_input, name, *place)
+
+    def bind_output(self, name: str, *place: Any) -> None:
+        self._bind(self.binding.bind_output, name, *place)
+
+    def _bind(self, bind: Callable[..., None], name: str, device: str, *place: Any) -> None:
+        assert device == "cuda"
+        assert self.session.cuda.is_ours(
+            place[3], int(np.prod(place[2])) * (2 if place[1] == 16 else np.dtype(place[1]).itemsize)
+        )
+        self.places[name] = place
+        bind(name, "cpu", *place)
+
+    def bind_cpu_input(self, name: str, array: np.ndarray) -> None:
+        assert name == contract.GRAPH_BOUNDS, "anything else would be copied in the pass"
+        self.bounds = array.tolist()
+
+
+class PagedSession:
+    """A session of the CUDA provider with a paged graph, which is run on the CPU as its export is proved.
+
+    A pass with a number is recorded when it runs first. What is recorded keeps its sizes and its addresses.
+    """
+
+    def __init__(self, cuda: Runtime, path: Path, options: Any, providers: Any) -> None:
+        self.cuda, self.providers = cuda, providers
+        model = onnx.load(path, load_external_data=False)
+        cache = next(value for value in model.graph.input if value.name.startswith("past_"))
+        run_on_cpu(model.graph, cache.type.tensor_type.elem_type)
+        changed = path.with_name("on-the-cpu.onnx")
+        changed.write_bytes(model.SerializeToString())
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        self.session = onnxruntime.InferenceSession(changed, providers=["CPUExecutionProvider"])
+        self.recorded: dict[int, dict[str, tuple[Any, ...]]] = {}
+        self.replays = 0
+        self.get_inputs, self.get_outputs = self.session.get_inputs, self.session.get_outputs
+        self.get_modelmeta = self.session.get_modelmeta
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def io_binding(self) -> Binding:
+        return Binding(self)
+
+    def run_with_iobinding(self, binding: Binding, run: onnxruntime.RunOptions) -> None:
+        assert run.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        number = int(run.get_run_config_entry("gpu_graph_id"))
+        ids, (rows, _) = binding.places[GRAPH_INPUT_IDS][2], binding.places[contract.GRAPH_PAGES][2]
+        assert rows <= ids[0]
+        if number in self.recorded:
+            assert self.recorded[number] == binding.places, "a recording has other sizes or addresses"
+            self.replays += 1
+        elif number > 0:
+            self.recorded[number] = dict(binding.places)
+        self.cuda.next_on_stream()
+        self.session.run_with_iobinding(binding.binding)
 
 
 class Context:

@@ -13,7 +13,8 @@ from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Categ
 from qwen3guard_contract.messages import Message
 from qwen3guard_runtime.engine.prefixes import common_length
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
-from qwen3guard_runtime.gen.guard import Answer, log_probability
+from qwen3guard_runtime.gen.choices import log_probability
+from qwen3guard_runtime.gen.guard import Answer
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.request import Request

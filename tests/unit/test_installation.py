@@ -63,3 +63,11 @@ def test_a_variable_of_vertex_ai_does_not_reach_triton(monkeypatch: pytest.Monke
     found = installation.environment(Path("/a/b/c"), Path("/d"))
     assert "AIP_MODE" not in found
     assert found["KEPT"] == "1"
+
+
+@pytest.mark.parametrize("path", ["", "/usr/local/cuda/lib64:/opt/lib"])
+def test_libraries_that_the_user_named_are_found_too(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """An empty folder in the list would be the current one."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", path)
+    found = installation.environment(Path("/a/b/c"), Path("/d"))["LD_LIBRARY_PATH"]
+    assert found.split(":") == ["/d", "/a/nvidia_pytriton.libs", *filter(None, path.split(":"))]

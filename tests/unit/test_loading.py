@@ -78,7 +78,7 @@ def test_a_foreign_tokenizer(copy: Path) -> None:
         ("weights", "int2", "weights must be one of"),
         ("layers", 3, "not the graph that its manifest describes"),
         ("attention", "int8", "not the graph that its manifest describes"),
-        ("attention", "gqa", "not the graph that its manifest describes"),
+        ("attention", "portable", "not the graph that its manifest describes"),
     ],
 )
 def test_a_manifest_that_does_not_fit(copy: Path, field: str, value: object, sentence: str) -> None:

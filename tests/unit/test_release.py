@@ -67,6 +67,23 @@ def test_the_client_is_for_every_python_and_the_embedded_server_for_what_its_whe
     assert takes == [f"{major}.{minor}" for major, minor in installation.PYTHONS]
 
 
+def test_the_extra_for_gpus_is_serve_with_another_onnx_runtime() -> None:
+    """One environment cannot have both: they are one folder, and the one that is installed last wins."""
+    extras = {
+        name: {
+            requirement.name: requirement for requirement in map(Requirement, PROJECT["optional-dependencies"][name])
+        }
+        for name in ("serve", "gpu")
+    }
+    assert set(extras["serve"]) - {"onnxruntime"} == set(extras["gpu"]) - {"onnxruntime-gpu", "cuda-bindings"}
+    assert extras["gpu"]["onnxruntime-gpu"].extras == {"cuda", "cudnn"}
+    for name in ("nvidia-pytriton", "tokenizers", "jinja2"):
+        assert str(extras["gpu"][name]) == str(extras["serve"][name])
+    conflicts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["conflicts"]
+    against = {each["extra"] for pair in conflicts for each in pair} - {"gpu"}
+    assert against >= {"serve", "export", "dev"}
+
+
 @pytest.mark.parametrize(
     ("python", "error", "words"),
     [

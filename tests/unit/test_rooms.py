@@ -13,7 +13,7 @@ from qwen3guard_server.settings import ServerSettings
 from support.places import ROOT
 
 TESTS = ROOT / "tests"
-ROOMS = ("unit", "oracle", "served", "lifecycle", "deploy")
+ROOMS = ("unit", "gpu", "oracle", "served", "lifecycle", "deploy")
 MODULES = sorted(TESTS.rglob("*.py"))
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qwen3guard_contract.errors import InvalidRequest, ServeError
-from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
+from qwen3guard_contract.forms import ATTENTION_FORMS, FORMER_FORMS, WEIGHT_FORMATS, Form
 
 from qwen3guard_apps.argument_types import positive
 from qwen3guard_apps.cli.terminal import say
@@ -18,14 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=WEIGHT_FORMATS,
-        help="fp32 is exact, dq8r fast on CPUs, fp16 and bf16 are for GPUs (default: fp32, with --tensorrt fp16)",
+        help="fp32 is exact, dq8r fast on CPUs, fp16 and bf16 are for GPUs (default: fp32, with --tensorrt and paged"
+        " attention fp16)",
     )
     parser.add_argument(
         "--attention",
+        type=lambda name: FORMER_FORMS.get(name, name),
         choices=ATTENTION_FORMS,
         help="how keys and values are kept and read: int8 takes a quarter of the memory, portable is standard ONNX,"
-        " gqa is for ONNX Runtime on CUDA (default: int8 for Stream in dq8r, portable in fp16 and bf16,"
-        " else decomposed)",
+        " paged is for ONNX Runtime on CUDA, and paged_half has the residual stream in two bytes too (default: int8 for"
+        " Stream in dq8r, portable in fp16 and bf16, else decomposed)",
     )
     parser.add_argument("--tensorrt", action="store_true", help="build a TensorRT engine too, of fp16 or bf16")
     parser.add_argument(
@@ -68,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.via == "optimum":
         export_with_optimum(source, arguments.output, revision=arguments.revision, say=say)
         return
-    weights = arguments.weights or ("fp16" if arguments.tensorrt else "fp32")
+    is_for_gpus = arguments.tensorrt or (arguments.attention or "").startswith("paged")
+    weights = arguments.weights or ("fp16" if is_for_gpus else "fp32")
     try:
         if arguments.attention:
             Form.named(weights, arguments.attention)

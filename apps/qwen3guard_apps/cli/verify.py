@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--formats",
         default=DEFAULT_FORMATS,
         metavar="LIST",
-        help="with commas: fp32, dq8r, fp16, bf16, each also with :decomposed, :int8, :portable or :gqa behind it for a"
-        " form of attention (default: %(default)s)",
+        help="with commas: fp32, dq8r, fp16, bf16, each also with :decomposed, :int8, :portable or :paged behind it for"
+        " a form of attention (default: %(default)s)",
     )
     parser.add_argument("--data", metavar="FILE", help="judge these rows too, in any format that annotate reads")
     add_field_arguments(parser)

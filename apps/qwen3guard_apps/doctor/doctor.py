@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check this server, and without --model-repository nothing else; without --url, the server that"
         f" ${URL_VARIABLE} names is checked too (default: none)",
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="run a tiny graph on the GPU, and say what is missing (default: only look)"
+    )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="check the server's metrics there too")
     client_options.add_access_arguments(parser, json="print each finding as one line of JSON")
 
@@ -55,7 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     named = arguments.url or None
     arguments.url = named or client_options.url_of_environment()
     tls = client_options.tls(arguments)
-    examination = Examination(arguments.model_repository, arguments.url, arguments.metrics, tls, token, not named)
+    examination = Examination(
+        arguments.model_repository, arguments.url, arguments.metrics, tls, token, not named, arguments.gpu
+    )
     failed = show_findings(
         examination.findings(),
         lambda finding: print(json.dumps(finding.as_dict()) if arguments.json else finding.as_line(), flush=True),
@@ -78,6 +83,8 @@ class Examination:
     tls: Tls | None = None
     token: str | None = None
     installed: bool = False
+    try_gpu: bool = False
+    """Whether the GPU is used, and not only looked for."""
 
     def findings(self) -> Iterator[Finding]:
         if self.model_repository or not self.url or self.installed:
@@ -95,7 +102,7 @@ class Examination:
         except ImportError as missing:
             yield Finding("installation", "failed", str(installation.not_installed(str(missing.name))))
             return
-        yield from run_checks(machine_checks.machine_checks(port=None if self.url else 8001))
+        yield from run_checks(machine_checks.machine_checks(None if self.url else 8001, try_gpu=self.try_gpu))
         if self.model_repository:
             yield from run_checks(export_checks.repository_checks(self.model_repository))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen3guard_contract import integer_products
 from qwen3guard_contract.errors import DeviceError
 from qwen3guard_contract.integer_products import Products
+from qwen3guard_runtime.engine import gpu_trial
 from qwen3guard_server import installation
 
 from qwen3guard_apps.doctor.findings import Check, Finding
@@ -28,8 +29,9 @@ _REGION = re.compile(r"qwen3guard_(\d+)_")
 """The name of a server's shared memory, with the process id of its supervisor."""
 
 
-def machine_checks(port: int | None) -> Mapping[str, Check]:
-    """The checks by name. `port` is the one that a server would take; None where a server runs already: no check."""
+def machine_checks(port: int | None, *, try_gpu: bool = False) -> Mapping[str, Check]:
+    """The checks by name. `port` is the one that a server would take; None where a server runs already: no check. With
+    `try_gpu`, there must be a GPU, and it is used."""
     checks: dict[str, Check] = {
         "python": python,
         "triton": triton,
@@ -37,7 +39,7 @@ def machine_checks(port: int | None) -> Mapping[str, Check]:
         "packages": packages,
         "shared memory": shared_memory,
         "cpu": cpu,
-        "gpu": gpu,
+        "gpu": gpu_in_use if try_gpu else gpu,
     }
     return checks | ({"port": lambda: free_port(port)} if port else {})
 
@@ -146,12 +148,18 @@ def gpu(devices: Sequence[Path] | None = None) -> Iterator[Finding]:
         yield Finding("gpu", "ok", "There is none; guards run on the CPU.")
         return
     if "CUDAExecutionProvider" in importlib.import_module("onnxruntime").get_available_providers():
-        yield Finding("gpu", "ok", f"{len(gpus)}, and ONNX Runtime can use CUDA.")
+        yield Finding("gpu", "ok", f"{len(gpus)}, and ONNX Runtime knows CUDA; --gpu tries it.")
     else:
         sentence = (
-            "There is one, but this ONNX Runtime cannot use CUDA: pip install 'qwen3guard-triton[gpu]', or use the CPU."
+            "There is one, but this ONNX Runtime cannot use CUDA: pip install 'qwen3guard-triton[gpu]' in an"
+            " environment without the extra serve, or use the CPU."
         )
         yield Finding("gpu", "warning", sentence)
+
+
+def gpu_in_use() -> Iterator[Finding]:
+    """Runs a product on the GPU. What is missing is a DeviceError, and so a finding."""
+    yield Finding("gpu", "ok", gpu_trial.try_gpu())
 
 
 def free_port(port: int | None) -> Iterator[Finding]:

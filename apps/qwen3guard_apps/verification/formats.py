@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen3guard_contract.errors import InvalidRequest
-from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
+from qwen3guard_contract.forms import ATTENTION_FORMS, FORMER_FORMS, WEIGHT_FORMATS, Form
 
 DEFAULT_FORMATS = "fp32,dq8r"
 
@@ -34,7 +34,7 @@ def formats(names: str) -> list[Format]:
     for name in (each.strip() for each in names.split(",")):
         weights, _, attention = name.partition(":")
         try:
-            format_ = Format(name, weights, attention or None)
+            format_ = Format(name, weights, FORMER_FORMS.get(attention, attention) or None)
             format_.form("gen")
             format_.form("stream")
         except ValueError as error:

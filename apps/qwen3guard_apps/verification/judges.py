@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from qwen3guard_contract.parameters import PARAMETERS
 from qwen3guard_contract.policy import Policy
 from qwen3guard_runtime.engine.devices import OpenedGuard, open_guard
 from qwen3guard_runtime.engine.kv_cache import KVCache
+from qwen3guard_runtime.engine.logits import softmax
 from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Row
 from qwen3guard_runtime.exported import read_manifest
-from qwen3guard_runtime.gen.answer import SAFETY
+from qwen3guard_runtime.gen.answer import SAFETY, AnswerReader
+from qwen3guard_runtime.gen.choices import choices
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import GenGuard, Question
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
@@ -52,8 +55,8 @@ def open_judge(repository: Path, variant: Variant, *, cuda: bool) -> GenJudge | 
 class GenJudge:
     def __init__(self, repository: Path, *, cuda: bool) -> None:
         folder = GEN.guard_folder(repository)
-        opened = _opened(folder, wire.GEN_GUARD, cuda=cuda)
         tokenizer = GuardTokenizer.load(folder)
+        opened = _opened(folder, wire.GEN_GUARD, AnswerReader(tokenizer).candidates, cuda=cuda)
         self._tokenizer_model = GuardTokenizerModel(GEN.tokenizer_folder(repository))
         self._runner = opened.runner
         self._label = np.array(tokenizer.encode(SAFETY.label), np.int64)
@@ -98,10 +101,12 @@ class GenJudge:
         try:
             cache.grow(slot, len(ids))
             rest = ids[slot.length :]
-            ((logits,),) = self._runner.forward([Row(slot, rest, [len(rest) - 1])])
+            [outputs] = self._runner.forward([Row(slot, rest, [len(rest) - 1])])
         finally:
             cache.release(slot, hold=False)
-        return self._guard.reader.probabilities(SAFETY, logits[0])
+        reader = self._guard.reader
+        [choice] = choices(outputs, reader.candidates)
+        return softmax(choice.logits_of(reader.first_tokens(SAFETY)))
 
 
 class StreamJudge:
@@ -160,9 +165,9 @@ class StreamJudge:
         return reply
 
 
-def _opened(folder: Path, model: wire.Model, *, cuda: bool) -> OpenedGuard:
+def _opened(folder: Path, model: wire.Model, candidates: Sequence[int] = (), *, cuda: bool) -> OpenedGuard:
     values = dict(PARAMETERS[model.name]) | {"device": "cuda" if cuda else "cpu"}
-    return open_guard(folder, read_manifest(folder), Parameters(values))
+    return open_guard(folder, read_manifest(folder), Parameters(values), candidates)
 
 
 def _tokenized(model: TokenizerModel, values: dict[str, str]) -> Outputs:

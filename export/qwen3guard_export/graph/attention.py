@@ -6,7 +6,8 @@ may be one buffer). The forms differ in their operators and in the numbers of a 
     portable    standard opset 24, which TensorRT can build too
     decomposed  the operators that ONNX Runtime's CPU provider runs fastest
     int8        like decomposed, with keys and values of eight bits, which is a quarter of the bytes to read
-    gqa         one fused operator of ONNX Runtime's CUDA provider; it takes rows of one token together, others alone
+
+The paged forms have a graph of their own, in `paged`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.slots import CELL_STEP, Cache, caches
 
@@ -41,7 +41,11 @@ _SHARE_LEVELS = 127.0
 def kv_caches(form: Form, architecture: Architecture) -> tuple[Cache, ...]:
     """The arrays that hold keys and values, layer by layer."""
     return caches(
-        form.kv_dtype, layers=architecture.layers, kv_heads=architecture.kv_heads, head_dim=architecture.head_dim
+        form.kv_dtype,
+        layers=architecture.layers,
+        kv_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        paged=form.is_paged,
     )
 
 
@@ -50,8 +54,7 @@ class Attention:
     """Attention in one form, with the tensors that all layers share; made by `attention`.
 
     `mask` is bool [rows, 1, tokens, capacity] (portable), or float32 [rows, 1, stacked tokens, capacity] to be added to
-    the scores. gqa has its own mask; it needs `last` int32 [rows], the position of each row's last token, and `longest`
-    int32 [], the most cells that are read.
+    the scores.
     """
 
     graph: Emitter
@@ -60,9 +63,7 @@ class Attention:
     kv_heads: int
     head_dim: int
     positions: str
-    mask: str = ""
-    last: str = ""
-    longest: str = ""
+    mask: str
 
     def emit(self, caches: Sequence[Cache], turned: str, values: str) -> str:
         """Adds one layer's attention to the graph: [rows, tokens, query_heads * head_dim].
@@ -76,8 +77,6 @@ class Attention:
             if half := next((half for half in HALVES.values() if half.name == caches[0].dtype), None):
                 turned, values = (self.graph.op("Cast", [each], to=half.onnx) for each in (turned, values))
             queries, keys = self.graph.split(turned, [self.query_heads, self.kv_heads], axis=1)
-            if self.form.is_fused:
-                return self._gqa(caches, queries, keys, values)
             keys, values = (self._write(cache, new) for cache, new in zip(caches, (keys, values), strict=True))
             read = self._portable if self.form.is_standard else self._decomposed
             context = read(queries, keys, values)
@@ -95,23 +94,6 @@ class Attention:
 
     def _portable(self, queries: str, keys: str, values: str) -> str:
         return self.graph.op("Attention", [queries, keys, values, self.mask], scale=self._scale)
-
-    def _gqa(self, caches: Sequence[Cache], queries: str, keys: str, values: str) -> str:
-        graph, sizes = self.graph, (self.query_heads, self.kv_heads, self.kv_heads)
-        rows = [
-            graph.op(
-                "Reshape",
-                [graph.op("Transpose", [each], perm=[0, 2, 1, 3]), graph.ints(0, 0, heads * self.head_dim)],
-            )
-            for each, heads in zip((queries, keys, values), sizes, strict=True)
-        ]
-        return graph.grouped_attention(
-            [*rows, *(cache.past for cache in caches), self.last, self.longest],
-            presents=[cache.present for cache in caches],
-            num_heads=self.query_heads,
-            kv_num_heads=self.kv_heads,
-            scale=self._scale,
-        )
 
     def _decomposed(self, queries: str, keys: str, values: str) -> str:
         graph = self.graph
@@ -200,11 +182,6 @@ def attention(
     token, and `capacity` is int64 [1].
     """
     common = (graph, form, query_heads, kv_heads, head_dim, positions)
-    if form.is_fused:
-        ends = graph.op("ReduceMax", [token_positions, graph.ints(1)], keepdims=0)
-        last = graph.op("Cast", [ends], to=TensorProto.INT32)
-        longest = graph.op("Squeeze", [graph.op("Cast", [capacity], to=TensorProto.INT32)])
-        return Attention(*common, last=last, longest=longest)
     zero, one = graph.scalar(0, np.int64), graph.scalar(1, np.int64)
     indices = graph.op("Range", [zero, graph.op("Squeeze", [capacity]), one])
     seen = graph.op("LessOrEqual", [indices, graph.op("Unsqueeze", [token_positions, graph.ints(1, 3)])])

@@ -20,6 +20,7 @@ OPSET = 24
 IR_VERSION = 12
 """The lowest version that opset 24 allows. By default onnx writes a newer one, which many runtimes cannot read."""
 CONTRIB = "com.microsoft"
+SUM_AND_NORM = "SkipSimplifiedLayerNormalization"
 
 _ALIGNMENT = 4096  # bytes of a page, so that each tensor can be mapped by itself
 _INLINE_BYTES = 1024
@@ -70,6 +71,12 @@ class Emitter:
         self._nodes.append(helper.make_node("Split", [whole, self.ints(*lengths)], parts, name=parts[0], axis=axis))
         return parts
 
+    def largest(self, rows: str) -> tuple[str, str]:
+        """Adds a TopK of one: the largest number of each row [..., n], and its index, both [..., 1]."""
+        parts = [f"TopK_{len(self._nodes)}_{part}" for part in ("values", "indices")]
+        self._nodes.append(helper.make_node("TopK", [rows, self.ints(1)], parts, name=parts[0], axis=-1))
+        return parts[0], parts[1]
+
     def add_and_norm(self, rows: str, update: str, scale: str, *, total: str, epsilon: float) -> str:
         """Adds ONNX Runtime's fused node for a sum and its RMS norm, and returns the norm's name.
 
@@ -79,7 +86,7 @@ class Emitter:
         normed = f"{node}_normed"
         self._nodes.append(
             helper.make_node(
-                "SkipSimplifiedLayerNormalization",
+                SUM_AND_NORM,
                 [rows, update, scale],
                 [normed, "", "", total],
                 name=node,
@@ -90,13 +97,11 @@ class Emitter:
         self._contrib = True
         return normed
 
-    def grouped_attention(self, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
-        """Adds ONNX Runtime's GroupQueryAttention, which also writes `presents`, and returns its output's name."""
-        output = f"GroupQueryAttention_{len(self._nodes)}"
+    def in_place(self, kind: str, inputs: Sequence[str], *, presents: Sequence[str], **attributes: Any) -> str:
+        """Adds an operator of ONNX Runtime that also writes `presents`, and returns its first output's name."""
+        output = f"{kind}_{len(self._nodes)}"
         self._nodes.append(
-            helper.make_node(
-                "GroupQueryAttention", list(inputs), [output, *presents], name=output, domain=CONTRIB, **attributes
-            )
+            helper.make_node(kind, list(inputs), [output, *presents], name=output, domain=CONTRIB, **attributes)
         )
         self._contrib = True
         return output

@@ -5,6 +5,8 @@ indices up to its own. So no token sees the padding on the right, or what a slot
 positions[r] + tokens <= capacity for every row, padding included; TensorScatter refuses anything else. Slots must hold
 finite numbers (zeros at the start): a hidden NaN times a share of 0 is still NaN.
 
+The paged forms have a graph of their own, in `paged`.
+
 The formulas are those of transformers' modeling_qwen3.py, and for the heads those of Qwen3Guard-Stream's model cards.
 """
 
@@ -12,15 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
     GEN_OUTPUTS,
-    GRAPH,
-    GRAPH_FORM,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_POSITIONS,
@@ -40,7 +39,7 @@ from qwen3guard_export.graph.emitter import Emitter
 from qwen3guard_export.graph.quantize import HALVES, Activation, Product, activation, linear
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-_CACHE_TYPES = {
+CACHE_TYPES = {
     "float32": FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
@@ -66,13 +65,6 @@ def after_feed_forward(layer: int) -> str:
     return f"residual.{layer}.feed_forward"
 
 
-def write_graph(checkpoint: Checkpoint, folder: Path, form: Form) -> None:
-    """Writes model.onnx and model.onnx.data into `folder`. Raises CorruptFile if a weight cannot be read."""
-    with Emitter(folder, GRAPH) as graph:
-        _Qwen3(graph, checkpoint, form).emit()
-        graph.finish(f"qwen3guard_{checkpoint.architecture.variant}", {GRAPH_FORM: str(form)})
-
-
 def rope_tables(architecture: Architecture) -> tuple[FloatArray, FloatArray]:
     """cos and sin, float32 [context, head_dim / 2], of position * theta^(-2i / head_dim)."""
     exponents = np.arange(0, architecture.head_dim, 2, dtype=np.float32) / np.float32(architecture.head_dim)
@@ -96,7 +88,7 @@ class _Positions:
 
 
 @dataclass(frozen=True)
-class _Residual:
+class Residual:
     """The residual stream [..., hidden], with an update that is not added yet. `total` is the name of their sum."""
 
     hidden: str
@@ -104,7 +96,7 @@ class _Residual:
     total: str = EMBEDDED
 
 
-class _Qwen3:
+class Qwen3:
     def __init__(self, graph: Emitter, checkpoint: Checkpoint, form: Form) -> None:
         self.graph = graph
         self.tensors = checkpoint.weights
@@ -119,9 +111,9 @@ class _Qwen3:
         positions = graph.input(GRAPH_POSITIONS, INT64, ["rows"])
         logit_index = graph.input(GRAPH_LOGIT_INDEX, INT64, ["asked", 2])
         for cache in self.caches:
-            graph.input(cache.past, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
+            graph.input(cache.past, CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
         shared, attend = self._positions(ids, positions, logit_index)
-        stream = _Residual(self._embed(ids))
+        stream = Residual(self._embed(ids))
         for layer in range(architecture.layers):
             stream = self._block(layer, stream, shared, attend)
         _, hidden = self._join(stream, FINAL_NORM)
@@ -130,7 +122,7 @@ class _Qwen3:
         else:
             self._stream_heads(hidden)
         for cache in self.caches:
-            graph.output(cache.present, _CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
+            graph.output(cache.present, CACHE_TYPES[cache.dtype], ["rows", *cache.dims])
 
     def _positions(self, ids: str, positions: str, logit_index: str) -> tuple[_Positions, Attention]:
         graph, architecture = self.graph, self.architecture
@@ -171,7 +163,7 @@ class _Qwen3:
             table = self.graph.weight(EMBEDDING, self.tensors.stored(EMBEDDING))
         return self.graph.op("Cast", [self.graph.op("Gather", [table, ids])], name=EMBEDDED, to=FLOAT)
 
-    def _block(self, layer: int, stream: _Residual, positions: _Positions, attend: Attention) -> _Residual:
+    def _block(self, layer: int, stream: Residual, positions: _Positions, attend: Attention) -> Residual:
         graph = self.graph
         architecture = self.architecture
         hidden, rows = self._join(stream, block_tensor(layer, "input_layernorm"))
@@ -185,11 +177,11 @@ class _Qwen3:
             graph, self.weights, context, architecture.query_heads * architecture.head_dim, rows_key=rows_key
         )
         attended = self._linear(inputs, block_tensor(layer, "self_attn.o_proj"))
-        stream = _Residual(hidden, attended.scaled(graph), after_attention(layer))
+        stream = Residual(hidden, attended.scaled(graph), after_attention(layer))
         hidden, rows = self._join(stream, block_tensor(layer, "post_attention_layernorm"))
-        return _Residual(hidden, self._feed_forward(layer, rows, rows_key), after_feed_forward(layer))
+        return Residual(hidden, self._feed_forward(layer, rows, rows_key), after_feed_forward(layer))
 
-    def _join(self, stream: _Residual, norm: str) -> tuple[str, str]:
+    def _join(self, stream: Residual, norm: str) -> tuple[str, str]:
         """Adds the update; returns the residual stream and its norm."""
         graph = self.graph
         if stream.update is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -62,6 +63,7 @@ class Arithmetic:
         self._form = form
         self._recent: dict[str, FloatArray] = {}
         self._table: Array | None = None
+        self._head_norms = {head.layernorm for head in checkpoint.architecture.stream_heads}
         self.largest_half = 0.0
         """The largest absolute number that was rounded to two bytes."""
 
@@ -95,7 +97,10 @@ class Arithmetic:
         self._bounded(block_tensor(layer, "post_attention_layernorm"), names)
         gate, up = self._linear(normed, names)
         with np.errstate(over="ignore"):  # exp of a very negative gate: the quotient is 0, as it should be
-            gated = gate / (1 + np.exp(-gate)) * up
+            silu = gate / (1 + np.exp(-gate))
+        if self._form.is_paged:
+            silu = self._half(silu, f"the gate of layer {layer}")
+        gated = silu * up
         (update,) = self._linear(gated, [block_tensor(layer, "mlp.down_proj")])
         return update
 
@@ -114,15 +119,11 @@ class Arithmetic:
 
     def _heads(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> tuple[FloatArray, ...]:
         """Queries, keys and values, [heads, tokens, head_dim]; queries and keys are normed and rotated."""
-        size = self._architecture.head_dim
+        size, place = self._architecture.head_dim, f"the attention of layer {layer}"
         turned = [
-            _turned(
-                self._norm(part.reshape(len(part), -1, size), block_tensor(layer, f"self_attn.{name}_norm")),
-                self._architecture,
-            )
+            self._turned(self._norm_heads(part.reshape(len(part), -1, size), layer, name), place)
             for part, name in ((q, "q"), (k, "k"))
         ]
-        place = f"the attention of layer {layer}"
         heads = [part.transpose(1, 0, 2) for part in (*turned, v.reshape(len(v), -1, size))]
         return tuple(self._half(part, place) for part in heads) if self._form.is_two_bytes else tuple(heads)
 
@@ -152,9 +153,33 @@ class Arithmetic:
         return whole * scale
 
     def _norm(self, rows: FloatArray, name: str) -> FloatArray:
+        in_half = self._form.has_half_residual and name not in self._head_norms
+        return self._normed(rows, name, in_half=in_half)
+
+    def _norm_heads(self, heads: FloatArray, layer: int, name: str) -> FloatArray:
+        return self._normed(heads, block_tensor(layer, f"self_attn.{name}_norm"), in_half=self._form.is_paged)
+
+    def _normed(self, rows: FloatArray, name: str, *, in_half: bool) -> FloatArray:
+        """The RMS norm, whose scale and result have two bytes if it is `in_half`; it is computed in float32."""
         mean = np.mean(rows * rows, axis=-1, keepdims=True)
         normed: FloatArray = rows / np.sqrt(mean + np.float32(self._architecture.rms_eps))
-        return normed * self._tensors.float32(name)
+        scale = self._tensors.float32(name)
+        return self._half(normed * self._half(scale, name), f"the norm {name}") if in_half else normed * scale
+
+    def _turned(self, rows: FloatArray, place: str) -> FloatArray:
+        """[tokens, heads, head_dim] rotated by each token's position; a pair is a channel of each half of a head.
+
+        A paged attention rounds its tables, its products and their sums.
+        """
+        rounded = partial(self._half, place=place) if self._form.is_paged else _same
+        first, second = np.split(rows, 2, axis=-1)
+        tables = rotations(self._architecture, np.arange(len(rows), dtype=np.float32))
+        cos, sin = (rounded(each)[:, None] for each in tables)
+        turned = [
+            rounded(first * cos) - rounded(second * sin),
+            rounded(second * cos) + rounded(first * sin),
+        ]
+        return rounded(np.concatenate(turned, axis=-1))
 
     def _linear(self, rows: FloatArray, names: Sequence[str]) -> list[FloatArray]:
         """rows [tokens, K] times each matrix [N, K] of `names` -> [tokens, N]."""
@@ -268,8 +293,5 @@ def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatA
     return np.cos(angles), np.sin(angles)
 
 
-def _turned(rows: FloatArray, architecture: Architecture) -> FloatArray:
-    """[tokens, heads, head_dim] rotated by each token's position; a pair is a channel of each half of a head."""
-    first, second = np.split(rows, 2, axis=-1)
-    cos, sin = (each[:, None] for each in rotations(architecture, np.arange(len(rows), dtype=np.float32)))
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def _same(numbers: FloatArray) -> FloatArray:
+    return numbers

@@ -19,7 +19,7 @@ import onnx
 from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
-from qwen3guard_contract.manifest import GRAPH, Canary
+from qwen3guard_contract.manifest import GEN_CHOICES, GEN_OUTPUTS, GRAPH, Canary
 from qwen3guard_contract.slots import CELL_STEP, whole_blocks
 
 from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Checkpoint
@@ -27,7 +27,7 @@ from qwen3guard_export.checkpoint.tokenizer_files import im_end_id
 from qwen3guard_export.checkpoint.weight_files import FloatArray
 from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
 from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
-from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
+from qwen3guard_export.proof.bound_graph import ASKED_CANDIDATES, BoundGraph, GraphOutputs, RowChunk
 from qwen3guard_export.proof.canary import canary, longest
 from qwen3guard_export.proof.reference import Tokens, reference_logits
 from qwen3guard_export.proof.texts import around_text
@@ -56,13 +56,16 @@ BOUNDS = {
     "dq8r": Bounds(5e-2, 6e-3),
 }
 """docs/performance.md has the measurements that set them."""
-_RESIDUAL_ROUNDING = 2.0**-22
-"""The share of the residual stream that is lost when an update is added to it and subtracted again here."""
+_RESIDUAL_ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+_FLOAT32_ROUNDING = 2.0**-22
+"""The share of the residual stream that is lost when an update is added to it and subtracted again here: where the
+stream has two bytes, by its type."""
 _BALANCE_TOKENS = 32
 _TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
 """The bound on the error of a cosine or sine. An angle in float32 is off by some 6e-8 of itself, and there are tens of
 thousands of positions."""
+_LOGPROB_BOUND = 1e-4
 _MOST_LOGITS = 1 << 25
 """The most logits that are compared, which bounds the memory: with a large vocabulary, those of the last tokens."""
 
@@ -104,17 +107,22 @@ def prove(
     ends = end_ids(checkpoint.folder, im_end_id(checkpoint.folder))
     try:
         traces, identical = traced_runs(partial(bind, capacity=capacity), architecture.layers, rows, asked)
-        served = bind(slots=1, capacity=2 * capacity + CELL_STEP)  # the length of a slot must change nothing
+        served = bind(
+            slots=1, capacity=2 * capacity + CELL_STEP, choices=True
+        )  # the length of a slot must change nothing
         unwatched = served.run([RowChunk(0, 0, rows[0], asked[0])])[0]
         recorded = canary(served, architecture, form.coarsest, around, ends)
     except Exception as error:  # ONNX Runtime's errors have no other common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
-    for name, values in unwatched.items():
+    if served.has_choices:
+        _check_choices(unwatched)
+    for name in unwatched.keys() - set(GEN_CHOICES):
+        values = unwatched[name]
         if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[form.coarsest].worst * np.abs(values).max():
             raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
     arithmetic = Arithmetic(checkpoint, form)
-    figures = _check_layers(arithmetic, architecture, traces, BOUNDS[form.coarsest])
+    figures = _check_layers(arithmetic, architecture, traces, form)
     if form.promises_equal_bits and not identical:
         raise ParityError(f"a row of the {form.weights} graph depends on the rows it is batched with.")
     figures["batch_bit_identical"] = float(identical)
@@ -127,12 +135,28 @@ def prove(
     return Proof(figures, recorded)
 
 
+def _check_choices(outputs: GraphOutputs) -> None:
+    """Raises ParityError where what the graph chooses is not the likeliest token, or has other logits than it."""
+    (choices, candidates), logits = (outputs[name] for name in GEN_CHOICES), outputs[GEN_OUTPUTS[0]].astype(np.float64)
+    tokens = choices[:, 0].astype(np.int64)
+    rows = np.arange(len(tokens))
+    logprobs = logits - logits.max(axis=1, keepdims=True)
+    logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
+    off = np.abs(choices[:, 1] - logprobs[rows, tokens]).max()
+    if not (np.array_equal(logits[rows, tokens], logits.max(axis=1)) and off <= _LOGPROB_BOUND):
+        raise ParityError("the graph chooses another token than the likeliest, or gives it another log-probability.")
+    if not np.abs(candidates - logprobs[:, ASKED_CANDIDATES]).max() <= _LOGPROB_BOUND:
+        raise ParityError("the graph gives the candidates another log-probability.")
+
+
 def _check_layers(
-    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], bounds: Bounds
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], form: Form
 ) -> dict[str, float]:
-    """Checks each half of each layer, and the heads. Raises ParityError at the first that is beyond `bounds`."""
+    """Checks each half of each layer, and the heads. Raises ParityError at the first that is beyond BOUNDS."""
     worst = mean = 0.0
-    for part, distances in _distances(arithmetic, architecture, traces):
+    bounds = BOUNDS[form.coarsest]
+    lost = _RESIDUAL_ROUNDING[form.weights] if form.has_half_residual else _FLOAT32_ROUNDING
+    for part, distances in _distances(arithmetic, architecture, traces, lost):
         largest, average = float(distances.max(initial=0)), float(distances.mean())
         if not (largest <= bounds.worst and average <= bounds.mean):
             raise ParityError(
@@ -144,7 +168,7 @@ def _check_layers(
 
 
 def _distances(
-    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace]
+    arithmetic: Arithmetic, architecture: Architecture, traces: Sequence[Trace], lost: float
 ) -> Iterator[tuple[str, FloatArray]]:
     """Yields each part of the graph, by name, with its relative errors in all traces together."""
     before = [trace.outputs[EMBEDDED] for trace in traces]
@@ -164,21 +188,23 @@ def _distances(
         before = [state[begin:] for state, begin in zip(before, first, strict=True)]
         updates = [result.update[begin:] for result, begin in zip(attended, first, strict=True)]
         between = [trace.outputs[after_attention(layer)] for trace in traces]
-        yield f"attention of layer {layer}", _off(before, updates, between)
+        yield f"attention of layer {layer}", _off(before, updates, between, lost)
         lengths = np.cumsum([len(state) for state in between])[:-1]
         fed = np.split(arithmetic.feed_forward(layer, np.concatenate(between)), lengths)
         before = [trace.outputs[after_feed_forward(layer)] for trace in traces]
-        yield f"feed-forward of layer {layer}", _off(between, fed, before)
+        yield f"feed-forward of layer {layer}", _off(between, fed, before, lost)
     lengths = np.cumsum([len(state) for state in before])[:-1]
     for name, values in arithmetic.logits(np.concatenate(before)).items():
         outputs = np.concatenate([trace.outputs[name] for trace in traces])
         yield name.replace("_", " "), np.abs(outputs - values).max(axis=1) / np.abs(values).max(axis=1)
 
 
-def _off(before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray]) -> FloatArray:
-    """|after - before - update| / |update| of each token, less what rounding to float32 may lose."""
+def _off(
+    before: Sequence[FloatArray], updates: Sequence[FloatArray], after: Sequence[FloatArray], lost: float
+) -> FloatArray:
+    """|after - before - update| / |update| of each token, less the share `lost` of the state that rounding may take."""
     state, update, following = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
-    error = np.linalg.norm(following - state - update, axis=1) - _RESIDUAL_ROUNDING * np.linalg.norm(state, axis=1)
+    error = np.linalg.norm(following - state - update, axis=1) - lost * np.linalg.norm(state, axis=1)
     off: FloatArray = np.maximum(error, 0) / np.maximum(np.linalg.norm(update, axis=1), 1e-30)
     return np.where(np.isfinite(off), off, np.inf)
 

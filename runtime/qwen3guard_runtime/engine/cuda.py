@@ -6,14 +6,18 @@ DeviceError with the name of CUDA's error. `bindings` is the module cuda.binding
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import DeviceError
 from qwen3guard_contract.manifest import Manifest
+from qwen3guard_contract.slots import PAGE_CELLS
 
 from qwen3guard_runtime.engine.kv_cache import Arena, Slot
 
@@ -33,14 +37,20 @@ def bindings() -> Any:
 
 
 class Cuda:
-    """One device with one stream. Addresses are addresses of the device; sizes are in bytes."""
+    """One device with one stream. Addresses are addresses of the device; sizes are in bytes. Any thread may call."""
 
     def __init__(self, bindings: Any, device: int = 0) -> None:
         self._cuda = bindings
-        self._call("cudaSetDevice", device)
+        self.device = device
+        self._threads = threading.local()
         self.stream = int(self._call("cudaStreamCreate"))
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        if not hasattr(self._threads, "has_device"):  # CUDA's current device is that of a thread
+            (error,) = self._cuda.cudaSetDevice(self.device)
+            if int(error):
+                raise DeviceError(f"cudaSetDevice failed: {error.name}.")
+            self._threads.has_device = True
         error, *results = getattr(self._cuda, name)(*arguments)
         if int(error):
             raise DeviceError(f"{name} failed: {error.name}.")
@@ -48,11 +58,26 @@ class Cuda:
 
     def capability(self) -> str:
         """The device's compute capability, such as 8.6."""
-        properties = self._call("cudaGetDeviceProperties", 0)
+        properties = self._call("cudaGetDeviceProperties", self.device)
         return f"{properties.major}.{properties.minor}"
 
     def free_bytes(self) -> int:
         return int(self._call("cudaMemGetInfo"))
+
+    def is_broken(self) -> bool:
+        """Whether the device answers every call with an error. After an illegal access, say, nothing in this process
+        can use it again."""
+        try:
+            self._call("cudaMemGetInfo")
+            self.synchronize()
+        except DeviceError:
+            return True
+        return False
+
+    def pinned(self, size: int) -> npt.NDArray[np.uint8]:
+        """Host memory that the device copies from and to without a detour, kept until the process ends."""
+        address = int(self._call("cudaHostAlloc", size, 0))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def zeros(self, size: int) -> Address:
         """Allocates zeroed memory, which is kept until the process ends. Every stream sees the zeros when this
@@ -87,27 +112,43 @@ class Cuda:
     def synchronize(self) -> None:
         self._call("cudaStreamSynchronize", self.stream)
 
-    def record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Records what `launches` queues on the stream as one CUDA graph, without running it. Returns a function that
-        queues the graph."""
+    def record(self, launches: Callable[[], None]) -> Recording:
+        """Records what `launches` queues on the stream as one CUDA graph, without running it."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         try:
             launches()
         finally:
             graph = self._call("cudaStreamEndCapture", self.stream)
-        executable = self._call("cudaGraphInstantiate", graph, 0)
-        self._call("cudaGraphDestroy", graph)
-        return lambda: self._call("cudaGraphLaunch", executable, self.stream)
+        try:
+            return Recording(self, self._call("cudaGraphInstantiate", graph, 0))
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+
+class Recording:
+    """A CUDA graph that can be queued again and again, until it is destroyed."""
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda = cuda
+        self._executable = executable
+
+    def launch(self) -> None:
+        self._cuda._call("cudaGraphLaunch", self._executable, self._cuda.stream)
+
+    def destroy(self) -> None:
+        self._cuda._call("cudaGraphExecDestroy", self._executable)
 
 
 class DeviceArena(Arena):
-    """Slots in a device's memory, which is allocated at once and zeroed."""
+    """Slots in a device's memory, which is allocated at once and zeroed. Behind paged slots stands one more page, where
+    rows of no slot write."""
 
     def __init__(self, cuda: Cuda, manifest: Manifest, rows: int, capacity: int) -> None:
         super().__init__(manifest, rows, capacity)
         self._cuda = cuda
-        self._starts = [cuda.zeros(rows * cache.row_bytes(capacity)) for cache in self.caches]
+        spare = PAGE_CELLS if manifest.form.is_paged else 0
+        self._starts = [cuda.zeros(rows * cache.row_bytes(capacity) + cache.row_bytes(spare)) for cache in self.caches]
 
     def address(self, number: int, row: int) -> Address:
         return self._starts[number] + row * self.caches[number].row_bytes(self.capacity)

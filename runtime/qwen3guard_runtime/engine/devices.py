@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,14 @@ import onnxruntime
 from qwen3guard_contract.errors import DeviceError, InvalidParameter
 from qwen3guard_contract.integer_products import REPAIR, Products
 from qwen3guard_contract.manifest import Manifest
-from qwen3guard_contract.slots import PADDING_CELLS, capacity_for
+from qwen3guard_contract.slots import PADDING_CELLS, capacity_for, whole_pages
 
 from qwen3guard_runtime.engine import cuda
+from qwen3guard_runtime.engine.broken_device import Watched
+from qwen3guard_runtime.engine.cuda_session import CUDA, EXTRA, missing_library
 from qwen3guard_runtime.engine.kv_cache import HOST, Memory
-from qwen3guard_runtime.engine.onnx_runner import CUDA, OnnxRunner
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.engine.paged_runner import PagedRunner
 from qwen3guard_runtime.engine.runner import Runner
 from qwen3guard_runtime.engine.tensorrt_runner import TensorRTRunner
 from qwen3guard_runtime.parameters import Parameters
@@ -37,11 +40,14 @@ class OpenedGuard:
     """Whether integer products are exact without help or by a repair; None if the graph has none."""
 
 
-def open_guard(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
+def open_guard(
+    folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int] = (0,)
+) -> OpenedGuard:
     """Loads the guard on the device that the parameter `device` names. `auto` is the device that it was exported for.
+    `candidates` are token ids whose logits Gen needs, where its logits do not leave the device.
 
-    If that device is missing, `auto` falls back to the CPU with a warning; the other values never do. Raises
-    InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
+    If that device is missing, `auto` falls back to the CPU with a warning, if the guard's form runs there; the other
+    values never do. Raises InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
     """
     wanted = parameters.one_of("device", DEVICES)
     device = _exported_for(manifest) if wanted == "auto" else wanted
@@ -49,9 +55,9 @@ def open_guard(folder: Path, manifest: Manifest, parameters: Parameters) -> Open
         if device == "tensorrt":
             return _open_tensorrt(folder, manifest)
         if device == "cuda":
-            return _open_cuda(folder, manifest, parameters)
+            return _open_cuda(folder, manifest, parameters, candidates)
     except DeviceError as error:
-        if wanted != "auto":
+        if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
     runner = OnnxRunner(folder, manifest, threads=parameters.whole("threads"))
@@ -86,20 +92,31 @@ def _open_tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
     return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
-def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters) -> OpenedGuard:
+def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int]) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
-        raise DeviceError("This ONNX Runtime knows no CUDA: pip install 'qwen3guard-triton[gpu]'.")
+        raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or EXTRA}.")
     provider = _provider_options(parameters)
-    device = cuda.Cuda(cuda.bindings(), int(provider.get("device_id", 0)))
-    runner = OnnxRunner(folder, manifest, cuda=provider)
+    device = cuda.Cuda(cuda.bindings(), _device_id(provider))
     tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))
-    return _opened_on(device, manifest, runner, capacity_for(tokens))
+    if manifest.form.is_paged:
+        return _opened_on(
+            device, manifest, PagedRunner(folder, manifest, device, provider, candidates), whole_pages(tokens)
+        )
+    return _opened_on(device, manifest, OnnxRunner(folder, manifest, cuda=provider), capacity_for(tokens))
+
+
+def _device_id(provider: Mapping[str, str]) -> int:
+    number = provider.get("device_id", "0")
+    if not number.isdigit():
+        raise InvalidParameter(f"The option device_id in cuda_options is {number!r}; it must be a whole number.")
+    return int(number)
 
 
 def _opened_on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> OpenedGuard:
     """The opened guard with slots of `capacity` cells in the device's memory."""
-    shortened = replace(manifest, context=min(manifest.context, capacity - PADDING_CELLS))
-    return OpenedGuard(shortened, runner, cuda.DeviceMemory(device, capacity))
+    padding = 0 if manifest.form.is_paged else PADDING_CELLS
+    shortened = replace(manifest, context=min(manifest.context, capacity - padding))
+    return OpenedGuard(shortened, Watched(runner, device), cuda.DeviceMemory(device, capacity))
 
 
 def _provider_options(parameters: Parameters) -> Mapping[str, str]:

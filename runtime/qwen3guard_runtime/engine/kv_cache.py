@@ -31,6 +31,7 @@ class Arena(ABC):
         self.capacity = capacity
         self.caches = manifest.caches
         self.slots: list[Slot | None] = [None] * rows
+        self._padding = 0 if manifest.form.is_paged else PADDING_CELLS
         self.slot_bytes = slot_bytes(self.caches, capacity)
 
     @property
@@ -41,7 +42,7 @@ class Arena(ABC):
     @property
     def room(self) -> int:
         """The number of tokens that a slot of this arena can hold."""
-        return self.capacity - PADDING_CELLS
+        return self.capacity - self._padding
 
     @abstractmethod
     def address(self, number: int, row: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing
+from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing, InvalidParameter
 from qwen3guard_contract.integer_products import Products, ensure_exact
 from qwen3guard_contract.manifest import (
     GRAPH,
@@ -18,11 +18,11 @@ from qwen3guard_contract.manifest import (
     Manifest,
 )
 
+from qwen3guard_runtime.engine.cuda_session import CPU, cuda_session
 from qwen3guard_runtime.engine.host import cores
 from qwen3guard_runtime.engine.kv_cache import Arena, Ids
 from qwen3guard_runtime.engine.runner import Logits, Passes, PassLimits
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BINDINGS = 64
 """The number of ranges of slots whose bindings are kept. To bind the 56 caches of a 0.6B takes less than a
 millisecond."""
@@ -33,19 +33,23 @@ class OnnxRunner(Passes):
     """One ONNX Runtime session, which reads and writes keys and values in the slots themselves.
 
     `cuda` has the options of ONNX Runtime's CUDA provider; with it, the slots are in that device's memory. Raises
-    ExportMissing, CorruptFile or DeviceError.
+    ExportMissing, CorruptFile, DeviceError or InvalidParameter.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, *, threads: int = 0, cuda: Mapping[str, str] | None = None
     ) -> None:
-        # The operator of gqa takes one token of many rows, or many tokens of one row.
-        super().__init__(PassLimits() if manifest.form.takes_ragged_rows else PassLimits(shared_tokens=1))
+        super().__init__(PassLimits())
         graph = folder / GRAPH
         if not graph.is_file():
             raise ExportMissing(f"{graph} is missing: export a checkpoint first.")
         if not manifest.form.runs_on_cpu and cuda is None:
-            raise DeviceError("A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16.")
+            raise DeviceError(_needs_a_gpu(manifest))
+        if (cuda or {}).get("enable_cuda_graph", "0") != "0":
+            raise InvalidParameter(
+                "The parameter cuda_options has enable_cuda_graph, which a portable graph cannot have: export the"
+                " checkpoint with --attention paged, whose steps are recorded anyway."
+            )
         options = onnxruntime.SessionOptions()
         # With more threads than KV heads, the products of a small batch would be split in another way than those of a
         # large one, and a row's result would depend on its batch.
@@ -53,11 +57,7 @@ class OnnxRunner(Passes):
         options.log_severity_level = 3
         self.products: Products | None = ensure_exact(options) if manifest.form.has_integers else None
         """Whether integer products are exact here without help or by a repair; None if the graph has none."""
-        providers = [CPU] if cuda is None else [(CUDA, dict(cuda)), CPU]
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
-        except Exception as error:
-            raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
+        self._session = cuda_session(graph, options, cuda) if cuda is not None else _cpu_session(graph, options)
         inputs = [each.name for each in self._session.get_inputs()]
         if not manifest.describes(inputs, self._session.get_modelmeta().custom_metadata_map):
             raise CorruptFile(f"{graph} is not the graph that its manifest describes: export the checkpoint again.")
@@ -85,3 +85,16 @@ class OnnxRunner(Passes):
             binding.bind_input(cache.past, *place, arena.address(number, first))
             binding.bind_output(cache.present, *place, arena.address(number, first))
         return binding
+
+
+def _cpu_session(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=[CPU])
+    except Exception as error:
+        raise CorruptFile(f"{graph} cannot be loaded: {str(error)[:200]}.") from error
+
+
+def _needs_a_gpu(manifest: Manifest) -> str:
+    if manifest.form.is_paged:
+        return f"A guard in {manifest.form} needs a GPU: export it in another attention form to run it on a CPU."
+    return "A bf16 guard needs a GPU: ONNX Runtime multiplies no bf16 on a CPU. Export fp16."

@@ -25,6 +25,7 @@ from qwen3guard_contract.labels import (
     RiskLevel,
 )
 
+from qwen3guard_runtime.engine.logits import softmax
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
 Probabilities = npt.NDArray[np.float32]
@@ -98,15 +99,18 @@ class AnswerReader:
         line = text.rpartition("\n")[2]
         return next((field for field in self._candidates if field.label == line), None)
 
+    def first_tokens(self, field: Field) -> Sequence[int]:
+        """The first token of each of the field's values, all different."""
+        return self._candidates[field]
+
+    @property
+    def candidates(self) -> list[int]:
+        """The first tokens of all fields' values."""
+        return sorted({token for tokens in self._candidates.values() for token in tokens})
+
     def probabilities(self, field: Field, logits: npt.NDArray[np.float32]) -> Probabilities:
         """The softmax of `logits` [vocab] over the first tokens of the field's values. Returns float32 [values]."""
-        chosen = logits[self._candidates[field]].astype(np.float64)
-        weights = np.exp(chosen - chosen.max())
-        return np.asarray(weights / weights.sum(), np.float32)
-
-    def first_tokens(self, field: Field) -> Sequence[int]:
-        """The first token of each of the field's values."""
-        return self._candidates[field]
+        return softmax(logits[self._candidates[field]])
 
     def text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from qwen3guard_contract.errors import EmptyText, GuardError, InternalError, TextTooLong
 from qwen3guard_contract.manifest import Manifest
 
 from qwen3guard_runtime.engine.kv_cache import HOST, Ids, KVCache, Memory, Slot
-from qwen3guard_runtime.engine.logits import not_finite
+from qwen3guard_runtime.engine.logits import softmax
 from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
 from qwen3guard_runtime.engine.runner import Row, Runner, check_ids
 from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
+from qwen3guard_runtime.gen.choices import Choice, choices
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.telemetry.metrics import GenMetrics, Pass
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
@@ -46,9 +46,9 @@ class Question:
 class Answer:
     """A greedy answer while it is decoded: its ids, at last with the end token, and their log-probabilities.
 
-    `decisions` has the probabilities of each field that was decided so far. `choices` has for each of its values the
-    index in `ids` that decided it, the value's first token, and that token's log-probability. `next_ids` are the ids
-    that go into the next pass. With an `error` there will be no answer.
+    `decisions` has the probabilities of each field that was decided so far. `alternatives` has for each of its values
+    the index in `ids` that decided it, the value's first token, and that token's log-probability. `next_ids` are the
+    ids that go into the next pass. With an `error` there will be no answer.
     """
 
     question: Question
@@ -57,7 +57,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     decisions: dict[Field, Probabilities] = field(default_factory=dict)
-    choices: list[tuple[int, int, float]] = field(default_factory=list)
+    alternatives: list[tuple[int, int, float]] = field(default_factory=list)
     text: str = ""
     ended: bool = False
     passes: int = 0
@@ -108,6 +108,7 @@ class GenGuard:
         self._metrics = metrics or GenMetrics()
         self._clock = clock
         self.reader = AnswerReader(tokenizer)
+        self._candidates = self.reader.candidates
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
         """Returns one answer, or its own error, for each question. There may be at most as many questions as slots."""
@@ -189,10 +190,11 @@ class GenGuard:
             results = self._runner.forward(rows)
             kind: Pass = "decode" if active[0].ids else "prefill"
             self._metrics.ran(kind, len(rows), self._clock() - began_s)
-            for answer, draft, (logits,) in zip(active, drafts, results, strict=True):
-                accepted = self._verify(answer, draft, logits)
+            for answer, draft, outputs in zip(active, drafts, results, strict=True):
+                made = choices(outputs, self._candidates)
+                accepted = self._verify(answer, draft, made)
                 self._metrics.drafted(len(draft), accepted)
-                answer.is_sound &= not_finite([logits[-1]]) is None  # the last token has read all cells
+                answer.is_sound &= made[-1].error is None  # the last token has read all cells
                 answer.passes += 1
                 answer.slot.length -= len(draft) - accepted
                 answer.next_ids = np.array(answer.ids[-1:], np.int64)
@@ -204,41 +206,33 @@ class GenGuard:
         rest = self._drafts.rest(answer.ids, response_mode=answer.question.response_mode)
         return np.array(rest[: ANSWER_TOKENS - len(answer.ids) - 1], np.int64)
 
-    def _verify(self, answer: Answer, draft: Ids, logits: npt.NDArray[np.float32]) -> int:
-        """Extends the answer by greedy tokens from `logits` [1 + draft, vocab], up to the first that the draft does not
-        have.
+    def _verify(self, answer: Answer, draft: Ids, made: Sequence[Choice]) -> int:
+        """Extends the answer by greedy tokens, up to the first that the draft does not have. `made` has a choice before
+        each token of the draft, and one after it.
 
-        Returns how many tokens of the draft were right. A row that is not finite ends the answer with an error.
+        Returns how many tokens of the draft were right. A choice that is not finite ends the answer with an error.
         """
-        for accepted, row in enumerate(logits):
-            answer.error = not_finite([row])
+        for accepted, choice in enumerate(made):
+            answer.error = choice.error
             if answer.error:
                 self._metrics.not_finite()
                 return accepted
-            token = int(row.argmax())
-            self._extend(answer, token, row)
-            if answer.ended or accepted == len(draft) or token != draft[accepted]:
+            self._extend(answer, choice)
+            if answer.ended or accepted == len(draft) or choice.token != draft[accepted]:
                 return accepted
-        raise ValueError("there are no logits")
+        raise ValueError("there are no choices")
 
-    def _extend(self, answer: Answer, token: int, logits: npt.NDArray[np.float32]) -> None:
-        """Appends `token`, the most likely one by `logits` [vocab], to the answer."""
-        answer.ids.append(token)
-        answer.logprobs.append(log_probability(logits, token))
-        if token in self._end_ids:
+    def _extend(self, answer: Answer, choice: Choice) -> None:
+        """Appends the most likely token to the answer."""
+        answer.ids.append(choice.token)
+        answer.logprobs.append(choice.logprob)
+        if choice.token in self._end_ids:
             answer.ended = True
             return
         decided = self.reader.field_decided_after(answer.text)
         if decided and decided not in answer.decisions:  # a malformed answer may repeat a label: its first one counts
-            answer.decisions[decided] = self.reader.probabilities(decided, logits)
-            above = answer.logprobs[-1] - float(logits[token])
-            index = len(answer.ids) - 1
-            answer.choices += [(index, each, above + float(logits[each])) for each in self.reader.first_tokens(decided)]
+            first_tokens, index = self.reader.first_tokens(decided), len(answer.ids) - 1
+            answer.decisions[decided] = softmax(choice.logits_of(first_tokens))
+            logprobs = choice.logprobs_of(first_tokens)
+            answer.alternatives += [(index, *pair) for pair in zip(first_tokens, logprobs, strict=True)]
         answer.text = self.reader.text(answer.ids)
-
-
-def log_probability(logits: npt.NDArray[np.float32], token: int) -> float:
-    """Returns log softmax(logits)[token], for logits [vocab]."""
-    shifted = logits - logits[token]
-    peak = float(shifted.max())
-    return -peak - float(np.log(np.exp(shifted - peak).sum(dtype=np.float64)))

@@ -20,7 +20,7 @@ from qwen3guard_runtime.engine.devices import open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.exported import read_manifest
-from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerVerdict
+from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import ANSWER_TOKENS, Answer, GenGuard, Question
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
@@ -57,7 +57,7 @@ class GenGuardModel:
         manifest = read_manifest(folder)
         self._files = ExportedFiles(folder, manifest)
         tokenizer = GuardTokenizer.load(folder)
-        opened = open_guard(folder, manifest, parameters)
+        opened = open_guard(folder, manifest, parameters, AnswerReader(tokenizer).candidates)
         self.slots = parameters.whole("slots", at_least=1)
         self.waiting = parameters.whole("waiting")
         self._policy = Policy(parameters.flag("strict"), thresholds=parameters.thresholds("thresholds"))
@@ -133,7 +133,7 @@ class GenGuardModel:
 
     def _details(self, answer: Answer) -> dict[str, object]:
         reader = self._guard.reader
-        indices, tokens, logprobs = zip(*answer.choices, strict=True) if answer.choices else ((), (), ())
+        indices, tokens, logprobs = zip(*answer.alternatives, strict=True) if answer.alternatives else ((), (), ())
         return {
             wire.ANSWER_PIECES.name: reader.pieces(answer.ids),
             wire.CHOICE_INDEX.name: indices,

@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS, Form
+from qwen3guard_contract.manifest import GRAPH
 from qwen3guard_export.checkpoint.checkpoint import Architecture, Checkpoint, block_tensor, open_checkpoint
 from qwen3guard_export.graph import graph as graphs
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph
 from qwen3guard_export.proof.parity import prove
 from qwen3guard_export.proof.texts import proof_rows
@@ -24,7 +26,7 @@ FORMS = [
     (weights, form)
     for weights in WEIGHT_FORMATS
     for form in ATTENTION_FORMS
-    if weights in ("fp32", "dq8r") or form in ("portable", "gqa")
+    if form == "portable" or (weights in ("fp32", "dq8r")) != form.startswith("paged")
 ]
 
 
@@ -258,3 +260,22 @@ def test_weights_that_could_leave_float32_are_refused_where_integers_would_hide_
     write_graph(huge, tmp_path, Form.named("dq8r", form))
     with pytest.raises(ParityError, match=r"gate_proj\.weight may leave float32"):
         prove(tmp_path, huge, Form.named("dq8r", form), rows())
+
+
+@pytest.mark.parametrize(
+    ("operator", "attribute", "sentence"),
+    [("TopK", {"largest": 0}, "chooses another token"), ("LogSoftmax", {"axis": 0}, "another log-probability")],
+)
+def test_a_graph_that_chooses_wrongly_is_refused(
+    operator: str, attribute: dict[str, int], sentence: str, tmp_path: Path
+) -> None:
+    """A paged Gen graph brings no logits back: what it says of them is checked against them."""
+    export_broken(tmp_path, {}, "fp16", "paged")
+    model = onnx.load(tmp_path / GRAPH, load_external_data=False)
+    (node,) = (node for node in model.graph.node if node.op_type == operator)
+    kept = [each for each in node.attribute if each.name not in attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *(onnx.helper.make_attribute(*pair) for pair in attribute.items())])
+    (tmp_path / GRAPH).write_bytes(model.SerializeToString())
+    with pytest.raises(ParityError, match=sentence):
+        prove(tmp_path, demo("gen"), Form("fp16", "paged"), rows())

@@ -49,7 +49,7 @@ def test_every_cache_is_written_in_place_or_nothing_is_built(tmp_path: Path, mon
 
 
 def test_weights_without_kernels_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    for weights, attention in (("fp32", None), ("dq8r", None), ("fp16", "gqa")):
+    for weights, attention in (("fp32", None), ("dq8r", None), ("fp16", "paged")):
         folder = tmp_path / "models"
         with pytest.raises(EngineError, match="add --weights fp16"):
             export("nowhere", folder, tensorrt=True, say=lambda _: None, weights=weights, attention=attention)

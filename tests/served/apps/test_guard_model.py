@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -150,8 +151,11 @@ def test_what_changes_nothing_is_taken(client: openai.OpenAI) -> None:
 
 @pytest.mark.filterwarnings("ignore:Item 'summary':UserWarning")  # of LiteLLM's own types
 def test_litellm_is_a_client(client: openai.OpenAI, guard: GuardClient) -> None:
-    answer = litellm.completion(model=f"openai/{MODEL}", messages=CONVERSATIONS[1], client=client)
-    assert answer.choices[0].message.content == guard.classify(HARMFUL).answer
+    async def ask_litellm() -> Any:
+        async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none") as own:
+            return await litellm.acompletion(model=f"openai/{MODEL}", messages=CONVERSATIONS[1], client=own)
+
+    assert asyncio.run(ask_litellm()).choices[0].message.content == guard.classify(HARMFUL).answer
 
 
 def test_it_is_listed(client: openai.OpenAI) -> None:

@@ -572,7 +572,7 @@ def test_keys_reach_the_llm_and_neither_they_nor_texts_the_log(
     llm.text = TURNS
     with caplog.at_level(logging.DEBUG), proxied() as proxy:
         client = proxy.client("sk-very-secret")
-        assert [each.id for each in client.models.list()] == ["fake"]
+        assert [each.id for each in client.models.list()] == ["fake", "qwen3guard-gen"]
         streamed(client, extra_query={"api-version": "hidden-query"})
         with pytest.raises(openai.APIStatusError):
             client.embeddings.create(model="fake", input="hidden text")

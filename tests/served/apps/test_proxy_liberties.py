@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from qwen3guard_apps.openai.guard_model import listed
 from qwen3guard_client import GuardClient
 from support.fake_llm import Loop
 from support.moderated import PROMPT, SAFE, TURNS
@@ -264,7 +265,7 @@ def test_the_llms_errors_are_told_as_far_as_the_guard_clears_them(ask: Ask, llm:
 def test_the_models_are_a_list_of_names(proxy: Proxied, llm: RawLLM) -> None:
     llm.says({"object": "list", "data": [{"id": "Qwen/Qwen3-8B", "object": "model", "description": BAD}], "x": BAD})
     found = httpx.get(f"{proxy.url}/models").json()
-    assert found == {"object": "list", "data": [{"id": "Qwen/Qwen3-8B", "object": "model"}]}
+    assert found == {"object": "list", "data": [{"id": "Qwen/Qwen3-8B", "object": "model"}, listed()]}
 
 
 @pytest.mark.parametrize(

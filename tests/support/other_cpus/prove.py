@@ -12,7 +12,7 @@ from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof import bound_graph
 from qwen3guard_export.proof.parity import prove
 from qwen3guard_export.proof.texts import proof_rows

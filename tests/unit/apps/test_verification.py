@@ -115,7 +115,7 @@ def test_what_this_machine_cannot_run_is_said() -> None:
         form = formats(name)[0].form("stream")
         assert not needs_gpu(form)
         assert lacking(form, CPU) == ""
-    for form in (Form("bf16", "portable"), Form("fp16", "gqa")):
+    for form in (Form("bf16", "portable"), Form("fp16", "paged")):
         assert "needs a GPU" in lacking(form, CPU)
         assert lacking(form, [*CPU, "CUDAExecutionProvider"]) == ""
 

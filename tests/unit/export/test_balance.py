@@ -23,7 +23,7 @@ from qwen3guard_export.checkpoint.checkpoint import (
     block_tensor,
     open_checkpoint,
 )
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.reference import final_states, reference_logits
 from support.random_checkpoint import make
 

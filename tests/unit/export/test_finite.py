@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from qwen3guard_contract.forms import ATTENTION_FORMS, Form
 from qwen3guard_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from qwen3guard_export.graph.graph import write_graph
+from qwen3guard_export.graph.write import write_graph
 from qwen3guard_export.proof.bound_graph import BoundGraph, RowChunk
 from support.changed_weights import Change, Changed
 from support.random_checkpoint import make
@@ -75,7 +75,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return replace(opened, weights=Poisoned(opened.weights.tensors, changes)), where
 
 
-FORMS = [(weights, form) for weights in ("fp32", "dq8r") for form in ATTENTION_FORMS]
+FORMS = [
+    *((weights, form) for weights in ("fp32", "dq8r") for form in ATTENTION_FORMS if not form.startswith("paged")),
+    ("bf16", "paged"),
+]
 
 
 @pytest.mark.parametrize(("weights", "form"), FORMS)
