@@ -80,8 +80,8 @@ def prepare(folder: Path) -> Guards:
             variant = "stream" if name == "stream" else "gen"
             random_checkpoint.make(checkpoint, variant, **SHAPE_06B, tied=False, tokenizer_from=tokenizer)
             if variant == "gen":
-                _lengthen_template(checkpoint)
-                _write_answer(checkpoint, ANSWERS[name])
+                lengthen_template(checkpoint)
+                write_answer(checkpoint, ANSWERS[name], [SHORT, chat()])
             made.write_text(RECIPE)
         manifest_file = guards.version(name) / "manifest.json"
         newest = max(_newest_source(), made.stat().st_mtime)
@@ -125,7 +125,7 @@ def answer_ids(checkpoint: Path, answer: str) -> list[int]:
     return [*tokenizer.encode(answer), tokenizer.special[IM_END]]
 
 
-def _lengthen_template(checkpoint: Path) -> None:
+def lengthen_template(checkpoint: Path) -> None:
     """Writes a template with as many tokens before and after the conversation as the real one has."""
     path = checkpoint / "tokenizer_config.json"
     settings = json.loads(path.read_text())
@@ -145,9 +145,9 @@ def _lengthen_template(checkpoint: Path) -> None:
         after += missing - (PREFIX_TOKENS - prefix)
 
 
-def _write_answer(checkpoint: Path, answer: str) -> None:
-    """Changes the lm_head so that greedy decoding of the measured conversations gives `answer`."""
-    questions, wanted = [rendered(checkpoint, each) for each in (SHORT, chat())], answer_ids(checkpoint, answer)
+def write_answer(checkpoint: Path, answer: str, conversations: Sequence[Sequence[Message]]) -> None:
+    """Changes the lm_head so that greedy decoding of the `conversations` gives `answer`."""
+    questions, wanted = [rendered(checkpoint, each) for each in conversations], answer_ids(checkpoint, answer)
     opened = open_checkpoint(str(checkpoint))
     found = final_states(opened, [np.array([*question, *wanted[:-1]]) for question in questions])
     states = np.concatenate([each[-len(wanted) :] for each in found])
