@@ -12,9 +12,8 @@ import numpy as np
 from figures import WEIGHTS, parser, read, say, times
 from guards import ANSWERS, SHORT, rendered
 from opened import on_a_double, opened
-from prepared import answering, write
+from prepared import answering, is_outdated, write
 from qwen3guard_contract.answer_end import end_ids
-from qwen3guard_contract.manifest import MANIFEST
 from qwen3guard_runtime.gen.answer import AnswerReader
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
@@ -32,7 +31,7 @@ def main() -> None:
     arguments = read(made)
     checkpoint = answering(arguments.folder, arguments.size, fake=arguments.fake)
     folder = checkpoint.with_name(f"{checkpoint.name}-{arguments.weights}")
-    if not (folder / MANIFEST).is_file():
+    if is_outdated(folder):
         write(checkpoint, folder, arguments.weights)
     if arguments.fake:
         on_a_double()

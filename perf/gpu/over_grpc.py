@@ -16,10 +16,9 @@ from pathlib import Path
 
 from figures import WEIGHTS, parser, read, say, summary
 from guards import PROMPT, RESPONSE
-from prepared import answering, checkpoint
+from prepared import answering, checkpoint, is_outdated, mark
 from product import TIMEOUT_S, Session, classify_ms, run_at_once, served
 from qwen3guard_client import GuardClient
-from qwen3guard_contract.manifest import MANIFEST
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
 
@@ -31,16 +30,17 @@ FAKE_STREAMS, FAKE_SECONDS, FAKE_CLASSIFICATIONS = ((1, 1), (2, 16)), 0.3, 3
 
 
 def repository(arguments_folder: Path, size: str, weights: str, *, fake: bool) -> Path:
-    """A model repository with both guards; they are exported if it is missing."""
+    """A model repository with both guards; each is exported if it is missing or outdated."""
     target = arguments_folder / f"served-{'fake' if fake else ''}{size}-{weights}"
     sources = [answering(arguments_folder, size, fake=fake), checkpoint(arguments_folder, size, "stream", fake=fake)]
     for source, name in zip(sources, ("gen_guard", "stream_guard"), strict=True):
-        if (target / name / "1" / MANIFEST).is_file():
+        if not is_outdated(target / name / "1"):
             continue
         began = time.perf_counter()
         form = {"weights": "fp32", "attention": "portable"} if fake else {"weights": weights, "attention": "paged"}
         manifest = export(str(source), target, **form, say=lambda _: None)
         place_models(target, manifest)
+        mark(target / name / "1")
         say("export", size=size, variant=manifest.variant, seconds=time.perf_counter() - began)
     return target
 

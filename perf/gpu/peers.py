@@ -37,9 +37,12 @@ def load(folder: Path, fake: bool) -> Qwen3Model:
         for name, tensor in load_file(path).items()
         if name.startswith("model.")
     }
-    model = Qwen3Model(config)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device(fake)):
+        model = Qwen3Model(config)
+    torch.set_default_dtype(torch.float32)
     model.load_state_dict(state)
-    return model.to(device(fake), torch.bfloat16).eval()
+    return model.eval()
 
 
 class Step:

@@ -8,17 +8,21 @@ no GPU, and can run beside the first measurements.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 
-from figures import SIZES, VARIANTS, WEIGHTS, parser, read, say
+from figures import ROOT, SIZES, VARIANTS, WEIGHTS, parser, read, say
 from guards import ANSWERS, SHORT, lengthen_template, write_answer
-from qwen3guard_contract.manifest import MANIFEST
 from shapes import checkpoint_shape
 from support.fake_cuda.run import write_guard
 from support.places import DEMO
 from support.random_checkpoint import make
+
+CODE = "made-by"
+"""The file beside a graph that names the code by its digest."""
 
 
 def checkpoint(folder: Path, size: str, variant: str, *, fake: bool) -> Path:
@@ -45,17 +49,38 @@ def answering(folder: Path, size: str, *, fake: bool) -> Path:
 
 
 def guard(folder: Path, size: str, variant: str, weights: str, *, fake: bool) -> Path:
-    """The folder of a guard's paged graph and manifest; made if it is missing."""
+    """The folder of a guard's paged graph and manifest; made if it is missing or was made by other code."""
     target = folder / f"guard-{_size(size, fake)}-{variant}-{weights}"
-    if not (target / MANIFEST).is_file():
+    if is_outdated(target):
         write(checkpoint(folder, size, variant, fake=fake), target, weights)
     return target
 
 
+def is_outdated(target: Path) -> bool:
+    """Whether the guard in the folder `target` is missing, or `mark` was called for it with other code."""
+    return not (target / CODE).is_file() or (target / CODE).read_text() != _code()
+
+
+def mark(target: Path) -> None:
+    """Notes by which code the guard in the folder `target` was made."""
+    (target / CODE).write_text(_code())
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that exports: a copy of the project may lose the times of its changes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in ("contract", "export") for path in (ROOT / name).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def write(source: Path, target: Path, weights: str) -> None:
-    """Writes the paged graph and the manifest of the checkpoint `source` into the new folder `target`."""
+    """Writes the paged graph and the manifest of the checkpoint `source` into `target`, in place of what is there."""
     making = _emptied(target.with_name(target.name + ".making"))
     write_guard(source, making, weights, "paged")
+    mark(making)
+    shutil.rmtree(target, ignore_errors=True)
     making.rename(target)
 
 

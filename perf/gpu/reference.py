@@ -16,17 +16,18 @@ from torch_device import device
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAM_HEADS = {"": ("risk_logits", "category_logits"), "query_": ("query_risk_logits", "query_category_logits")}
-LOGPROB, CANDIDATES = "logprob", "candidate_logits"
+LOGPROB, CANDIDATES = "logprob", "candidate_logprobs"
 Outputs = dict[str, npt.NDArray[np.float32]]
 
 
 class Reference:
     """The checkpoint in `folder`, with weights and products in `kind`: fp32, fp16 or bf16.
 
-    Norms, rotations and the softmax of a norm's squares are in float32, as in transformers.
+    Norms and rotations are in float32, as in transformers. Raises OSError for a missing file, KeyError for a tensor.
     """
 
     def __init__(self, folder: Path, kind: str, *, fake: bool) -> None:
+        torch.set_float32_matmul_precision("highest")  # without TF32, whose products have ten bits
         self._config = json.loads((folder / "config.json").read_text())
         self._type, self._device = TYPES[kind], device(fake)
         self._weights: dict[str, torch.Tensor] = {}
@@ -39,7 +40,7 @@ class Reference:
         """What the graph gives at every token of one sequence, float32 [tokens, width] each.
 
         Stream: its four outputs by name, in the order of the random checkpoints' label maps. Gen: `logprob`, the
-        likeliest token's log-probability [tokens, 1], and `candidate_logits`, those of the ids `candidates`.
+        likeliest token's log-probability [tokens, 1], and `candidate_logprobs`, those of the ids `candidates`.
         """
         hidden = self._hidden(torch.from_numpy(ids).to(self._device))
         found = self._stream(hidden) if "risk_level_head.weight" in self._weights else self._gen(hidden, candidates)
@@ -81,9 +82,8 @@ class Reference:
 
     def _gen(self, hidden: torch.Tensor, candidates: Sequence[int]) -> dict[str, torch.Tensor]:
         head = "lm_head" if "lm_head.weight" in self._weights else "model.embed_tokens"
-        logits = self._product(hidden, head).float()
-        likeliest = torch.log_softmax(logits, -1).max(-1, keepdim=True).values
-        return {LOGPROB: likeliest, CANDIDATES: logits[:, list(candidates)]}
+        logprobs = torch.log_softmax(self._product(hidden, head).float(), -1)
+        return {LOGPROB: logprobs.max(-1, keepdim=True).values, CANDIDATES: logprobs[:, list(candidates)]}
 
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ self._weights[name + ".weight"].T

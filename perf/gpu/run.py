@@ -1,6 +1,6 @@
 """Measures everything on one card, in order of weight, and writes the result after each part.
 
-    python perf/gpu/run.py [--minutes 45] [--only ceilings steps] [--results perf/results] [--fake]
+    python perf/gpu/run.py [--minutes 45] [--only ceilings steps] [--resume FILE] [--results perf/results] [--fake]
 
 Writes RESULTS/gpu-<time>-<card>.json, and the GPU's part of docs/performance.md (page.py). What fails is told there and
 does not end the run; what has no time left is named. With --fake it needs no GPU, its result goes to FOLDER/results,
@@ -66,6 +66,18 @@ def result(outcomes: list[Outcome], left_out: list[str], *, fake: bool) -> dict[
     }
 
 
+def earlier(path: Path) -> list[Outcome]:
+    """What the parts of an earlier result did that did not fail. Raises OSError, or ValueError for another file."""
+    found = json.loads(path.read_text())
+    outcomes, begin = [], 0
+    for part in found["parts"]:
+        end = begin + part["figures"]
+        if "failed" not in part:
+            outcomes.append(Outcome(part["part"], found["figures"][begin:end], part["seconds"]))
+        begin = end
+    return outcomes
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
@@ -97,6 +109,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--minutes", type=float, default=45.0, help="for all parts together (default: 45)")
     made.add_argument("--only", nargs="+", metavar="SCRIPT", help="run only these scripts, such as: ceilings steps")
+    made.add_argument("--resume", type=Path, help="go on with this result of the same card: run what it lacks")
     made.add_argument("--results", type=Path, help="where the result is written (default: perf/results)")
     arguments = made.parse_args()
     results = arguments.results or (arguments.folder / "results" if arguments.fake else RESULTS)
@@ -104,12 +117,13 @@ def main() -> None:
     further = ["--folder", str(arguments.folder.absolute()), *(["--fake"] if arguments.fake else [])]
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
     end = time.monotonic() + 60 * arguments.minutes
-    outcomes: list[Outcome] = []
+    outcomes = earlier(arguments.resume) if arguments.resume else []
+    done = {outcome.part for outcome in outcomes}
     left_out: list[str] = []
     written: Path | None = None
     for part in PLAN:
         is_named = not arguments.only or Path(part.script).stem in arguments.only
-        if not is_named or (arguments.fake and not part.if_fake):
+        if not is_named or part.name in done or (arguments.fake and not part.if_fake):
             continue
         if (left := end - time.monotonic()) < LEAST_S:
             left_out.append(part.name)
@@ -120,7 +134,7 @@ def main() -> None:
         now = result(outcomes, left_out, fake=arguments.fake)
         written = write(now, results / f"gpu-{stamp}-{card_name(now['figures'])}.json", written)
     if written is None:
-        sys.exit("Nothing was run: --only names no script of the plan.")
+        sys.exit("Nothing was run: --only names no script of the plan, or --resume has all of them.")
     print(written)
     if not arguments.fake and results == RESULTS:
         page.write()

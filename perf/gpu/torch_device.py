@@ -26,6 +26,7 @@ def graphed(work: Callable[[], object], fake: bool) -> Callable[[], None]:
     if fake:
         return lambda: work() and None
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             work()
