@@ -23,7 +23,6 @@ from qwen3guard_contract.messages import Message
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.proof.reference import final_states
-from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
@@ -69,6 +68,8 @@ class Guards:
 
 def prepare(folder: Path) -> Guards:
     """Makes the checkpoints (1.2 GB each) that are missing, and the dq8r exports that are missing or outdated."""
+    from qwen3guard_export.repository import place_models  # it needs tritonclient, which bare measurements do without
+
     guards = Guards(folder)
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():

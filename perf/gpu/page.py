@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import plots
+
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "perf" / "results"
+IMAGES = ROOT / "docs" / "images"
 BEGIN = "<!-- the GPU's part, from here on written by perf/gpu/page.py -->"
 END = "<!-- end of the GPU's part -->"
 NEXT = "<!-- from here on written by perf/report.py -->"
@@ -51,7 +55,13 @@ def with_part(page: str, made: str) -> str:
 
 
 def write() -> None:
-    PAGE.write_text(with_part(PAGE.read_text(), part(newest())))
+    """Writes the page, and its plots where matplotlib is installed."""
+    result = newest()
+    PAGE.write_text(with_part(PAGE.read_text(), part(result)))
+    try:
+        plots.draw(result["figures"] if result else [], IMAGES)
+    except ImportError:
+        print("No plots: matplotlib is missing. Run perf/gpu/page.py where it is installed.", file=sys.stderr)
 
 
 def _measured(result: dict[str, Any]) -> list[str]:
@@ -70,6 +80,8 @@ def _measured(result: dict[str, Any]) -> list[str]:
     lines += [f"* {name} was left out: no time was left." for name in result["left_out"]]
     lines += [f"* Row {row['row']}: {_why(row)}" for row in result["rows"] if row["met"] is False]
     lines += [""] if lines[-1] else []
+    drawn = [f"![{name.partition('.')[0]}](images/{name})" for name in plots.names(figures)]
+    lines += [*drawn, ""] if drawn else []
     for title, figure, columns in TABLES:
         lines += _table(title, [each for each in figures if each["figure"] == figure], columns)
     return lines[:-1]
@@ -121,7 +133,7 @@ def _why(row: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else str(value)
 
 

