@@ -44,6 +44,8 @@ class Outcome:
     figures: list[dict[str, Any]]
     seconds: float
     failed: str | None = None
+    is_last: bool = False
+    """Whether this process was told to end meanwhile."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Outcome:
 
 def run(part: Part, arguments: Sequence[str], seconds: float) -> Outcome:
     """Runs a part with further `arguments` for at most `seconds`, or its own limit if that is less; then it and what it
-    started are stopped."""
+    started are stopped. So they are when this process is told to end, by SystemExit or KeyboardInterrupt."""
     limit = min(seconds, 60 * part.minutes)
     command = [sys.executable, str(part.folder / part.script), *part.arguments, *arguments]
     figures: list[dict[str, Any]] = []
@@ -66,18 +68,20 @@ def run(part: Part, arguments: Sequence[str], seconds: float) -> Outcome:
         assert process.stdout is not None
         reader = threading.Thread(target=_read, args=(process.stdout, figures))
         reader.start()
-        failed = None
+        failed, is_last = None, False
         try:
             if status := process.wait(limit):
                 failed = f"exit status {status}: {_last_words(errors)}"
         except subprocess.TimeoutExpired:
             failed = f"stopped after {limit:.0f} s"
+        except (SystemExit, KeyboardInterrupt):
+            failed, is_last = "the run was ended meanwhile", True
         _stop(process)
         reader.join()
         process.stdout.close()
     if not failed and not figures:
         failed = "no figures"
-    return Outcome(part.name, figures, time.monotonic() - began, failed)
+    return Outcome(part.name, figures, time.monotonic() - began, failed, is_last)
 
 
 def _read(lines: IO[str], figures: list[dict[str, Any]]) -> None:

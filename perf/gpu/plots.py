@@ -36,7 +36,9 @@ def draw(figures: list[Figure], folder: Path) -> None:
                 if ceilings:
                     floors = [ceilings.floor_ms(Work("0.6B", "stream", count, context)) for count in sessions]
                     axes.plot(sessions, floors, mark[1:], color=GREY, label=f"floor at {context}")
+            counts = sorted({step["sessions"] for step in _steps(figures)})
             axes.set_xscale("log", base=2)
+            axes.set_xticks(counts, [str(count) for count in counts])
             axes.set_xlabel("sessions at once")
             axes.set_title("Stream 0.6B fp16, a bare step of 1 token each, ms", loc="left")
             axes.legend(frameon=False)

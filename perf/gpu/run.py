@@ -13,6 +13,7 @@ import datetime
 import json
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -106,6 +107,7 @@ def write(now: dict[str, Any], path: Path, earlier: Path | None) -> Path:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the part is stopped, and what it found is written
     made = parser(__doc__)
     made.add_argument("--minutes", type=float, default=45.0, help="for all parts together (default: 45)")
     made.add_argument("--only", nargs="+", metavar="SCRIPT", help="run only these scripts, such as: ceilings steps")
@@ -125,7 +127,8 @@ def main() -> None:
         is_named = not arguments.only or Path(part.script).stem in arguments.only
         if not is_named or part.name in done or (arguments.fake and not part.if_fake):
             continue
-        if (left := end - time.monotonic()) < LEAST_S:
+        is_ended = bool(outcomes) and outcomes[-1].is_last
+        if is_ended or (left := end - time.monotonic()) < LEAST_S:
             left_out.append(part.name)
         else:
             print(f"{part.name} ({left / 60:.1f} minutes left)", file=sys.stderr, flush=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,8 +86,12 @@ def run_plan(scripts: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPa
     plan = tuple(Part(name, minutes=minutes.get(name, 1.0), folder=folder) for name in scripts)
     monkeypatch.setattr(run, "PLAN", plan)
     monkeypatch.setattr(sys, "argv", ["run.py", "--results", str(folder / "results"), *options])
-    with pytest.raises(SystemExit):
-        run.main()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            run.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     (path,) = (folder / "results").iterdir()
     result: dict[str, Any] = json.loads(path.read_text())
     return result | {"name": path.name}
@@ -107,6 +113,15 @@ def test_a_script_that_fails_is_told_and_loses_nothing(tmp_path: Path, monkeypat
     text = part(result)
     assert "bad failed: exit status 1: the card is on fire" in text
     assert NONE not in text
+
+
+def test_a_run_that_is_told_to_end_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And stops its script."""
+    ended = f"import os, signal\n{SLOW}".replace("time.sleep", f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep")
+    result = run_plan({"good.py": GOOD, "ended.py": ended, "last.py": GOOD}, tmp_path, monkeypatch)
+    assert [figure["name"] for figure in result["figures"]] == ["A Card (1)", "of the slow"]
+    assert result["failed"][0]["failed"] == "the run was ended meanwhile"
+    assert result["left_out"] == ["last"]
 
 
 def test_a_run_goes_on_with_an_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
