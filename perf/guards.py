@@ -23,7 +23,6 @@ from qwen3guard_contract.messages import Message
 from qwen3guard_export import export
 from qwen3guard_export.checkpoint.checkpoint import open_checkpoint
 from qwen3guard_export.proof.reference import final_states
-from qwen3guard_export.repository import place_models
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.text.chat import ChatTemplate
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
@@ -69,6 +68,8 @@ class Guards:
 
 def prepare(folder: Path) -> Guards:
     """Makes the checkpoints (1.2 GB each) that are missing, and the dq8r exports that are missing or outdated."""
+    from qwen3guard_export.repository import place_models  # it needs tritonclient, which bare measurements do without
+
     guards = Guards(folder)
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
@@ -80,8 +81,8 @@ def prepare(folder: Path) -> Guards:
             variant = "stream" if name == "stream" else "gen"
             random_checkpoint.make(checkpoint, variant, **SHAPE_06B, tied=False, tokenizer_from=tokenizer)
             if variant == "gen":
-                _lengthen_template(checkpoint)
-                _write_answer(checkpoint, ANSWERS[name])
+                lengthen_template(checkpoint)
+                write_answer(checkpoint, ANSWERS[name], [SHORT, chat()])
             made.write_text(RECIPE)
         manifest_file = guards.version(name) / "manifest.json"
         newest = max(_newest_source(), made.stat().st_mtime)
@@ -125,7 +126,7 @@ def answer_ids(checkpoint: Path, answer: str) -> list[int]:
     return [*tokenizer.encode(answer), tokenizer.special[IM_END]]
 
 
-def _lengthen_template(checkpoint: Path) -> None:
+def lengthen_template(checkpoint: Path) -> None:
     """Writes a template with as many tokens before and after the conversation as the real one has."""
     path = checkpoint / "tokenizer_config.json"
     settings = json.loads(path.read_text())
@@ -145,9 +146,9 @@ def _lengthen_template(checkpoint: Path) -> None:
         after += missing - (PREFIX_TOKENS - prefix)
 
 
-def _write_answer(checkpoint: Path, answer: str) -> None:
-    """Changes the lm_head so that greedy decoding of the measured conversations gives `answer`."""
-    questions, wanted = [rendered(checkpoint, each) for each in (SHORT, chat())], answer_ids(checkpoint, answer)
+def write_answer(checkpoint: Path, answer: str, conversations: Sequence[Sequence[Message]]) -> None:
+    """Changes the lm_head so that greedy decoding of the `conversations` gives `answer`."""
+    questions, wanted = [rendered(checkpoint, each) for each in conversations], answer_ids(checkpoint, answer)
     opened = open_checkpoint(str(checkpoint))
     found = final_states(opened, [np.array([*question, *wanted[:-1]]) for question in questions])
     states = np.concatenate([each[-len(wanted) :] for each in found])

@@ -23,9 +23,9 @@ TOKENS = range(1000, 100000)
 
 
 @contextmanager
-def served(repository: Path) -> Iterator[EmbeddedServer]:
+def served(repository: Path, port: int = PORT) -> Iterator[EmbeddedServer]:
     with (
-        EmbeddedServer(ServerSettings(repository, grpc_port=PORT)) as server,
+        EmbeddedServer(ServerSettings(repository, grpc_port=port)) as server,
         GuardClient(server.url, timeout_s=TIMEOUT_S, scope=None) as guard,
     ):
         server.wait_ready(lambda: canary.check(guard, server.manifests))
