@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,7 +60,8 @@ class Container:
         self.kill()
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended when its models were killed
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def probe(self, timeout_s: float = 10.0) -> int:

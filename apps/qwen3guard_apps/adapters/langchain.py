@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
 from itertools import chain
 from math import inf
 from typing import Any, Literal
@@ -17,11 +18,10 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableGenerator
-from qwen3guard_client import GuardClient, Moderation, Policy
+from qwen3guard_client import GuardClient, Policy
 
 from qwen3guard_apps.adapters.langchain_reader import Written, as_openai
 from qwen3guard_apps.openai import conversation
-from qwen3guard_apps.openai.conversation import Conversation
 
 
 def guarded(
@@ -43,19 +43,15 @@ def guarded(
             messages = _messages(value)
             asked = conversation.read_conversation({"messages": [as_openai(each) for each in messages]})
             written = Written(model.stream(messages))
-
-            def moderate(texts: Iterable[str], asked: Conversation = asked) -> Moderation:
-                source = chain([asked.begun], texts)
-                return guard.moderate(source, messages=asked.messages, policy=policy, on_flag=on_flag)
-
-            moderated = moderate(written.texts())
+            moderate = partial(guard.moderate, messages=asked.messages, policy=policy, on_flag=on_flag)
+            moderated = moderate(chain([asked.begun], written.texts()))
             cleared = -len(asked.begun)
             for segment in moderated:
                 cleared += len(str(segment))
                 yield from written.cleared(cleared)
             flag = moderated.flag
             for text in () if flag and on_flag == "stop" else written.late():
-                alone = moderate([text])
+                alone = moderate([asked.begun, text])
                 deque(alone, maxlen=0)
                 flag = flag or alone.flag
             stopped = flag is not None and on_flag == "stop"
