@@ -29,7 +29,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens")
 _OF_NO_USE = {
     *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "best_of", "use_beam_search"),
     *("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store", "reasoning_effort"),
-    *("chat_template_kwargs", "add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("chat_template_kwargs", "skip_special_tokens", "spaces_between_special_tokens"),
     *("parallel_tool_calls", "extra_body", "priority", "request_id", "cache_salt"),
 }
 """Fields that change nothing about a greedy answer, or speak to the operator of a model."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from qwen3guard_contract.labels import RISK_ORDER, Category, Refusal, RiskLevel
+from qwen3guard_contract.labels import RISK_ORDER, Category, Refusal
 from qwen3guard_runtime.stream.verdicts import TokenJudgements
 
 from qwen3guard_apps.evaluation.judged import MODES, first_flag
@@ -33,10 +33,6 @@ class Judgements:
     answer: str | None = None
     readable: bool = True
 
-    @property
-    def levels(self) -> list[RiskLevel]:
-        return [RISK_ORDER[index] for index in self.risk.argmax(axis=1)]
-
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -49,7 +45,7 @@ class Tokenized:
     ids: npt.NDArray[np.int64]
     response_mode: bool = False
     query_index: int = -1
-    response_start: int = field(default=0)
+    response_start: int = 0
 
 
 def gen_judged(

@@ -51,7 +51,7 @@ class ChoiceOfLogits:
     def token(self) -> int:
         return int(self.logits.argmax())
 
-    @property
+    @cached_property
     def logprob(self) -> float:
         return log_probability(self.logits, self.token)
 

@@ -128,6 +128,7 @@ def test_a_short_answer_is_cut(client: openai.OpenAI) -> None:
         {"max_tokens": 0},
         {"max_tokens": "5"},
         {"extra_body": {"guided_choice": ["Safe"]}},
+        {"extra_body": {"add_generation_prompt": False}},
         {"extra_body": {"stream": "yes"}},
         {"extra_body": {"stream_options": []}},
         {"extra_body": {"messages": "x"}},
