@@ -13,6 +13,7 @@ import site
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -41,9 +42,13 @@ SHORT_PROMPT = "Hello."
 one with PENDING, and perf_analyzer cannot send a step again."""
 WHEEL = "tritonclient==2.51.0"
 """A tritonclient whose wheel carries a perf_analyzer that runs with an older glibc (seen with 2.36)."""
+RATE_STREAMS = 16
+"""The streams at a time where requests arrive at random."""
 ANY_PERCENT, TRIALS = 999, 3
 """perf_analyzer reports nothing where three windows differ by more percent than its limit. So the limit is out of
 reach, and the percentiles here are over all three windows."""
+ENDS_S = 100.0
+"""How long perf_analyzer may take beside its windows, and the requests that are under way at the end of each."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +104,18 @@ class Analyzer:
         self, url: str, load: Load, seconds: float, conversations: Iterable[Sequence[str]]
     ) -> list[LoadFigures]:
         with self._client(url) as guard:
+            began = time.monotonic()
             guard.classify(CONVERSATIONS[0][0])  # our client explains better what is wrong with a server
+            call_s = time.monotonic() - began
         data = [{wire.MESSAGES.name: [_messages(turns)]} for turns in conversations]
-        requests, span_s = self._run(url, wire.CLASSIFY, data, load, seconds)
+        requests, span_s = self._run(url, wire.CLASSIFY, data, load, seconds, call_s=call_s)
         return [_figures("classify", load, _latencies(requests), span_s)]
 
     def stream_step(self, url: str, load: Load, seconds: float, tokens: int) -> list[LoadFigures]:
         """Sends streams of `tokens` single-token steps; the figures of opening steps and of the others are apart."""
+        began = time.monotonic()
         length = self._prompt_length(url)
+        call_s = time.monotonic() - began
         ids = range(100, 100 + tokens)  # any valid tokens: the cost does not depend on them
         opening = {wire.PROMPT.name: [SHORT_PROMPT], wire.POSITION.name: [0]}
         steps = [
@@ -115,7 +124,7 @@ class Analyzer:
         ]
         # perf_analyzer also sends the last step of a stream that it breaks off: it must be valid at any length.
         ending = {wire.POSITION.name: [0]}
-        requests, span_s = self._run(url, wire.STREAM_STEP, [[opening, *steps, ending]], load, seconds)
+        requests, span_s = self._run(url, wire.STREAM_STEP, [[opening, *steps, ending]], load, seconds, call_s=call_s)
         prefills = [request for request in requests if wire.PROMPT.name in request["request_inputs"]]
         token_steps = [request for request in requests if wire.TOKEN_IDS.name in request["request_inputs"]]
         return [
@@ -161,9 +170,11 @@ class Analyzer:
         return os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, paths))}
 
     def _run(
-        self, url: str, model: wire.Model, data: Sequence[Any], load: Load, seconds: float
+        self, url: str, model: wire.Model, data: Sequence[Any], load: Load, seconds: float, *, call_s: float
     ) -> tuple[list[dict[str, Any]], float]:
-        """Runs perf_analyzer; returns the answered requests of its last experiment, and their span in seconds."""
+        """Runs perf_analyzer; returns the answered requests of its last experiment, and their span in seconds. A lone
+        request takes `call_s`."""
+        patience_s = ENDS_S + TRIALS * (seconds + (load.concurrency or RATE_STREAMS) * call_s)
         with tempfile.TemporaryDirectory() as folder:
             inputs, profile = Path(folder) / "inputs.json", Path(folder) / "profile.json"
             inputs.write_text(json.dumps({"data": data}))
@@ -171,12 +182,20 @@ class Analyzer:
             command += ["--profile-export-file", str(profile), "-p", str(int(1000 * seconds))]
             command += ["-s", str(ANY_PERCENT), "-r", str(TRIALS)]
             command += _load_options(load, sequences=model is wire.STREAM_STEP) + self._access_options()
-            # perf_analyzer was seen to end after its measurement, before its profile was whole: try once more.
+            # perf_analyzer was seen to end after its measurement, before its profile was whole, and, on a busy machine,
+            # not to end at all: try once more.
             hidden = (*PROXY_VARIABLES, "all_proxy") if is_local(url) else ()  # it reads metrics by curl too
             environment = {name: value for name, value in self._environment().items() if name.lower() not in hidden}
             for last in (False, True):
                 profile.unlink(missing_ok=True)
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                try:
+                    done = subprocess.run(
+                        command, env=environment, capture_output=True, text=True, check=False, timeout=patience_s
+                    )
+                except subprocess.TimeoutExpired:
+                    if last:
+                        raise PerfAnalyzerError(f"perf_analyzer did not end within {patience_s:.0f} s.") from None
+                    continue
                 experiment = _last_experiment(profile)
                 if experiment and not done.returncode:
                     break
@@ -208,7 +227,9 @@ def _load_options(load: Load, *, sequences: bool) -> list[str]:
     if load.rate:
         options = ["--request-rate-range", f"{load.rate:g}", "--request-distribution", "poisson", "--async"]
         # A stream sends one request at a time, since each names its position.
-        return options + (["--streaming", "--serial-sequences", "--num-of-sequences", "16"] if sequences else [])
+        return options + (
+            ["--streaming", "--serial-sequences", "--num-of-sequences", str(RATE_STREAMS)] if sequences else []
+        )
     return ["--concurrency-range", str(load.concurrency), "--sync"]
 
 
