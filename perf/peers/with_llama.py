@@ -12,6 +12,7 @@ Reads one request from each line and answers {"ms": ...} on a line.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import time
@@ -136,7 +137,7 @@ def _quantize(gen: Path, cache: Path, kind: str, file: Path) -> None:
         _write_gguf(gen, whole)
     options = api.llama_model_quantize_default_params()
     options.ftype = {"Q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": api.LLAMA_FTYPE_MOSTLY_Q4_K_M}[kind]
-    unfinished = file.with_suffix(".unfinished")
+    unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
     if api.llama_model_quantize(str(whole).encode(), str(unfinished).encode(), options):
         raise RuntimeError(f"{whole} cannot be quantized to {kind}")
     unfinished.rename(file)
@@ -145,7 +146,7 @@ def _quantize(gen: Path, cache: Path, kind: str, file: Path) -> None:
 def _write_gguf(gen: Path, file: Path) -> None:
     """Without a tokenizer: the ids are given."""
     config = json.loads((gen / "config.json").read_text())
-    unfinished = file.with_suffix(".unfinished")
+    unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
     writer = gguf.GGUFWriter(unfinished, "qwen3")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("none")
