@@ -31,7 +31,14 @@ import onnxruntime
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.integer_products import ensure_exact
 from qwen3guard_contract.labels import RISK_ORDER
-from qwen3guard_contract.manifest import GEN_OUTPUTS, GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
+from qwen3guard_contract.manifest import (
+    GEN_CHOICES,
+    GRAPH,
+    GRAPH_CANDIDATES,
+    GRAPH_INPUT_IDS,
+    GRAPH_LOGIT_INDEX,
+    GRAPH_POSITIONS,
+)
 from qwen3guard_contract.messages import Message
 from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, runs
 from qwen3guard_contract.slots import whole_blocks
@@ -260,8 +267,9 @@ def judge(
             feeds[GRAPH_INPUT_IDS], feeds[GRAPH_POSITIONS] = conversation.ids[None], np.zeros(1, np.int64)
             feeds[GRAPH_LOGIT_INDEX] = np.array([[0, place] for place in places], np.int64)
             if architecture.variant == "gen":
-                (logits,) = session.run(list(GEN_OUTPUTS), feeds)
-                shares = _softmax(logits[:, list(severities)])
+                feeds[GRAPH_CANDIDATES] = np.array(severities, np.int32)
+                (logits,) = session.run(GEN_CHOICES[1:], feeds)
+                shares = _softmax(logits)
                 judgements.append(Judged(shares[:-1], shares[-1:]))
             else:
                 risk, query = session.run(["risk_logits", "query_risk_logits"], feeds)

@@ -21,10 +21,10 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 GRAPH_FORM = "form"
 """The key of the graph's metadata under which `str(Form)` stands."""
-FORMAT = 2
+FORMAT = 3
 """The format that this version exports. A manifest without a format has format 1. In format 1 the products of int8
 attention had 8 bits on both sides, which CPUs without VNNI compute wrongly, and the bounds of its proof let many broken
-graphs through."""
+graphs through. Up to format 2, a Gen graph did not choose tokens (`GEN_CHOICES`)."""
 
 GRAPH_INPUT_IDS = "input_ids"
 """int64 [rows, tokens]: each row is a chunk of one sequence, padded on the right with any valid id."""
@@ -36,7 +36,8 @@ GRAPH_ROW_STARTS = "row_starts"
 GRAPH_PAGES = "pages"
 GRAPH_BOUNDS = "bounds"
 GRAPH_CANDIDATES = "candidates"
-"""int32 [n], an input of a paged Gen graph: ids of tokens that an answer may go on with."""
+"""int32 [n], an input of a Gen graph: ids of tokens that an answer may go on with."""
+MOST_CANDIDATES = 64
 PAGED_INPUTS = (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX, GRAPH_ROW_STARTS, GRAPH_PAGES, GRAPH_BOUNDS)
 """The inputs of a paged graph besides its caches, all int32:
 
@@ -52,11 +53,10 @@ A cache is [pages, PAGE_CELLS, kv_heads, head_dim]: of all slots of an arena, on
 DEMO_NOTICE = "demo weights, not a safety classifier"
 
 GEN_OUTPUTS = ("logits",)
-"""float32 [asked, vocab]."""
-GEN_CHOICES = ("choices", "candidate_logprobs")
-"""The outputs of a paged Gen graph, which brings no logits to the host: float32 [asked, 2] has the likeliest token's id
-and its log-probability, NaN if a logit is not finite, and float32 [asked, n] the log-probabilities of the
-`candidates`."""
+"""float32 [asked, vocab]. Nothing that serves asks for them; a paged graph has them within, and not as an output."""
+GEN_CHOICES = ("choices", "candidate_logits")
+"""What a Gen graph is asked for: float32 [asked, 3] has the likeliest token's id, its logit, and its log-probability,
+which is NaN if a logit is not finite. float32 [asked, n] has the logits of the `candidates`."""
 STREAM_OUTPUTS = ("risk_logits", "category_logits", "query_risk_logits", "query_category_logits")
 """float32 [asked, 3 | 8 | 3 | 9], in the index order of `labels`."""
 
@@ -158,9 +158,8 @@ class Manifest:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        if self.variant == "stream":
-            return STREAM_OUTPUTS
-        return GEN_CHOICES if self.form.is_paged else GEN_OUTPUTS
+        """What a pass is asked for."""
+        return STREAM_OUTPUTS if self.variant == "stream" else GEN_CHOICES
 
     @property
     def texts(self) -> dict[str, str]:
@@ -186,7 +185,7 @@ class Manifest:
         """Whether a graph with these input names and this metadata is the one that the manifest describes. Graphs of
         former versions have no metadata."""
         own = PAGED_INPUTS if self.form.is_paged else (GRAPH_INPUT_IDS, GRAPH_POSITIONS, GRAPH_LOGIT_INDEX)
-        more = (GRAPH_CANDIDATES,) if self.outputs == GEN_CHOICES else ()
+        more = (GRAPH_CANDIDATES,) if self.variant == "gen" else ()
         expected = {*own, *more, *(cache.past for cache in self.caches)}
         return set(inputs) == expected and metadata.get(GRAPH_FORM, str(self.form)) == str(self.form)
 
@@ -223,11 +222,14 @@ class Manifest:
     def to_serve(cls, folder: Path) -> Manifest:
         """Does what `read` does, and raises ExportOutdated for a format that this version does not serve.
 
-        Graphs of format 1 are served only if they multiply no integers: the integer products of that format saturate on
-        some CPUs, and hide numbers that are not finite.
+        Of the former formats, those of Stream are served, but in format 1 only if they multiply no integers: its
+        integer products saturate on some CPUs, and hide numbers that are not finite.
         """
         manifest = cls.read(folder)
-        if manifest.format > FORMAT or (manifest.format < FORMAT and manifest.form.has_integers):
+        is_former = manifest.format < FORMAT and (
+            manifest.variant == "gen" or (manifest.format == 1 and manifest.form.has_integers)
+        )
+        if manifest.format > FORMAT or is_former:
             raise ExportOutdated(
                 f"The guard in {folder} was exported in format {manifest.format}; this version serves {FORMAT}:"
                 " export the checkpoint again."

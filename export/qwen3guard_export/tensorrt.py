@@ -18,7 +18,17 @@ from typing import Any
 import onnx
 from qwen3guard_contract.errors import EngineError
 from qwen3guard_contract.forms import Form
-from qwen3guard_contract.manifest import GRAPH, GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Engine, Profile
+from qwen3guard_contract.manifest import (
+    GEN_OUTPUTS,
+    GRAPH,
+    GRAPH_CANDIDATES,
+    GRAPH_INPUT_IDS,
+    GRAPH_LOGIT_INDEX,
+    GRAPH_POSITIONS,
+    MOST_CANDIDATES,
+    Engine,
+    Profile,
+)
 from qwen3guard_contract.slots import CAPACITY, Cache
 
 ENGINE = "model.engine"
@@ -33,6 +43,8 @@ CHUNK = Profile(rows=1, tokens=512, asked=512)
 """The profile for a part of a long conversation, alone in its pass."""
 GEN_ASKED = 32
 """The most tokens of a pass whose logits Gen asks for. It needs few, and each row is as wide as the vocabulary."""
+USUAL_CANDIDATES = 14
+"""The first tokens of the values of an answer's three fields."""
 
 
 def check_can_build(form: Form) -> None:
@@ -62,10 +74,15 @@ def build(folder: Path, variant: str, caches: Sequence[Cache], capacity: int) ->
             f"{_name(package)} updates {in_place} of {len(caches)} caches in place and would copy the rest."
         )
 
+    if variant == "gen":
+        _leave_logits(network)
     profiles = [_fitted(profile, variant, capacity) for profile in (STEP, CHUNK)]
     config = builder.create_builder_config()
     for profile in profiles:
-        config.add_optimization_profile(_optimization(builder, profile, caches, capacity))
+        optimization = _optimization(builder, profile, caches, capacity)
+        if variant == "gen":
+            optimization.set_shape(GRAPH_CANDIDATES, (1,), (USUAL_CANDIDATES,), (MOST_CANDIDATES,))
+        config.add_optimization_profile(optimization)
     capabilities = _target(package, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -143,6 +160,13 @@ def _with_fixed_capacity(graph: Path, capacity: int) -> Iterator[Path]:
         yield fixed
     finally:
         fixed.unlink(missing_ok=True)
+
+
+def _leave_logits(network: Any) -> None:
+    """Makes the logits no output, because every output of an engine needs a buffer."""
+    for index in reversed(range(network.num_outputs)):
+        if network.get_output(index).name in GEN_OUTPUTS:
+            network.unmark_output(network.get_output(index))
 
 
 def _caches_in_place(package: ModuleType, network: Any) -> int:

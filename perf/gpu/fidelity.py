@@ -54,7 +54,7 @@ class Ways:
     def _named(self, logits: Logits) -> Outputs:
         if self._is_gen:
             chosen, candidates = logits
-            return {LOGPROB: chosen[:, 1:], CANDIDATES: candidates}
+            return {LOGPROB: chosen[:, 2:], CANDIDATES: candidates}
         return dict(zip((name for pair in STREAM_HEADS.values() for name in pair), logits, strict=True))
 
     def _run(self, slot: Slot, ids: Ids, asked: Sequence[int]) -> Outputs:

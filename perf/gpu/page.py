@@ -127,8 +127,11 @@ def _why(row: dict[str, Any]) -> str:
     """What a missed row is made of, as far as the ceilings tell."""
     if not row["parts"]:
         return "not met; its figures are below."
-    made_of = ", ".join(f"{name.removesuffix('_ms')} {_shown(ms)} ms" for name, ms in row["parts"].items())
-    return f"not met. By the ceilings of this run: {made_of}."
+    made_of = ", ".join(
+        f"{name.removesuffix('_ms')} {_shown(value)}{' ms' if name.endswith('_ms') else ''}"
+        for name, value in row["parts"].items()
+    )
+    return f"not met. In this run: {made_of}."
 
 
 def _shown(value: Any) -> str:

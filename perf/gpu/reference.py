@@ -16,7 +16,7 @@ from torch_device import device
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STREAM_HEADS = {"": ("risk_logits", "category_logits"), "query_": ("query_risk_logits", "query_category_logits")}
-LOGPROB, CANDIDATES = "logprob", "candidate_logprobs"
+LOGPROB, CANDIDATES = "logprob", "candidate_logits"
 Outputs = dict[str, npt.NDArray[np.float32]]
 
 
@@ -40,7 +40,7 @@ class Reference:
         """What the graph gives at every token of one sequence, float32 [tokens, width] each.
 
         Stream: its four outputs by name, in the order of the random checkpoints' label maps. Gen: `logprob`, the
-        likeliest token's log-probability [tokens, 1], and `candidate_logprobs`, those of the ids `candidates`.
+        likeliest token's log-probability [tokens, 1], and `candidate_logits`, those of the ids `candidates`.
         """
         hidden = self._hidden(torch.from_numpy(ids).to(self._device))
         found = self._stream(hidden) if "risk_level_head.weight" in self._weights else self._gen(hidden, candidates)
@@ -82,8 +82,9 @@ class Reference:
 
     def _gen(self, hidden: torch.Tensor, candidates: Sequence[int]) -> dict[str, torch.Tensor]:
         head = "lm_head" if "lm_head.weight" in self._weights else "model.embed_tokens"
-        logprobs = torch.log_softmax(self._product(hidden, head).float(), -1)
-        return {LOGPROB: logprobs.max(-1, keepdim=True).values, CANDIDATES: logprobs[:, list(candidates)]}
+        logits = self._product(hidden, head).float()
+        likeliest = torch.log_softmax(logits, -1).max(-1, keepdim=True).values
+        return {LOGPROB: likeliest, CANDIDATES: logits[:, list(candidates)]}
 
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ self._weights[name + ".weight"].T

@@ -32,7 +32,8 @@ class Row:
     theirs: float | None = None
     missing: str | None = None
     parts: dict[str, float] | None = None
-    """Milliseconds that explain a step: its floor, its products at the rates that the card reached, its launches."""
+    """What explains the value. Milliseconds (`_ms`): the floor, the products at the rates that the card reached, the
+    launches, and the bare engine of what is served. Of fidelity, the ratio of each way."""
 
     @property
     def met(self) -> bool | None:
@@ -123,7 +124,9 @@ def _fidelity(size: str, variant: str, weights: str) -> Value:
         if any(way["rms"] is None for way in ways):
             raise Missing("numbers are not finite (row g3)")
         worst = max(ways, key=lambda way: way["rms"] / way["torch_rms"])
-        return replace(row, value=worst["rms"] / worst["torch_rms"], ours=worst["rms"], theirs=worst["torch_rms"])
+        parts = {way["way"]: way["rms"] / way["torch_rms"] for way in ways}
+        value = worst["rms"] / worst["torch_rms"]
+        return replace(row, value=value, ours=worst["rms"], theirs=worst["torch_rms"], parts=parts)
 
     return value
 
@@ -135,13 +138,16 @@ def _not_finite(found: Found, row: Row) -> Row:
 def _step(size: str) -> Value:
     def value(found: Found, row: Row) -> Row:
         ms = _step_figure(found, size, sessions=1)["ms"]
-        ceilings, work = found.ceilings(), Work(size, "stream")
-        parts = {"floor_ms": ceilings.floor_ms(work), "launches_ms": ceilings.launches_ms(work)}
-        products = ceilings.products_ms(work)
-        parts |= {} if products is None else {"products_ms": products}
+        parts = _parts_of_a_step(found.ceilings(), Work(size, "stream"))
         return replace(row, value=ms, ours=ms, theirs=parts["floor_ms"], parts=parts)
 
     return value
+
+
+def _parts_of_a_step(ceilings: Ceilings, work: Work) -> dict[str, float]:
+    parts = {"floor_ms": ceilings.floor_ms(work), "launches_ms": ceilings.launches_ms(work)}
+    products = ceilings.products_ms(work) if work.rows == 1 else None
+    return parts | ({} if products is None else {"products_ms": products})
 
 
 def _step_figure(found: Found, size: str, *, sessions: int) -> Figure:
@@ -151,28 +157,28 @@ def _step_figure(found: Found, size: str, *, sessions: int) -> Figure:
 def _peer(found: Found, row: Row) -> Row:
     ours = _step_figure(found, "0.6B", sessions=1)["ms"]
     theirs = found.one("peer step", size="0.6B", how="CUDA graph", context=512)["ms"]
-    return replace(row, value=theirs / ours, ours=ours, theirs=theirs)
+    parts = _parts_of_a_step(found.ceilings(), Work("0.6B", "stream"))
+    return replace(row, value=theirs / ours, ours=ours, theirs=theirs, parts=parts)
 
 
 def _crowd(found: Found, row: Row) -> Row:
     rate = _step_figure(found, "0.6B", sessions=64)["tokens_s"]
-    floor = found.ceilings().floor_ms(Work("0.6B", "stream", rows=64))
-    return replace(row, value=rate, ours=rate, theirs=64e3 / floor)
-
-
-def _classification(found: Found, row: Row, ms: float) -> Row:
-    bare = found.one("classification", weights="fp16", at_once=1)
-    new = bare["tokens"] - bare["held"] + bare["answer_tokens"]
-    floor = found.ceilings().floor_ms(Work("0.6B", "gen", context=bare["held"], k=new))
-    return replace(row, value=ms, ours=ms, theirs=floor)
+    parts = _parts_of_a_step(found.ceilings(), Work("0.6B", "stream", rows=64))
+    return replace(row, value=rate, ours=rate, theirs=64e3 / parts["floor_ms"], parts=parts)
 
 
 def _bare_classification(found: Found, row: Row) -> Row:
-    return _classification(found, row, found.one("classification", weights="fp16", at_once=1)["ms"])
+    bare = found.one("classification", weights="fp16", at_once=1)
+    new = bare["tokens"] - bare["held"] + bare["answer_tokens"]
+    ceilings, work = found.ceilings(), Work("0.6B", "gen", context=bare["held"], k=new)
+    parts = {"floor_ms": ceilings.floor_ms(work), "launches_ms": ceilings.launches_ms(work, recorded=False)}
+    return replace(row, value=bare["ms"], ours=bare["ms"], theirs=parts["floor_ms"], parts=parts)
 
 
 def _served_classification(found: Found, row: Row) -> Row:
-    return _classification(found, row, found.one("classify over gRPC", weights="fp16")["ms"])
+    ms, bare = found.one("classify over gRPC", weights="fp16")["ms"], _bare_classification(found, row)
+    parts = (bare.parts or {}) | {"bare_ms": bare.value or 0.0}
+    return replace(row, value=ms, ours=ms, theirs=bare.theirs, parts=parts)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -78,12 +78,14 @@ def cell_bytes(shape: Mapping[str, Any]) -> int:
 @dataclass(frozen=True)
 class Ceilings:
     """What the card can do: `copy_gb_s` counts bytes read and written, `product_us` has the microseconds of each
-    matrix times a vector by (size, name), and `graph_launch_us` those of one launch in a CUDA graph."""
+    matrix times a vector by (size, name), `graph_launch_us` those of one launch in a CUDA graph, and `launch_us` those
+    of one launch alone."""
 
     copy_gb_s: float
     product_us: Mapping[tuple[str, str], float]
     graph_launch_us: float
     tflops: float
+    launch_us: float
 
     @classmethod
     def of(cls, found: list[dict[str, Any]]) -> Ceilings | None:
@@ -95,6 +97,7 @@ class Ceilings:
                 {(each["size"], each["name"]): each["us"] for each in found if each["figure"] == "product"},
                 named["launch in a CUDA graph"]["us"],
                 named["square product"]["tflops"],
+                named["launch alone"]["us"],
             )
         except KeyError:
             return None
@@ -119,7 +122,7 @@ class Ceilings:
             return None
         return (shape["layers"] * layer + head) / 1e3
 
-    def launches_ms(self, work: Work) -> float:
-        """The milliseconds of a recorded step's launches, if each did nothing."""
+    def launches_ms(self, work: Work, *, recorded: bool = True) -> float:
+        """The milliseconds of a pass's launches, if each did nothing. Steps of one token a row are recorded."""
         count = SHAPES[work.size]["layers"] * LAUNCHES_A_LAYER + LAUNCHES_BESIDE[work.variant]
-        return count * self.graph_launch_us / 1e3
+        return count * (self.graph_launch_us if recorded else self.launch_us) / 1e3

@@ -17,6 +17,7 @@ from qwen3guard_contract.answer_end import end_ids
 from qwen3guard_contract.labels import CATEGORY_ORDER, REFUSAL_ORDER, RISK_ORDER, AnswerStatus, RiskLevel
 from qwen3guard_export import export
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+from qwen3guard_runtime.gen.answer import AnswerReader
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from support.agreement import agrees
@@ -98,7 +99,7 @@ def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> No
     manifest = export(str(DEMO / "gen"), tmp_path, weights="dq8r", say=lambda _: None)
     folder = tmp_path / "gen_guard" / "1"
     tokenizer = GuardTokenizer.load(folder)
-    runner = OnnxRunner(folder, manifest)
+    runner = OnnxRunner(folder, manifest, AnswerReader(tokenizer).candidates)
     gen = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer.special[IM_END]), slots=8)
     questions = [Question(np.array(ids, np.int64), False) for _, ids, _ in generated]
     together = [answer for at in range(0, 200, 8) for answer in gen.answer(questions[at : at + 8])]

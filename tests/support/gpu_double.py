@@ -9,6 +9,7 @@ as strict as the real ones: what they would refuse, or leave undone, fails here.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -50,6 +51,11 @@ class Runtime:
     launched: int = 0
     graphs: int = 0
     """The recorded graphs that were not destroyed."""
+    current: threading.local = field(default_factory=threading.local)
+    """The device of the calling thread, which is 0 in a thread that has set none."""
+    devices: int = 1
+    allocated_on: list[int] = field(default_factory=list)
+    """The device of each allocation."""
     queued: list[Callable[[], object]] = field(default_factory=list)
     """On the stream, for whatever comes next on it, or waits for it. ONNX Runtime's passes do neither."""
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
@@ -62,7 +68,10 @@ class Runtime:
         return any(start <= address and address + size <= start + block.nbytes for start, block in self.blocks.items())
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
-        return OK if device == 0 else (Error.cudaErrorInvalidValue,)
+        if not 0 <= device < self.devices:
+            return (Error.cudaErrorInvalidValue,)
+        self.current.device = device
+        return OK
 
     def cudaGetDeviceProperties(self, _: int) -> tuple[Any, ...]:
         return *OK, SimpleNamespace(major=self.major, minor=self.minor)
@@ -74,6 +83,7 @@ class Runtime:
         return *OK, 7
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        self.allocated_on.append(getattr(self.current, "device", 0))
         if self.taken() + size > self.limit:
             return Error.cudaErrorMemoryAllocation, 0
         block = np.full(size, 255, np.uint8)  # what a device's memory holds: NaN in every float type
@@ -236,6 +246,7 @@ class Context:
             GRAPH_INPUT_IDS: (profile.rows, profile.tokens),
             GRAPH_POSITIONS: (profile.rows,),
             GRAPH_LOGIT_INDEX: (profile.asked, 2),
+            contract.GRAPH_CANDIDATES: (contract.MOST_CANDIDATES,),
         }
         for size, limit in zip(shape, most.get(name, (profile.rows, *shape[1:])), strict=True):
             assert 1 <= size <= limit, f"{name} {shape} is outside the profile"
@@ -279,7 +290,8 @@ class Engine:
         self.manifest, self.cuda = manifest, cuda
         self.runs = 0
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-        self._widths = {output.name: output.shape[-1] for output in self._session.get_outputs()}
+        widths = {output.name: output.shape[-1] for output in self._session.get_outputs()}
+        self._widths = {name: -1 if isinstance(width, str) else width for name, width in widths.items()}
 
     device_memory_size_v2 = 4096
 
@@ -301,8 +313,13 @@ class Engine:
             place = ("cpu", 0, cache.numpy, (rows, *cache.shape(capacity)))
             binding.bind_input(cache.past, *place, addresses[cache.past])
             binding.bind_output(cache.present, *place, addresses[cache.present])
+        (candidates,) = shapes.get(contract.GRAPH_CANDIDATES, (0,))
+        if candidates:
+            name = contract.GRAPH_CANDIDATES
+            binding.bind_input(name, "cpu", 0, np.int32, (candidates,), addresses[name])
         for name in self.manifest.outputs:
-            shape = (shapes[GRAPH_LOGIT_INDEX][0], self._widths[name])
+            width = candidates if self._widths[name] < 0 else self._widths[name]
+            shape = (shapes[GRAPH_LOGIT_INDEX][0], width)
             binding.bind_output(name, "cpu", 0, np.float32, shape, addresses[name])
         self._session.run_with_iobinding(binding)
 

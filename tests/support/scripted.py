@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 from qwen3guard_contract import errors
 from qwen3guard_runtime.engine.kv_cache import HostArena
 from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.engine.runner import Logits, Row
+from qwen3guard_runtime.gen.answer import AnswerReader
 from qwen3guard_runtime.gen.drafts import Drafts
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 
+from support.chosen import chosen
 from support.places import DEMO
 from support.token_sum import MANIFEST
 
@@ -29,6 +32,8 @@ QUESTION = 3
 class Scripted:
     """A graph that writes the answer that the first token of a conversation stands for. It reads what stands in the
     slot, and after anything but a beginning of that answer it writes nonsense."""
+
+    candidates = AnswerReader(TOKENIZER).candidates
 
     def __init__(self, answers: dict[int, str], poison: int = -1) -> None:
         self.answers = {first: [*TOKENIZER.encode(answer), END] for first, answer in answers.items()}
@@ -50,10 +55,14 @@ class Scripted:
                 answer = self.answers[int(cells[0])]
                 right = answer[: len(written)] == written
                 logits[number, answer[len(written)] if right else 77] = 5
+            self.spoil(logits, row)
             slot.append(row.ids)
             self.computed += len(row.ids)
-            results.append((logits,))
+            results.append(chosen(logits, self.candidates))
         return results
+
+    def spoil(self, logits: npt.NDArray[np.float32], row: Row) -> None:
+        """For a subclass: changes the logits of a row, whose slot holds what stood there before it."""
 
 
 def guard(

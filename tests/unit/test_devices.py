@@ -6,6 +6,7 @@ import importlib
 import logging
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def runtime() -> Runtime:
 def engine_runner(folder: Path, runtime: Runtime, **options: Any) -> tuple[TensorRTRunner, Cuda]:
     manifest = Manifest.read(folder)
     device = Cuda(runtime)
-    return TensorRTRunner(folder, manifest, device, tensorrt(folder, manifest, runtime, **options)), device
+    return TensorRTRunner(folder, manifest, device, tensorrt(folder, manifest, runtime, **options), CANDIDATES), device
 
 
 class Twin:
@@ -77,7 +78,9 @@ class Twin:
     def __init__(self, folder: Path, one: Runner, memory: Memory, slots: int) -> None:
         manifest = Manifest.read(folder)
         self.vocab = manifest.vocab_size
-        self.runners: tuple[Runner, Runner] = (one, OnnxRunner(folder, manifest))
+        self.runners: tuple[Runner, Runner] = (one, OnnxRunner(folder, manifest, CANDIDATES))
+        if manifest.variant == "gen":
+            self.runners = LikelyTokens(one), LikelyTokens(self.runners[1])
         self.caches = (KVCache(manifest, slots=slots, memory=memory), KVCache(manifest, slots=slots))
 
     def acquire(self, tokens: int) -> tuple[Slot, Slot]:
@@ -185,6 +188,23 @@ def test_a_slot_on_the_device_is_cleared_for_its_next_owner(
         np.testing.assert_array_equal(one, other)
 
 
+def test_every_thread_uses_the_device_of_its_guard() -> None:
+    """CUDA's current device is that of a thread, and a thread that has set none allocates on the first."""
+    runtime = Runtime(devices=2)
+    first, second = Cuda(runtime, 0), Cuda(runtime, 1)
+    other = Cuda(runtime, 1)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(second.zeros, 8).result()
+        pool.submit(other.zeros, 8).result()
+    other.zeros(8)
+    assert runtime.allocated_on == [1, 1, 1]
+    first.zeros(8)
+    second.zeros(8)
+    assert runtime.allocated_on[-2:] == [0, 1]
+    with pytest.raises(errors.DeviceError, match="cudaSetDevice failed: cudaErrorInvalidValue"):
+        Cuda(runtime, 2)
+
+
 def test_a_device_without_room_says_so(folder: Path) -> None:
     runtime = Runtime(limit=1 << 20)
     with pytest.raises(errors.DeviceError, match="cudaMalloc failed: cudaErrorMemoryAllocation"):
@@ -222,8 +242,8 @@ def test_a_device_that_was_asked_for_is_never_replaced(folder: Path, device: str
 
 
 class LikelyTokens:
-    """A Gen runner of either kind: the log-probability of each likeliest token, and those of the candidates. The token
-    itself may be another where two are nearly as likely."""
+    """A Gen runner: the log-probability of each likeliest token, and those of the candidates. The token itself may be
+    another where two are nearly as likely."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -300,9 +320,6 @@ def test_paged_passes_give_what_the_padded_graph_gives(
     monkeypatch.setattr(pieces, "PASS_TOKENS", 90)
     place = paged(folder, tmp_path, slot_tokens="300", cuda_options=f'{{"enable_cuda_graph": "{recorded}"}}')
     twin = Twin(folder, place.runner, place.memory, 9)
-    if place.manifest.variant == "gen":
-        one, other = map(LikelyTokens, twin.runners)
-        twin.runners = (one, other)
     twin.caches = (KVCache(place.manifest, slots=9, memory=place.memory), twin.caches[1])
     numbers, source = np.random.default_rng(0), random.Random(0)
     sessions = [twin.acquire(1) for _ in range(9)]

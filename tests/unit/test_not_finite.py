@@ -163,15 +163,11 @@ class SpoiledAnswers(Scripted):
     at = 0
     value = np.nan
 
-    def forward(self, rows: Sequence[Row]) -> list[Logits]:
-        begins = [row.slot.length for row in rows]
-        found = super().forward(rows)
-        for row, begin, (logits,) in zip(rows, begins, found, strict=True):
-            if row.slot.arena.arrays[0][row.slot.row, 0, 0, 0] == BAD:  # type: ignore[attr-defined]
-                for number, index in enumerate(row.asked):
-                    if begin + index >= 2 + self.at:
-                        logits[number, 17] = self.value
-        return found
+    def spoil(self, logits: np.ndarray, row: Row) -> None:
+        if row.slot.arena.arrays[0][row.slot.row, 0, 0, 0] == BAD:  # type: ignore[attr-defined]
+            for number, index in enumerate(row.asked):
+                if row.slot.length + index >= 2 + self.at:
+                    logits[number, 17] = self.value
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -20,6 +20,7 @@ from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache, Slot
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.prefixes import WORTH_TOKENS, PrefixCache, PrefixLimits, common_length
 from qwen3guard_runtime.engine.runner import Logits, Row, Runner
+from qwen3guard_runtime.gen.answer import AnswerReader
 from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.stream.session import SessionLimits
 from qwen3guard_runtime.stream.sessions import Sessions
@@ -304,7 +305,8 @@ def test_a_real_stream_guard_answers_the_same_bits(weights: str, request: pytest
 def test_a_real_gen_guard_answers_the_same_bits(weights: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue("repository" if weights == "fp32" else "eight_bits") / "gen_guard/1"
     manifest = Manifest.read(folder)
-    tokenizer, runner = GuardTokenizer.load(folder), OnnxRunner(folder, manifest)
+    tokenizer = GuardTokenizer.load(folder)
+    runner = OnnxRunner(folder, manifest, AnswerReader(tokenizer).candidates)
     runners = [Counting(runner) for _ in range(2)]
     largest = KVCache.least_bytes(manifest)
     fast, plain = (

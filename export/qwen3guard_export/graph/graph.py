@@ -19,7 +19,9 @@ import numpy as np
 from onnx import TensorProto
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
+    GEN_CHOICES,
     GEN_OUTPUTS,
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_POSITIONS,
@@ -38,7 +40,7 @@ from qwen3guard_export.graph.attention import Attention, attention, kv_caches
 from qwen3guard_export.graph.emitter import Emitter
 from qwen3guard_export.graph.quantize import HALVES, Activation, Product, activation, linear
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 CACHE_TYPES = {
     "float32": FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -118,7 +120,9 @@ class Qwen3:
             stream = self._block(layer, stream, shared, attend)
         _, hidden = self._join(stream, FINAL_NORM)
         if architecture.variant == "gen":
-            graph.output(self._lm_head(hidden), FLOAT, ["asked", architecture.vocab])
+            logits = self._lm_head(hidden)
+            graph.output(logits, FLOAT, ["asked", architecture.vocab])
+            self._choices(logits)
         else:
             self._stream_heads(hidden)
         for cache in self.caches:
@@ -248,6 +252,24 @@ class Qwen3:
         inputs = activation(graph, self.weights, hidden, self.architecture.hidden, rows_key="asked", finite=True)
         product = self._linear(inputs, name)
         return graph.op("Identity", [product.scaled(graph)], name=logits)
+
+    def _choices(self, logits: str) -> None:
+        """What greedy decoding needs of logits [asked, vocab] (`GEN_CHOICES`), so that no more is copied.
+
+        A TopK of one is the maximum for which ONNX Runtime's CUDA provider does not need cuDNN. It chooses among the
+        logits, and not among their log-probabilities, which may be equal where logits are not.
+        """
+        graph, (choices, candidate_logits) = self.graph, GEN_CHOICES
+        candidates = graph.input(GRAPH_CANDIDATES, INT32, ["candidates"])
+        largest, token = graph.largest(logits)
+        nothing = graph.op("Mul", [logits, graph.scalar(0.0, np.float32)])
+        nan_or_zero = graph.op("ReduceSum", [nothing, graph.ints(-1)], keepdims=1)
+        logprob = graph.op("GatherElements", [graph.op("LogSoftmax", [logits], axis=-1), token], axis=1)
+        parts = [graph.op("Cast", [token], to=FLOAT), largest, graph.op("Add", [logprob, nan_or_zero])]
+        graph.op("Concat", parts, name=choices, axis=1)
+        graph.op("Gather", [logits, candidates], name=candidate_logits, axis=1)
+        graph.output(choices, FLOAT, ["asked", 3])
+        graph.output(candidate_logits, FLOAT, ["asked", "candidates"])
 
     def _stream_heads(self, hidden: str) -> None:
         """RMSNorm(pre(hidden)) -> logits, always in float32: the heads are small, and they decide the verdict."""

@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import TensorProto
 from qwen3guard_contract.errors import WrongShape
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
-    GEN_CHOICES,
     GRAPH_BOUNDS,
-    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_PAGES,
@@ -35,6 +32,7 @@ from qwen3guard_export.graph.graph import (
     CACHE_TYPES,
     EMBEDDED,
     FLOAT,
+    INT32,
     ROTATIONS,
     Qwen3,
     Residual,
@@ -43,7 +41,6 @@ from qwen3guard_export.graph.graph import (
 )
 from qwen3guard_export.graph.quantize import HALVES
 
-INT32 = TensorProto.INT32
 _HEAD_STEP = 8
 PAGED_ATTENTION = "PagedAttention"
 
@@ -81,23 +78,6 @@ class PagedQwen3(Qwen3):
             self._stream_heads(hidden)
         for cache in self.caches:
             graph.output(cache.present, CACHE_TYPES[cache.dtype], dims)
-
-    def _choices(self, logits: str) -> None:
-        """What greedy decoding needs of logits [asked, vocab], so that these stay on the device (`GEN_CHOICES`).
-
-        A TopK of one is the maximum for which ONNX Runtime's CUDA provider does not need cuDNN.
-        """
-        graph, (choices, candidate_logprobs) = self.graph, GEN_CHOICES
-        candidates = graph.input(GRAPH_CANDIDATES, INT32, ["candidates"])
-        logprobs = graph.op("LogSoftmax", [logits], axis=-1)
-        largest, token = graph.largest(logprobs)
-        nothing = graph.op("Mul", [logits, graph.scalar(0.0, np.float32)])
-        nan_or_zero = graph.op("ReduceSum", [nothing, graph.ints(-1)], keepdims=1)
-        logprob = graph.op("Add", [largest, nan_or_zero])
-        graph.op("Concat", [graph.op("Cast", [token], to=FLOAT), logprob], name=choices, axis=1)
-        graph.op("Gather", [logprobs, candidates], name=candidate_logprobs, axis=1)
-        graph.output(choices, FLOAT, ["asked", 2])
-        graph.output(candidate_logprobs, FLOAT, ["asked", "candidates"])
 
     def _embed(self, ids: str) -> str:
         table = self.graph.weight(EMBEDDING, self.half.array(self.tensors.float32(EMBEDDING)))

@@ -41,7 +41,7 @@ from qwen3guard_export.proof.on_cpu import run_on_cpu
 from qwen3guard_export.proof.reference import Tokens
 
 ASKED_CANDIDATES = (0, 5, 1)
-"""The ids of tokens whose logits a paged Gen graph is asked for."""
+"""The ids of tokens whose logits a Gen graph is asked for."""
 _WATCHED = ".watched"
 """Is added to the name of a watched tensor where it is an output, in float32."""
 GraphOutputs = dict[str, FloatArray]
@@ -62,8 +62,8 @@ class BoundGraph:
     """An exported graph with its KV slots: `slots` rows of `capacity` cells, with one buffer for past and present.
 
     `watched` names tensors within the graph, [rows, tokens, n] or [asked, n], which are returned with the outputs. With
-    `choices`, those of a paged Gen graph (`manifest.GEN_CHOICES`) are returned too, beside its logits. A row gives the
-    same bits alone and in a batch as long as `threads` <= kv_heads. With more threads, ONNX Runtime splits the matrix
+    `choices`, those of a Gen graph (`manifest.GEN_CHOICES`) are returned too, beside its logits. A row gives the same
+    bits alone and in a batch as long as `threads` <= kv_heads. With more threads, ONNX Runtime splits the matrix
     products of a small batch differently from those of a large one.
     """
 
@@ -85,9 +85,9 @@ class BoundGraph:
         ensure_exact(options)
         self._form = form
         logits = GEN_OUTPUTS if architecture.variant == "gen" else STREAM_OUTPUTS
+        self.has_choices = architecture.variant == "gen"
         # A paged Gen graph has no logits among its outputs, so they are watched within it.
-        self.has_choices = form.is_paged and architecture.variant == "gen"
-        inner = GEN_OUTPUTS if self.has_choices else ()
+        inner = GEN_OUTPUTS if self.has_choices and form.is_paged else ()
         self._outputs, self._watched = (*logits, *watched), {*inner, *watched}
         if self.has_choices and choices:
             self._outputs = (*GEN_CHOICES, *self._outputs)
@@ -117,6 +117,8 @@ class BoundGraph:
             feeds = _padded_inputs(chunks)
         else:
             raise ValueError("the chunks of one run must name neighbouring slots in order")
+        if self.has_choices:
+            feeds[GRAPH_CANDIDATES] = np.array(ASKED_CANDIDATES, np.int32)
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -157,8 +159,6 @@ class BoundGraph:
             GRAPH_PAGES: np.array([[chunk.slot] for chunk in chunks]) * pages + np.arange(pages),
             GRAPH_BOUNDS: [max(len(chunk.tokens) for chunk in chunks), self._capacity],
         }
-        if self.has_choices:
-            inputs[GRAPH_CANDIDATES] = ASKED_CANDIDATES
         return {name: np.asarray(values, np.int32) for name, values in inputs.items()}
 
     def run_pieces(self, slot: int, tokens: Tokens, lengths: Sequence[int], asked: int = 0) -> GraphOutputs:

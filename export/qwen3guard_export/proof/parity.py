@@ -137,16 +137,15 @@ def prove(
 
 def _check_choices(outputs: GraphOutputs) -> None:
     """Raises ParityError where what the graph chooses is not the likeliest token, or has other logits than it."""
-    (choices, candidates), logits = (outputs[name] for name in GEN_CHOICES), outputs[GEN_OUTPUTS[0]].astype(np.float64)
-    tokens = choices[:, 0].astype(np.int64)
-    rows = np.arange(len(tokens))
-    logprobs = logits - logits.max(axis=1, keepdims=True)
-    logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
-    off = np.abs(choices[:, 1] - logprobs[rows, tokens]).max()
-    if not (np.array_equal(logits[rows, tokens], logits.max(axis=1)) and off <= _LOGPROB_BOUND):
-        raise ParityError("the graph chooses another token than the likeliest, or gives it another log-probability.")
-    if not np.abs(candidates - logprobs[:, ASKED_CANDIDATES]).max() <= _LOGPROB_BOUND:
-        raise ParityError("the graph gives the candidates another log-probability.")
+    (choices, candidates), logits = (outputs[name] for name in GEN_CHOICES), outputs[GEN_OUTPUTS[0]]
+    tokens, largest, logprobs = choices.T
+    if not (np.array_equal(tokens, logits.argmax(axis=1)) and np.array_equal(largest, logits.max(axis=1))):
+        raise ParityError("the graph chooses another token than the likeliest, or gives it another logit.")
+    expected = -np.log(np.exp(logits.astype(np.float64) - largest[:, None]).sum(axis=1))
+    if not np.abs(logprobs - expected).max() <= _LOGPROB_BOUND:
+        raise ParityError("the graph gives the likeliest token another log-probability.")
+    if not np.array_equal(candidates, logits[:, ASKED_CANDIDATES]):
+        raise ParityError("the graph gives the candidates other logits.")
 
 
 def _check_layers(

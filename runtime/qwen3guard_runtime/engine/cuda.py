@@ -22,6 +22,8 @@ from qwen3guard_contract.slots import PAGE_CELLS
 from qwen3guard_runtime.engine.kv_cache import Arena, Slot
 
 Address = int
+_of_thread = threading.local()
+"""CUDA's current device is that of a thread: `device` has the runtime and the device that a thread has set."""
 
 
 def bindings() -> Any:
@@ -42,15 +44,14 @@ class Cuda:
     def __init__(self, bindings: Any, device: int = 0) -> None:
         self._cuda = bindings
         self.device = device
-        self._threads = threading.local()
         self.stream = int(self._call("cudaStreamCreate"))
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        if not hasattr(self._threads, "has_device"):  # CUDA's current device is that of a thread
+        if getattr(_of_thread, "device", None) != (self._cuda, self.device):
             (error,) = self._cuda.cudaSetDevice(self.device)
             if int(error):
                 raise DeviceError(f"cudaSetDevice failed: {error.name}.")
-            self._threads.has_device = True
+            _of_thread.device = (self._cuda, self.device)
         error, *results = getattr(self._cuda, name)(*arguments)
         if int(error):
             raise DeviceError(f"{name} failed: {error.name}.")

@@ -44,7 +44,7 @@ def open_guard(
     folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int] = (0,)
 ) -> OpenedGuard:
     """Loads the guard on the device that the parameter `device` names. `auto` is the device that it was exported for.
-    `candidates` are token ids whose logits Gen needs, where its logits do not leave the device.
+    `candidates` are the token ids whose logits Gen needs beside those of the likeliest tokens.
 
     If that device is missing, `auto` falls back to the CPU with a warning, if the guard's form runs there; the other
     values never do. Raises InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
@@ -53,14 +53,14 @@ def open_guard(
     device = _exported_for(manifest) if wanted == "auto" else wanted
     try:
         if device == "tensorrt":
-            return _open_tensorrt(folder, manifest)
+            return _open_tensorrt(folder, manifest, candidates)
         if device == "cuda":
             return _open_cuda(folder, manifest, parameters, candidates)
     except DeviceError as error:
         if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
-    runner = OnnxRunner(folder, manifest, threads=parameters.whole("threads"))
+    runner = OnnxRunner(folder, manifest, candidates, threads=parameters.whole("threads"))
     _log_products(runner.products)
     return OpenedGuard(manifest, runner, HOST, runner.products)
 
@@ -81,14 +81,14 @@ def _exported_for(manifest: Manifest) -> str:
     return "tensorrt" if manifest.engine else manifest.form.device
 
 
-def _open_tensorrt(folder: Path, manifest: Manifest) -> OpenedGuard:
+def _open_tensorrt(folder: Path, manifest: Manifest, candidates: Sequence[int]) -> OpenedGuard:
     name = manifest.engine.package if manifest.engine else "tensorrt"
     try:
         package = importlib.import_module(name)
     except ImportError:
         raise DeviceError(f"{name} is not installed: pip install 'qwen3guard-triton[tensorrt]'.") from None
     device = cuda.Cuda(cuda.bindings())
-    runner = TensorRTRunner(folder, manifest, device, package)
+    runner = TensorRTRunner(folder, manifest, device, package, candidates)
     return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
@@ -102,7 +102,7 @@ def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candida
         return _opened_on(
             device, manifest, PagedRunner(folder, manifest, device, provider, candidates), whole_pages(tokens)
         )
-    return _opened_on(device, manifest, OnnxRunner(folder, manifest, cuda=provider), capacity_for(tokens))
+    return _opened_on(device, manifest, OnnxRunner(folder, manifest, candidates, cuda=provider), capacity_for(tokens))
 
 
 def _device_id(provider: Mapping[str, str]) -> int:

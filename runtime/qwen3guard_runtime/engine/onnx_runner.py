@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from qwen3guard_contract.errors import CorruptFile, DeviceError, ExportMissing, 
 from qwen3guard_contract.integer_products import Products, ensure_exact
 from qwen3guard_contract.manifest import (
     GRAPH,
+    GRAPH_CANDIDATES,
     GRAPH_INPUT_IDS,
     GRAPH_LOGIT_INDEX,
     GRAPH_POSITIONS,
@@ -32,12 +33,19 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, for which numpy has no name
 class OnnxRunner(Passes):
     """One ONNX Runtime session, which reads and writes keys and values in the slots themselves.
 
-    `cuda` has the options of ONNX Runtime's CUDA provider; with it, the slots are in that device's memory. Raises
-    ExportMissing, CorruptFile, DeviceError or InvalidParameter.
+    `candidates` are the ids of a Gen graph's input of that name. `cuda` has the options of ONNX Runtime's CUDA
+    provider; with it, the slots are in that device's memory. Raises ExportMissing, CorruptFile, DeviceError or
+    InvalidParameter.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, threads: int = 0, cuda: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        candidates: Sequence[int] = (0,),
+        *,
+        threads: int = 0,
+        cuda: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(PassLimits())
         graph = folder / GRAPH
@@ -63,6 +71,7 @@ class OnnxRunner(Passes):
             raise CorruptFile(f"{graph} is not the graph that its manifest describes: export the checkpoint again.")
         self._device = "cpu" if cuda is None else "cuda"
         self._device_id = int((cuda or {}).get("device_id", 0))
+        self._candidates = np.array(candidates, np.int32) if GRAPH_CANDIDATES in inputs else None
         self._outputs = manifest.outputs
         self._binding = lru_cache(BINDINGS)(self._bind)
 
@@ -79,6 +88,8 @@ class OnnxRunner(Passes):
     def _bind(self, arena: Arena, first: int, count: int) -> onnxruntime.IOBinding:
         """Binds past and present of `count` slots, from the slot `first` on, to the same memory."""
         binding = self._session.io_binding()
+        if self._candidates is not None:
+            binding.bind_cpu_input(GRAPH_CANDIDATES, self._candidates)
         for number, cache in enumerate(arena.caches):
             kind = _BFLOAT16 if cache.dtype == "bfloat16" else np.dtype(cache.dtype)
             place = (self._device, self._device_id, kind, (count, *cache.shape(arena.capacity)))

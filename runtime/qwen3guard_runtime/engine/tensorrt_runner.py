@@ -8,7 +8,7 @@ when it comes back to the same slots. `package` is the module tensorrt or tensor
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 from qwen3guard_contract.errors import CorruptFile, DeviceError, EngineMismatch, ExportMissing
-from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS, Engine, Manifest, Profile
+from qwen3guard_contract.manifest import (
+    GRAPH_CANDIDATES,
+    GRAPH_INPUT_IDS,
+    GRAPH_LOGIT_INDEX,
+    GRAPH_POSITIONS,
+    Engine,
+    Manifest,
+    Profile,
+)
 
 from qwen3guard_runtime.engine.cuda import Cuda, Recording
 from qwen3guard_runtime.engine.kv_cache import Arena, Ids
@@ -32,9 +40,19 @@ COUNTED_PLACES = 1024
 
 
 class TensorRTRunner(Passes):
-    """One engine, with a context for each of its profiles. Raises ExportMissing, EngineMismatch or CorruptFile."""
+    """One engine, with a context for each of its profiles.
 
-    def __init__(self, folder: Path, manifest: Manifest, cuda: Cuda, package: ModuleType) -> None:
+    `candidates` are the ids of a Gen graph's input of that name. Raises ExportMissing, EngineMismatch or CorruptFile.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        cuda: Cuda,
+        package: ModuleType,
+        candidates: Sequence[int] = (0,),
+    ) -> None:
         engine = manifest.engine
         if engine is None or not (folder / engine.file).is_file():
             raise ExportMissing(f"{folder} holds no TensorRT engine: export with --tensorrt.")
@@ -49,13 +67,19 @@ class TensorRTRunner(Passes):
         self._scratch_bytes = int(self._engine.device_memory_size_v2)
         self._scratch = cuda.zeros(max(self._scratch_bytes, 1))
         self._contexts = [self._context(number) for number in range(len(self._profiles))]
-        self._widths = {name: int(self._engine.get_tensor_shape(name)[-1]) for name in manifest.outputs}
+        self._candidates = np.array(candidates if manifest.variant == "gen" else (), np.int32)
+        widths = {name: int(self._engine.get_tensor_shape(name)[-1]) for name in manifest.outputs}
+        self._widths = {name: len(self._candidates) if width < 0 else width for name, width in widths.items()}
         largest = Profile(*(max(sizes) for sizes in zip(*map(_sizes, self._profiles), strict=True)))
         self._buffers = {
             GRAPH_INPUT_IDS: cuda.zeros(8 * max(profile.rows * profile.tokens for profile in self._profiles)),
             GRAPH_POSITIONS: cuda.zeros(8 * largest.rows),
             GRAPH_LOGIT_INDEX: cuda.zeros(8 * 2 * largest.asked),
         } | {name: cuda.zeros(4 * width * largest.asked) for name, width in self._widths.items()}
+        if self._candidates.size:
+            self._buffers[GRAPH_CANDIDATES] = cuda.zeros(self._candidates.nbytes)
+            cuda.upload(self._buffers[GRAPH_CANDIDATES], self._candidates)
+            cuda.synchronize()
         self._steps = _Steps(cuda, self._contexts[0], lambda: self._context(0))
         step = self._profiles[0]
         super().__init__(
@@ -96,6 +120,8 @@ class TensorRTRunner(Passes):
             GRAPH_POSITIONS: (rows,),
             GRAPH_LOGIT_INDEX: index.shape,
         }
+        if self._candidates.size:
+            shapes[GRAPH_CANDIDATES] = self._candidates.shape
         addresses = dict(self._buffers)
         for number, cache in enumerate(arena.caches):
             shapes[cache.past] = (rows, *cache.shape(arena.capacity))

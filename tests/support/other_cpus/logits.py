@@ -37,8 +37,8 @@ def main(repository: str, out: str, *options: str) -> None:
 
 def logits(folder: Path) -> dict[str, np.ndarray]:
     """Of each text, by its number and the output's: every token's logits; and those of the canary's tokens."""
-    manifest = Manifest.read(folder)
-    runner, tokenizer = onnx_runner.OnnxRunner(folder, manifest, threads=2), GuardTokenizer.load(folder)
+    manifest, tokenizer = Manifest.read(folder), GuardTokenizer.load(folder)
+    runner = onnx_runner.OnnxRunner(folder, manifest, range(manifest.vocab_size), threads=2)
     cache = KVCache(manifest, slots=1)
     rows = [np.array(tokenizer.encode(text), np.int64) for text in TEXTS] + [np.array(manifest.canary.input_ids)]
     found: dict[str, list[np.ndarray]] = {}
@@ -48,6 +48,8 @@ def logits(folder: Path) -> dict[str, np.ndarray]:
         while start < len(ids):
             part = ids[start : start + LENGTHS[min(piece, len(LENGTHS) - 1)]]
             (outputs,) = runner.forward([Row(slot, part, range(len(part)))])
+            if manifest.variant == "gen":
+                outputs = (outputs[1], outputs[0][:, :2])  # a log-probability is a sum of the vocabulary
             for output, values in enumerate(outputs):
                 found.setdefault(f"{number} {output}", []).append(values)
             start, piece = start + len(part), piece + 1

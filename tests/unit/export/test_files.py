@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from qwen3guard_contract.forms import ATTENTION_FORMS, WEIGHT_FORMATS
-from qwen3guard_contract.manifest import GEN_OUTPUTS, Manifest
+from qwen3guard_contract.manifest import GEN_CHOICES, GEN_OUTPUTS, Manifest
 from qwen3guard_export import export
 from support.random_checkpoint import make
 
@@ -121,10 +121,10 @@ def test_the_portable_graph_is_standard_onnx(tmp_path: Path) -> None:
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path, load_external_data=False)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 24)]
-    assert [value.name for value in model.graph.input][:5] == [
-        "input_ids", "positions", "logit_index", "past_key.0", "past_value.0",
-    ]  # fmt: skip
-    assert [value.name for value in model.graph.output][:3] == [*GEN_OUTPUTS, "present_key.0", "present_value.0"]
+    inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
+    assert inputs[:5] == ["input_ids", "positions", "logit_index", "past_key.0", "past_value.0"]
+    assert inputs[-1] == "candidates"
+    assert outputs[:5] == [*GEN_OUTPUTS, *GEN_CHOICES, "present_key.0", "present_value.0"]
 
 
 @pytest.mark.parametrize("form", ATTENTION_FORMS)
