@@ -50,6 +50,16 @@ class Attended:
     values: FloatArray
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Logits, float32 [tokens, n], each the product of a token's vector and a row of a matrix; and the lengths of these
+    vectors [tokens] and rows [n]. What float32 rounds off a product grows with both lengths, also where it is small."""
+
+    values: FloatArray
+    vector_lengths: FloatArray
+    row_lengths: FloatArray
+
+
 class Arithmetic:
     """The arithmetic of one checkpoint in one weight format and attention form.
 
@@ -104,17 +114,18 @@ class Arithmetic:
         (update,) = self._linear(gated, [block_tensor(layer, "mlp.down_proj")])
         return update
 
-    def logits(self, states: FloatArray) -> dict[str, FloatArray]:
+    def logits(self, states: FloatArray) -> dict[str, Scores]:
         """The graph's outputs for residual states [tokens, hidden] after the last layer."""
         architecture, read = self._architecture, self._tensors.float32
         hidden = self._norm(states, FINAL_NORM)
         if architecture.variant == "gen":
-            (logits,) = self._linear(hidden, [EMBEDDING if architecture.tied else LM_HEAD])
-            return {GEN_OUTPUTS[0]: logits}
+            name = EMBEDDING if architecture.tied else LM_HEAD
+            (logits,) = self._linear(hidden, [name])
+            return {GEN_OUTPUTS[0]: Scores(logits, _lengths(hidden), _lengths(read(name)))}
         outputs = {}
         for head in architecture.stream_heads:
-            inner = self._norm(hidden @ read(head.pre).T, head.layernorm)
-            outputs[head.output] = (inner @ read(head.tensor).T)[:, list(head.rows)]
+            inner, rows = self._norm(hidden @ read(head.pre).T, head.layernorm), read(head.tensor)[list(head.rows)]
+            outputs[head.output] = Scores(inner @ rows.T, _lengths(inner), _lengths(rows))
         return outputs
 
     def _heads(self, layer: int, q: FloatArray, k: FloatArray, v: FloatArray) -> tuple[FloatArray, ...]:
@@ -295,3 +306,9 @@ def rotations(architecture: Architecture, positions: FloatArray) -> tuple[FloatA
 
 def _same(numbers: FloatArray) -> FloatArray:
     return numbers
+
+
+def _lengths(rows: FloatArray) -> FloatArray:
+    """The length of each vector [..., n]."""
+    lengths: FloatArray = np.sqrt(np.einsum("...n,...n->...", rows, rows))
+    return lengths

@@ -26,7 +26,7 @@ from qwen3guard_export.checkpoint.checkpoint import EMBEDDING, Architecture, Che
 from qwen3guard_export.checkpoint.tokenizer_files import im_end_id
 from qwen3guard_export.checkpoint.weight_files import FloatArray
 from qwen3guard_export.graph.graph import EMBEDDED, ROTATIONS, after_attention, after_feed_forward
-from qwen3guard_export.proof.arithmetic import Arithmetic, rotations
+from qwen3guard_export.proof.arithmetic import Arithmetic, Scores, rotations
 from qwen3guard_export.proof.bound_graph import ASKED_CANDIDATES, BoundGraph, GraphOutputs, RowChunk
 from qwen3guard_export.proof.canary import canary, longest
 from qwen3guard_export.proof.reference import Tokens, reference_logits
@@ -42,7 +42,8 @@ class Bounds:
     """Bounds on the relative error of a token, `worst`, and on its mean over the tokens, `mean`.
 
     The error of half a layer is |added - expected| / |expected| of what it adds to the residual stream, and likewise of
-    each vector of keys and values in the cells. That of logits is a part of the token's largest.
+    each vector of keys and values in the cells. That of logits is a part of the token's largest. What float32 rounds
+    off where a long vector is added to, or multiplied, is no error.
     """
 
     worst: float
@@ -59,7 +60,7 @@ BOUNDS = {
 _RESIDUAL_ROUNDING = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 _FLOAT32_ROUNDING = 2.0**-22
 """The share of the residual stream that is lost when an update is added to it and subtracted again here: where the
-stream has two bytes, by its type."""
+stream has two bytes, by its type. And that of two vectors' lengths that is lost when they are multiplied."""
 _BALANCE_TOKENS = 32
 _TABLE_ROWS = 1 << 14
 _ROTATION_BOUND = 0.01
@@ -115,12 +116,12 @@ def prove(
     except Exception as error:  # ONNX Runtime's errors have no other common base
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParityError(f"ONNX Runtime cannot run the exported graph: {reason}") from error
-    if served.has_choices:
-        _check_choices(unwatched)
     for name in unwatched.keys() - set(GEN_CHOICES):
         values = unwatched[name]
         if not np.abs(values - traces[0].outputs[name]).max() <= BOUNDS[form.coarsest].worst * np.abs(values).max():
             raise ParityError(f"the {name.replace('_', ' ')} are others in a longer slot, where no layer is watched.")
+    if served.has_choices:
+        _check_choices(unwatched)
     arithmetic = Arithmetic(checkpoint, form)
     figures = _check_layers(arithmetic, architecture, traces, form)
     if form.promises_equal_bits and not identical:
@@ -193,9 +194,9 @@ def _distances(
         before = [trace.outputs[after_feed_forward(layer)] for trace in traces]
         yield f"feed-forward of layer {layer}", _off(between, fed, before, lost)
     lengths = np.cumsum([len(state) for state in before])[:-1]
-    for name, values in arithmetic.logits(np.concatenate(before)).items():
+    for name, scores in arithmetic.logits(np.concatenate(before)).items():
         outputs = np.concatenate([trace.outputs[name] for trace in traces])
-        yield name.replace("_", " "), np.abs(outputs - values).max(axis=1) / np.abs(values).max(axis=1)
+        yield name.replace("_", " "), _off_scores(outputs, scores)
 
 
 def _off(
@@ -205,6 +206,14 @@ def _off(
     state, update, following = (np.concatenate(each).astype(np.float64) for each in (before, updates, after))
     error = np.linalg.norm(following - state - update, axis=1) - lost * np.linalg.norm(state, axis=1)
     off: FloatArray = np.maximum(error, 0) / np.maximum(np.linalg.norm(update, axis=1), 1e-30)
+    return np.where(np.isfinite(off), off, np.inf)
+
+
+def _off_scores(outputs: FloatArray, scores: Scores) -> FloatArray:
+    """The largest |output - value| of each token, as a part of its largest value, less what float32 may round off."""
+    error = np.abs(outputs - scores.values)
+    error -= _FLOAT32_ROUNDING * np.outer(scores.vector_lengths, scores.row_lengths)
+    off: FloatArray = np.maximum(error, 0).max(axis=1) / np.abs(scores.values).max(axis=1)
     return np.where(np.isfinite(off), off, np.inf)
 
 

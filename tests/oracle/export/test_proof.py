@@ -180,10 +180,47 @@ def test_a_graph_that_is_watched_and_one_that_is_served_must_be_one(
 
     def other(self: BoundGraph, chunks: list) -> list:
         found = run(self, chunks)
-        return found if len(found[0]) > 1 else [{"logits": 1.01 * each["logits"]} for each in found]
+        return found if EMBEDDED in found[0] else [each | {"logits": 1.01 * each["logits"]} for each in found]
 
     monkeypatch.setattr(BoundGraph, "run", other)
     with pytest.raises(ParityError, match="logits are others in a longer slot"):
+        prove(tmp_path, demo("gen"), Form("fp32", "decomposed"), rows())
+
+
+def test_a_token_of_a_thousandfold_embedding_is_no_error(tmp_path: Path) -> None:
+    """Its logit rounds off as much as its vector is long, which may be more than the other logits are large."""
+    whole = demo("gen")
+    long = Changed(whole.weights.tensors, {"model.embed_tokens.weight": lambda table: table * LONG[:, None]})
+    loud = replace(whole, weights=long)
+    write_graph(loud, tmp_path, Form("fp32", "decomposed"))
+    prove(tmp_path, loud, Form("fp32", "decomposed"), rows())
+
+
+LONG = np.ones(8192, np.float32)
+LONG[0] = 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "said"),
+    [
+        ("choices", lambda made: made + [1, 0, 0], "chooses another token"),
+        ("choices", lambda made: made + [0, 0.01, 0], "gives it another logit"),
+        ("choices", lambda made: made + [0, 0, 0.01], "another log-probability"),
+        ("choices", lambda made: made * [1, 1, np.nan], "another log-probability"),
+        ("candidate_logits", lambda made: made[:, ::-1], "the candidates other logits"),
+    ],
+)
+def test_choices_that_are_not_those_of_the_logits_are_refused(
+    name: str, broken: Callable[[np.ndarray], np.ndarray], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_broken(tmp_path, {}, "fp32", "decomposed")
+    run = BoundGraph.run
+
+    def other(self: BoundGraph, chunks: list) -> list:
+        return [each | {name: broken(each[name])} if name in each else each for each in run(self, chunks)]
+
+    monkeypatch.setattr(BoundGraph, "run", other)
+    with pytest.raises(ParityError, match=said):
         prove(tmp_path, demo("gen"), Form("fp32", "decomposed"), rows())
 
 
