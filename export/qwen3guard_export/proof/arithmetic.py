@@ -14,6 +14,7 @@ from functools import partial
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from qwen3guard_contract.errors import ParityError
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import GEN_OUTPUTS
@@ -56,8 +57,8 @@ class Scores:
     vectors [tokens] and rows [n]. What float32 rounds off a product grows with both lengths, also where it is small."""
 
     values: FloatArray
-    vector_lengths: FloatArray
-    row_lengths: FloatArray
+    vector_lengths: npt.NDArray[np.float64]
+    row_lengths: npt.NDArray[np.float64]
 
 
 class Arithmetic:
@@ -308,7 +309,7 @@ def _same(numbers: FloatArray) -> FloatArray:
     return numbers
 
 
-def _lengths(rows: FloatArray) -> FloatArray:
-    """The length of each vector [..., n]."""
-    lengths: FloatArray = np.sqrt(np.einsum("...n,...n->...", rows, rows))
+def _lengths(rows: FloatArray) -> npt.NDArray[np.float64]:
+    """The length of each vector [..., n], in float64, which has room for the squares of any float32."""
+    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("...n,...n->...", rows, rows, dtype=np.float64))
     return lengths
