@@ -276,7 +276,7 @@ def test_weights_that_could_leave_float32_are_refused_where_integers_would_hide_
         prove(tmp_path, huge, Form.named("dq8r", form), rows())
 
 
-@pytest.mark.parametrize(("weights", "form"), [("fp32", "decomposed"), ("dq8r", "int8"), ("fp16", "paged")])
+@pytest.mark.parametrize("form", [("fp32", "decomposed"), ("dq8r", "int8"), ("fp16", "paged")])
 @pytest.mark.parametrize(
     ("operator", "attribute", "sentence"),
     [
@@ -286,10 +286,10 @@ def test_weights_that_could_leave_float32_are_refused_where_integers_would_hide_
     ],
 )
 def test_a_graph_that_chooses_wrongly_is_refused(
-    operator: str, attribute: dict[str, int], sentence: str, weights: str, form: str, tmp_path: Path
+    operator: str, attribute: dict[str, int], sentence: str, form: tuple[str, str], tmp_path: Path
 ) -> None:
     """A Gen graph brings no logits back: what it says of them is checked against them."""
-    export_broken(tmp_path, {}, weights, form)
+    export_broken(tmp_path, {}, *form)
     model = onnx.load(tmp_path / GRAPH, load_external_data=False)
     node = [node for node in model.graph.node if node.op_type == operator][-1]
     kept = [each for each in node.attribute if each.name not in attribute]
@@ -297,4 +297,4 @@ def test_a_graph_that_chooses_wrongly_is_refused(
     node.attribute.extend([*kept, *(onnx.helper.make_attribute(*pair) for pair in attribute.items())])
     (tmp_path / GRAPH).write_bytes(model.SerializeToString())
     with pytest.raises(ParityError, match=sentence):
-        prove(tmp_path, demo("gen"), Form.named(weights, form), rows())
+        prove(tmp_path, demo("gen"), Form.named(*form), rows())
