@@ -60,6 +60,10 @@ class PagedGraph:
         return rows.sum(axis=int(axes[0]), keepdims=bool(keepdims))
 
     @staticmethod
+    def _GatherElements(values: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:  # noqa: N802
+        return np.take_along_axis(values, indices.astype(np.int64), axis)
+
+    @staticmethod
     def _LogSoftmax(rows: np.ndarray, axis: int) -> np.ndarray:  # noqa: N802
         shifted = rows - rows.max(axis=axis, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
