@@ -93,8 +93,8 @@ def test_a_pass_of_gen_returns_little(gpu: FakeGpu, guard: Callable[..., Path]) 
     run = gpu.run(folder, {FIRST: [(0, 1, 1)], "pass": [(0, 300, 13), (1, 40, 13)]}, slots=2)
     (returned,) = run.journal["pass"].copied("device-to-host")
     assert run.errors == {}
-    assert run.shapes["pass"] == 2 * [[[13, 2], [13, 1]]]
-    assert returned == 2 * 13 * 3 * 4 < 64 << 10
+    assert run.shapes["pass"] == 2 * [[[13, 3], [13, 1]]]
+    assert returned == 2 * 13 * 4 * 4 < 64 << 10
 
 
 def test_rows_of_any_lengths_in_any_slots_are_one_pass(ran: Ran) -> None:
