@@ -1,4 +1,5 @@
-"""Two real servers behind the shipped nginx configuration: where requests go, and what a lost replica costs."""
+"""Two real servers behind the shipped nginx configuration, and behind Envoy as the chart configures it: where requests
+go, and what a lost replica costs."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from qwen3guard_client.transport import calls, failures
 from qwen3guard_client.transport.connection import Tls
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
+from support.envoy import Envoy, envoy
 from support.nginx import Proxy, nginx
 from support.same_verdicts import PROMPT, TEXT, TIMEOUT_S, same
 from support.serving import free_port, serve, wait_ready
@@ -30,7 +32,7 @@ STREAMS = 24
 
 @pytest.fixture(scope="module")
 def replicas(repository: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
-    nginx()  # without one there is nothing to start servers for
+    nginx(), envoy()  # without them there is nothing to start servers for
     with serve(repository) as one, serve(repository) as other:
         wait_ready(one)
         wait_ready(other)
@@ -45,9 +47,11 @@ def both(replicas: tuple[EmbeddedServer, EmbeddedServer]) -> Iterator[tuple[Embe
     wait_ready(replicas[0])
 
 
-@pytest.fixture
-def proxy(replicas: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path) -> Iterator[Proxy]:
-    with Proxy(tmp_path, [replica.url for replica in replicas]) as running:
+@pytest.fixture(params=[Proxy, Envoy], ids=["nginx", "envoy"])
+def proxy(
+    request: pytest.FixtureRequest, replicas: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path
+) -> Iterator[Proxy | Envoy]:
+    with request.param(tmp_path, [replica.url for replica in replicas]) as running:
         yield running
 
 
@@ -67,7 +71,7 @@ def executed(replica: EmbeddedServer, model: str) -> int:
 class Crowd:
     """As many streams of one text, each in pieces of its own, at once; the verdicts and the sessions of each."""
 
-    def __init__(self, proxy: Proxy, action: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, proxy: Proxy | Envoy, action: Callable[[], object] = lambda: None) -> None:
         self._url = proxy.url
         self._pieces = [cut(TEXT, Random(seed), longest=40) for seed in range(STREAMS)]
         self.steps = sum(map(len, self._pieces))
@@ -120,7 +124,7 @@ class Crowd:
 
 
 def test_every_step_of_a_stream_reaches_the_replica_that_holds_it(
-    replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...]
+    replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy, undisturbed: tuple[TokenVerdict, ...]
 ) -> None:
     before = [executed(replica, "stream_guard") for replica in replicas]
     crowd = Crowd(proxy).run()
@@ -132,7 +136,7 @@ def test_every_step_of_a_stream_reaches_the_replica_that_holds_it(
         same(verdicts, undisturbed)
 
 
-def test_without_the_header_steps_go_astray(proxy: Proxy) -> None:
+def test_without_the_header_steps_go_astray(proxy: Proxy | Envoy) -> None:
     failed = []
     with triton.InferenceServerClient(proxy.url) as client:
         for number in range(12):
@@ -146,7 +150,7 @@ def test_without_the_header_steps_go_astray(proxy: Proxy) -> None:
     assert {type(error) for error in failed} == {errors.SessionLost}
 
 
-def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy) -> None:
+def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy) -> None:
     before = [executed(replica, "gen_guard") for replica in replicas]
     with GuardClient(proxy.url) as guard:
         for _ in range(10):
@@ -158,7 +162,7 @@ def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServ
 
 @pytest.mark.parametrize("client", ["sync", "async"])
 def test_streams_outlive_a_killed_replica(
-    both: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...], client: str
+    both: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy, undisturbed: tuple[TokenVerdict, ...], client: str
 ) -> None:
     crowd = Crowd(proxy, lambda: both[0].stop(kill=True))
     if client == "sync":
@@ -168,7 +172,8 @@ def test_streams_outlive_a_killed_replica(
     for verdicts in crowd.verdicts:
         same(verdicts, undisturbed)
     assert 0 < crowd.moved() < STREAMS
-    assert "upstream" in proxy.log  # it does say what happened
+    if isinstance(proxy, Proxy):
+        assert "upstream" in proxy.log  # it does say what happened
     assert PROMPT not in proxy.log
     assert not [session for sessions in crowd.sessions for session in sessions if session in proxy.log]
     with GuardClient(proxy.url) as guard:
@@ -179,7 +184,7 @@ def test_streams_outlive_a_killed_replica(
 @pytest.mark.parametrize("announced", [True, False])
 def test_streams_outlive_a_drained_replica(
     both: tuple[EmbeddedServer, EmbeddedServer],
-    proxy: Proxy,
+    proxy: Proxy | Envoy,
     undisturbed: tuple[TokenVerdict, ...],
     announced: bool,
 ) -> None:
@@ -197,12 +202,12 @@ def test_streams_outlive_a_drained_replica(
     assert 0 < crowd.moved() < STREAMS
 
 
-def test_clients_speak_tls_to_it(proxy: Proxy) -> None:
+def test_clients_speak_tls_to_it(proxy: Proxy | Envoy) -> None:
     with GuardClient(proxy.tls_url, tls=Tls(proxy.certificate)) as guard:
         assert guard.classify(PROMPT).severity is RiskLevel.SAFE
 
 
-def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy, tmp_path: Path) -> None:
+def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy | Envoy, tmp_path: Path) -> None:
     with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match="8 MiB"):
         guard.classify("a" * 9 * 2**20)
     with (

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc
 import pytest
-import yaml
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract import errors
 from qwen3guard_server import installation
-from qwen3guard_server.server import EXIT_S, EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 from support.places import ROOT
 from support.processes import children
@@ -29,6 +29,8 @@ from support.serving import free_port
 DEPLOY = ROOT / "deploy"
 REGIONS = "*qwen3guard_container*"
 TOKEN = "a-token-of-the-tests"
+SERVING = b"\x08\x01"
+"""HealthCheckResponse with the status SERVING."""
 
 
 class Container:
@@ -41,7 +43,8 @@ class Container:
         shutil.copy(installation.stub(triton), backend)
         self.environment = installation.environment(triton, installation.libpython_folder())
         self.environment["PATH"] += f":{triton / 'bin'}"
-        self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN}
+        (folder / "tmp").mkdir()
+        self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN, "TMPDIR": str(folder / "tmp")}
         self._port = free_port()
         self._log = folder / "log"
         self._command = [sys.executable, str(DEPLOY / "serve.py"), f"--backend-directory={folder / 'backends'}"]
@@ -68,6 +71,11 @@ class Container:
         command = [sys.executable, str(DEPLOY / "canary.py"), "--url", self.url, "--timeout", str(timeout_s)]
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode
 
+    def health(self) -> bytes:
+        """What a kubelet's gRPC probe is told."""
+        with grpc.insecure_channel(self.url) as channel:
+            return bytes(channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10))
+
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 120
         while self.probe():
@@ -90,6 +98,7 @@ def container(repository: Path, tmp_path: Path) -> Iterator[Container]:
 def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> None:
     assert container.probe() == 1  # still loading
     container.wait_ready()
+    assert container.health() == SERVING  # without the token
     with GuardClient(container.url) as stranger, pytest.raises(errors.TokenRefused):
         stranger.classify("How do I bake bread?")
     with GuardClient(container.url, token=TOKEN) as guard:
@@ -116,6 +125,23 @@ def test_a_killed_container_leaves_its_successor_no_shared_memory(container: Con
         container.wait_ready()
         assert not before & regions()
         assert len(regions()) == len(before)
+
+
+def test_a_newer_export_makes_no_probe_fail_until_it_is_loaded(copy: Path, eight_bits: Path, tmp_path: Path) -> None:
+    """Else every replica that reads this repository would be restarted at once."""
+    with Container(copy, tmp_path) as container:
+        container.wait_ready()
+        for folder in ("gen_guard", "guard_tokenizer"):
+            shutil.copytree(eight_bits / folder, tmp_path / folder)
+            (copy / folder).rename(tmp_path / f"former-{folder}")
+            (tmp_path / folder).rename(copy / folder)
+        assert container.probe() == 0
+        container.kill()
+        with container:
+            container.wait_ready()
+            assert container.probe() == 0
+        for region in regions():
+            (Path("/dev/shm") / region).unlink()
 
 
 def test_an_empty_repository_is_named(tmp_path: Path) -> None:
@@ -147,12 +173,3 @@ def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pyt
         "--allow-cpu-metrics",
         "--allow-gpu-metrics",
     }
-
-
-def test_a_pod_is_given_the_time_it_takes_to_drain() -> None:
-    stateful = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "replicas.yaml").read_text()))
-    pod = stateful["spec"]["template"]["spec"]
-    forgotten_s = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert pod["terminationGracePeriodSeconds"] > forgotten_s + EXIT_S
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    assert int(compose["services"]["replica"]["stop_grace_period"].removesuffix("s")) > EXIT_S
