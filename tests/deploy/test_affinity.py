@@ -153,16 +153,19 @@ def test_without_the_header_steps_go_astray(proxy: Proxy | Envoy) -> None:
 def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy) -> None:
     before = [executed(replica, "gen_guard") for replica in replicas]
     with GuardClient(proxy.url) as guard:
-        for _ in range(10):
+        for _ in range(40):
             guard.classify(PROMPT)
     taken = [executed(replica, "gen_guard") - count for replica, count in zip(replicas, before, strict=True)]
-    assert sum(taken) == 10
-    assert min(taken) >= 3
+    assert sum(taken) == 40
+    assert min(taken) >= 8  # Envoy chooses at random between replicas that have as little to do
 
 
 @pytest.mark.parametrize("client", ["sync", "async"])
 def test_streams_outlive_a_killed_replica(
-    both: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy, undisturbed: tuple[TokenVerdict, ...], client: str
+    both: tuple[EmbeddedServer, EmbeddedServer],
+    proxy: Proxy | Envoy,
+    undisturbed: tuple[TokenVerdict, ...],
+    client: str,
 ) -> None:
     crowd = Crowd(proxy, lambda: both[0].stop(kill=True))
     if client == "sync":

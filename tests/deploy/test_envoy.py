@@ -53,7 +53,7 @@ def replicas() -> Iterator[list[Replica]]:
 Ask = Callable[..., str]
 
 
-def asking(proxy: Envoy, channel: grpc.Channel) -> Ask:
+def asking(channel: grpc.Channel) -> Ask:
     call = channel.unary_unary(METHOD)
 
     def ask(session: str | None = None, **headers: str) -> str:
@@ -80,7 +80,7 @@ def placed(ask: Ask) -> dict[str, str]:
 def test_a_fleet_that_grows_and_shrinks_moves_what_it_must(replicas: list[Replica], tmp_path: Path) -> None:
     urls = [each.url for each in replicas]
     with Envoy(tmp_path, urls[:2]) as proxy, grpc.insecure_channel(proxy.url) as channel:
-        ask = asking(proxy, channel)
+        ask = asking(channel)
         two = placed(ask)
         assert placed(ask) == two
         assert min(Counter(two.values()).values()) > len(SESSIONS) / 3
@@ -100,20 +100,18 @@ def test_what_has_no_session_is_spread(replicas: list[Replica], tmp_path: Path) 
         Envoy(tmp_path, [each.url for each in replicas]) as proxy,
         grpc.insecure_channel(proxy.url) as channel,
     ):
-        ask = asking(proxy, channel)
+        ask = asking(channel)
         assert set(Counter(ask() for _ in range(60))) == {each.url for each in replicas}
 
 
 @pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
-def test_no_answer_costs_a_replica_its_place(
-    replicas: list[Replica], tmp_path: Path, status: grpc.StatusCode
-) -> None:
+def test_no_answer_costs_a_replica_its_place(replicas: list[Replica], tmp_path: Path, status: grpc.StatusCode) -> None:
     """OVERLOADED is UNAVAILABLE to gRPC. A replica that is left out for it would lose its streams to the others."""
     with (
         Envoy(tmp_path, [each.url for each in replicas]) as proxy,
         grpc.insecure_channel(proxy.url) as channel,
     ):
-        ask = asking(proxy, channel)
+        ask = asking(channel)
         before = placed(ask)
         replicas[0].fails = status
         theirs = [session for session in SESSIONS if before[session] == replicas[0].url]
@@ -130,7 +128,7 @@ def test_a_replica_that_cannot_be_connected_to_is_left_out(replicas: list[Replic
         Envoy(tmp_path, [each.url for each in replicas]) as proxy,
         grpc.insecure_channel(proxy.url) as channel,
     ):
-        ask = asking(proxy, channel)
+        ask = asking(channel)
         before = placed(ask)
         replicas[0].stop()
         after = placed(ask)  # without an error: what never reached it is sent to another
@@ -143,7 +141,7 @@ def test_a_client_that_sends_its_replica_back_stays_there(replicas: list[Replica
     urls = [each.url for each in replicas]
     values = MODELS | {"gateway": {"persistenceHeader": PINNED}}
     with Envoy(tmp_path, urls[:2], values) as proxy, grpc.insecure_channel(proxy.url) as channel:
-        ask, call = asking(proxy, channel), channel.unary_unary(METHOD)
+        ask, call = asking(channel), channel.unary_unary(METHOD)
         pins = {}
         for session in SESSIONS:
             url, answer = call.with_call(b"", metadata=[(SESSION_HEADER, session)], timeout=20)

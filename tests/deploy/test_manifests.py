@@ -42,7 +42,7 @@ def test_the_dockerfile_is_well_formed() -> None:
 def test_the_image_installs_what_serve_does_but_its_server() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = {each for each in extras["serve"] if not each.startswith("nvidia-pytriton")}
-    (line,) = (line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if "/source " in line)
+    (line,) = (line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if '/source "' in line)
     assert set(re.findall(r'"([^"]+<[^"]+)"', line.replace("${ONNXRUNTIME}", "onnxruntime"))) == wanted
 
 
@@ -65,7 +65,14 @@ def test_the_image_is_built_of_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = set(project["tool"]["setuptools"]["packages"]["find"]["where"])
     wanted |= {file for files in project["tool"]["setuptools"]["data-files"].values() for file in files}
-    wanted |= {"pyproject.toml", "README.md", "LICENSE", "requirements/serve.lock", "deploy/serve.py", "deploy/canary.py"}
+    wanted |= {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "requirements/serve.lock",
+        "deploy/serve.py",
+        "deploy/canary.py",
+    }
     assert {each for each in wanted if not any(fnmatch(each, pattern) for pattern in let_in)} == set()
 
 

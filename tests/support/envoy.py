@@ -254,16 +254,14 @@ class Envoy:
         self._process.wait(10)
 
     def use(self, replicas: Iterable[str]) -> None:
-        """Another list of replicas. One with ` down` behind it drains: it gets no session but those that stay with it."""
+        """Another list of replicas. One with ` down` behind it drains."""
         self._version += 1
         endpoints = []
         for each in replicas:
             url, _, state = each.partition(" ")
             host, _, port = url.rpartition(":")
             address = {"socket_address": {"address": host, "port_value": int(port)}}
-            endpoints.append(
-                {"endpoint": {"address": address}, "health_status": "DRAINING" if state else "UNKNOWN"}
-            )
+            endpoints.append({"endpoint": {"address": address}, "health_status": "DRAINING" if state else "UNKNOWN"})
         for kind in KINDS:
             resource = {
                 "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",

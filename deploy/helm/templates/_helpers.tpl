@@ -62,12 +62,19 @@ app.kubernetes.io/component: {{ last . }}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end }}
 
-{{- /* Variables of the environment for one model's parameters. Takes (list prefix parameters). */ -}}
+{{- /* Variables of the environment for the models' parameters. */ -}}
 {{- define "guard.parameters" -}}
-{{- $prefix := first . -}}
-{{- range $name, $value := last . }}
-- name: {{ $prefix }}{{ upper $name }}
+{{- $device := empty .Values.replicas.gpus | ternary (dict) (dict "device" "cuda") -}}
+{{- $models := dict
+    "GEN" (merge (dict) .Values.parameters.gen $device)
+    "STREAM" (merge (dict) .Values.parameters.stream $device)
+    "GEN_TOKENIZER" .Values.parameters.genTokenizer
+    "STREAM_TOKENIZER" .Values.parameters.streamTokenizer -}}
+{{- range $model, $parameters := $models }}
+{{- range $name, $value := $parameters }}
+- name: QWEN3GUARD_{{ $model }}_{{ upper $name }}
   value: {{ include "guard.plain" $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
