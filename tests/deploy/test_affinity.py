@@ -4,7 +4,7 @@ go, and what a lost replica costs."""
 from __future__ import annotations
 
 import asyncio
-import re
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from qwen3guard_client.transport.connection import Tls
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
 from support.envoy import Envoy, envoy
-from support.nginx import Proxy, nginx
+from support.nginx import Proxy, nginx, self_signed
 from support.same_verdicts import PROMPT, TEXT, TIMEOUT_S, same
 from support.serving import free_port, serve, wait_ready
 from support.texts import cut
@@ -140,14 +140,16 @@ def test_without_the_header_steps_go_astray(proxy: Proxy | Envoy) -> None:
     failed = []
     with triton.InferenceServerClient(proxy.url) as client:
         for number in range(12):
-            opening = calls.stream_step(f"headless-{number}", prompt=PROMPT, start=True)
-            ending = calls.stream_step(f"headless-{number}", text="Mix flour.", position=0, end=True)
+            session = f"headless-{type(proxy).__name__}-{number}"
+            opening = calls.stream_step(session, prompt=PROMPT, start=True)
+            ending = calls.stream_step(session, text="Mix flour.", position=0, end=True)
             try:
                 for call in (opening, ending):
                     client.infer(**call.arguments(TIMEOUT_S) | {"headers": None})
             except InferenceServerException as error:
                 failed.append(failures.error_of(error))
-    assert {type(error) for error in failed} == {errors.SessionLost}
+    # Where the ending reached the replica that has the session by chance, its position is wrong.
+    assert {type(error) for error in failed} - {errors.PositionOutOfRange} == {errors.SessionLost}
 
 
 def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy) -> None:
@@ -160,7 +162,7 @@ def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServ
     assert min(taken) >= 8  # Envoy chooses at random between replicas that have as little to do
 
 
-@pytest.mark.parametrize("client", ["sync", "async"])
+@pytest.mark.parametrize(("proxy", "client"), [(Proxy, "sync"), (Proxy, "async"), (Envoy, "async")], indirect=["proxy"])
 def test_streams_outlive_a_killed_replica(
     both: tuple[EmbeddedServer, EmbeddedServer],
     proxy: Proxy | Envoy,
@@ -184,14 +186,14 @@ def test_streams_outlive_a_killed_replica(
             guard.classify(PROMPT)
 
 
-@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize(("proxy", "announced"), [(Proxy, True), (Proxy, False), (Envoy, True)], indirect=["proxy"])
 def test_streams_outlive_a_drained_replica(
     both: tuple[EmbeddedServer, EmbeddedServer],
     proxy: Proxy | Envoy,
     undisturbed: tuple[TokenVerdict, ...],
     announced: bool,
 ) -> None:
-    """SIGTERM, after nginx has been told, as on scale-in, or out of the blue."""
+    """SIGTERM, after the proxy has been told, as on scale-in, or out of the blue."""
     drained, other = both
 
     def drain() -> None:
@@ -210,20 +212,38 @@ def test_clients_speak_tls_to_it(proxy: Proxy | Envoy) -> None:
         assert guard.classify(PROMPT).severity is RiskLevel.SAFE
 
 
+@pytest.mark.parametrize("proxy", [Proxy], indirect=True)
+def test_a_renewed_certificate_needs_no_reload(proxy: Proxy) -> None:
+    """Envoy Gateway watches the secret itself."""
+
+    def shown() -> str:
+        host, _, port = proxy.tls_url.rpartition(":")
+        return ssl.get_server_certificate((host, int(port)))
+
+    before = shown()
+    self_signed(proxy.certificate)
+    assert shown() == proxy.certificate.read_text() != before
+
+
 def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy | Envoy, tmp_path: Path) -> None:
-    with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match="8 MiB"):
+    says = {
+        Proxy: ("8 MiB", "This call is not served here.", "no replica answers"),
+        Envoy: ("the proxy before the server", "UNIMPLEMENTED", "upstream"),
+    }
+    too_long, unserved, nobody = says[type(proxy)]
+    with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match=too_long):
         guard.classify("a" * 9 * 2**20)
     with (
         triton.InferenceServerClient(proxy.url) as client,
-        pytest.raises(InferenceServerException, match=re.escape("This call is not served here.")) as refused,
+        pytest.raises(InferenceServerException, match=unserved) as refused,
     ):
         client.get_inference_statistics("gen_guard")
     assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     with (
-        Proxy(lonely, [f"127.0.0.1:{free_port()}"]) as alone,
+        type(proxy)(lonely, [f"127.0.0.1:{free_port()}"]) as alone,
         GuardClient(alone.url) as guard,
-        pytest.raises(errors.Unreachable, match="no replica answers"),
+        pytest.raises(errors.Unreachable, match=nobody),
     ):
         guard.classify(PROMPT)
