@@ -60,10 +60,12 @@ class Spec:
         assert not list(leaves(self._left)), f"not translated: {self._left}"
 
 
-def _cluster(kind: str, policy: Spec, folder: Path) -> dict[str, Any]:
-    balancer = policy.take("loadBalancer")
+def _seconds(duration: str) -> str:
+    return f"{int(duration.removesuffix('ms')) / 1000}s" if duration.endswith("ms") else duration
+
+
+def _cluster(kind: str, balancer: dict[str, Any], policy: Spec, folder: Path) -> dict[str, Any]:
     if balancer["type"] == "ConsistentHash":
-        assert balancer["consistentHash"]["type"] == "Header"
         size = balancer["consistentHash"]["tableSize"]
         name, typed = "maglev", {"@type": f"{EXTENSIONS}.load_balancing_policies.maglev.v3.Maglev", "table_size": size}
     else:
@@ -77,7 +79,7 @@ def _cluster(kind: str, policy: Spec, folder: Path) -> dict[str, Any]:
         "name": kind,
         "type": "EDS",
         "eds_cluster_config": {"service_name": kind, "eds_config": endpoints},
-        "connect_timeout": policy.take("timeout.tcp.connectTimeout"),
+        "connect_timeout": _seconds(policy.take("timeout.tcp.connectTimeout")),
         "ignore_health_on_host_removal": True,
         "common_lb_config": {"healthy_panic_threshold": {"value": policy.take("healthCheck.panicThreshold")}},
         "typed_extension_protocol_options": {
@@ -89,8 +91,9 @@ def _cluster(kind: str, policy: Spec, folder: Path) -> dict[str, Any]:
             "consecutive_local_origin_failure": passive.pop("consecutiveLocalOriginFailures"),
             "consecutive_5xx": passive.pop("consecutive5XxErrors"),
             "consecutive_gateway_failure": passive.pop("consecutiveGatewayErrors"),
-            "interval": passive.pop("interval"),
-            "base_ejection_time": passive.pop("baseEjectionTime"),
+            "enforcing_consecutive_gateway_failure": 100,  # as Envoy Gateway does
+            "interval": _seconds(passive.pop("interval")),
+            "base_ejection_time": _seconds(passive.pop("baseEjectionTime")),
             "max_ejection_percent": passive.pop("maxEjectionPercent"),
         }
         | passive,
@@ -106,14 +109,14 @@ def _cluster(kind: str, policy: Spec, folder: Path) -> dict[str, Any]:
     }
 
 
-def _routes(kind: str, route: Spec, policy: Spec) -> list[dict[str, Any]]:
+def _routes(kind: str, balancer: dict[str, Any], route: Spec, policy: Spec) -> list[dict[str, Any]]:
     (rule,) = route.take("rules")
     (backend,) = rule.pop("backendRefs")
     assert backend == {"name": f"{RELEASE}-replicas", "port": 8001}
     retry = policy.take("retry")
     action: dict[str, Any] = {
         "cluster": kind,
-        "timeout": policy.take("timeout.http.requestTimeout"),
+        "timeout": _seconds(policy.take("timeout.http.requestTimeout")),
         "retry_policy": {
             "num_retries": retry.pop("numRetries"),
             "retry_on": ",".join(retry.pop("retryOn")["triggers"]),
@@ -128,14 +131,13 @@ def _routes(kind: str, route: Spec, policy: Spec) -> list[dict[str, Any]]:
         | retry,
     }
     per_filter: dict[str, Any] = {}
-    if kind == "sessions":
-        action["hash_policy"] = [{"header": {"header_name": "x-guard-session"}}]
-        if persistence := rule.pop("sessionPersistence", None):
-            assert persistence["type"] == "Header"
-            per_filter["stateful"] = {
-                "@type": f"{STATEFUL}PerRoute",
-                "stateful_session": _stateful(persistence["sessionName"]),
-            }
+    if balancer["type"] == "ConsistentHash":
+        assert balancer["consistentHash"]["type"] == "Header"
+        action["hash_policy"] = [{"header": {"header_name": balancer["consistentHash"]["header"]["name"]}}]
+    if persistence := rule.pop("sessionPersistence", None):
+        assert persistence["type"] == "Header"
+        per_route = {"@type": f"{STATEFUL}PerRoute", "stateful_session": _stateful(persistence["sessionName"])}
+        per_filter["stateful"] = per_route
     matches = rule.pop("matches")
     assert not rule
     return [
@@ -210,8 +212,9 @@ class Envoy:
             (target,) = policy.take("targetRefs")
             assert (target["kind"], target["name"]) == ("GRPCRoute", f"{RELEASE}-{kind}")
             assert route.take("parentRefs") == [{"name": RELEASE}]
-            routes += _routes(kind, route, policy)
-            clusters.append(_cluster(kind, policy, self._folder))
+            balancer = policy.take("loadBalancer")
+            routes += _routes(kind, balancer, route, policy)
+            clusters.append(_cluster(kind, balancer, policy, self._folder))
             largest = policy.take("requestBuffer.limit")
             policy.end()
             route.end()
@@ -236,8 +239,8 @@ class Envoy:
             self._process = subprocess.Popen([*command, "--log-level", "warning"], stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while not self._answers():
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
+            assert self._process.poll() is None, self.log[:500]
+            assert time.monotonic() < deadline, self.log[:500]
             time.sleep(0.05)
         return self
 
