@@ -20,17 +20,16 @@ SESSIONS = [f"session-{number}" for number in range(300)]
 PINNED = "x-guard-replica"
 
 
-class Replica(grpc.GenericRpcHandler):
-    """Answers every call with its own name, or with the status `fails`."""
+class Replica:
+    """Answers every ModelInfer with its own address, or with the status `fails`."""
 
     def __init__(self) -> None:
         self.fails: grpc.StatusCode | None = None
-        self._server = grpc.server(ThreadPoolExecutor(4), handlers=[self])
+        infer = {"ModelInfer": grpc.unary_unary_rpc_method_handler(self._answer)}
+        served = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", infer)
+        self._server = grpc.server(ThreadPoolExecutor(4), handlers=[served])
         self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
-
-    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(self._answer)
 
     def _answer(self, _: bytes, context: grpc.ServicerContext) -> bytes:
         if self.fails:
