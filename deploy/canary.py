@@ -1,7 +1,8 @@
 """The container's probe: does every guard that it serves answer the canary of its manifest?
 
-Exits with 0 if so, or if the server is too full to answer; with 1 if the server is not up yet; with 2 if it is up, and
-an answer is wrong or missing. Triton's own health endpoints report ready even when the process of a model is hung.
+Exits with 0 if so, or if the server is too full to answer; with 1 if the server is not up yet; with 2 if it is up and
+does not answer; with 3 if an answer is wrong, after which the server must not give another one. Triton's own health
+endpoints report ready even when the process of a model is hung.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import read_token
-from qwen3guard_contract.errors import GuardError, Overloaded
+from qwen3guard_contract.errors import CanaryFailed, GuardError, Overloaded
 from qwen3guard_contract.layout import exported
 from qwen3guard_server import canary
 
@@ -31,6 +32,8 @@ def probe(url: str, timeout_s: float) -> tuple[int, str]:
             up = canary.check(guard, exported(SERVED), timeout_s)
         except Overloaded:
             return 0, "overloaded"
+        except CanaryFailed as error:
+            return 3, str(error)
         except GuardError as error:
             return 2, str(error)
     return (0, "ready") if up else (1, "not up yet")

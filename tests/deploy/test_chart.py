@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import helm_python
@@ -378,3 +380,36 @@ def test_the_schema_has_a_type_for_every_value_and_no_other() -> None:
                 same(values[name], inner)
 
     same(values, schema)
+
+
+def installations() -> Iterator[tuple[str, list[str]]]:
+    """Each `helm` command of the documents, with the page's name."""
+    for page in (ROOT / "deploy" / "README.md", CHART / "README.md"):
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("helm "):
+                    yield page.parent.name, shlex.split(line)
+
+
+def test_the_commands_of_the_documents_install_what_they_say() -> None:
+    commands = list(installations())
+    assert {page for page, _ in commands} == {"deploy", "helm"}
+    former: dict[str, Any] = {}
+    for _, (helm, verb, release, chart, *options) in commands:
+        assert (helm, release, ROOT / chart) == ("helm", RELEASE, CHART)
+        assert verb == "install" or "--reuse-values" in options
+        values = former if "--reuse-values" in options else {}
+        for option, value in pairwise(options):
+            if option == "--set":
+                given = helm_python.parse_set_string(value.replace("DIGEST", "0" * 64))
+                values = merged(values, given)
+        former = values
+        assert found(objects(values), "StatefulSet", f"{RELEASE}-replica")
+
+
+def merged(values: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """As Helm merges: maps go together, and of two other values the later counts."""
+    return values | {
+        name: merged(values.get(name) or {}, value) if isinstance(value, Mapping) else value
+        for name, value in others.items()
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -103,6 +104,13 @@ def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> Non
         stranger.classify("How do I bake bread?")
     with GuardClient(container.url, token=TOKEN) as guard:
         assert guard.classify("How do I bake bread?").strict is False
+        manifest = next(Path(container.environment["TMPDIR"]).rglob("gen_guard/1/manifest.json"))
+        right = manifest.read_text()
+        content = json.loads(right)
+        content["canary"]["values"][0] += 1
+        manifest.write_text(json.dumps(content))
+        assert container.probe() == 3
+        manifest.write_text(right)
         (tokenizer,) = (
             pid for pid in children(container.process.pid) if b"stream_tok" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
