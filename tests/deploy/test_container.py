@@ -89,14 +89,14 @@ def regions() -> set[str]:
 
 
 @pytest.fixture
-def container(repository: Path, tmp_path: Path) -> Iterator[Container]:
-    with Container(repository, tmp_path) as running:
+def container(copy: Path, tmp_path: Path) -> Iterator[Container]:
+    with Container(copy, tmp_path) as running:
         yield running
     for region in regions():
         (Path("/dev/shm") / region).unlink()
 
 
-def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> None:
+def test_the_probe_tells_apart_what_triton_does_not(container: Container, copy: Path) -> None:
     assert container.probe() == 1  # still loading
     container.wait_ready()
     assert container.health() == SERVING  # without the token
@@ -104,13 +104,16 @@ def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> Non
         stranger.classify("How do I bake bread?")
     with GuardClient(container.url, token=TOKEN) as guard:
         assert guard.classify("How do I bake bread?").strict is False
-        manifest = next(Path(container.environment["TMPDIR"]).rglob("gen_guard/1/manifest.json"))
-        right = manifest.read_text()
+        newer = copy / "gen_guard" / "1" / "manifest.json"
+        (served,) = Path(container.environment["TMPDIR"]).rglob("gen_guard/1/manifest.json")
+        right = newer.read_text()
         content = json.loads(right)
         content["canary"]["values"][0] += 1
-        manifest.write_text(json.dumps(content))
+        newer.write_text(json.dumps(content))
+        assert container.probe() == 0  # else every replica that reads this repository would be restarted at once
+        served.write_text(json.dumps(content))
         assert container.probe() == 3
-        manifest.write_text(right)
+        served.write_text(right)
         (tokenizer,) = (
             pid for pid in children(container.process.pid) if b"stream_tok" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
@@ -133,23 +136,6 @@ def test_a_killed_container_leaves_its_successor_no_shared_memory(container: Con
         container.wait_ready()
         assert not before & regions()
         assert len(regions()) == len(before)
-
-
-def test_a_newer_export_makes_no_probe_fail_until_it_is_loaded(copy: Path, eight_bits: Path, tmp_path: Path) -> None:
-    """Else every replica that reads this repository would be restarted at once."""
-    with Container(copy, tmp_path) as container:
-        container.wait_ready()
-        for folder in ("gen_guard", "guard_tokenizer"):
-            shutil.copytree(eight_bits / folder, tmp_path / folder)
-            (copy / folder).rename(tmp_path / f"former-{folder}")
-            (tmp_path / folder).rename(copy / folder)
-        assert container.probe() == 0
-        container.kill()
-        with container:
-            container.wait_ready()
-            assert container.probe() == 0
-        for region in regions():
-            (Path("/dev/shm") / region).unlink()
 
 
 def test_an_empty_repository_is_named(tmp_path: Path) -> None:
