@@ -91,7 +91,7 @@ $(REPOSITORY)/%_guard/1/manifest.json: demo/%/model.safetensors | .venv/serve.do
 
 say-dev:
 	@test .venv/dev.done -nt pyproject.toml || echo "making .venv for the tests, some minutes the first time: downloads" \
-		"150 MB to serve and export, 190 MB of PyTorch (its CPU build), 450 MB of other tools; takes 2.7 GB on disk"
+		"150 MB to serve and export, 190 MB of PyTorch (its CPU build), 560 MB of other tools; takes 3.1 GB on disk"
 
 .venv/dev.done: pyproject.toml .venv/locked.done
 	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade 'pip>=26,<27'  # resolves twice as fast as 3.11's own

@@ -6,13 +6,16 @@ Arguments are passed on to tritonserver, where they override those given here.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from canary import SERVED
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
 from qwen3guard_contract.errors import GuardError
-from qwen3guard_contract.layout import exported
+from qwen3guard_contract.layout import exported, exported_guards
+from qwen3guard_contract.manifest import MANIFEST
 from qwen3guard_server.installation import VERTEX_AI
 from qwen3guard_server.server import EXIT_S
 from qwen3guard_server.settings import KEEP_NO_REQUESTS, WHOLE_CONFIGURATIONS, restrictions
@@ -45,10 +48,22 @@ def command(models: Path, ensembles: Iterable[str], token: str | None) -> list[s
     ]
 
 
+def keep_manifests(models: Path, served: Path = SERVED) -> None:
+    """Copies the manifests of `models` to `served`, in the place of what a former container left there."""
+    copy = served.with_suffix(".new")
+    for folder in (served, copy):
+        shutil.rmtree(folder, ignore_errors=True)
+    for guard in exported_guards(models):
+        guard.guard_folder(copy).mkdir(parents=True)
+        shutil.copy(guard.guard_folder(models) / MANIFEST, guard.guard_folder(copy))
+    copy.rename(served)
+
+
 def main() -> None:
     models = Path(os.environ.get("MODEL_REPOSITORY", MODELS))
     try:
         ensembles, token = exported(models), read_token(None)
+        keep_manifests(models)
     except GuardError as error:
         sys.exit(f"serve: {error}")
     for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # they remain in a pod's volume when a container was killed

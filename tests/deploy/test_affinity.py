@@ -1,9 +1,10 @@
-"""Two real servers behind the shipped nginx configuration: where requests go, and what a lost replica costs."""
+"""Two real servers behind the shipped nginx configuration, and behind Envoy as the chart configures it: where requests
+go, and what a lost replica costs."""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from qwen3guard_client.transport import calls, failures
 from qwen3guard_client.transport.connection import Tls
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
-from support.nginx import Proxy, nginx
+from support.envoy import Envoy, envoy
+from support.nginx import Proxy, nginx, self_signed
 from support.same_verdicts import PROMPT, TEXT, TIMEOUT_S, same
 from support.serving import free_port, serve, wait_ready
 from support.texts import cut
@@ -30,7 +32,7 @@ STREAMS = 24
 
 @pytest.fixture(scope="module")
 def replicas(repository: Path) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
-    nginx()  # without one there is nothing to start servers for
+    nginx(), envoy()  # without them there is nothing to start servers for
     with serve(repository) as one, serve(repository) as other:
         wait_ready(one)
         wait_ready(other)
@@ -45,9 +47,11 @@ def both(replicas: tuple[EmbeddedServer, EmbeddedServer]) -> Iterator[tuple[Embe
     wait_ready(replicas[0])
 
 
-@pytest.fixture
-def proxy(replicas: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path) -> Iterator[Proxy]:
-    with Proxy(tmp_path, [replica.url for replica in replicas]) as running:
+@pytest.fixture(params=[Proxy, Envoy], ids=["nginx", "envoy"])
+def proxy(
+    request: pytest.FixtureRequest, replicas: tuple[EmbeddedServer, EmbeddedServer], tmp_path: Path
+) -> Iterator[Proxy | Envoy]:
+    with request.param(tmp_path, [replica.url for replica in replicas]) as running:
         yield running
 
 
@@ -67,7 +71,7 @@ def executed(replica: EmbeddedServer, model: str) -> int:
 class Crowd:
     """As many streams of one text, each in pieces of its own, at once; the verdicts and the sessions of each."""
 
-    def __init__(self, proxy: Proxy, action: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, proxy: Proxy | Envoy, action: Callable[[], object] = lambda: None) -> None:
         self._url = proxy.url
         self._pieces = [cut(TEXT, Random(seed), longest=40) for seed in range(STREAMS)]
         self.steps = sum(map(len, self._pieces))
@@ -120,7 +124,7 @@ class Crowd:
 
 
 def test_every_step_of_a_stream_reaches_the_replica_that_holds_it(
-    replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...]
+    replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy, undisturbed: tuple[TokenVerdict, ...]
 ) -> None:
     before = [executed(replica, "stream_guard") for replica in replicas]
     crowd = Crowd(proxy).run()
@@ -132,33 +136,38 @@ def test_every_step_of_a_stream_reaches_the_replica_that_holds_it(
         same(verdicts, undisturbed)
 
 
-def test_without_the_header_steps_go_astray(proxy: Proxy) -> None:
+def test_without_the_header_steps_go_astray(proxy: Proxy | Envoy) -> None:
     failed = []
     with triton.InferenceServerClient(proxy.url) as client:
         for number in range(12):
-            opening = calls.stream_step(f"headless-{number}", prompt=PROMPT, start=True)
-            ending = calls.stream_step(f"headless-{number}", text="Mix flour.", position=0, end=True)
+            session = f"headless-{type(proxy).__name__}-{number}"
+            opening = calls.stream_step(session, prompt=PROMPT, start=True)
+            ending = calls.stream_step(session, text="Mix flour.", position=0, end=True)
             try:
                 for call in (opening, ending):
                     client.infer(**call.arguments(TIMEOUT_S) | {"headers": None})
             except InferenceServerException as error:
                 failed.append(failures.error_of(error))
-    assert {type(error) for error in failed} == {errors.SessionLost}
+    # Where the ending reached the replica that has the session by chance, its position is wrong.
+    assert {type(error) for error in failed} - {errors.PositionOutOfRange} == {errors.SessionLost}
 
 
-def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy) -> None:
+def test_classifications_are_spread(replicas: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy | Envoy) -> None:
     before = [executed(replica, "gen_guard") for replica in replicas]
     with GuardClient(proxy.url) as guard:
-        for _ in range(10):
+        for _ in range(40):
             guard.classify(PROMPT)
     taken = [executed(replica, "gen_guard") - count for replica, count in zip(replicas, before, strict=True)]
-    assert sum(taken) == 10
-    assert min(taken) >= 3
+    assert sum(taken) == 40
+    assert min(taken) >= 8  # Envoy chooses at random between replicas that have as little to do
 
 
-@pytest.mark.parametrize("client", ["sync", "async"])
+@pytest.mark.parametrize(("proxy", "client"), [(Proxy, "sync"), (Proxy, "async"), (Envoy, "async")], indirect=["proxy"])
 def test_streams_outlive_a_killed_replica(
-    both: tuple[EmbeddedServer, EmbeddedServer], proxy: Proxy, undisturbed: tuple[TokenVerdict, ...], client: str
+    both: tuple[EmbeddedServer, EmbeddedServer],
+    proxy: Proxy | Envoy,
+    undisturbed: tuple[TokenVerdict, ...],
+    client: str,
 ) -> None:
     crowd = Crowd(proxy, lambda: both[0].stop(kill=True))
     if client == "sync":
@@ -168,7 +177,8 @@ def test_streams_outlive_a_killed_replica(
     for verdicts in crowd.verdicts:
         same(verdicts, undisturbed)
     assert 0 < crowd.moved() < STREAMS
-    assert "upstream" in proxy.log  # it does say what happened
+    if isinstance(proxy, Proxy):
+        assert "upstream" in proxy.log  # it does say what happened
     assert PROMPT not in proxy.log
     assert not [session for sessions in crowd.sessions for session in sessions if session in proxy.log]
     with GuardClient(proxy.url) as guard:
@@ -176,14 +186,14 @@ def test_streams_outlive_a_killed_replica(
             guard.classify(PROMPT)
 
 
-@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize(("proxy", "announced"), [(Proxy, True), (Proxy, False), (Envoy, True)], indirect=["proxy"])
 def test_streams_outlive_a_drained_replica(
     both: tuple[EmbeddedServer, EmbeddedServer],
-    proxy: Proxy,
+    proxy: Proxy | Envoy,
     undisturbed: tuple[TokenVerdict, ...],
     announced: bool,
 ) -> None:
-    """SIGTERM, after nginx has been told, as on scale-in, or out of the blue."""
+    """SIGTERM, after the proxy has been told, as on scale-in, or out of the blue."""
     drained, other = both
 
     def drain() -> None:
@@ -197,25 +207,43 @@ def test_streams_outlive_a_drained_replica(
     assert 0 < crowd.moved() < STREAMS
 
 
-def test_clients_speak_tls_to_it(proxy: Proxy) -> None:
+def test_clients_speak_tls_to_it(proxy: Proxy | Envoy) -> None:
     with GuardClient(proxy.tls_url, tls=Tls(proxy.certificate)) as guard:
         assert guard.classify(PROMPT).severity is RiskLevel.SAFE
 
 
-def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy, tmp_path: Path) -> None:
-    with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match="8 MiB"):
+@pytest.mark.parametrize("proxy", [Proxy], indirect=True)
+def test_a_renewed_certificate_needs_no_reload(proxy: Proxy) -> None:
+    """Envoy Gateway watches the secret itself."""
+
+    def shown() -> str:
+        host, _, port = proxy.tls_url.rpartition(":")
+        return ssl.get_server_certificate((host, int(port)))
+
+    before = shown()
+    self_signed(proxy.certificate)
+    assert shown() == proxy.certificate.read_text() != before
+
+
+def test_it_refuses_with_errors_that_a_client_knows(proxy: Proxy | Envoy, tmp_path: Path) -> None:
+    says = {
+        Proxy: ("8 MiB", "This call is not served here.", "no replica answers"),
+        Envoy: ("the proxy before the server", "UNIMPLEMENTED", "upstream"),
+    }
+    too_long, unserved, nobody = says[type(proxy)]
+    with GuardClient(proxy.url) as guard, pytest.raises(errors.TextTooLong, match=too_long):
         guard.classify("a" * 9 * 2**20)
     with (
         triton.InferenceServerClient(proxy.url) as client,
-        pytest.raises(InferenceServerException, match=re.escape("This call is not served here.")) as refused,
+        pytest.raises(InferenceServerException, match=unserved) as refused,
     ):
         client.get_inference_statistics("gen_guard")
     assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     with (
-        Proxy(lonely, [f"127.0.0.1:{free_port()}"]) as alone,
+        type(proxy)(lonely, [f"127.0.0.1:{free_port()}"]) as alone,
         GuardClient(alone.url) as guard,
-        pytest.raises(errors.Unreachable, match="no replica answers"),
+        pytest.raises(errors.Unreachable, match=nobody),
     ):
         guard.classify(PROMPT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,13 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc
 import pytest
-import yaml
 from qwen3guard_client import GuardClient
 from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract import errors
 from qwen3guard_server import installation
-from qwen3guard_server.server import EXIT_S, EmbeddedServer
+from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 from support.places import ROOT
 from support.processes import children
@@ -29,6 +30,8 @@ from support.serving import free_port
 DEPLOY = ROOT / "deploy"
 REGIONS = "*qwen3guard_container*"
 TOKEN = "a-token-of-the-tests"
+SERVING = b"\x08\x01"
+"""HealthCheckResponse with the status SERVING."""
 
 
 class Container:
@@ -41,7 +44,8 @@ class Container:
         shutil.copy(installation.stub(triton), backend)
         self.environment = installation.environment(triton, installation.libpython_folder())
         self.environment["PATH"] += f":{triton / 'bin'}"
-        self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN}
+        (folder / "tmp").mkdir()
+        self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN, "TMPDIR": str(folder / "tmp")}
         self._port = free_port()
         self._log = folder / "log"
         self._command = [sys.executable, str(DEPLOY / "serve.py"), f"--backend-directory={folder / 'backends'}"]
@@ -68,6 +72,11 @@ class Container:
         command = [sys.executable, str(DEPLOY / "canary.py"), "--url", self.url, "--timeout", str(timeout_s)]
         return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode
 
+    def health(self) -> bytes:
+        """What a kubelet's gRPC probe is told."""
+        with grpc.insecure_channel(self.url) as channel:
+            return bytes(channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=10))
+
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 120
         while self.probe():
@@ -80,20 +89,31 @@ def regions() -> set[str]:
 
 
 @pytest.fixture
-def container(repository: Path, tmp_path: Path) -> Iterator[Container]:
-    with Container(repository, tmp_path) as running:
+def container(copy: Path, tmp_path: Path) -> Iterator[Container]:
+    with Container(copy, tmp_path) as running:
         yield running
     for region in regions():
         (Path("/dev/shm") / region).unlink()
 
 
-def test_the_probe_tells_apart_what_triton_does_not(container: Container) -> None:
+def test_the_probe_tells_apart_what_triton_does_not(container: Container, copy: Path) -> None:
     assert container.probe() == 1  # still loading
     container.wait_ready()
+    assert container.health() == SERVING  # without the token
     with GuardClient(container.url) as stranger, pytest.raises(errors.TokenRefused):
         stranger.classify("How do I bake bread?")
     with GuardClient(container.url, token=TOKEN) as guard:
         assert guard.classify("How do I bake bread?").strict is False
+        newer = copy / "gen_guard" / "1" / "manifest.json"
+        (served,) = Path(container.environment["TMPDIR"]).rglob("gen_guard/1/manifest.json")
+        right = newer.read_text()
+        content = json.loads(right)
+        content["canary"]["values"][0] += 1
+        newer.write_text(json.dumps(content))
+        assert container.probe() == 0  # else every replica that reads this repository would be restarted at once
+        served.write_text(json.dumps(content))
+        assert container.probe() == 3
+        served.write_text(right)
         (tokenizer,) = (
             pid for pid in children(container.process.pid) if b"stream_tok" in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
@@ -147,12 +167,3 @@ def test_triton_is_started_as_serve_starts_it(repository: Path, monkeypatch: pyt
         "--allow-cpu-metrics",
         "--allow-gpu-metrics",
     }
-
-
-def test_a_pod_is_given_the_time_it_takes_to_drain() -> None:
-    stateful = next(yaml.safe_load_all((DEPLOY / "kubernetes" / "replicas.yaml").read_text()))
-    pod = stateful["spec"]["template"]["spec"]
-    forgotten_s = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert pod["terminationGracePeriodSeconds"] > forgotten_s + EXIT_S
-    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    assert int(compose["services"]["replica"]["stop_grace_period"].removesuffix("s")) > EXIT_S

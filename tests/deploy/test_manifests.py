@@ -1,4 +1,5 @@
-"""What deploy/ ships against its schemas, and where two of its files must say the same."""
+"""compose.yaml and the Dockerfile against their schemas, and where two files must say the same. The chart is in
+test_chart.py."""
 
 from __future__ import annotations
 
@@ -6,54 +7,21 @@ import re
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
-import pytest
 import yaml
+from qwen3guard_server.server import EXIT_S
 from support.places import ROOT
 
 DEPLOY = ROOT / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
 BIN = Path(sys.executable).parent
-VERSION = "1.34"
-MANIFESTS = sorted(set(KUBERNETES.glob("*.yaml")) - {KUBERNETES / "kustomization.yaml"})
 
 
-def documents(path: Path) -> list[dict[str, Any]]:
-    return [each for each in yaml.safe_load_all(path.read_text()) if each]
-
-
-def found(kind: str, name: str) -> dict[str, Any]:
-    everything = [each for path in MANIFESTS for each in documents(path)]
-    (one,) = (each for each in everything if (each["kind"], each["metadata"]["name"]) == (kind, name))
-    return one
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_kubernetes_knows_every_field(path: Path) -> None:
-    for document in documents(path):
-        kubernetes_validate.validate(document, VERSION, strict=True)
-
-
-def test_a_misspelt_field_is_noticed() -> None:
-    document = found("StatefulSet", "replica")
-    document["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(document, VERSION, strict=True)
-
-
-def test_kustomizations_name_what_is_there() -> None:
-    for folder in (KUBERNETES, DEPLOY / "kubernetes-gpu", DEPLOY / "nginx"):
-        (kustomization,) = documents(folder / "kustomization.yaml")
-        files = [file for each in kustomization.get("configMapGenerator", []) for file in each["files"]]
-        for path in [*kustomization.get("resources", []), *files]:
-            assert (folder / path).exists()
-    (base,) = documents(KUBERNETES / "kustomization.yaml")
-    assert {path.name for path in MANIFESTS} - {"loader.yaml"} == {
-        name for name in base["resources"] if name.endswith(".yaml")
-    }
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return content
 
 
 def test_compose_knows_every_field() -> None:
@@ -74,38 +42,52 @@ def test_the_dockerfile_is_well_formed() -> None:
 def test_the_image_installs_what_serve_does_but_its_server() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = {each for each in extras["serve"] if not each.startswith("nvidia-pytriton")}
-    (line,) = (line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if "/source " in line)
+    (line,) = (line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if '/source "' in line)
     assert set(re.findall(r'"([^"]+<[^"]+)"', line.replace("${ONNXRUNTIME}", "onnxruntime"))) == wanted
 
 
-def test_nginx_finds_the_replicas_by_their_names() -> None:
-    stateful, service = found("StatefulSet", "replica"), found("Service", "replicas")
-    (base,) = documents(KUBERNETES / "kustomization.yaml")
-    assert stateful["spec"]["serviceName"] == service["metadata"]["name"]
-    domain = f"{service['metadata']['name']}.{base['namespace']}.svc.cluster.local"
-    servers = re.findall(r"^server (\S+) resolve;$", (KUBERNETES / "replicas.conf").read_text(), re.MULTILINE)
-    assert servers == [f"{stateful['metadata']['name']}-{number}.{domain}:8001" for number in range(len(servers))]
-    assert len(servers) >= stateful["spec"]["replicas"]
-
-    (compose,) = documents(DEPLOY / "compose.yaml")
-    servers = re.findall(r"^server (\S+) resolve;$", (DEPLOY / "nginx" / "replicas.compose.conf").read_text(), re.M)
-    assert servers == [f"{compose['name']}-replica-{number}:8001" for number in range(1, len(servers) + 1)]
-    assert len(servers) >= compose["services"]["replica"]["scale"]
+def test_the_image_takes_the_versions_of_the_lock() -> None:
+    """By the Dockerfile's own command."""
+    (command,) = re.findall(r"sed -nE ('[^']+') \\\n", (DEPLOY / "Dockerfile").read_text())
+    lock = ROOT / "requirements" / "serve.lock"
+    said = subprocess.run(f"sed -nE {command} {lock}", shell=True, capture_output=True, text=True, check=True).stdout
+    versions = dict(line.split("==") for line in said.splitlines())
+    assert versions.pop("onnxruntime-gpu") == versions["onnxruntime"]
+    assert versions == dict(re.findall(r"^(\S+)==(\S+) ", lock.read_text(), re.MULTILINE))
 
 
-def test_nothing_runs_as_root_or_writes_where_it_need_not() -> None:
-    specs = [found("Pod", "loader")["spec"]]
-    specs += [
-        found(kind, name)["spec"]["template"]["spec"]
-        for kind, name in (("StatefulSet", "replica"), ("Deployment", "proxy"))
+def test_the_image_is_built_of_every_package() -> None:
+    let_in = [
+        line.removeprefix("!")
+        for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
     ]
-    for spec in specs:
-        assert spec["securityContext"]["runAsNonRoot"]
-        for container in spec["containers"]:
-            assert container["securityContext"]["readOnlyRootFilesystem"]
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    (models,) = (each for each in specs[1]["containers"][0]["volumeMounts"] if each["mountPath"] == "/models")
-    assert models["readOnly"]
-    (compose,) = documents(DEPLOY / "compose.yaml")
-    assert all(service["read_only"] and service["cap_drop"] == ["ALL"] for service in compose["services"].values())
-    assert compose["services"]["replica"]["volumes"][0].endswith(":/models:ro")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = set(project["tool"]["setuptools"]["packages"]["find"]["where"])
+    wanted |= {file for files in project["tool"]["setuptools"]["data-files"].values() for file in files}
+    wanted |= {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "requirements/serve.lock",
+        "deploy/serve.py",
+        "deploy/canary.py",
+    }
+    assert {each for each in wanted if not any(fnmatch(each, pattern) for pattern in let_in)} == set()
+
+
+def test_nginx_finds_the_containers_by_their_names() -> None:
+    listed = (DEPLOY / "nginx" / "replicas.compose.conf").read_text()
+    servers = re.findall(r"^server (\S+) resolve;$", listed, re.MULTILINE)
+    assert servers == [f"{compose()['name']}-replica-{number}:8001" for number in range(1, len(servers) + 1)]
+    assert len(servers) >= compose()["services"]["replica"]["scale"]
+
+
+def test_no_container_runs_as_root_or_writes_where_it_need_not() -> None:
+    services = compose()["services"]
+    assert all(service["read_only"] and service["cap_drop"] == ["ALL"] for service in services.values())
+    assert services["replica"]["volumes"][0].endswith(":/models:ro")
+
+
+def test_a_container_is_given_the_time_it_takes_to_end() -> None:
+    assert int(compose()["services"]["replica"]["stop_grace_period"].removesuffix("s")) > EXIT_S

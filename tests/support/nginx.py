@@ -26,6 +26,15 @@ def nginx() -> str:
     pytest.skip("There is no nginx here; with it (apt-get install nginx) these tests run.")
 
 
+def self_signed(certificate: Path) -> None:
+    """Makes a certificate for localhost, with its key beside it."""
+    certificate.parent.mkdir(exist_ok=True)
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate)]
+    command += ["-keyout", str(certificate.with_suffix(".key"))]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 class Proxy:
     """nginx as a context manager. `url` is its plain port, `tls_url` the one with the certificate `certificate`."""
 
@@ -36,7 +45,7 @@ class Proxy:
         self.certificate = folder / "tls" / "tls.crt"
         self._list(replicas)
         (folder / "nginx.conf").write_text(self._rendered())
-        self._make_certificate()
+        self_signed(self.certificate)
 
     def _rendered(self) -> str:
         text = SHIPPED.read_text()
@@ -51,13 +60,6 @@ class Proxy:
 
     def _list(self, replicas: Iterable[str]) -> None:
         (self._folder / "replicas.conf").write_text("".join(f"server {each};\n" for each in replicas))
-
-    def _make_certificate(self) -> None:
-        self.certificate.parent.mkdir()
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-        command += ["-addext", "subjectAltName=DNS:localhost", "-out", str(self.certificate)]
-        command += ["-keyout", str(self.certificate.with_suffix(".key"))]
-        subprocess.run(command, check=True, capture_output=True)
 
     def _command(self) -> list[str]:
         user = " user root;" if os.geteuid() == 0 else ""  # its workers must read a folder of ours

@@ -9,7 +9,8 @@ import pytest
 from support.places import ROOT
 from support.readme import README
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "deploy/README.md", "demo/README.md")
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "demo/README.md"]
+PAGES += ["deploy/README.md", "deploy/helm/README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,7 +21,8 @@ REPEATED = {
     "deploy/Dockerfile": r"qwen3guard-triton:(\S+)",
     "deploy/README.md": r"qwen3guard-triton:([\d.]+)",
     "deploy/compose.yaml": r"qwen3guard-triton:(\S+)",
-    "deploy/kubernetes/kustomization.yaml": r"newTag: (\S+)",
+    "deploy/helm/Chart.yaml": r"ersion: ([\d.]+)\n",
+    "deploy/helm/values-gpu.yaml": r"tag: ([\d.]+)-gpu",
     "CHANGELOG.md": r"\A# Changelog\n(?:[^#].*\n|\n)*## \[?([\d.]+)",
 }
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]

@@ -10,6 +10,7 @@ from qwen3guard_contract.errors import (
     InvalidRequest,
     Overloaded,
     SessionLost,
+    TextTooLong,
     TlsFailed,
     TokenRefused,
     Unreachable,
@@ -23,6 +24,7 @@ from qwen3guard_client.transport.connection import TOKEN_HEADER
 _OVERLOAD = "queue size"
 _LATE = ("timeout expired", "timeout of the corresponding sequence")  # the request never left Triton's queue
 _NOT_SERVED = ("unknown model", "is not ready")
+_TOO_LARGE = "Payload Too Large"  # Envoy's words for a request above its limit
 
 
 def error_of(error: InferenceServerException, *, token: str | None = None, url: str | None = None) -> GuardError:
@@ -53,6 +55,8 @@ def _server_error(text: str, status: str) -> GuardError:
         return GuardNotServed(f"The server does not serve this guard: {sentence}.")
     if _OVERLOAD in text:
         return Overloaded("The server is overloaded; try again later.")
+    if sentence == _TOO_LARGE:
+        return TextTooLong("The request is longer than the proxy before the server takes.")
     if status == "DEADLINE_EXCEEDED" or any(words in text for words in _LATE):
         return DeadlineExceeded("The server did not answer in time.")
     if status in ("UNAVAILABLE", "CANCELLED"):  # a server that stops sends the latter
