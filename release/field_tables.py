@@ -11,11 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen3guard_apps.doors.anthropic_request import ANTHROPIC_MESSAGE_FIELDS, MESSAGES_REQUEST_FIELDS
+from qwen3guard_apps.doors.completions import COMPLETIONS_REQUEST_FIELDS
+from qwen3guard_apps.doors.responses_request import ITEM_FIELDS, RESPONSES_REQUEST_FIELDS
 from qwen3guard_apps.openai import fields
 from qwen3guard_apps.openai.shapes import Shape
 
 PAGE = Path(__file__).parents[1] / "docs" / "proxy.md"
-BEGIN = "<!-- Written by release/field_tables.py from apps/qwen3guard_apps/openai/fields.py. -->"
+BEGIN = "<!-- Written by release/field_tables.py from apps/qwen3guard_apps/openai/fields.py and doors/. -->"
 END = "<!-- The end of what release/field_tables.py writes. -->"
 TABLES = {
     "Of an answer, or of a chunk": fields.ANSWER_FIELDS,
@@ -30,11 +33,14 @@ TABLES = {
     "Of a request": fields.REQUEST_FIELDS,
     "Of a message of a request": fields.REQUEST_MESSAGE_FIELDS,
     "Of a model in the list of models": fields.MODEL_FIELDS,
+    "Of a request for a text completion": COMPLETIONS_REQUEST_FIELDS,
+    "Of a request for Anthropic's messages": MESSAGES_REQUEST_FIELDS,
+    "Of a message of it": ANTHROPIC_MESSAGE_FIELDS,
+    "Of a request for a response": RESPONSES_REQUEST_FIELDS,
+    **{f"Of an item `{kind}` of its input": table for kind, table in ITEM_FIELDS.items()},
 }
-LAST = {
-    "Of a request": fields.OTHERS,
-    "Of a message of a request": fields.OTHERS,
-}
+OF_REQUESTS = ("Of a request", "Of a message of ", "Of an item ")
+"""How the titles of the tables begin that let other fields pass as OTHERS says."""
 
 
 def tables() -> str:
@@ -45,8 +51,8 @@ def _table(title: str, table: fields.Table) -> str:
     rows = [f"| {title} | what becomes of it | what passes |", "|---|---|---|"]
     for names, shape in _grouped(table):
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {shape.becomes} | {shape.says} |")
-    if title in LAST:
-        rows.append(f"| any other field | {LAST[title].becomes} | {LAST[title].says} |")
+    if title.startswith(OF_REQUESTS):
+        rows.append(f"| any other field | {fields.OTHERS.becomes} | {fields.OTHERS.says} |")
     else:
         rows.append("| any other field | removed | |")
     return "\n".join(rows)

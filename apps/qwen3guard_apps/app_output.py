@@ -19,6 +19,7 @@ from qwen3guard_contract.errors import GuardError, ServeError
 from qwen3guard_contract.log_output import LogOutput, RotatedLog, line, stamp
 
 OUR_LOGS = "qwen3guard"
+_TRACES = "opentelemetry."
 LACK_S = 1.0
 """How often it is told at most that this process has too many files open, in seconds."""
 
@@ -117,7 +118,8 @@ def _kind_alone(record: logging.LogRecord) -> bool:
     """Of a record that is not ours, the kind alone: its text may quote a request."""
     if not record.name.startswith(OUR_LOGS):  # our packages, and the apps' own
         kind = record.exc_info[0] if record.exc_info else None
-        facts = {"error": "internal", "logger": record.name, "exception": kind.__name__ if kind else None}
-        record.msg, record.args = line(record.levelname.lower(), "http", **facts), ()
+        event, error = ("traces", "not_sent") if record.name.startswith(_TRACES) else ("http", "internal")
+        facts = {"error": error, "logger": record.name, "exception": kind.__name__ if kind else None}
+        record.msg, record.args = line(record.levelname.lower(), event, **facts), ()
         record.exc_info = record.exc_text = record.stack_info = None
     return True

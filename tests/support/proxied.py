@@ -45,8 +45,9 @@ class RecordingGuard(AsyncGuardClient):
 
 
 class Proxied:
-    def __init__(self, loop: Loop, guard_url: str, llm: FakeLLM | None, **settings: Any) -> None:
+    def __init__(self, loop: Loop, guard_url: str, llm: FakeLLM | None, *, traces: Any = None, **settings: Any) -> None:
         self._loop = loop
+        self._traces = traces
         self._guard_url = guard_url
         upstream = None if llm is None else llm.url
         self._settings = Settings(**({"upstream": upstream} | settings))
@@ -65,7 +66,9 @@ class Proxied:
         timeout_s = self._settings.guard_timeout_s
         self.guard = RecordingGuard(self._guard_url, timeout_s=timeout_s)
         await self._stack.enter_async_context(self.guard)
-        listens = await self._stack.enter_async_context(listening(self._settings, self.guard, "127.0.0.1", 0))
+        listens = await self._stack.enter_async_context(
+            listening(self._settings, self.guard, "127.0.0.1", 0, self._traces)
+        )
         self.url = f"http://127.0.0.1:{listens.port}/v1"
 
     def client(self, key: str = "sk-secret") -> openai.OpenAI:

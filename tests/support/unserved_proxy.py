@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
+from qwen3guard_apps.doors.door import ChatDoor, Door
 from qwen3guard_apps.openai.api_error import ApiError
-from qwen3guard_apps.openai.request import read_request
 from qwen3guard_apps.proxy.completion import RECORD, Completion, Place
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
@@ -77,24 +77,29 @@ class Received:
         return [json.loads(each) for each in data if each != "[DONE]"]
 
 
-def receive(answer: LlmAnswer, asked: dict[str, Any], *, begun: bool = True, **settings: Any) -> Received:
+def receive(
+    answer: LlmAnswer, asked: dict[str, Any], *, door: Door | None = None, begun: bool = True, **settings: Any
+) -> Received:
     """A stream has `begun` if its head is sent already: then errors are events."""
-    return asyncio.run(_receive(answer, asked, Settings(upstream="http://llm/v1", **settings), begun=begun))
+    how = Settings(upstream="http://llm/v1", **settings)
+    return asyncio.run(_receive(answer, asked, how, door or ChatDoor(), begun=begun))
 
 
-async def _receive(answer: LlmAnswer, asked: dict[str, Any], settings: Settings, *, begun: bool) -> Received:
+async def _receive(
+    answer: LlmAnswer, asked: dict[str, Any], settings: Settings, door: Door, *, begun: bool
+) -> Received:
     place = Place(settings, cast(Any, WordGuard()), _Upstream(settings, answer))
     request: Any = {RECORD: {"id": "0"}}
     request = _Request(request)
     kind: type[Completion] = StreamedCompletion if asked.get("stream") else WholeCompletion
     client = _Client()
     try:
-        completion = kind(place, request, asked, read_request(asked, settings.pass_fields))
+        completion = kind(place, request, door.read(asked, settings.pass_fields), door)
         if begun and isinstance(completion, StreamedCompletion):
             completion._response = cast(Any, client)
         response = await completion.answer()
     except ApiError as error:
-        return Received(error.status, json.dumps(error.body(), ensure_ascii=False), error.headers)
+        return Received(error.status, json.dumps(door.error(error), ensure_ascii=False), error.headers)
     finally:
         ends = await asyncio.gather(*place.running, return_exceptions=True)
         assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends), ends

@@ -22,6 +22,8 @@ from qwen3guard_contract.message_text import (
 )
 from qwen3guard_contract.text import shown, unescaped
 
+from qwen3guard_apps.doors.anthropic_request import chat_turns_of_blocks
+from qwen3guard_apps.doors.responses_request import chat_turn_of_item
 from qwen3guard_apps.openai import conversation
 from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.escapes import Escapes
@@ -103,12 +105,14 @@ def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversat
         return [conversation.read_conversation({"messages": [_turn("user", each)]}) for each in listed]
     if call_type in RESPONSES_CALLS:
         items = data.get("input")
-        turns = [_turn("user", items)] if isinstance(items, str) else [*map(_of_item, items or ())]
+        turns = [_turn("user", items)] if isinstance(items, str) else [*map(chat_turn_of_item, items or ())]
         instructions = data.get("instructions")
         messages = [_turn("system", instructions), *turns] if instructions else turns
     elif call_type in ANTHROPIC_CALLS:
-        messages = [turn for each in data.get("messages") or () for turn in _of_blocks(each)]
-        messages = [*_of_blocks(_turn("system", data["system"])), *messages] if data.get("system") else messages
+        messages = [turn for each in data.get("messages") or () for turn in chat_turns_of_blocks(each)]
+        messages = (
+            [*chat_turns_of_blocks(_turn("system", data["system"])), *messages] if data.get("system") else messages
+        )
     else:
         return [conversation.read_conversation(data)]
     return [conversation.read_conversation({"messages": messages})]
@@ -117,10 +121,10 @@ def _conversations_of(data: Mapping[str, Any], call_type: str) -> list[Conversat
 def texts_of(answer: Any) -> dict[int, str]:
     """The text of each choice of an answer, or of a chunk of one. Raises InvalidMessages."""
     if isinstance(answer, dict) and answer.get("type") == "message":
-        return {0: "\n".join(_text(turn, "The answer") for turn in _of_blocks(answer))}
+        return {0: "\n".join(_text(turn, "The answer") for turn in chat_turns_of_blocks(answer))}
     if getattr(answer, "object", None) == "response":
         output = answer.model_dump(exclude_none=True).get("output") or []
-        return {0: "\n".join(_text(_of_item(each), "The answer") for each in output)}
+        return {0: "\n".join(_text(chat_turn_of_item(each), "The answer") for each in output)}
     texts = StreamedTexts()
     found = texts(answer).items()
     return {index: "\n".join(texts.fields(index)) if text is None else text for index, text in found}
@@ -205,40 +209,3 @@ def _drop_unread(holder: Any, read: set[str]) -> None:
 
 def _turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _of_item(item: Any) -> dict[str, Any]:
-    """An item of the Responses API as a chat message. One of another kind is a part that the reader refuses by name."""
-    kind = item.get("type", "message") if isinstance(item, dict) else None
-    if kind == "message":
-        return {key: value for key, value in item.items() if key in ("role", "content")}
-    if kind in ("function_call", "custom_tool_call"):
-        return {
-            "role": "assistant",
-            "tool_calls": [{"function": {key: item.get(key) for key in ("arguments", "input")}}],
-        }
-    if kind in ("function_call_output", "custom_tool_call_output"):
-        return _turn("tool", item.get("output"))
-    if kind == "reasoning":  # its encrypted content is read by nobody
-        return {"role": "assistant", "reasoning": item.get("content"), "reasoning_content": item.get("summary")}
-    return _turn("user", [item])
-
-
-def _of_blocks(message: Any) -> list[dict[str, Any]]:
-    """A message of Anthropic's API as chat messages: tool results are turns of their own, before the other blocks."""
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return [message]
-    results, parts, calls = [], [], []
-    for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "tool_result":
-            results.append(_turn("tool", block.get("content")))
-        elif kind == "tool_use":
-            calls.append({"function": {"name": block.get("name"), "arguments": block.get("input")}})
-        elif kind == "thinking":
-            parts.append({"type": "thinking", "thinking": block.get("thinking")})
-        elif kind != "redacted_thinking":  # encrypted: read by nobody
-            parts.append(block)
-    rest = {"role": message.get("role"), "content": parts} | ({"tool_calls": calls} if calls else {})
-    return [*results, *([rest] if parts or calls else [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import http_exceptions, web
 
@@ -75,8 +76,9 @@ def kind_of_status(status: int) -> str:
     return _BY_STATUS.get(status, "bad_request" if status < 500 else "internal")
 
 
-def refused(error: ApiError) -> web.Response:
-    return web.json_response(error.body(), status=error.status, headers=error.headers)
+def refused(error: ApiError, body: dict[str, Any] | None = None) -> web.Response:
+    """`body` is the error's in another API's form."""
+    return web.json_response(body or error.body(), status=error.status, headers=error.headers)
 
 
 def raw_response(kind: str) -> bytes:

@@ -34,12 +34,19 @@ _OTHER = {"message": ("delta",), "delta": ("message",)}
 class ChatAnswer:
     """The answer to one request; `head` is what it says of itself.
 
-    `passed_fields` are fields of choices and messages that the operator wants judged and shown.
+    `passed_fields` are fields of choices and messages that the operator wants judged and shown. `id_begins` begins
+    an id of the proxy's own.
     """
 
-    def __init__(self, asked: Mapping[str, Any], count: int, passed_fields: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        asked: Mapping[str, Any],
+        count: int,
+        passed_fields: Collection[str] = (),
+        id_begins: str = "chatcmpl-",
+    ) -> None:
         self.head: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"{id_begins}{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": str(asked.get("model") or ""),
         }

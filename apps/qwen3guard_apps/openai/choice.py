@@ -171,4 +171,4 @@ def _is_torn(text: str) -> bool:
 
 
 def unreadable() -> ApiError:
-    return upstream_failed("The LLM's answer is not what OpenAI's API describes.", "upstream_unreadable")
+    return upstream_failed("The LLM's answer is not what its API describes.", "upstream_unreadable")

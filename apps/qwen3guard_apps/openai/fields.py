@@ -38,6 +38,7 @@ USAGE_DETAILS_FIELDS: Table = dict.fromkeys(
         "accepted_prediction_tokens",
         "audio_tokens",
         "cache_creation_tokens",
+        "cache_write_tokens",
         "cached_tokens",
         "image_tokens",
         "reasoning_tokens",
@@ -57,6 +58,7 @@ _PART: Table = {
     "type": Words(tuple(PART_FIELDS)),
     **dict.fromkeys(PART_FIELDS.values(), Text()),
     "closed": Number("a truth value"),
+    "index": Number(),
 }
 PART_OF_CONTENT_FIELDS: Table = _PART | {"thinking": Parts(ObjectOf(_PART), PART_FIELDS)}
 """A part of a content that comes in parts. One of another type is removed."""
@@ -138,6 +140,7 @@ KNOWN_NAMES = frozenset(
         *("repetition_penalty", "repeat_penalty", "length_penalty", "ignore_eos", "echo", "parallel_tool_calls"),
         *("add_generation_prompt", "continue_final_message", "add_special_tokens", "skip_special_tokens"),
         *("chat_template_kwargs", "enable_thinking", "separate_reasoning", "cache_prompt", "strict", "options"),
+        *("max_output_tokens", "max_tool_calls", "background", "include_obfuscation"),
     )
 )
 """Names of fields without text that servers of LLMs know."""

@@ -1,10 +1,10 @@
-"""What of a request for a chat completion is sent on to the LLM: what the allow-list names, and nothing else."""
+"""What of a request is sent on to the LLM: what the allow-list of its API names, and nothing else."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3guard_contract.message_text import CALLED, EMPTY
@@ -20,46 +20,71 @@ MOST_UNKNOWN = 8
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """`sent` goes to the LLM, and `conversation` to the guard. `removed` names the fields that go to neither."""
+class GuardedRequest:
+    """`sent` goes to the LLM, and `conversations` to the guard: one, or one for each prompt of a text completion.
+    `removed` names the fields that go to neither. `n` is how many answers each conversation is to have, unchecked."""
 
     sent: dict[str, Any]
-    conversation: Conversation
+    conversations: tuple[Conversation, ...]
     removed: tuple[str, ...]
+    n: Any = None
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.conversations[0]
 
 
-def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> ChatRequest:
-    """Reads a request. The text of `passed_fields`, which the operator lets through, and names that may be prose are
-    judged with the last turn.
+def read_request(asked: Mapping[str, Any], passed_fields: Collection[str] = ()) -> GuardedRequest:
+    """Reads a request for a chat completion. The text of `passed_fields`, which the operator lets through, and names
+    that may be prose are judged with the last turn.
 
     Raises ApiError for what cannot be judged.
     """
-    sent, removed, extra = _filtered(asked, fields.REQUEST_FIELDS, passed_fields)
-    names = list(_unknown_names(sent, {*fields.REQUEST_FIELDS, *passed_fields}))
+    read = read_as_chat(asked, fields.REQUEST_FIELDS, asked.get("messages"), passed_fields)
+    return replace(read, n=asked.get("n"))
+
+
+def read_as_chat(
+    asked: Mapping[str, Any],
+    table: fields.Table,
+    messages: Any,
+    passed_fields: Collection[str] = (),
+    also: Collection[str] = (),
+) -> GuardedRequest:
+    """As `read_request`, of a request whose fields are those of `table`, and whose conversation is `messages` in the
+    form of chat completions. The texts `also` are judged with the last turn.
+
+    Where `messages` are the request's own, they are sent as they are read. Another form of a conversation is sent as
+    `asked` has it: who translates it has left out of it what is not in `messages`.
+    """
+    sent, removed, extra = filtered(asked, table, passed_fields)
+    names = list(_unknown_names(sent, {*table, *passed_fields}))
     if not isinstance(asked.get("stream"), bool | None):
         raise invalid("stream must be true or false.")
-    messages = sent.get("messages")
     read_messages = []
+    read_as_they_are = messages is asked.get("messages")
+    sent_messages: list[Any] = []
     if isinstance(messages, list):
-        sent["messages"] = []
         for raw in messages:
             if not isinstance(raw, dict):
                 raise invalid("A message must be an object with a role.")
-            message, without, more = _filtered(raw, fields.REQUEST_MESSAGE_FIELDS, passed_fields)
-            sent["messages"].append(message)
+            message, without, more = filtered(raw, fields.REQUEST_MESSAGE_FIELDS, passed_fields)
+            sent_messages.append(message)
             names += _unknown_names(message, {*fields.REQUEST_MESSAGE_FIELDS, *passed_fields})
             extra += filter(may_be_prose, _own_names(message))
             read_messages.append({name: value for name, value in message.items() if name not in passed_fields})
             removed += [f"messages.{name}" for name in without]
             extra += more
+        if read_as_they_are:
+            sent["messages"] = sent_messages
     names = list(dict.fromkeys(names))
     if len(names) > MOST_UNKNOWN or any(map(may_be_prose, names)):
         extra.append(" ".join(names))
-    extra = list(dict.fromkeys(extra))
-    turns = conversation.read_conversation(sent | {"messages": read_messages} if isinstance(messages, list) else sent)
+    extra = list(dict.fromkeys([*also, *extra]))
+    turns = conversation.read_conversation({"messages": read_messages if isinstance(messages, list) else messages})
     if extra:
         turns.messages[-1]["content"] += "\n" + "\n".join(extra)
-    return ChatRequest(sent, turns, tuple(dict.fromkeys(removed)))
+    return GuardedRequest(sent, (turns,), tuple(dict.fromkeys(removed)))
 
 
 def _unknown_names(passed: Mapping[str, Any], tables: Collection[str]) -> Iterator[str]:
@@ -86,7 +111,7 @@ def _own_names(message: Mapping[str, Any]) -> Iterator[str]:
             yield from (each[key] for key in ("name", "id", "tool_call_id") if isinstance(each.get(key), str))
 
 
-def _filtered(
+def filtered(
     raw: Mapping[str, Any], table: fields.Table, passed_fields: Collection[str]
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """What passes of `raw`, the names of what does not, and the texts of the fields that the operator lets through."""

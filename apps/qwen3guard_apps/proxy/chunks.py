@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qwen3guard_apps.openai.answer import ChatAnswer
-from qwen3guard_apps.openai.choice import ChatChoice, unreadable
+from qwen3guard_apps.openai.choice import ChatChoice
 from qwen3guard_apps.proxy.judged import LATE, Judged
 
 Chunk = dict[str, Any]
@@ -92,10 +92,8 @@ class Chunks:
         if not entries and usage.get("usage"):
             self._tail.append(HeldChunk(self._chunk([]) | usage))
 
-    def read_whole(self, body: Any) -> ReadChunk:
+    def read_whole(self, body: Chunk) -> ReadChunk:
         """Reads an LLM's answer in one piece to a request for a stream, for `take_whole`. Raises ApiError."""
-        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-            raise unreadable()
         return ReadChunk(self._answer.read(body, "message"), self._answer.usage(body))
 
     def take_whole(self, answer: ReadChunk) -> None:

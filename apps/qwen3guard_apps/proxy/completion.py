@@ -1,4 +1,4 @@
-"""One chat completion: the prompt is judged while the LLM starts, and what it writes before anybody sees it.
+"""One answer of an LLM: the prompt is judged while the LLM starts, and what it writes before anybody sees it.
 
 A reader takes the LLM's answer as it comes, a task for each choice has it judged, and `answer` sends what is cleared;
 they meet in one event, `_changed`.
@@ -16,11 +16,12 @@ import aiohttp
 from aiohttp import web
 from qwen3guard_client import AsyncGuardClient
 
+from qwen3guard_apps.doors.door import ChatDoor, Door
 from qwen3guard_apps.openai.answer import ChatAnswer
 from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.readers import Readers
-from qwen3guard_apps.openai.request import ChatRequest
+from qwen3guard_apps.openai.request import GuardedRequest
 from qwen3guard_apps.proxy.judged import Judged
 from qwen3guard_apps.proxy.scope import Scopes
 from qwen3guard_apps.proxy.settings import Settings
@@ -86,23 +87,30 @@ def _is_error(body: dict[str, Any]) -> bool:
 class Completion(ABC):
     """One request to the LLM and its answer: the part that is the same for streamed and for whole answers."""
 
-    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any], read: ChatRequest) -> None:
-        """`read` is what `read_request` made of `asked`. Raises ApiError for a wrong `n`."""
+    def __init__(self, place: Place, request: web.Request, read: GuardedRequest, door: Door | None = None) -> None:
+        """`read` is what `door` made of the request. Raises ApiError for a wrong `n`."""
         settings = place.settings
-        count = asked.get("n")
-        count = 1 if count is None else count
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= settings.max_choices:
+        door = door or ChatDoor()
+        each = 1 if read.n is None else read.n
+        if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= settings.max_choices:
             raise invalid(f"n must be a whole number from 1 to {settings.max_choices}.")
+        count = each * len(read.conversations)
+        if count > settings.max_choices:
+            raise invalid(f"n times the number of prompts is {count}; a request takes {settings.max_choices} at most.")
         self._place = place
         self._settings = settings
         self._request = request
         self._asked = read.sent
         self._turns = read.conversation
+        self._path = door.path
+        self._door = door.answer(read)
         self._changed = asyncio.Event()
         scope = place.scopes.of(request.headers)
         guard = place.guard.in_scope(scope) if scope else place.guard
-        self._choices = [Judged(guard, settings, self._turns, self._changed) for _ in range(count)]
-        self._answer = ChatAnswer(read.sent, count, settings.pass_fields)
+        self._choices = [
+            Judged(guard, settings, turns, self._changed) for turns in read.conversations for _ in range(each)
+        ]
+        self._answer = ChatAnswer(self._door.asked, count, settings.pass_fields, self._door.id_begins)
         self._failure: ApiError | None = None
         """Why the LLM's answer ends early, or is none."""
         self._headers = {REMOVED_HEADER: ", ".join(read.removed[:MOST_NAMED])} if read.removed else {}
@@ -180,7 +188,7 @@ class Completion(ABC):
     @property
     def removed(self) -> int:
         """How many fields of the answer were removed."""
-        return self._answer.removed
+        return self._answer.removed + self._door.removed
 
     async def _read(self) -> None:
         # What ends without its end must not look whole.
@@ -199,7 +207,7 @@ class Completion(ABC):
         place, request = self._place, self._request
         query = request.rel_url.raw_query_string
         try:
-            async with place.upstream.call("POST", "chat/completions", query, request.headers, self._asked) as answer:
+            async with place.upstream.call("POST", self._path, query, request.headers, self._asked) as answer:
                 await place.upstream.accepted(answer)
                 self._headers |= headers_back(answer)
                 await self._take(answer)
@@ -235,8 +243,8 @@ class Completion(ABC):
     def _parsed(self, data: str | bytes) -> Any:
         """JSON of the LLM. Raises LlmError where it is an error, and ApiError where it is no JSON."""
         body = parsed(data, with_logprobs=self._answer.with_logprobs)
-        if isinstance(body, dict) and _is_error(body):
-            raise LlmError(BAD_GATEWAY, body, {})
+        if isinstance(body, dict) and (told := body if _is_error(body) else self._door.failure(body)):
+            raise LlmError(BAD_GATEWAY, told, {})
         return body
 
     @abstractmethod

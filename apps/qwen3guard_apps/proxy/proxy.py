@@ -1,4 +1,4 @@
-"""`qwen3guard proxy`: OpenAI's chat completions, guarded. An application changes its base URL and nothing else.
+"""`qwen3guard proxy`: the APIs of OpenAI and Anthropic, guarded. An application changes its base URL and nothing else.
 
 This module knows the command line; server.py answers HTTP, whole.py and streamed.py guard one answer.
 """
@@ -11,7 +11,7 @@ import json
 import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from qwen3guard_client import AsyncGuardClient, Category, Policy, Thresholds
 from qwen3guard_client.moderation.cascade import Confirm
@@ -28,6 +28,9 @@ from qwen3guard_apps.http_server.hosts import is_loopback
 from qwen3guard_apps.http_server.open_files import within_open_files
 from qwen3guard_apps.proxy.settings import OnFlaggedAnswer, OnGuardError, PromptCheck, Settings
 from qwen3guard_apps.signals import stop_on_signals, unless
+
+if TYPE_CHECKING:
+    from qwen3guard_apps.proxy.traces import Traces
 
 PORT = 8010
 
@@ -119,11 +122,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: such a field is removed)",
     )
     parser.add_argument(
+        "--pass-route",
+        action="append",
+        metavar="PATH",
+        help="pass POST requests for this route of the LLM's, such as /v1/embeddings, and their answers UNJUDGED;"
+        " may be given again (default: such a route is refused)",
+    )
+    parser.add_argument(
         "--allow-host",
         action="append",
         metavar="NAME",
         help="answer requests with this Host, and pages from it, too; may be given again"
         " (default: on loopback only its own names, elsewhere every Host)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="a key of 16 or more characters that callers must send as their Authorization, x-api-key or x-guard-key;"
+        " no LLM gets it (default: none)",
+    )
+    parser.add_argument(
+        "--traces",
+        action="store_true",
+        help="send a span for each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra otel"
+        " (default: off)",
     )
     add_log_argument(parser)
     limits = (
@@ -162,7 +185,7 @@ def _upstream(text: str) -> str:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Raises InvalidParameter and InvalidRequest."""
+    """Raises InvalidParameter, InvalidRequest and InvalidCredentials."""
     blocked = frozenset(map(Category, arguments.block)) if arguments.block else frozenset(Category)
     thresholds = Thresholds.read(arguments.thresholds) if arguments.thresholds else None
     return Settings(
@@ -175,6 +198,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         confirm=arguments.confirm,
         context=arguments.context,
         pass_fields=frozenset(arguments.pass_field or ()),
+        pass_routes=frozenset(arguments.pass_route or ()),
         guard_timeout_s=arguments.timeout,
         upstream_timeout_s=arguments.upstream_timeout_s,
         client_timeout_s=arguments.client_timeout_s,
@@ -190,6 +214,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         max_in_flight=arguments.max_in_flight,
         max_choices=arguments.max_choices,
         allow_hosts=frozenset(arguments.allow_host or ()),
+        api_key=read_token(arguments.api_key_file, {}),
     )
 
 
@@ -208,6 +233,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
         raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+    traces = _traces() if arguments.traces else None
     asyncio.get_running_loop().set_exception_handler(output.log_unhandled)
     stop = stop_on_signals()
     token = read_token(arguments.token_file)
@@ -215,13 +241,15 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
         output.tell("warning", f"warning: {wrong}")
     tls = client_options.tls(arguments)
     async with AsyncExitStack() as stack:
+        if traces:
+            stack.callback(traces.close)
         guard = await stack.enter_async_context(
             AsyncGuardClient(arguments.url, timeout_s=settings.guard_timeout_s, tls=tls, token=token, scope=None)
         )
         ensemble = wire.STREAM_STEP if settings.upstream else wire.CLASSIFY
         if not await unless(stop, guard.is_ready(ensemble.name)):
             output.tell("info", f"looking for a guard at {guard.url}, {settings.guard_timeout_s:g} s at most")
-        opening = stack.enter_async_context(listening(settings, guard, arguments.host, arguments.port))
+        opening = stack.enter_async_context(listening(settings, guard, arguments.host, arguments.port, traces))
         if (listens := await unless(stop, opening)) is None:
             return
         for line in _notices(settings, arguments.host):
@@ -234,12 +262,22 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
         await stop.wait()
 
 
+def _traces() -> Traces:
+    """Raises ServeError."""
+    try:
+        from qwen3guard_apps.proxy.traces import Traces
+    except ImportError as missing:
+        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[otel]'.") from None
+    return Traces()
+
+
 def _notices(settings: Settings, host: str) -> list[str]:
     """What is printed at the start."""
     notices = []
     if settings.upstream:
         does = "is blocked (fail closed)" if settings.on_guard_error == "block" else "PASSES UNJUDGED (fail open)"
         notices.append(f"what the guard cannot judge {does}: --on-guard-error {settings.on_guard_error}")
+        notices += [f"POST {route} PASSES UNJUDGED: --pass-route" for route in sorted(settings.pass_routes)]
     if not is_loopback(host):
         notices.append(f"warning: plain HTTP on {host}, to whoever reaches it; keys of the LLM's travel in the open")
     return notices

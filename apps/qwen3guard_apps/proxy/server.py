@@ -1,20 +1,15 @@
-"""The proxy's HTTP side: its routes, its limits, and one line in the log for each request.
-
-A line has an id, the route, the status, the time and what was flagged; never a text, a key or a query.
-"""
+"""The proxy's HTTP side: its routes and its limits."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -22,35 +17,38 @@ from qwen3guard_client import AsyncGuardClient, GuardError
 from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import PortBusy, Unreachable
-from qwen3guard_contract.log_output import line
 
+from qwen3guard_apps.doors.all_doors import CHAT, DOORS
+from qwen3guard_apps.doors.door import Door
 from qwen3guard_apps.http_server.body import Bodies
 from qwen3guard_apps.http_server.callers import Callers
 from qwen3guard_apps.http_server.hosts import is_loopback
-from qwen3guard_apps.http_server.refusals import refused
 from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai import fields, guard_model, litellm_guardrail
-from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard, proxy_failed
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.guard_model import GuardModel
 from qwen3guard_apps.openai.litellm_guardrail import LiteLLMGuardrail
 from qwen3guard_apps.openai.moderations import Moderations
 from qwen3guard_apps.openai.readers import Apart, Readers
-from qwen3guard_apps.openai.request import ChatRequest, read_request
+from qwen3guard_apps.openai.request import GuardedRequest
 from qwen3guard_apps.openai.shapes import REMOVED
-from qwen3guard_apps.proxy import sse
-from qwen3guard_apps.proxy.completion import ENDING_S, ID_HEADER, RECORD, Completion, Place
+from qwen3guard_apps.proxy import openapi, sse, unjudged
+from qwen3guard_apps.proxy.completion import ENDING_S, RECORD, Completion, Place
+from qwen3guard_apps.proxy.metrics import CONTENT_TYPE, ProxyMetrics
+from qwen3guard_apps.proxy.observed import Observed, RouteHandler
+from qwen3guard_apps.proxy.own_key import OwnKey
 from qwen3guard_apps.proxy.request_json import object_of
 from qwen3guard_apps.proxy.settings import Settings
 from qwen3guard_apps.proxy.streamed import StreamedCompletion
 from qwen3guard_apps.proxy.upstream import LlmError, Upstream, parsed
 from qwen3guard_apps.proxy.whole import WholeCompletion
 
-LOG = logging.getLogger("qwen3guard.proxy")
+if TYPE_CHECKING:
+    from qwen3guard_apps.proxy.traces import Traces
+
 _MODEL_NAME = re.compile(r"(?!\.{1,2}$)[\w.:@+ -]*", re.ASCII)
-CLIENT_LEFT = 499
-"""The status in the log; nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,10 @@ class Listening:
     notice: str
 
 
-RouteHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JudgedHandler = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]
 """Answers a request with this body."""
 AT_ONCE_BYTES = 2**15
 """Of a request."""
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-"""The methods that the log names."""
 
 
 class Proxy:
@@ -84,9 +79,9 @@ class Proxy:
         *,
         chat: GuardModel | None,
         callers: Callers,
+        traces: Traces | None = None,
     ) -> None:
         self._settings = settings
-        self._callers = callers
         self._bodies = Bodies(settings)
         self._guard = guard
         self._place = place
@@ -96,11 +91,16 @@ class Proxy:
         self._in_flight = 0
         self._readers = Readers(AT_ONCE_BYTES)
         self._readiness: asyncio.Task[bool] | None = None
-        llm = "POST /v1/chat/completions, GET /v1/models, " if place or chat else ""
-        self._refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged."
+        self._doors = DOORS if place else {f"/v1/{CHAT.path}": CHAT}
+        llm = f"POST {', '.join(self._doors)}, GET /v1/models, " if place or chat else ""
+        unless = " but what --pass-route names" if place else ""
+        refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged{unless}."
+        self._metrics = ProxyMetrics()
+        key = OwnKey(settings.api_key)
+        self._observed = Observed(callers, key, self._metrics, traces, doors=self._doors, refusal=refusal)
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._logged])
+        application = web.Application(middlewares=[self._observed.middleware])
         add = application.router.add_route
         add("POST", "/v1/moderations", self._received(self._moderate))
         add("POST", litellm_guardrail.PATH, self._received(self._answer_litellm))
@@ -108,18 +108,24 @@ class Proxy:
         if self._place:
             application.on_shutdown.append(self._stop)
         if self._place or self._chat:
-            add("POST", "/v1/chat/completions", self._received(self._complete))
+            for path, door in self._doors.items():
+                add("POST", path, self._received(partial(self._complete, door)))
+            for path in self._settings.pass_routes:
+                add("POST", path, self._received(partial(self._pass_on, path)))
             add("GET", "/v1/models", self._limited(self._models))
             add("GET", "/v1/models/{model:.+}", self._limited(self._models))
+        for path, tell in (("/metrics", self._tell_metrics), ("/openapi.json", self._describe), ("/docs", self._page)):
+            add("GET", path, tell)
+        self._paths = [each.canonical for each in application.router.resources() if "{" not in each.canonical]
         return application
 
-    async def _complete(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        asked, read = await self._apart(body)(partial(self._read_chat, body))
+    async def _complete(self, door: Door, request: web.Request, body: bytes) -> web.StreamResponse:
+        asked, read = await self._apart(body)(partial(self._read, door, body))
         if read is None:
             return await self._answer_as_model(asked)
         assert self._place
         kind = StreamedCompletion if asked.get("stream") else WholeCompletion
-        completion: Completion = kind(self._place, request, asked, read)
+        completion: Completion = kind(self._place, request, read, door)
         try:
             return await completion.answer()
         finally:
@@ -131,15 +137,15 @@ class Proxy:
                 "error": error,
             }
 
-    def _read_chat(self, body: bytes) -> tuple[dict[str, Any], ChatRequest | None]:
+    def _read(self, door: Door, body: bytes) -> tuple[dict[str, Any], GuardedRequest | None]:
         """The request, and how the LLM is asked; None if it is the guard that is asked. Raises ApiError."""
         try:
             asked = object_of(body)
-            if self._chat and guard_model.is_guard(asked.get("model")):
+            if self._chat and door is CHAT and guard_model.is_guard(asked.get("model")):
                 return asked, None
             if not self._place:
                 raise guard_model.unknown()
-            return asked, read_request(asked, self._settings.pass_fields)
+            return asked, door.read(asked, self._settings.pass_fields)
         except RecursionError:
             raise invalid("The request is nested too deeply.") from None
 
@@ -153,6 +159,12 @@ class Proxy:
             return web.json_response(answer)
         events = b"".join(map(sse.event, [*answer, sse.DONE]))
         return web.Response(body=events, content_type="text/event-stream")
+
+    async def _pass_on(self, path: str, request: web.Request, body: bytes) -> web.StreamResponse:
+        assert self._place
+        request[RECORD]["unjudged"] = True
+        asked = await self._object_of(body)
+        return await unjudged.pass_on(self._place.upstream, path.removeprefix("/v1/"), request, asked)
 
     async def _moderate(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
@@ -211,6 +223,16 @@ class Proxy:
         ready = await asyncio.shield(self._readiness)
         return web.json_response({"guard": "ready" if ready else "not ready"}, status=200 if ready else 503)
 
+    async def _tell_metrics(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _describe(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(openapi.description(self._paths, with_key=self._settings.api_key is not None))
+
+    async def _page(self, _: web.Request) -> web.StreamResponse:
+        headers = {"Content-Security-Policy": openapi.PAGE_POLICY}
+        return web.Response(text=openapi.page(self._paths), content_type="text/html", headers=headers)
+
     def _received(self, handle: JudgedHandler) -> RouteHandler:
         """Receives the body first: who sends slowly takes no place of those that are answered."""
 
@@ -235,59 +257,20 @@ class Proxy:
             if self._in_flight >= self._settings.max_in_flight:
                 raise ApiError(429, "rate_limit_error", "too_many_requests", "Too many requests at once.", retry=True)
             self._in_flight += 1
+            self._metrics.in_flight.set(self._in_flight)
             try:
                 return await handle(request)
             finally:
                 self._in_flight -= 1
+                self._metrics.in_flight.set(self._in_flight)
 
         return handle_limited
 
-    @web.middleware
-    async def _logged(self, request: web.Request, handler: RouteHandler) -> web.StreamResponse:
-        began = time.monotonic()
-        name = uuid.uuid4().hex
-        record = request[RECORD] = {"id": name}
-        status = CLIENT_LEFT
-        try:
-            response = await self._answered(request, handler)
-            status = response.status
-            if not response.prepared:
-                response.headers[ID_HEADER] = name
-            return response
-        except ConnectionError:
-            return web.Response(status=CLIENT_LEFT)
-        finally:
-            resource = request.match_info.route.resource
-            method = request.method if request.method in _METHODS else "?"
-            record |= {
-                "route": f"{method} {resource.canonical if resource else '?'}",
-                "status": status,
-                "ms": round((time.monotonic() - began) * 1000),
-            }
-            LOG.info(line("info", "request", **record))
-
-    async def _answered(self, request: web.Request, handle: RouteHandler) -> web.StreamResponse:
-        try:
-            self._callers.check(request)
-            return await handle(request)
-        except ApiError as error:
-            failure = error
-        except web.HTTPException as error:
-            if error.status not in (404, 405):
-                raise
-            failure = ApiError(error.status, "invalid_request_error", "not_relayed", self._refusal)
-            if allowed := error.headers.get("Allow"):
-                failure.headers["Allow"] = allowed
-        except ConnectionError:
-            raise
-        except Exception as error:
-            failure = proxy_failed(error)
-        request[RECORD]["error"] = failure.code
-        return refused(failure)
-
 
 @asynccontextmanager
-async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port: int) -> AsyncIterator[Listening]:
+async def listening(
+    settings: Settings, guard: AsyncGuardClient, host: str, port: int, traces: Traces | None = None
+) -> AsyncIterator[Listening]:
     """Answers until it is left. Raises GuardNotServed, or what else keeps the guard from judging, and PortBusy."""
     notice = await _first_judgement(guard, settings)
     gen = await guard.is_ready(wire.CLASSIFY.name)
@@ -302,8 +285,8 @@ async def listening(settings: Settings, guard: AsyncGuardClient, host: str, port
             place = Place(settings, guard, Upstream(settings))
             stack.push_async_callback(place.close)
         callers = Callers(settings.allow_hosts)
-        application = Proxy(settings, guard, place, moderations, litellm, chat=chat, callers=callers).application()
-        listener = Listener(application, settings, ending_s=2 * ENDING_S)
+        proxy = Proxy(settings, guard, place, moderations, litellm, chat=chat, callers=callers, traces=traces)
+        listener = Listener(proxy.application(), settings, ending_s=2 * ENDING_S)
         try:
             await listener.start(host, port)
         except OSError as error:

@@ -70,6 +70,7 @@ class _Lines:
             self._held = [part]
 
 
-def event(data: Any) -> bytes:
+def event(data: Any, name: str | None = None) -> bytes:
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return b"data: " + text.encode(errors="replace") + b"\n\n"
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {text}\n\n".encode(errors="replace")

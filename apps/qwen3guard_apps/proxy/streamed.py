@@ -1,17 +1,17 @@
-"""A streamed chat completion: each chunk of the LLM's goes on as it was, as soon as its text is cleared."""
+"""A streamed answer: each chunk of the LLM's goes on as soon as its text is cleared."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
-from typing import Any
 
 import aiohttp
 from aiohttp import HttpVersion11, web
 
+from qwen3guard_apps.doors.door import Door, DoorEvent
 from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
-from qwen3guard_apps.openai.request import ChatRequest
+from qwen3guard_apps.openai.request import GuardedRequest
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.chunks import Chunks, ReadChunk
 from qwen3guard_apps.proxy.completion import ID_HEADER, RECORD, Completion, Place
@@ -34,8 +34,8 @@ class StreamedCompletion(Completion):
 
     _response: web.StreamResponse | None = None
 
-    def __init__(self, place: Place, request: web.Request, asked: dict[str, Any], read: ChatRequest) -> None:
-        super().__init__(place, request, asked, read)
+    def __init__(self, place: Place, request: web.Request, read: GuardedRequest, door: Door | None = None) -> None:
+        super().__init__(place, request, read, door)
         self._chunks = Chunks(self._answer, self._choices, stopping=self._settings.on_flag == "stop")
         self._is_accepted = False
         """Whether the LLM has promised a stream."""
@@ -60,14 +60,15 @@ class StreamedCompletion(Completion):
         self._changed.set()
         if answer.content_type == "application/json":
             data = await self._place.upstream.whole(answer)
-            self._chunks.take_whole(
-                await self._place.readers.read(len(data), lambda: self._chunks.read_whole(self._parsed(data)))
-            )
+            self._chunks.take_whole(await self._place.readers.read(len(data), partial(self._read_whole, data)))
         elif not await self._take_events(sse.events(self._place.upstream.pieces(answer))):
             if not self._streams:
                 raise upstream_failed("The LLM does not stream.", "upstream_unreadable")
             if not self._chunks.is_usable:
                 raise upstream_failed("The LLM broke off.")
+
+    def _read_whole(self, data: bytes) -> ReadChunk:
+        return self._chunks.read_whole(self._door.read_whole(self._parsed(data)))
 
     async def _take_events(self, events: AsyncIterator[str | None]) -> bool:
         """Returns whether the LLM has said that it is done. It may also just end, or break off after all was said."""
@@ -90,26 +91,29 @@ class StreamedCompletion(Completion):
             else:
                 await self._take_event(data)
             self._changed.set()
+            if self._door.ended:
+                return True
             await asyncio.sleep(0)  # one piece of an LLM's can have thousands of events: others have their turn
             if len(self._chunks) >= MOST_HELD:  # a client that reads slowly slows the LLM
                 await self._written.wait()
 
     async def _take_event(self, data: str) -> None:
         """Raises LlmError for the LLM's own error, and ApiError for what cannot be read."""
-        if chunk := await self._place.readers.read(len(data), partial(self._read_event, data)):
+        for chunk in await self._place.readers.read(len(data), partial(self._read_event, data)):
             self._chunks.take(chunk)
         self._streams = True
 
-    def _read_event(self, data: str) -> ReadChunk | None:
+    def _read_event(self, data: str) -> list[ReadChunk]:
         try:
             body = self._parsed(data)
         except LlmError:
             raise
         except ApiError:
             if self._chunks.is_finished:  # a torn end, after all was said
-                return None
+                return []
             raise
-        return self._chunks.read(body) if isinstance(body, dict) else None
+        chunks = self._door.read_event(body) if isinstance(body, dict) else ()
+        return [self._chunks.read(chunk) for chunk in chunks]
 
     async def _relay(self) -> web.StreamResponse:
         try:
@@ -118,7 +122,7 @@ class StreamedCompletion(Completion):
             if self._response is None:
                 raise
             self.error = error
-            await self._write(sse.event(error.body()))
+            await self._write_events([self._door.error(error)])
         assert self._response
         await self._response.write_eof()
         return self._response
@@ -129,7 +133,7 @@ class StreamedCompletion(Completion):
             if self._response is None:  # an error that comes before everything else keeps its HTTP status
                 self._raise_guards()
             for chunk in self._chunks.cleared():
-                await self._write(sse.event(chunk))
+                await self._write_events(self._door.events(chunk))
             self._raise_guards()
             if self._all_stopped:
                 break
@@ -138,7 +142,7 @@ class StreamedCompletion(Completion):
                     raise self._failure
                 break
             await self._wait()
-        await self._write(sse.event(sse.DONE))
+        await self._write_events(self._door.end())
 
     async def _wait(self) -> None:
         """Waits for a change. The client gets the head as soon as it may get an answer, and comments meanwhile."""
@@ -156,6 +160,10 @@ class StreamedCompletion(Completion):
         except TimeoutError:
             if may_begin and (self._streams or self._is_accepted):
                 await self._write(sse.COMMENT)
+
+    async def _write_events(self, events: Iterable[DoorEvent]) -> None:
+        if written := b"".join(sse.event(data, name) for name, data in events):
+            await self._write(written)
 
     async def _write(self, data: bytes) -> None:
         """Raises ConnectionError if the client reads nothing for too long."""

@@ -20,6 +20,7 @@ from yarl import URL
 from qwen3guard_apps.openai.api_error import ApiError, invalid, upstream_failed
 from qwen3guard_apps.openai.choice import unreadable
 from qwen3guard_apps.openai.shapes import is_id
+from qwen3guard_apps.proxy.own_key import KEY_HEADER, OwnKey
 from qwen3guard_apps.proxy.settings import Settings
 
 CONNECT_S = 10.0
@@ -35,7 +36,7 @@ _HOP_BY_HOP = {
 }
 _ABOUT_THE_BODY = {"content-length", "content-type", "content-encoding", "content-md5", "digest"}
 _FOR_A_PART = {"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
-_NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie"}
+_NOT_SENT_ON = _HOP_BY_HOP | _ABOUT_THE_BODY | _FOR_A_PART | {"host", "accept-encoding", "expect", "cookie", KEY_HEADER}
 BAD_GATEWAY = 502
 MOST_INTERIM = 16
 _IDS_BACK = re.compile(
@@ -148,6 +149,7 @@ class Upstream:
         assert settings.upstream
         self._base = settings.upstream.rstrip("/")
         self._limit = settings.max_response_bytes
+        self._own_key = OwnKey(settings.api_key)
         self._head_s = settings.upstream_timeout_s
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, connect=CONNECT_S, sock_read=settings.upstream_timeout_s
@@ -168,7 +170,11 @@ class Upstream:
         self, method: str, path: str, query: str, headers: Mapping[str, str], body: Any = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Leaving it before the end closes the connection, so that the LLM stops. Raises ApiError."""
-        sent = {name: value for name, value in headers.items() if name.lower() not in _NOT_SENT_ON}
+        sent = {
+            name: value
+            for name, value in headers.items()
+            if name.lower() not in _NOT_SENT_ON and not self._own_key.is_in(name, value)
+        }
         sent |= {"Accept-Encoding": "identity"}
         data = None
         if body is not None:

@@ -1,4 +1,4 @@
-"""A chat completion in one piece: it is judged whole, and cut where it is flagged."""
+"""An answer in one piece: it is judged whole, and cut where it is flagged."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ class WholeCompletion(Completion):
         self._entries = entries
 
     def _read_whole(self, data: bytes) -> tuple[dict[str, Any], list[ChatChoice]]:
-        body = self._parsed(data)
-        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-            raise unreadable()
+        body = self._door.read_whole(self._parsed(data))
         entries = self._answer.read(body, "message")
         if len({entry.index for entry in entries}) < len(entries):
             raise unreadable()
@@ -38,7 +36,7 @@ class WholeCompletion(Completion):
         await self._until(self._is_over, checked=True)
         if self._failure and not self._all_stopped:
             raise self._failure
-        return web.json_response(self._judged(), headers=self._headers)
+        return web.json_response(self._door.whole(self._judged()), headers=self._headers)
 
     def _is_over(self) -> bool:
         # An answer that is stopped at its prompt waits for no LLM, and an LLM's error waits for the prompt's verdict.

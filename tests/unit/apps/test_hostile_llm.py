@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qwen3guard_apps.openai import fields
 from qwen3guard_apps.openai.api_error import ApiError
-from qwen3guard_apps.openai.request import ChatRequest, read_request
+from qwen3guard_apps.openai.request import GuardedRequest, read_request
 from qwen3guard_apps.openai.shapes import Anything
 from support.lengths import FULL
 from support.unserved_proxy import LlmAnswer, Received, receive
@@ -260,7 +260,7 @@ def test_what_a_caller_writes_is_judged_or_not_sent(data: st.DataObject) -> None
         assert sentence not in ", ".join(read.removed)
 
 
-def _read(request: dict[str, Any], passed_fields: tuple[str, ...]) -> ChatRequest | None:
+def _read(request: dict[str, Any], passed_fields: tuple[str, ...]) -> GuardedRequest | None:
     """The request as it is read, or None if it is refused."""
     try:
         return read_request(request, passed_fields)

@@ -74,8 +74,9 @@ def test_an_answer_that_broke_off_is_as_unsafe_as_its_level() -> None:
         moderations = Moderations(None, policy, Batches(0), gen=True)  # type: ignore[arg-type]
         found = moderations._result(broken, ())
         assert found["flagged"]
-        assert {name for name, flagged in found["categories"].items() if flagged} == {
+        own = {each.value for each in Category}
+        assert {name for name, flagged in found["categories"].items() if flagged and name in own} == {
             each.value for each in policy.blocked
         }
-        assert found["category_scores"] == {each.value: 0.75 for each in Category}
+        assert set(found["category_scores"].values()) == {0.75}
         assert (found["guard"]["strict"], found["guard"]["loose"]) == (True, True)

@@ -126,7 +126,7 @@ def test_a_client_that_pauses_slows_the_llm(release: Any) -> None:
         )
         request = cast(Any, SimpleNamespace(rel_url=SimpleNamespace(raw_query_string=""), headers={}))
         asked = {"messages": MESSAGES, "stream": True}
-        completion = StreamedCompletion(place, request, asked, read_request(asked))
+        completion = StreamedCompletion(place, request, read_request(asked))
         completion._response = cast(Any, client)
         answering = asyncio.create_task(completion.answer())
         for pause in range(3):
