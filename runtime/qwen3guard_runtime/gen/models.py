@@ -62,6 +62,7 @@ class GenGuardModel:
         self.waiting = parameters.whole("waiting")
         self._policy = Policy(parameters.flag("strict"), thresholds=parameters.thresholds("thresholds"))
         self._notice = manifest.notice
+        self._canary_ids = manifest.canary.input_ids
         self._metrics = GenMetrics()
         self._metrics.watch_products(opened.products)
         limits = PrefixLimits.read(parameters, opened.memory)
@@ -91,6 +92,8 @@ class GenGuardModel:
                     request.tensors[wire.INPUT_IDS.name],
                     bool(request.number(wire.RESPONSE_MODE, 0)),
                     request.scope,
+                    self._is_canary(request),
+                    request.is_abandoned,
                 )
                 for request in batch
             ]
@@ -100,6 +103,11 @@ class GenGuardModel:
         self._files.check()
         return results
 
+    def _is_canary(self, request: Request) -> bool:
+        """Whether it asks for the values of the manifest's canary. Another request so marked is one like all others."""
+        ids, verdict = request.tensors[wire.INPUT_IDS.name], {tensor.name for tensor in wire.VERDICT}
+        return request.canary and np.array_equal(ids, self._canary_ids) and request.wanted.isdisjoint(verdict)
+
     def _result(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
         """The outputs of one answer. If its level cannot be read, a request for outputs of the verdict gets the error,
         and a request for the raw answer alone gets that."""
@@ -107,7 +115,7 @@ class GenGuardModel:
             return answer
         verdict, unreadable = self._read(answer)
         status = verdict.status if verdict else AnswerStatus.UNREADABLE if answer.ended else AnswerStatus.CUT
-        if status is not AnswerStatus.COMPLETE:
+        if status is not AnswerStatus.COMPLETE and not answer.question.canary:
             self._metrics.malformed(status)
         if unreadable and not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
             return unreadable
@@ -120,7 +128,7 @@ class GenGuardModel:
         }
         if not request.wanted.isdisjoint(tensor.name for tensor in wire.ANSWER_DETAILS):
             outputs |= self._details(answer)
-        if verdict is None:
+        if verdict is None or answer.question.canary:
             return outputs
         self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
         return outputs | self._verdict_outputs(verdict)

@@ -98,9 +98,9 @@ class Session:
 class ActiveStep:
     """A step whose tokens are being run, `done` of them so far.
 
-    It began at `begun_s` and last ran at `served_s`. `asked` are the indices of the tokens whose logits are wanted, and
-    `logits` has the logits of each chunk so far. After an `error`, the session holds the tokens before the step, or is
-    `lost` if its slot cannot be trusted any more.
+    It began at `begun_s`, and last ran at `served_s`, in `passes` so far. `asked` are the indices of the tokens whose
+    logits are wanted, and `logits` has the logits of each chunk so far. After an `error`, the session holds the tokens
+    before the step, or is `lost` if its slot cannot be trusted any more.
     """
 
     step: Step
@@ -109,6 +109,7 @@ class ActiveStep:
     begun_s: float
     served_s: float
     done: int = 0
+    passes: int = 0
     logits: list[Logits] = field(default_factory=list)
     error: GuardError | None = None
     lost: bool = False

@@ -25,7 +25,23 @@ def plain_request(request: Any, model: Model) -> Request:
     """Raises InvalidRequest."""
     parameters = _parameters(request)
     _check(parameters)
-    return Request(_tensors(request, model), *_head(request, parameters), parameters.get(SCOPE))
+    return Request(
+        _tensors(request, model),
+        *_head(request, parameters),
+        parameters.get(SCOPE),
+        is_abandoned=lambda: is_abandoned(request),
+    )
+
+
+def is_abandoned(request: Any) -> bool:
+    """Whether the request's caller has hung up, or cancelled it. That is asked of the server's process.
+
+    An ensemble tells its next model only what it knows when it calls it: who hangs up later is not noticed.
+    """
+    try:
+        return bool(request.is_cancelled())
+    except Exception:  # it cannot be asked: then somebody may wait
+        return False
 
 
 def without_tensors(request: Any) -> Request:
