@@ -13,9 +13,10 @@ class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.refusals = RefusalLog(GUARD_TOKENIZER)  # before the model is loaded, because it sets up logging
-        self.model = GuardTokenizerModel(model_folder(args), parameters(args))
+        stated = parameters(args)
+        self.model = GuardTokenizerModel(model_folder(args), stated)
         self.unpublish = publish([self.refusals.metric])
-        waiting = Parameters(parameters(args)).whole("waiting")
+        waiting = Parameters(stated).whole("waiting")
         self.admission = Admission(self.answer, self.refuse, waiting=waiting, is_abandoned=is_abandoned)
 
     def execute(self, requests):

@@ -16,7 +16,7 @@ from qwen3guard_contract.errors import GuardError, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
 from qwen3guard_contract.policy import Policy
 
-from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.devices import made_for, open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.exported import read_manifest
@@ -65,6 +65,7 @@ class GenGuardModel:
         self._canary_ids = manifest.canary.input_ids
         self._metrics = GenMetrics()
         self._metrics.watch_products(opened.products)
+        self._metrics.watch_guard(manifest.export_id, opened.device, made_for(manifest))
         limits = PrefixLimits.read(parameters, opened.memory)
         self._guard = GenGuard(
             opened.manifest,

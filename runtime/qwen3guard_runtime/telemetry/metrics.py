@@ -233,6 +233,20 @@ class GuardMetrics:
         self._canary_passes.add(self._model, by=passes)
         self._canary_seconds.observe(seconds, self._model)
 
+    def watch_guard(self, export_id: str, device: str, made_for: str) -> None:
+        """Adds the gauges that say which export is served, on which device, and for which it was made."""
+        self._export = Gauge(
+            "qwen3guard_export", "1: the export that is served", lambda: 1, model=self._model, export=export_id
+        )
+        self._device = Gauge(
+            "qwen3guard_device",
+            "1: the device that the guard runs on, and the one that it was made for",
+            lambda: 1,
+            model=self._model,
+            device=device,
+            made_for=made_for,
+        )
+
     def not_finite(self) -> None:
         self._not_finite.add(self._model)
 
