@@ -33,7 +33,8 @@ from qwen3guard_client.stream.state import StreamState
 from qwen3guard_client.stream.stream import Stream
 from qwen3guard_client.transport import calls, connection, failures, threads
 from qwen3guard_client.transport.calls import Call, Messages
-from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
+from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls
+from qwen3guard_client.transport.retries import Pauses
 
 T = TypeVar("T")
 
@@ -261,6 +262,7 @@ class GuardClient:
     def _send_within(self, call: Call[T], within_s: float) -> T:
         """The same for seconds that may have passed already."""
         deadline = time.monotonic() + within_s
+        pauses = Pauses()
         while True:
             try:
                 reply = self._in_flight.infer(call, deadline - time.monotonic(), self._scope)
@@ -268,9 +270,10 @@ class GuardClient:
                 failure = failures.error_of(error, token=self._token, url=self.url)
                 failure.request_id = call.id
                 gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
-                if not gone or time.monotonic() + RETRY_S > deadline:
+                pause_s = pauses.next_s(deadline - time.monotonic()) if gone else None
+                if pause_s is None:
                     raise failure from None
-                threads.sleep(RETRY_S)
+                threads.sleep(pause_s)
                 continue
             self._answered = True
             if (result := call.result(reply)) is not None:

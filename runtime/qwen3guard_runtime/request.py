@@ -22,8 +22,9 @@ def never() -> bool:
 class Request:
     """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; its
     sequence id, with the flags of its first and last request; whether it is the supervisor's canary; the scope within
-    which computed prefixes may be shared (engine.prefixes); and a function that asks whether its caller has hung up.
-    Whoever keeps that function keeps Triton's request, so it goes when the request is answered."""
+    which computed prefixes may be shared (engine.prefixes); whether it is of a stream's replay; and a function that
+    asks whether its caller has hung up. Whoever keeps that function keeps Triton's request, so it goes when the request
+    is answered."""
 
     tensors: Mapping[str, npt.NDArray[Any]]
     wanted: frozenset[str]
@@ -32,6 +33,7 @@ class Request:
     end: bool = False
     canary: bool = False
     scope: str | None = None
+    replay: bool = False
     is_abandoned: Callable[[], bool] = field(default=never, compare=False)
 
     def has(self, tensor: Tensor) -> bool:

@@ -129,6 +129,7 @@ class Sessions:
             self._make_room(length, session.slot)
             session.slot.length = step.position
             session.turns = session.turns_before(step.position)
+            session.replay = step.replay
             if step.opens_turn:
                 self._counts(step).began(reused=step.position, computed=len(step.ids))
         del session.runs[step.position :]
@@ -184,16 +185,27 @@ class Sessions:
     def _open(self, step: Step, tokens: int) -> Session:
         """Opens the step's session if there is room for `tokens`. Raises Overloaded."""
         self.forget(step.session, "restarted")
+        if step.replay:
+            self._admit_replay()
         self._make_room(tokens, forgetting=not step.canary)
         policy = step.policy or self._policy
         unasked = min([len(step.ids) - 1, *step.asked])
         slot = self._cache.acquire(step.ids[:unasked], step.scope)
         self._counts(step).began(reused=slot.length, computed=len(step.ids) - slot.length)
         turns = [Turn(0, step.response_start)]
-        session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary)
+        session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary, replay=step.replay)
         self._live[step.session] = session
         self._counts(step).opened()
         return session
+
+    def _admit_replay(self) -> None:
+        """Raises Overloaded if so many sessions are being replayed already. A replica that others have left its streams
+        would otherwise take all of them in at once, and none within its time-out."""
+        now = self._clock()
+        admitted = sum(session.is_replayed(now) for session in self._live.values()) < self._limits.replays
+        self._metrics.replayed(admitted=admitted)
+        if not admitted:
+            raise Overloaded("As many lost streams as may be are being replayed here; try again later.")
 
     def _grow(self, slot: Slot, tokens: int) -> None:
         """Makes room for `tokens` in `slot`. Raises Overloaded."""

@@ -23,7 +23,8 @@ class Step:
     Tokens from index `response_start` on are judged as the response. The tokens before it open a turn: they are of the
     conversation. The prompt is judged at the token with index `query_index`, or not in this step if it is -1. Without a
     `policy`, the server's own applies. What is held for the `scope` is not computed again. No session is forgotten to
-    make room for a `canary`. Before each chunk of a long step, `is_abandoned` is asked.
+    make room for a `canary`. A `replay` writes what a lost session held. Before each chunk of a long step,
+    `is_abandoned` is asked.
     """
 
     session: int | str
@@ -36,6 +37,7 @@ class Step:
     policy: Policy | None = None
     scope: str | None = None
     canary: bool = False
+    replay: bool = False
     is_abandoned: Callable[[], bool] = never
 
     @property

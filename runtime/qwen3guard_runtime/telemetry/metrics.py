@@ -302,6 +302,11 @@ class StreamMetrics(GuardMetrics):
         self._closed = Counter(
             "qwen3guard_sessions_closed_total", "Sessions no longer held, by reason", reason=CLOSE_REASONS
         )
+        self._replays = Counter(
+            "qwen3guard_replays_total",
+            "Openings of lost streams again, admitted or put off",
+            outcome=("admitted", "put_off"),
+        )
         self._step_seconds = Histogram(
             "qwen3guard_step_seconds", "Seconds from taking a step to its verdicts", SECONDS, kind=("open", "step")
         )
@@ -313,6 +318,9 @@ class StreamMetrics(GuardMetrics):
 
     def opened(self) -> None:
         self._opened.add()
+
+    def replayed(self, *, admitted: bool) -> None:
+        self._replays.add("admitted" if admitted else "put_off")
 
     def closed(self, reason: Closed) -> None:
         self._closed.add(reason)
