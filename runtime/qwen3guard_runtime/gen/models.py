@@ -106,8 +106,9 @@ class GenGuardModel:
 
     def _is_canary(self, request: Request) -> bool:
         """Whether it asks for the values of the manifest's canary. Another request so marked is one like all others."""
-        ids, verdict = request.tensors[wire.INPUT_IDS.name], {tensor.name for tensor in wire.VERDICT}
-        return request.canary and np.array_equal(ids, self._canary_ids) and request.wanted.isdisjoint(verdict)
+        if not request.canary or not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
+            return False
+        return np.array_equal(request.tensors[wire.INPUT_IDS.name], self._canary_ids)
 
     def _result(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
         """The outputs of one answer. If its level cannot be read, a request for outputs of the verdict gets the error,

@@ -1,0 +1,128 @@
+"""Streams that many clients replay at once: what a server admits, and how the clients come back. Without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from qwen3guard_client.stream.aio import AsyncStream
+from qwen3guard_client.stream.state import StreamState
+from qwen3guard_client.stream.stream import Stream
+from qwen3guard_client.transport import tasks, threads
+from qwen3guard_client.transport.calls import Call
+from qwen3guard_client.transport.connection import RETRY_S
+from qwen3guard_client.transport.retries import LONGEST_RETRY_S, Pauses
+from qwen3guard_contract import errors, wire
+from qwen3guard_runtime.stream.session import REPLAY_GAP_S
+from support.fake_guard import FakeGuard, Script
+from support.token_sum import Bench
+
+
+def bench(replays: int) -> Bench:
+    made = Bench(slots=8)
+    made.sessions._limits = replace(made.sessions._limits, replays=replays)
+    return made
+
+
+def test_so_many_replays_are_admitted_at_once_and_new_streams_beside_them() -> None:
+    server = bench(2)
+    for name in "ab":
+        server.ok(name, [1], start=True, replay=True)
+    assert type(server.step("c", [1], start=True, replay=True)) is errors.Overloaded
+    server.ok("new", [1], start=True)
+    server.ok("a", [2] * 30, 1, replay=True)
+    assert type(server.step("c", [1], start=True, replay=True)) is errors.Overloaded
+    server.ok("a", [3], 31)  # the step that found the session lost: the replay is over
+    server.ok("c", [1], start=True, replay=True)
+    server.ok("b", [], 1, end=True)
+    server.ok("d", [1], start=True, replay=True)
+
+
+def test_a_replay_that_nobody_goes_on_with_makes_room_for_another() -> None:
+    server = bench(1)
+    server.ok("a", [1], start=True, replay=True)
+    server.clock[0] += REPLAY_GAP_S / 2
+    assert type(server.step("b", [1], start=True, replay=True)) is errors.Overloaded
+    server.clock[0] += REPLAY_GAP_S / 2
+    server.ok("b", [1], start=True, replay=True)
+
+
+def test_pauses_grow_and_differ_and_end_before_the_time_is_over() -> None:
+    drawn = [[pauses.next_s(60) or 0 for _ in range(8)] for pauses in (Pauses() for _ in range(50))]
+    for number in range(8):
+        longest = min(RETRY_S * 2**number, LONGEST_RETRY_S)
+        assert all(longest / 2 <= each[number] <= longest for each in drawn)
+        assert len({each[number] for each in drawn}) > 40
+    assert Pauses().next_s(RETRY_S) is None
+    assert Pauses().next_s(1.2 * RETRY_S) == pytest.approx(0.2 * RETRY_S)
+
+
+class FullGuard(FakeGuard):
+    """Admits no replay until it has put some off. `told` has of each call but an END whether it opens, and is marked."""
+
+    put_off = 3
+
+    def __post_init__(self) -> None:
+        self.told: list[tuple[bool, bool]] = []
+
+    def answer(self, call: Call[Any]) -> Any:
+        if not call.end:
+            self.told.append((call.start, wire.REPLAY in (call.arguments(1.0)["parameters"] or {})))
+        if call.start and call.replay and self.put_off:
+            self.put_off -= 1
+            raise errors.Overloaded("Later.")
+        return super().answer(call)
+
+
+def stream_of(guard: FakeGuard, timeout_s: float) -> Stream:
+    return Stream(guard.send, StreamState("Hi.", None, None), timeout_s, threads.InFlight(lambda: None))
+
+
+PIECES = ("ab", "cd", "ef", "gh")
+SCRIPT = Script(tuple((piece, False) for piece in PIECES), lost=frozenset({3}))
+
+
+def test_a_replay_that_is_put_off_is_tried_again_and_marked() -> None:
+    guard = FullGuard(SCRIPT)
+    with stream_of(guard, 30.0) as stream:
+        for piece in PIECES:
+            stream.step(piece)
+    assert guard.put_off == 0
+    assert len(stream.verdicts) == len(PIECES)
+    opened, written = (True, False), (False, False)
+    assert guard.told == [opened, *[written] * 3, *[(True, True)] * 4, (False, True), *[written] * 2]
+
+
+def test_a_task_tries_it_again_too() -> None:
+    guard = FullGuard(SCRIPT)
+
+    async def judge() -> int:
+        async with AsyncStream(
+            guard.asend, StreamState("Hi.", None, None), 30.0, tasks.InFlight(lambda: None)
+        ) as stream:
+            for piece in PIECES:
+                await stream.step(piece)
+        return len(stream.verdicts)
+
+    assert asyncio.run(judge()) == len(PIECES)
+    assert guard.put_off == 0
+
+
+def test_a_replay_is_given_up_within_the_streams_time_out() -> None:
+    guard = FullGuard(SCRIPT)
+    guard.put_off = 10**6
+    stream = stream_of(guard, 0.5)
+    stream.__enter__()
+    stream.step("ab")
+    stream.step("cd")
+    with pytest.raises(errors.Overloaded):
+        stream.step("ef")
+
+
+def test_a_new_stream_that_is_refused_is_not_tried_again() -> None:
+    guard = FakeGuard(SCRIPT, failure=errors.Overloaded("Full."))
+    with pytest.raises(errors.Overloaded), stream_of(guard, 30.0):
+        pass
+    assert guard.calls == 1
