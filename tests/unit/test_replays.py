@@ -60,11 +60,13 @@ def test_pauses_grow_and_differ_and_end_before_the_time_is_over() -> None:
 
 
 class FullGuard(FakeGuard):
-    """Admits no replay until it has put some off. `told` has of each call but an END whether it opens, and is marked."""
+    """Admits no replay until it has put some off. `told` says of each call but an END whether it opens, and whether it
+    is marked."""
 
     put_off = 3
 
-    def __post_init__(self) -> None:
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
         self.told: list[tuple[bool, bool]] = []
 
     def answer(self, call: Call[Any]) -> Any:

@@ -691,6 +691,7 @@ def test_a_pending_step_keeps_nothing_of_its_request() -> None:
     bench.graph.pass_s = 2.0  # longer than a turn
     reply = bench.ok("s", [1] * 100, start=True, is_abandoned=lambda: False)
     pending = bench.sessions._live["s"].pending
-    assert reply.pending and pending
+    assert reply.pending
+    assert pending
     assert pending.step.is_abandoned is never
     assert type(bench.step("s", [1] * 100, start=True, is_abandoned=lambda: True)) is errors.Abandoned
