@@ -164,13 +164,15 @@ class AsyncGuardClient:
         end: bool = False,
         policy: Policy | None = None,
         context: Context = "whole",
+        replay: bool = False,
         timeout_s: float | None = None,
     ) -> StepResult:
         """One step of a stream, as the server takes it. `stream` does this for you, and keeps the positions.
 
         `start` opens `session` (a new uuid4) with a conversation. To replay a lost session, it also brings the whole
         response so far in `text` or `token_ids`. Later steps write text or ids at an absolute `position`, counted in
-        tokens; tokens that were there or after it are dropped. `end` makes the server forget the session.
+        tokens; tokens that were there or after it are dropped. `end` makes the server forget the session. `replay`
+        marks each step that writes again what a lost session held: the server admits so many replays at once.
         Raises a GuardError, which is SessionLost if the session must be opened again.
         """
         call = calls.stream_step(
@@ -184,6 +186,7 @@ class AsyncGuardClient:
             end=end,
             policy=policy,
             context=context,
+            replay=replay,
         )
         return await self.send(call, timeout_s)
 

@@ -235,9 +235,7 @@ def test_who_hangs_up_while_he_waits_is_dropped_and_counted(observed: Observed, 
     conversation = client.send(calls.conversation_ids("What do you know about bread? " * 30, None, None))
     connection = triton.InferenceServerClient(observed.server.url)
     call = calls.raw_answer(conversation)
-    asked = [
-        connection.async_infer(callback=lambda result, error: None, **call.arguments(30.0, None)) for _ in range(6)
-    ]
+    asked = [connection.async_infer(callback=lambda **_: None, **call.arguments(30.0, None)) for _ in range(6)]
     for handle in asked[2:]:
         handle.cancel()
     until = time.monotonic() + 30

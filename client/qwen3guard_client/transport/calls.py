@@ -229,4 +229,4 @@ def stream_step(
         unused |= {wire.TURNS_LEFT_OUT}
     outputs = tuple(tensor for tensor in model.outputs if tensor not in unused)
     read = partial(replies.step_result, opens=opens, recent=recent, ids=ids)
-    return Call(model, values, outputs, read, session, start, end, replay=replay)
+    return Call(model, values, outputs, read, session, start, end, replay=checked_flag(replay, "replay"))
