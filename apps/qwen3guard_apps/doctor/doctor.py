@@ -205,14 +205,13 @@ def metrics(url: str) -> Iterator[Finding]:
 
 
 def _fallen_back(text: str) -> Iterator[Finding]:
-    """Guards that run on another device than they were made for."""
+    """Guards that were made for a GPU and run on the CPU."""
     for labels in re.findall(r"^qwen3guard_device{(.*)} 1", text, re.MULTILINE):
         told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if told["device"] != told["made_for"]:
-            sentence = f"{told['model']} was made for {told['made_for']} and runs on {told['device']}"
-            yield Finding(
-                "device", "warning", f"{sentence}: set its parameter device, and it does not start elsewhere."
-            )
+        if told["device"] == "cpu" != told["made_for"]:
+            sentence = f"{told['model']} was made for {told['made_for']} and runs on the CPU"
+            advice = "set its parameter device, and it does not start without a GPU"
+            yield Finding("device", "warning", f"{sentence}: {advice}.")
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
