@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 import urllib.request
 import uuid
@@ -24,6 +26,7 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.log_output import LOG_VARIABLE
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 from qwen3guard_server import canary
+from qwen3guard_server.processes import model_processes
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 from support.places import ROOT
@@ -231,21 +234,22 @@ def test_canaries_are_no_traffic_and_take_one_pass(observed: Observed, client: G
 
 
 def test_who_hangs_up_while_he_waits_is_dropped_and_counted(observed: Observed, client: GuardClient) -> None:
+    """The guard's process stands still meanwhile, so that the request waits."""
     before = observed.settled()
-    conversation = client.send(calls.conversation_ids("What do you know about bread? " * 30, None, None))
-    connection = triton.InferenceServerClient(observed.server.url)
-    call = calls.raw_answer(conversation)
-    asked = [connection.async_infer(callback=lambda **_: None, **call.arguments(30.0, None)) for _ in range(6)]
-    for handle in asked[2:]:
-        handle.cancel()
-    until = time.monotonic() + 30
-    while True:
-        dropped = difference(before, observed.scrape(), "qwen3guard_refused_total", code="ABANDONED", model="gen_guard")
-        if dropped or time.monotonic() > until:
-            break
-        time.sleep(0.1)
-    connection.close()
-    assert dropped > 0
+    call = calls.raw_answer(client.send(calls.conversation_ids(PROMPT, None, None)))
+    process = model_processes(observed.server.pid)["gen_guard"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with triton.InferenceServerClient(observed.server.url) as connection:
+            handle = connection.async_infer(callback=lambda **_: None, **call.arguments(30.0, None))
+            time.sleep(0.2)  # it is there
+            handle.cancel()
+            time.sleep(0.2)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    after = observed.settled()
+    assert difference(before, after, "qwen3guard_refused_total", code="ABANDONED", model="gen_guard") == 1
+    assert difference(before, after, "qwen3guard_answers_total") == 0
     assert client.classify(PROMPT).severity is RiskLevel.SAFE
 
 

@@ -203,7 +203,7 @@ def test_a_variable_that_sets_nothing_is_refused_by_name(name: str) -> None:
     args = {"model_name": "guard_tokenizer", "model_config": json.dumps({"parameters": {}})}
     with pytest.raises(errors.InvalidParameter, match=f"^The variable {name} sets no parameter; there are QWEN3GUARD_"):
         parameters(args, {name: "1"})
-    (finding,) = run_checks({"parameters": lambda: machine_checks.parameters({name: "1"})})
+    (finding,) = run_checks({"parameters": lambda: machine_checks.set_by_variables({name: "1"})})
     assert (finding.state, name in finding.said) == ("failed", True)
 
 
@@ -213,7 +213,7 @@ def test_variables_of_kubernetes_are_none_of_ours() -> None:
 
 
 def test_the_doctor_shows_what_variables_set() -> None:
-    (finding,) = machine_checks.parameters({"QWEN3GUARD_STREAM_KV_BUDGET_BYTES": "4096"})
+    (finding,) = machine_checks.set_by_variables({"QWEN3GUARD_STREAM_KV_BUDGET_BYTES": "4096"})
     assert finding.state == "ok"
     assert "stream_guard's kv_budget_bytes is '4096' (QWEN3GUARD_STREAM_KV_BUDGET_BYTES)" in finding.said
-    assert list(machine_checks.parameters({})) == []
+    assert list(machine_checks.set_by_variables({})) == []

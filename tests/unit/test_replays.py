@@ -124,7 +124,8 @@ def test_a_replay_is_given_up_within_the_streams_time_out() -> None:
 
 
 def test_a_new_stream_that_is_refused_is_not_tried_again() -> None:
-    guard = FakeGuard(SCRIPT, failure=errors.Overloaded("Full."))
+    guard = FullGuard(SCRIPT)
+    guard.failure = errors.Overloaded("Full.")
     with pytest.raises(errors.Overloaded), stream_of(guard, 30.0):
         pass
-    assert guard.calls == 1
+    assert guard.told == [(True, False)]

@@ -41,14 +41,14 @@ def machine_checks(port: int | None, *, try_gpu: bool = False) -> Mapping[str, C
         "onnxruntime": onnxruntime,
         "packages": packages,
         "shared memory": shared_memory,
-        "parameters": parameters,
+        "parameters": set_by_variables,
         "cpu": cpu,
         "gpu": gpu_in_use if try_gpu else gpu,
     }
     return checks | ({"port": lambda: free_port(port)} if port else {})
 
 
-def parameters(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+def set_by_variables(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """The parameters that variables set for servers that are started in this environment."""
     said = [
         f"{model}'s {parameter} is {shown(environment[variable])} ({variable})"
