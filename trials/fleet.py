@@ -202,13 +202,18 @@ def changes(fleet: Fleet) -> list[tuple[str, Callable[[], object]]]:
 
 
 async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, seconds: float) -> list[Seen]:
-    """Kills one of the replicas under `streams` that have all of `case` but its last words written."""
+    """Kills one of the replicas under `streams` that have all of `case` but its last words written. The steps after it
+    are those that began before the last stream was replayed."""
     words = case.text.split(" ")
     before, after = Seen(f"{streams} streams of {WORDS} words"), Seen("one of 3 replicas is killed under them")
+    untouched: list[tuple[float, float]] = []
+    """When each step after the kill ended, of the streams that stayed, and its seconds."""
+    replayed_s = 0.0
     killed = asyncio.Event()
     ready = asyncio.Semaphore(0)
 
     async def judge(guard: AsyncGuardClient, seed: int) -> None:
+        nonlocal replayed_s
         source = random.Random(seed)
         stream = guard.stream(case.prompt)
         moved = False
@@ -218,14 +223,16 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
                 ready.release()
                 for word in words[WORDS:]:
                     await asyncio.sleep(source.uniform(0.5, 1.5) * pause_s)
-                    seen, session, began_s = after if killed.is_set() else before, stream.session, time.monotonic()
+                    session, began_s = stream.session, time.monotonic()
                     await stream.step(f" {word}")
-                    took_s = time.monotonic() - began_s
+                    now_s = time.monotonic()
                     if stream.session != session:
-                        moved = True
-                        after.moved.append(took_s)
+                        moved, replayed_s = True, now_s
+                        after.moved.append(now_s - began_s)
+                    elif not killed.is_set():
+                        before.steps.append(now_s - began_s)
                     elif not moved:
-                        seen.steps.append(took_s)
+                        untouched.append((now_s, now_s - began_s))
         except GuardError as error:
             after.streams[error.code] += 1
             return
@@ -241,6 +248,7 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
         killed.set()
         await asyncio.to_thread(fleet.servers[next(iter(fleet.servers))].stop, kill=True)
         await asyncio.gather(*running)
+    after.steps = [took_s for ended_s, took_s in untouched if ended_s - took_s <= replayed_s]
     return [before, after]
 
 

@@ -117,8 +117,8 @@ SCOPE = "scope"
 time of an answer tells them whether another conversation of the scope began alike. Without it nothing is shared."""
 REPLAY = "replay"
 """The parameter of each step of a stream that writes a lost session again, from its START to the last step of what was
-written before. So many sessions at once may be replayed (the parameter `replays` of stream_guard); one more START is
-refused as overloaded, and its client tries again."""
+written before. So many sessions are replayed at once as the parameter `replay_s` of stream_guard allows; one more START
+is refused as overloaded, and its client tries again."""
 LONGEST_SCOPE = 256
 """The most characters of a scope."""
 CANARY_SESSION = "qwen3guard-canary"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,38 +14,57 @@ from qwen3guard_client.transport.calls import Call
 from qwen3guard_client.transport.connection import RETRY_S
 from qwen3guard_client.transport.retries import LONGEST_RETRY_S, Pauses
 from qwen3guard_contract import errors, wire
+from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import REPLAY_GAP_S
+from qwen3guard_runtime.stream.steps import StepReply
 from support.fake_guard import FakeGuard, Script
 from support.token_sum import Bench
 
 
-def bench(replays: int) -> Bench:
-    made = Bench(slots=8)
-    made.sessions._limits = replace(made.sessions._limits, replays=replays)
+def bench(replay_s: float) -> Bench:
+    """At first, an eighth of `replay_s` is expected for each."""
+    made = Bench(slots=20)
+    made.sessions._replays = Replays(replay_s)
     return made
 
 
+def begun(server: Bench, *names: str) -> list[bool]:
+    """Which of these replays are admitted."""
+    return [isinstance(server.step(name, [1], start=True, replay=True), StepReply) for name in names]
+
+
 def test_so_many_replays_are_admitted_at_once_and_new_streams_beside_them() -> None:
-    server = bench(2)
-    for name in "ab":
-        server.ok(name, [1], start=True, replay=True)
-    assert type(server.step("c", [1], start=True, replay=True)) is errors.Overloaded
+    server = bench(2.0)
+    assert begun(server, *"abcdefghi") == [True] * 8 + [False]
     server.ok("new", [1], start=True)
     server.ok("a", [2] * 30, 1, replay=True)
-    assert type(server.step("c", [1], start=True, replay=True)) is errors.Overloaded
-    server.ok("a", [3], 31)  # the step that found the session lost: the replay is over
-    server.ok("c", [1], start=True, replay=True)
+    assert begun(server, "i") == [False]
+    server.ok("a", [3], 31)  # the step that found the session lost: the replay is over, and took no time
     server.ok("b", [], 1, end=True)
-    server.ok("d", [1], start=True, replay=True)
+    assert begun(server, *"ijklm") == [True] * 4 + [False]  # a fifth less is expected of each: 10 at once
+
+
+@pytest.mark.parametrize(("pass_s", "at_once"), [(0.001, 18), (5.0, 2)])
+def test_how_many_follows_from_what_the_last_ones_took(pass_s: float, at_once: int) -> None:
+    """As many as there are slots of short ones, and two however long they take."""
+    server = bench(2.0)
+    server.graph.pass_s = pass_s
+    for number in range(20):
+        name = str(number)
+        server.ok(name, [1], start=True, replay=True)
+        server.ok(name, [2], 1)
+        server.ok(name, [], 2, end=True)
+    server.graph.pass_s = 0.0
+    assert begun(server, *map(str, range(18))).count(True) == at_once
 
 
 def test_a_replay_that_nobody_goes_on_with_makes_room_for_another() -> None:
-    server = bench(1)
-    server.ok("a", [1], start=True, replay=True)
+    server = bench(0.0)
+    assert begun(server, *"abc") == [True, True, False]
     server.clock[0] += REPLAY_GAP_S / 2
-    assert type(server.step("b", [1], start=True, replay=True)) is errors.Overloaded
+    assert begun(server, "c") == [False]
     server.clock[0] += REPLAY_GAP_S / 2
-    server.ok("b", [1], start=True, replay=True)
+    assert begun(server, "c") == [True]
 
 
 def test_pauses_grow_and_differ_and_end_before_the_time_is_over() -> None:

@@ -140,7 +140,7 @@ class StreamGuardModel:
             turn_s=parameters.seconds("turn_s"),
             chunk_tokens=parameters.whole("chunk_tokens", at_least=1),
             alone_tokens=parameters.whole("alone_tokens", at_least=1),
-            replays=parameters.whole("replays", at_least=1),
+            replay_s=parameters.seconds("replay_s"),
         )
         self._notice = manifest.notice
         self._policy = Policy(

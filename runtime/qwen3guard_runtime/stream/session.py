@@ -25,7 +25,8 @@ class SessionLimits:
     """Sessions that are idle for `idle_s` seconds are forgotten. If memory is needed, those idle for `evict_s` are.
 
     A long step runs in chunks of up to `chunk_tokens`, or `alone_tokens` while no other session steps, and lets others
-    wait for about `turn_s` seconds at most. At most `replays` lost sessions are written again at once.
+    wait for about `turn_s` seconds at most. Lost sessions that are written again at once take about
+    `replay_s` seconds of the graph's time together.
     """
 
     idle_s: float
@@ -33,7 +34,7 @@ class SessionLimits:
     turn_s: float
     chunk_tokens: int
     alone_tokens: int
-    replays: int = 8
+    replay_s: float = 2.0
 
     def tokens_of_a_chunk(self, *, alone: bool) -> int:
         return self.alone_tokens if alone else self.chunk_tokens
@@ -66,6 +67,8 @@ class Session:
     canary: bool = False
     replay: bool = False
     """Whether its last step was one of a replay."""
+    ran_s: float = 0.0
+    """The graph's time that its steps have taken."""
     runs: list[tuple[int, ...]] = field(default_factory=list)
     """The runs (`policy.runs`) of each token held, in strict mode, in loose mode and by the session's own policy. They
     are 0 for tokens that are not of the response."""

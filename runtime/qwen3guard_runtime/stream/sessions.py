@@ -20,6 +20,7 @@ from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Runner, check_ids
 from qwen3guard_runtime.request import never
+from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, Turn, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
@@ -51,6 +52,7 @@ class Sessions:
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """The sessions of the steps that are being answered."""
+        self._replays = Replays(limits.replay_s)
         self._turns = Turns(runner, limits, self._grow, self._counts, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
@@ -129,6 +131,8 @@ class Sessions:
             self._make_room(length, session.slot)
             session.slot.length = step.position
             session.turns = session.turns_before(step.position)
+            if session.replay and not step.replay:
+                self._replays.ended(session.ran_s)
             session.replay = step.replay
             if step.opens_turn:
                 self._counts(step).began(reused=step.position, computed=len(step.ids))
@@ -199,10 +203,9 @@ class Sessions:
         return session
 
     def _admit_replay(self) -> None:
-        """Raises Overloaded if so many sessions are being replayed already. A replica that others have left its streams
-        would otherwise take all of them in at once, and none within its time-out."""
+        """Raises Overloaded if as many sessions as may be are being replayed already."""
         now = self._clock()
-        admitted = sum(session.is_replayed(now) for session in self._live.values()) < self._limits.replays
+        admitted = self._replays.admits(sum(session.is_replayed(now) for session in self._live.values()))
         self._metrics.replayed(admitted=admitted)
         if not admitted:
             raise Overloaded("As many lost streams as may be are being replayed here; try again later.")

@@ -99,6 +99,7 @@ class Turns:
         kind: Pass = "prefill" if all(step.is_prefill for step in steps) else "decode"
         self._counts(steps[0].step).ran(kind, len(rows), now_s - began_s)
         for step, row, logits in zip(steps, rows, results, strict=True):
+            step.session.ran_s += (now_s - began_s) / len(rows)
             self._take(step, row, logits, now_s)
 
     def _take(self, step: ActiveStep, row: Row, logits: Logits, now_s: float) -> None:
