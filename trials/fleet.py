@@ -48,6 +48,14 @@ EXPORTS: tuple[Export, ...] = ("fp32", "dq8r")
 TIMEOUT_S = 30.0
 WORDS = 200
 """Of each stream under which a replica is taken away."""
+SLOW = """
+import time
+from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
+
+passed = OnnxRunner._pass
+OnnxRunner._pass = lambda *arguments: (time.sleep({seconds}), passed(*arguments))[1]
+"""
+"""Appended to a model.py, so that every pass sleeps, as if the guard were larger."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
     """Kills one of the replicas under `streams` that have all of `case` but its last words written. The steps after it
     are those that began before the last stream was replayed."""
     words = case.text.split(" ")
-    before, after = Seen(f"{streams} streams of {WORDS} words"), Seen("one of 3 replicas is killed under them")
+    before, after = Seen(f"{streams} streams of {WORDS} words"), Seen(f"one of {len(fleet.servers)} replicas is killed")
     untouched: list[tuple[float, float]] = []
     """When each step after the kill ended, of the streams that stayed, and its seconds."""
     replayed_s = 0.0
@@ -252,12 +260,15 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
     return [before, after]
 
 
-def repositories(folder: Path) -> dict[Export, Path]:
-    """Both demo guards in each of EXPORTS."""
+def repositories(folder: Path, pass_ms: float = 0.0) -> dict[Export, Path]:
+    """Both demo guards in each of EXPORTS. Stream's passes sleep `pass_ms`."""
     made = {weights: folder / weights for weights in EXPORTS}
     for weights, repository in made.items():
         for variant in ("gen", "stream"):
             place_models(repository, export(str(DEMO / variant), repository, weights=weights, say=lambda _: None))
+        if pass_ms:
+            with (repository / "stream_guard" / "1" / "model.py").open("a") as model:
+                model.write(SLOW.format(seconds=pass_ms / 1e3))
     return made
 
 
@@ -312,12 +323,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the streams go on after each change")
     parser.add_argument("--taken-away", type=int, default=200, help="streams under which a replica is killed at last")
     parser.add_argument("--steps", type=int, default=30, help="of each of these")
+    parser.add_argument("--pass-ms", type=float, default=0.0, help="how long each pass of Stream sleeps")
+    parser.add_argument("--replicas", type=int, default=3, help="of which one is killed at last")
     parser.add_argument("--only", choices=("changes", "taken-away"), help="one part alone")
     arguments = parser.parse_args()
     rows: list[Seen] = []
     with tempfile.TemporaryDirectory(prefix="fleet-") as temporary:
         folder = Path(temporary)
-        made = repositories(folder)
+        made = repositories(folder, arguments.pass_ms)
         texts = everyday()
         *small, large = cases(made, [*texts, of_words(texts, WORDS + arguments.steps)])
         if arguments.only != "taken-away":
@@ -326,7 +339,8 @@ def main() -> int:
                 crowd = Crowd(fleet.proxy.url, small, arguments.streams, arguments.pause)
                 rows += asyncio.run(crowd.during(changes(fleet), arguments.seconds))
         if arguments.only != "changes":
-            with Fleet(folder / "taken", made, ("one", "two", "three")) as fleet:
+            names = [f"replica {number}" for number in range(arguments.replicas)]
+            with Fleet(folder / "taken", made, names) as fleet:
                 taken = taken_away(fleet, large, arguments.taken_away, 2 * arguments.pause, arguments.seconds)
                 rows += asyncio.run(taken)
     for seen in rows:
