@@ -218,7 +218,7 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
     """When each step after the kill ended, of the streams that stayed, and its seconds."""
     replayed_s = 0.0
     killed = asyncio.Event()
-    ready = asyncio.Semaphore(0)
+    ready, opened = asyncio.Semaphore(0), asyncio.Event()
 
     async def judge(guard: AsyncGuardClient, seed: int) -> None:
         nonlocal replayed_s
@@ -229,6 +229,7 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
             async with stream:
                 await stream.step(" ".join(words[:WORDS]))
                 ready.release()
+                await opened.wait()
                 for word in words[WORDS:]:
                     await asyncio.sleep(source.uniform(0.5, 1.5) * pause_s)
                     session, began_s = stream.session, time.monotonic()
@@ -252,6 +253,7 @@ async def taken_away(fleet: Fleet, case: Case, streams: int, pause_s: float, sec
         for seed in range(streams):
             running.append(asyncio.create_task(judge(guard, seed)))
             await ready.acquire()  # one after the other: what is measured is the replay, not the opening
+        opened.set()
         await asyncio.sleep(seconds)
         killed.set()
         await asyncio.to_thread(fleet.servers[next(iter(fleet.servers))].stop, kill=True)

@@ -35,7 +35,7 @@ STREAM_PARAMETERS = (
         "chunk_tokens": "16",
         "alone_tokens": "128",
         "turn_s": "0.05",
-        "replay_s": "2",
+        "replay_s": "10",
         "debounce": "2",
     }
 )

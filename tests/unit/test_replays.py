@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_client.stream.state import StreamState
@@ -16,7 +17,7 @@ from qwen3guard_client.transport.retries import LONGEST_RETRY_S, Pauses
 from qwen3guard_contract import errors, wire
 from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import REPLAY_GAP_S
-from qwen3guard_runtime.stream.steps import StepReply
+from qwen3guard_runtime.stream.steps import Step, StepReply
 from support.fake_guard import FakeGuard, Script
 from support.token_sum import Bench
 
@@ -65,6 +66,24 @@ def test_a_replay_that_nobody_goes_on_with_makes_room_for_another() -> None:
     assert begun(server, "c") == [False]
     server.clock[0] += REPLAY_GAP_S / 2
     assert begun(server, "c") == [True]
+
+
+def test_replays_are_taken_one_after_the_other_and_others_between_them() -> None:
+    server = bench(2.0)
+    server.graph.pass_s = 0.4  # a turn of 1 s has three chunks
+    writes = {name: Step(name, np.array([2] * 100, np.int64), 1, replay=name != "other") for name in "cab"}
+    writes["other"] = Step("other", np.array([2] * 100, np.int64), 1)
+    for name, step in writes.items():
+        server.ok(name, [1], start=True, replay=step.replay)
+    server.sessions.steps([writes["a"]])  # it asks first
+    ended: list[str] = []
+    while len(ended) < len(writes):
+        names = [name for name in writes if name not in ended]
+        replies = server.sessions.steps([writes[name] for name in names])
+        left = {name: reply.pending for name, reply in zip(names, replies, strict=True) if isinstance(reply, StepReply)}
+        assert sum(0 < left.get(name, 0) < 100 for name in "abc") <= 1
+        ended += [name for name in names if not left[name]]
+    assert ended in (["a", "other", "c", "b"], ["other", "a", "c", "b"], ["a", "c", "other", "b"])
 
 
 def test_pauses_grow_and_differ_and_end_before_the_time_is_over() -> None:

@@ -34,7 +34,7 @@ class SessionLimits:
     turn_s: float
     chunk_tokens: int
     alone_tokens: int
-    replay_s: float = 2.0
+    replay_s: float = 10.0
 
     def tokens_of_a_chunk(self, *, alone: bool) -> int:
         return self.alone_tokens if alone else self.chunk_tokens

@@ -51,10 +51,14 @@ class Turns:
 
         A short step may have arrived during a turn with chunks and waited for its end. It must not wait for chunks in
         its own turn too, so of two successive turns with short steps only one has chunks.
+
+        Of replays, only the one that began first takes part: so one is through after the other, and not all at the end.
         """
         short = [step for step in steps if 0 < step.left <= STEP_TOKENS]
         self._forward(short)
-        unfinished = sorted((step for step in steps if step.left), key=lambda step: step.served_s)
+        long = [step for step in steps if step.left]
+        replays = sorted((step for step in long if step.step.replay), key=lambda step: step.begun_s)
+        unfinished = sorted((step for step in long if step not in replays[1:]), key=lambda step: step.served_s)
         if short and self._last_turn_had_chunks:
             unfinished = [step for step in unfinished if step.must_finish]
         self._last_turn_had_chunks = bool(unfinished)
@@ -64,10 +68,12 @@ class Turns:
             step = unfinished.pop(0)
             if step.step.is_abandoned():
                 step.error = Abandoned("Its caller has hung up.")
-                continue
-            self._forward([step])
+            else:
+                self._forward([step])
             if step.left:
                 unfinished.append(step)
+            elif step in replays[:-1]:
+                unfinished.append(replays[replays.index(step) + 1])
             if self._clock() >= turn_ends_s:
                 unfinished = [step for step in unfinished if step.must_finish]
 
