@@ -32,6 +32,7 @@ trials: say-dev .venv/dev.done $(GUARDS)  # what `make test` does in short, at f
 	@TRIALS=full $(BIN)/python -m pytest -m trial -s
 	@$(BIN)/python trials/faults.py $(REPOSITORY) --times 20
 	@$(BIN)/python trials/flood.py $(REPOSITORY)
+	@$(BIN)/python trials/fleet.py
 
 check: say-dev .venv/dev.done
 	$(BIN)/ruff check .

@@ -33,7 +33,8 @@ from qwen3guard_client.stream.state import StreamState
 from qwen3guard_client.stream.stream import Stream
 from qwen3guard_client.transport import calls, connection, failures, threads
 from qwen3guard_client.transport.calls import Call, Messages
-from qwen3guard_client.transport.connection import DEFAULT_URL, RETRY_S, TIMEOUT_S, Tls
+from qwen3guard_client.transport.connection import DEFAULT_URL, TIMEOUT_S, Tls
+from qwen3guard_client.transport.retries import Pauses
 
 T = TypeVar("T")
 
@@ -162,13 +163,15 @@ class GuardClient:
         end: bool = False,
         policy: Policy | None = None,
         context: Context = "whole",
+        replay: bool = False,
         timeout_s: float | None = None,
     ) -> StepResult:
         """One step of a stream, as the server takes it. `stream` does this for you, and keeps the positions.
 
         `start` opens `session` (a new uuid4) with a conversation. To replay a lost session, it also brings the whole
         response so far in `text` or `token_ids`. Later steps write text or ids at an absolute `position`, counted in
-        tokens; tokens that were there or after it are dropped. `end` makes the server forget the session.
+        tokens; tokens that were there or after it are dropped. `end` makes the server forget the session. `replay`
+        marks each step that writes again what a lost session held: the server admits so many replays at once.
         Raises a GuardError, which is SessionLost if the session must be opened again.
         """
         call = calls.stream_step(
@@ -182,6 +185,7 @@ class GuardClient:
             end=end,
             policy=policy,
             context=context,
+            replay=replay,
         )
         return self.send(call, timeout_s)
 
@@ -261,6 +265,7 @@ class GuardClient:
     def _send_within(self, call: Call[T], within_s: float) -> T:
         """The same for seconds that may have passed already."""
         deadline = time.monotonic() + within_s
+        pauses = Pauses()
         while True:
             try:
                 reply = self._in_flight.infer(call, deadline - time.monotonic(), self._scope)
@@ -268,9 +273,10 @@ class GuardClient:
                 failure = failures.error_of(error, token=self._token, url=self.url)
                 failure.request_id = call.id
                 gone = isinstance(failure, Unreachable) and self._answered and self._wait_for_server
-                if not gone or time.monotonic() + RETRY_S > deadline:
+                pause_s = pauses.next_s(deadline - time.monotonic()) if gone else None
+                if pause_s is None:
                     raise failure from None
-                threads.sleep(RETRY_S)
+                threads.sleep(pause_s)
                 continue
             self._answered = True
             if (result := call.result(reply)) is not None:

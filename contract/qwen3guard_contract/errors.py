@@ -20,6 +20,7 @@ GuardError
 │   ├── GuardNotServed          GUARD_NOT_SERVED
 │   ├── Unreachable             UNREACHABLE
 │   ├── DeadlineExceeded        DEADLINE_EXCEEDED
+│   ├── Abandoned               ABANDONED     its caller has hung up, so it was dropped
 │   └── InternalError           INTERNAL
 ├── AccessError                 client or server refuses the other; waiting cannot help
 │   ├── InvalidCredentials      INVALID_CREDENTIALS   a certificate, a key or a token cannot be used
@@ -135,6 +136,12 @@ class Unreachable(ServerError):
 
 class DeadlineExceeded(ServerError):
     code = "DEADLINE_EXCEEDED"
+
+
+class Abandoned(ServerError):
+    """The caller has hung up, as Triton tells, so the request was dropped. Nobody sees this but the metrics."""
+
+    code = "ABANDONED"
 
 
 class InternalError(ServerError):

@@ -6,6 +6,7 @@ doctor read it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -165,6 +166,11 @@ class Manifest:
     def texts(self) -> dict[str, str]:
         """The part of `sha256` that names the files of the tokenizer and of its template."""
         return {name: digest for name, digest in self.sha256.items() if name.endswith((".json", ".jinja"))}
+
+    @property
+    def export_id(self) -> str:
+        """12 hexadecimal digits that tell this export from others: made of the digests of its files."""
+        return hashlib.sha256(json.dumps(self.sha256, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def form(self) -> Form:

@@ -1,10 +1,13 @@
-"""The `parameters` of each model's config.pbtxt, which an operator sets, and what they are by default."""
+"""The `parameters` of each model's config.pbtxt, which an operator sets, what they are by default, and the variables of
+the environment that have priority over config.pbtxt."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from qwen3guard_contract import wire
+from qwen3guard_contract.errors import InvalidParameter
 
 GEN_SLOTS = 8
 IDLE_S = 600
@@ -32,6 +35,7 @@ STREAM_PARAMETERS = (
         "chunk_tokens": "16",
         "alone_tokens": "128",
         "turn_s": "0.05",
+        "replay_s": "10",
         "debounce": "2",
     }
 )
@@ -43,3 +47,35 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
     wire.STREAM_GUARD.name: STREAM_PARAMETERS,
 }
 """By the model's name. Others have none."""
+VARIABLE_PREFIXES: Mapping[str, str] = {
+    wire.GUARD_TOKENIZER.name: "QWEN3GUARD_GEN_TOKENIZER_",
+    wire.STREAM_TOKENIZER.name: "QWEN3GUARD_STREAM_TOKENIZER_",
+    wire.GEN_GUARD.name: "QWEN3GUARD_GEN_",
+    wire.STREAM_GUARD.name: "QWEN3GUARD_STREAM_",
+}
+"""How the variables of each model's parameters begin; the parameter's name in capital letters follows."""
+_OF_A_SERVICE = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+"""How the variables end with which Kubernetes tells each pod where a service is, whose name may begin as ours do."""
+
+
+def variables() -> dict[str, tuple[str, str]]:
+    """The model and the parameter that each variable sets."""
+    return {
+        f"{VARIABLE_PREFIXES[model]}{parameter.upper()}": (model, parameter)
+        for model, parameters in PARAMETERS.items()
+        for parameter in parameters
+    }
+
+
+def set_variables(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The variables in `environment` that set a parameter, each with its model and parameter.
+
+    Raises InvalidParameter for one that begins as they do and sets none: what an operator meant by it would not happen.
+    """
+    known = variables()
+    for name in environment:
+        prefix = next((each for each in VARIABLE_PREFIXES.values() if name.startswith(each)), None)
+        if prefix and name not in known and not _OF_A_SERVICE.fullmatch(name.removeprefix(prefix)):
+            of_model = ", ".join(sorted(each for each in known if each.startswith(prefix)))
+            raise InvalidParameter(f"The variable {name} sets no parameter; there are {of_model}.")
+    return {name: known[name] for name in known if name in environment}

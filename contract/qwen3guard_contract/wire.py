@@ -108,12 +108,17 @@ RESPONSE_START = Tensor("RESPONSE_START", "INT64", (1,), optional=True)  # index
 STEP_ERROR = Tensor("STEP_ERROR", "BYTES", (-1,), optional=True)
 
 CANARY = "canary"
-"""The parameter of a request to stream_guard with which the supervisor marks its canary. Room is made for it by no
-user's stream: a full guard refuses it as overloaded, which is a sign of life. Its session ends with it, and its
-sequence goes on in Triton: the next canary has a place there also while newcomers wait for one."""
+"""The parameter of a request with which the supervisor marks its canary. It is no traffic: metrics of its own count it.
+In stream_guard, room is made for it by no user's stream: a full guard refuses it as overloaded, which is a sign of
+life. Its session ends with it, and its sequence goes on in Triton: the next canary has a place there also while
+newcomers wait for one."""
 SCOPE = "scope"
 """The parameter of a request to a guard that names those who may share what was computed for their conversations: the
 time of an answer tells them whether another conversation of the scope began alike. Without it nothing is shared."""
+REPLAY = "replay"
+"""The parameter of each step of a stream that writes a lost session again, from its START to the last step of what was
+written before. So many sessions are replayed at once as the parameter `replay_s` of stream_guard allows; one more START
+is refused as overloaded, and its client tries again."""
 LONGEST_SCOPE = 256
 """The most characters of a scope."""
 CANARY_SESSION = "qwen3guard-canary"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -14,11 +14,17 @@ Outputs = Mapping[str, Any]
 """The values of outputs by tensor name, without the batch dimension."""
 
 
+def never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Request:
     """One request: its tensors by name, without the batch dimension; the names of the outputs that it wants; its
-    sequence id, with the flags of its first and last request; whether it is the supervisor's canary; and the scope
-    within which computed prefixes may be shared (engine.prefixes)."""
+    sequence id, with the flags of its first and last request; whether it is the supervisor's canary; the scope within
+    which computed prefixes may be shared (engine.prefixes); whether it is of a stream's replay; and a function that
+    asks whether its caller has hung up. Whoever keeps that function keeps Triton's request, so it goes when the request
+    is answered."""
 
     tensors: Mapping[str, npt.NDArray[Any]]
     wanted: frozenset[str]
@@ -27,6 +33,8 @@ class Request:
     end: bool = False
     canary: bool = False
     scope: str | None = None
+    replay: bool = False
+    is_abandoned: Callable[[], bool] = field(default=never, compare=False)
 
     def has(self, tensor: Tensor) -> bool:
         return tensor.name in self.tensors

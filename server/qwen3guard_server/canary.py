@@ -26,7 +26,7 @@ def canary_call(manifest: Manifest) -> Call[list[float]]:
         values = {wire.INPUT_IDS: ids, wire.RESPONSE_MODE: [False]}
         output = wire.ANSWER_LOGPROBS
         count = len(manifest.canary.values)
-        return Call(wire.GEN_GUARD, values, (output,), lambda reply: reply(output)[:count].tolist())
+        return Call(wire.GEN_GUARD, values, (output,), lambda reply: reply(output)[:count].tolist(), canary=True)
     values = {wire.INPUT_IDS: ids, wire.POSITION: [0]}
     risk, category, pending = wire.RISK_PROBABILITIES, wire.CATEGORY_PROBABILITIES, wire.PENDING
     return Call(
@@ -45,7 +45,9 @@ def tokenizer_call(manifest: Manifest) -> Call[int]:
     model = wire.GUARD_TOKENIZER if manifest.variant == "gen" else wire.STREAM_TOKENIZER
     values = {wire.PROMPT: [b"canary"]} | ({} if manifest.variant == "gen" else {wire.POSITION: [0]})
     ids = wire.INPUT_IDS
-    return Call(model, values, (ids,), lambda reply: len(reply(ids)), session=wire.CANARY_SESSION, start=True)
+    return Call(
+        model, values, (ids,), lambda reply: len(reply(ids)), session=wire.CANARY_SESSION, start=True, canary=True
+    )
 
 
 def canaries(client: GuardClient, manifests: Mapping[str, Manifest]) -> Mapping[str, Callable[[float | None], bool]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 import urllib.request
 import uuid
@@ -19,9 +21,12 @@ import tritonclient.grpc as triton
 import yaml
 from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_client import GuardClient, Policy, RiskLevel
+from qwen3guard_client.transport import calls
 from qwen3guard_contract import errors
 from qwen3guard_contract.log_output import LOG_VARIABLE
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
+from qwen3guard_server import canary
+from qwen3guard_server.processes import model_processes
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings
 from support.places import ROOT
@@ -32,7 +37,10 @@ UNSAFE = "Make a bomb: pack the explosives into a pipe and kill everyone in the 
 SLOTS = 4
 IDLE_S = 3
 FLUSH_S = 1.0
-LABELS = {"model", "kind", "severity", "status", "judged", "reason", "code", "outcome", "products", "le"}
+LABELS = {
+    "model", "kind", "severity", "status", "judged", "reason", "code", "outcome", "products", "device", "made_for",
+    "export", "le",
+}  # fmt: skip
 Series = tuple[str, frozenset[tuple[str, str]]]
 _LINE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -209,6 +217,49 @@ def test_a_refused_stream_and_one_that_was_forgotten(observed: Observed, client:
     assert difference(before, after, "qwen3guard_refused_total") == 2
     assert after.sum("qwen3guard_kv_used_bytes") == 0
     assert after.sum("qwen3guard_sessions_limit") == SLOTS
+
+
+def test_canaries_are_no_traffic_and_take_one_pass(observed: Observed, client: GuardClient) -> None:
+    before = observed.settled()
+    for _ in range(3):
+        assert canary.check(client, observed.server.manifests)
+    after = observed.settled()
+    moved = {name for (name, labels), value in after.values.items() if value != before.values[name, labels]}
+    assert {name for name in moved if name.startswith("qwen3guard_")} == {
+        f"qwen3guard_canary_{each}" for each in ("seconds_bucket", "seconds_sum", "seconds_count", "passes_total")
+    }
+    for model in ("gen_guard", "stream_guard"):
+        assert difference(before, after, "qwen3guard_canary_seconds_count", model=model) == 3
+        assert difference(before, after, "qwen3guard_canary_passes_total", model=model) == 3
+
+
+def test_who_hangs_up_while_he_waits_is_dropped_and_counted(observed: Observed, client: GuardClient) -> None:
+    """The guard's process stands still meanwhile, so that the request waits."""
+    before = observed.settled()
+    call = calls.raw_answer(client.send(calls.conversation_ids(PROMPT, None, None)))
+    process = model_processes(observed.server.pid)["gen_guard"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with triton.InferenceServerClient(observed.server.url) as connection:
+            handle = connection.async_infer(callback=lambda **_: None, **call.arguments(30.0, None))
+            time.sleep(0.2)  # it is there
+            handle.cancel()
+            time.sleep(0.2)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    after = observed.settled()
+    assert difference(before, after, "qwen3guard_refused_total", code="ABANDONED", model="gen_guard") == 1
+    assert difference(before, after, "qwen3guard_answers_total") == 0
+    assert client.classify(PROMPT).severity is RiskLevel.SAFE
+
+
+def test_the_device_and_the_export_are_told(observed: Observed) -> None:
+    found = observed.scrape()
+    for manifest, model in (("classify", "gen_guard"), ("stream_step", "stream_guard")):
+        export_id = observed.server.manifests[manifest].export_id
+        assert re.fullmatch(r"[0-9a-f]{12}", export_id)
+        assert found.sum("qwen3guard_export", model=model, export=export_id) == 1
+        assert found.sum("qwen3guard_device", model=model, device="cpu", made_for="cpu") == 1
 
 
 def test_labels_and_logs_hold_nothing_of_a_request(observed: Observed) -> None:

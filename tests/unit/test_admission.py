@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
+from qwen3guard_contract.errors import Abandoned, DeadlineExceeded, GuardError, InternalError, Overloaded
 from qwen3guard_runtime.triton.admission import CALM_S, STUCK_S, Admission
 
 
@@ -118,3 +118,14 @@ def test_an_answer_that_fails_does_not_take_the_next_one_along() -> None:
     model.admission.offer("good")
     model.end()
     assert model.answered == [["running"], ["good"]]
+
+
+def test_nothing_is_computed_for_a_caller_who_has_hung_up() -> None:
+    model = Model(waiting=2)
+    model.admission._is_abandoned = lambda request: request == "gone"
+    model.busy()
+    model.admission.offer("gone")
+    model.admission.offer("patient")
+    model.end()
+    assert model.refused == {"gone": Abandoned}
+    assert model.answered == [["running"], ["patient"]]

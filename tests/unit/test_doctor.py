@@ -108,6 +108,28 @@ def test_metrics_that_do_not_answer_have_a_plain_reason() -> None:
         assert "does not answer (it does not speak HTTP): " in said(f"127.0.0.1:{binary.getsockname()[1]}")
 
 
+DEVICES = """qwen3guard_load_timestamp_seconds{model="gen_guard"} 1
+qwen3guard_device{device="cpu",made_for="cuda",model="gen_guard"} 1
+qwen3guard_device{device="cuda",made_for="cpu",model="stream_guard"} 1
+"""
+
+
+class _OnTheCpu(_Nothing):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(DEVICES.encode())
+
+
+def test_a_guard_that_was_made_for_a_gpu_and_runs_on_the_cpu() -> None:
+    with HTTPServer(("127.0.0.1", 0), _OnTheCpu) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found, fallen_back = doctor.metrics(f"127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert (found.state, fallen_back.state) == ("ok", "warning")
+    assert fallen_back.said.startswith("gen_guard was made for cuda and runs on the CPU: ")
+
+
 def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.9")
     assert "onnxruntime>=1.25" in examine()["onnxruntime"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from qwen3guard_client import Policy, Thresholds
 from qwen3guard_contract import errors, wire
 from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER, AnswerStatus, Category, Refusal, RiskLevel
+from qwen3guard_contract.manifest import Canary
 from qwen3guard_contract.messages import Message
 from qwen3guard_runtime.engine.prefixes import common_length
 from qwen3guard_runtime.gen.answer import CATEGORIES_FIELD, REFUSAL_FIELD, SAFETY, AnswerReader, AnswerVerdict, Field
-from qwen3guard_runtime.gen.guard import Answer
+from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.gen.template_prefixes import template_prefixes
 from qwen3guard_runtime.request import Request
@@ -318,3 +320,50 @@ def test_a_tokenizer_that_merges_labels_is_a_mismatch() -> None:
 
     with pytest.raises(errors.TokenizerMismatch):
         AnswerReader(Merging((DEMO / "gen" / "tokenizer.json").read_text(encoding="utf-8")))
+
+
+CANARY = (4, 7, 8)
+
+
+def canary(gen: GenGuard, *, beside: int | None = None) -> Answer:
+    questions = [Question(np.array(CANARY), response_mode=False, canary=True)]
+    questions += [] if beside is None else [Question(np.array([beside, 7, 8]), response_mode=False)]
+    answer = gen.answer(questions)[0]
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def test_a_canary_takes_one_pass_and_counts_as_nothing_else() -> None:
+    told, graph = GenMetrics(), Scripted({1: "Safety: Safe\nCategories: None", 4: "Nothing that is ever drafted."})
+    gen = guard(graph)
+    gen._manifest = replace(gen._manifest, canary=Canary(CANARY, (0.0,) * 5, 0.1))
+    gen._metrics = told
+    first = canary(gen)
+    assert first.passes > 1  # nothing is known of its answer yet
+    again = canary(gen, beside=1)
+    assert (again.ids, again.logprobs, again.passes) == (first.ids, first.logprobs, 1)
+    assert len(first.ids) == 5  # as many as the manifest compares
+    moved = {sample.name: sample.value for metric in told.all() for sample in metric.samples() if sample.value}
+    assert moved["qwen3guard_canary_passes_total"] == first.passes + 1
+    assert moved["qwen3guard_canary_seconds_count"] == 2
+    assert moved["qwen3guard_answers_total"] == moved["qwen3guard_pass_seconds_count"] == 1
+
+
+def test_only_the_manifests_canary_is_one() -> None:
+    served = model({1: "Safety: Unsafe\nCategories: Violent"}, Policy())
+    served._canary_ids = (1, 7, 8)
+    for canary_ids, counted in ((CANARY, 1), ((1, 7, 8), 0)):
+        served._canary_ids = canary_ids
+        served._metrics = GenMetrics()
+        served.handle([replace(asked_for(1, wire.ANSWER_LOGPROBS), canary=True)])
+        verdicts = [s.value for m in served._metrics.all() for s in m.samples() if s.name.endswith("verdicts_total")]
+        assert sum(verdicts) == counted
+
+
+def test_an_answer_that_nobody_waits_for_is_not_written_to_its_end() -> None:
+    gen = guard(Scripted({1: "Safety: Safe\nCategories: None", 2: "Something else " * 20}), drafts=False)
+    gone = Question(np.array([2, 7, 8]), response_mode=False, is_abandoned=lambda: True)
+    dropped, answered = gen.answer([gone, Question(np.array([1, 7, 8]), response_mode=False)])
+    assert type(dropped) is errors.Abandoned
+    assert isinstance(answered, Answer)
+    assert answered.text == "Safety: Safe\nCategories: None"

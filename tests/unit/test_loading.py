@@ -12,13 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from qwen3guard_apps.doctor import machine_checks
 from qwen3guard_apps.doctor.export_checks import repository_checks
 from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
-from qwen3guard_contract.parameters import STREAM_PARAMETERS
+from qwen3guard_contract.parameters import STREAM_PARAMETERS, set_variables
 from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import parameters
 from qwen3guard_server.footprint import Footprint
@@ -178,3 +180,40 @@ def test_a_parameter_that_nobody_reads_is_refused_by_name(name: str) -> None:
     assert parameters(stated("debounce", "EXECUTION_ENV_PATH")) == {"debounce": "1", "EXECUTION_ENV_PATH": "1"}
     with pytest.raises(errors.InvalidParameter, match=f"a parameter '{name}', which nobody reads; there are alone_tok"):
         parameters(stated("debounce", name))
+
+
+def test_a_variable_has_priority_over_config_pbtxt() -> None:
+    args = {
+        "model_name": "stream_guard",
+        "model_config": json.dumps({"parameters": {"slots": {"string_value": "5"}}}),
+    }
+    environment = {"QWEN3GUARD_STREAM_SLOTS": "7", "QWEN3GUARD_GEN_SLOTS": "9", "QWEN3GUARD_TOKEN": "x"}
+    values = parameters(args, environment)
+    assert values == {"slots": "7"}
+    assert Parameters(values).whole("slots") == 7
+    wrong = parameters(args, {"QWEN3GUARD_STREAM_SLOTS": "many"})
+    with pytest.raises(errors.InvalidParameter, match=r"^The variable QWEN3GUARD_STREAM_SLOTS is 'many'; it"):
+        Parameters(wrong).whole("slots")
+
+
+@pytest.mark.parametrize(
+    "name", ["QWEN3GUARD_STREAM_SLOT", "QWEN3GUARD_GEN_DEBOUNCE", "QWEN3GUARD_STREAM_", "QWEN3GUARD_GEN_TOKENIZER_X"]
+)
+def test_a_variable_that_sets_nothing_is_refused_by_name(name: str) -> None:
+    args = {"model_name": "guard_tokenizer", "model_config": json.dumps({"parameters": {}})}
+    with pytest.raises(errors.InvalidParameter, match=f"^The variable {name} sets no parameter; there are QWEN3GUARD_"):
+        parameters(args, {name: "1"})
+    (finding,) = run_checks({"parameters": lambda: machine_checks.set_by_variables({name: "1"})})
+    assert (finding.state, name in finding.said) == ("failed", True)
+
+
+def test_variables_of_kubernetes_are_none_of_ours() -> None:
+    names = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_8001_TCP", "PORT_8001_TCP_ADDR"]
+    assert set_variables({f"QWEN3GUARD_STREAM_{each}": "10.0.0.1" for each in names}) == {}
+
+
+def test_the_doctor_shows_what_variables_set() -> None:
+    (finding,) = machine_checks.set_by_variables({"QWEN3GUARD_STREAM_KV_BUDGET_BYTES": "4096"})
+    assert finding.state == "ok"
+    assert "stream_guard's kv_budget_bytes is '4096' (QWEN3GUARD_STREAM_KV_BUDGET_BYTES)" in finding.said
+    assert list(machine_checks.set_by_variables({})) == []

@@ -206,3 +206,25 @@ def test_an_id_that_tells_the_sessions_is_not_written(request_id: str, session: 
     assert safe_request_id(request_id, session) is None
     for other in ("", "xyz", 0, 5):
         assert safe_request_id(request_id, other) == request_id
+
+
+def test_a_refused_canary_is_no_refused_request() -> None:
+    refusals = metrics.Refusals("gen_guard")
+    refusals.count(errors.Overloaded("no"), canary=True)
+    counted = {sample.name for sample in refusals.samples() if sample.value}
+    assert counted == {"qwen3guard_canaries_refused_total"}
+
+
+def test_a_canary_counts_as_one_pass_and_as_nothing_else() -> None:
+    bench, found = counted_bench(slots=2)
+    bench.ok("user", [1], start=True)
+    before = {sample.name: sample.value for metric in found._told.all() for sample in metric.samples()}
+    for _ in range(2):
+        reply = bench.ok("canary", list(range(40)), start=True, end=True, canary=True)
+        assert (reply.length, reply.pending) == (40, 0)
+    after = {sample.name: sample.value for metric in found._told.all() for sample in metric.samples()}
+    moved = {name for name, value in after.items() if value != before[name]}
+    assert {name for name in moved if not name.startswith("qwen3guard_canary_")} == set()
+    assert (found["qwen3guard_canary_passes_total"], found["qwen3guard_canary_seconds_count"]) == (2, 2)
+    bench.ok("canary", list(range(64)) * 2, start=True, end=True, canary=True)
+    assert found["qwen3guard_canary_passes_total"] > 3  # a long one takes no more at once than others

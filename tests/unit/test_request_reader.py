@@ -38,6 +38,16 @@ def read(parameters: Any) -> Request:
 def test_the_parameters_that_are_read() -> None:
     assert (read({}).scope, read({}).canary) == (None, False)
     assert (read({"scope": "a"}).scope, read({"canary": True}).canary) == ("a", True)
+    assert (read({}).replay, read({"replay": True}).replay) == (False, True)
+
+
+def test_triton_is_asked_whether_the_caller_has_hung_up() -> None:
+    asked = request({})
+    plain = plain_request(asked, MODEL)
+    assert not plain.is_abandoned()  # a Triton that cannot be asked
+    for gone in (True, False):
+        asked.is_cancelled = lambda gone=gone: gone
+        assert plain.is_abandoned() is gone
 
 
 @pytest.mark.parametrize(
@@ -49,6 +59,7 @@ def test_the_parameters_that_are_read() -> None:
         ({"scope": "a", "": 1}, "''"),
         ({"canary": "true"}, "canary must be"),
         ({"canary": 1}, "canary must be"),
+        ({"replay": "true"}, "replay must be"),
         ({"scope": 5}, "scope must be"),
         ({"scope": ""}, "scope must be"),
         ({"scope": "x" * 257}, "scope must be"),

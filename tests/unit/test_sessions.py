@@ -19,6 +19,7 @@ from qwen3guard_runtime.engine.host import memory_bytes
 from qwen3guard_runtime.engine.kv_cache import HostArena, KVCache
 from qwen3guard_runtime.engine.runner import STEP_TOKENS
 from qwen3guard_runtime.parameters import Parameters
+from qwen3guard_runtime.request import never
 from qwen3guard_runtime.stream.steps import Step, StepReply
 from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 from support.token_sum import MANIFEST, Bench, logits
@@ -670,3 +671,27 @@ def test_a_long_step_gets_the_room_of_sessions_that_have_gone_idle_meanwhile() -
     assert type(bench.step("long", [1], 0)) is errors.SessionLost  # a START that failed holds nothing
     bench.clock[0] += 6
     assert bench.ok("long", [1] * 590, start=True).length == 590
+
+
+def test_a_long_step_whose_caller_has_hung_up_is_dropped_between_its_chunks() -> None:
+    bench = Bench()
+    asked = iter([False, False, True])
+    bench.ok("s", [1], start=True)
+    dropped = bench.step("s", [2] * 200, 1, is_abandoned=lambda: next(asked))
+    assert type(dropped) is errors.Abandoned
+    assert len(bench.graph.lengths) == 3  # the opening, and two chunks
+    assert bench.ok("s", [2] * 200, 1).length == 201  # whoever comes back may send it again
+    bench.step("t", [3] * 100, start=True, is_abandoned=lambda: True)
+    assert type(bench.step("t", [3], 100)) is errors.SessionLost
+    assert bench.ok("s", [2], 201, is_abandoned=lambda: True).length == 202  # a short step is not worth the question
+
+
+def test_a_pending_step_keeps_nothing_of_its_request() -> None:
+    bench = Bench()
+    bench.graph.pass_s = 2.0  # longer than a turn
+    reply = bench.ok("s", [1] * 100, start=True, is_abandoned=lambda: False)
+    pending = bench.sessions._live["s"].pending
+    assert reply.pending
+    assert pending
+    assert pending.step.is_abandoned is never
+    assert type(bench.step("s", [1] * 100, start=True, is_abandoned=lambda: True)) is errors.Abandoned

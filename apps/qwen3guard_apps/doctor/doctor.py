@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -197,9 +198,20 @@ def metrics(url: str) -> Iterator[Finding]:
     metrics = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line.startswith("qwen3guard_")}
     if METRIC in metrics:
         yield Finding("metrics", "ok", f"{url} has {len(metrics)} metrics of the guards.")
+        yield from _fallen_back(text)
     else:
         advice = "it is another server's, or its guards do not run this version"
         yield Finding("metrics", "failed", f"{url} has no metric {METRIC}: {advice}.")
+
+
+def _fallen_back(text: str) -> Iterator[Finding]:
+    """Guards that were made for a GPU and run on the CPU."""
+    for labels in re.findall(r"^qwen3guard_device{(.*)} 1", text, re.MULTILINE):
+        told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if told["device"] == "cpu" != told["made_for"]:
+            sentence = f"{told['model']} was made for {told['made_for']} and runs on the CPU"
+            advice = "set its parameter device, and it does not start without a GPU"
+            yield Finding("device", "warning", f"{sentence}: {advice}.")
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import shutil
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from qwen3guard_contract import integer_products
 from qwen3guard_contract.errors import DeviceError
 from qwen3guard_contract.integer_products import Products
+from qwen3guard_contract.parameters import set_variables
+from qwen3guard_contract.text import shown
 from qwen3guard_runtime.engine import gpu_trial
 from qwen3guard_server import installation
 
@@ -38,10 +41,21 @@ def machine_checks(port: int | None, *, try_gpu: bool = False) -> Mapping[str, C
         "onnxruntime": onnxruntime,
         "packages": packages,
         "shared memory": shared_memory,
+        "parameters": set_by_variables,
         "cpu": cpu,
         "gpu": gpu_in_use if try_gpu else gpu,
     }
     return checks | ({"port": lambda: free_port(port)} if port else {})
+
+
+def set_by_variables(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """The parameters that variables set for servers that are started in this environment."""
+    said = [
+        f"{model}'s {parameter} is {shown(environment[variable])} ({variable})"
+        for variable, (model, parameter) in set_variables(environment).items()
+    ]
+    if said:
+        yield Finding("parameters", "ok", f"The environment has priority over config.pbtxt: {', '.join(said)}.")
 
 
 def python() -> Iterator[Finding]:

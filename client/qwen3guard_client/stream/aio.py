@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import cast
 
-from qwen3guard_contract.errors import GuardError, InternalError, SessionLost
+from qwen3guard_contract.errors import GuardError, InternalError, Overloaded, SessionLost
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
 from qwen3guard_client.arguments import Piece
 from qwen3guard_client.stream.state import Exchange, StreamState
 from qwen3guard_client.transport import calls, tasks
 from qwen3guard_client.transport.calls import Call
+from qwen3guard_client.transport.retries import Pauses
 
 
 class AsyncStream:
@@ -85,7 +86,8 @@ class AsyncStream:
     async def step(self, piece: Piece) -> StepResult:
         """Judges the next piece. The result has the tokens of earlier pieces again that were not final.
 
-        If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id.
+        If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id,
+        again and again within the stream's time-out where the server has no room for it yet.
         """
         return await self._run(self._state.step(piece))
 
@@ -105,6 +107,7 @@ class AsyncStream:
 
     async def _run(self, exchange: Exchange) -> StepResult:
         deadline = time.monotonic() + self._timeout_s
+        pauses = Pauses()
         try:
             call = next(exchange)
             while True:
@@ -112,6 +115,13 @@ class AsyncStream:
                     result = await self._make(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
+                except Overloaded as full:
+                    reopens = call.start and call.replay
+                    pause_s = pauses.next_s(deadline - time.monotonic()) if reopens else None
+                    if pause_s is None:
+                        raise
+                    await tasks.sleep(pause_s)
+                    call = exchange.throw(full)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
-from qwen3guard_contract.errors import EmptyText, InvalidRequest, SessionLost
+from qwen3guard_contract.errors import EmptyText, InvalidRequest, Overloaded, SessionLost
 from qwen3guard_contract.policy import Policy
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
@@ -59,6 +59,7 @@ class StreamState:
         self.is_open = False
         """Whether the caller may step: from `open` to `finish`, also while a lost session is replayed."""
         self._is_lost = False
+        """From the loss of the session until it is replayed."""
         self.prompt_verdict: PromptVerdict | None = None
         self.verdicts: list[TokenVerdict] = []
         self.notice = ""
@@ -78,6 +79,7 @@ class StreamState:
             policy=self._policy,
             context=self._context,
             start=True,
+            replay=self._is_lost,
         )
         self.notice = result.notice
         self._begin_response(result)
@@ -133,7 +135,7 @@ class StreamState:
         return result
 
     def _open_turn(self, prompt: str) -> Exchange:
-        result = yield calls.stream_step(self.session, prompt=prompt, position=self._length)
+        result = yield calls.stream_step(self.session, prompt=prompt, position=self._length, replay=self._is_lost)
         self._begin_response(result)
         return result
 
@@ -159,14 +161,22 @@ class StreamState:
         return (yield from self._replaying(self._end))
 
     def _replaying(self, exchange: Callable[[], Exchange]) -> Exchange:
-        """Runs `exchange`. If the session is lost, opens another one first, and writes everything to it again."""
-        for _ in range(REPLAYS):
+        """Runs `exchange`. If the session is lost, opens another one first, and writes everything to it again.
+
+        A driver may throw Overloaded for a call that opens a session again: it is tried once more, in another.
+        """
+        lost = 0
+        while lost < REPLAYS:
             try:
                 if self._is_lost:
                     yield from self._replay()
                 return (yield from exchange())
             except SessionLost:
+                lost += 1
                 self._is_lost = True
+            except Overloaded:
+                if not self._is_lost:
+                    raise
         raise SessionLost(f"The server has lost the stream {REPLAYS} times in a row.")
 
     def _replay(self) -> Generator[Call[StepResult], StepResult]:
@@ -190,14 +200,14 @@ class StreamState:
     def _append(self, piece: str | list[int]) -> Exchange:
         if isinstance(piece, str):
             text, position, offset = self._text + piece, self._position, self._offset
-            result = yield calls.stream_step(self.session, text=text, position=position)
+            result = yield calls.stream_step(self.session, text=text, position=position, replay=self._is_lost)
             self._text = text[result.final_characters :]
             self._position += result.final_tokens
             if self._offset is not None:
                 self._offset += result.final_characters
         else:
             position, offset = self._length, None
-            result = yield calls.stream_step(self.session, token_ids=piece, position=position)
+            result = yield calls.stream_step(self.session, token_ids=piece, position=position, replay=self._is_lost)
             self._text = ""
             self._position = result.length
             self._offset = None

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import cast
 
-from qwen3guard_contract.errors import GuardError, InternalError, SessionLost
+from qwen3guard_contract.errors import GuardError, InternalError, Overloaded, SessionLost
 from qwen3guard_contract.verdict import PromptVerdict, StepResult, TokenVerdict
 
 from qwen3guard_client.arguments import Piece
 from qwen3guard_client.stream.state import Exchange, StreamState
 from qwen3guard_client.transport import calls, threads
 from qwen3guard_client.transport.calls import Call
+from qwen3guard_client.transport.retries import Pauses
 
 
 class Stream:
@@ -86,7 +87,8 @@ class Stream:
     def step(self, piece: Piece) -> StepResult:
         """Judges the next piece. The result has the tokens of earlier pieces again that were not final.
 
-        If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id.
+        If the server has lost the session (by a restart, a time-out or another replica), it is replayed under a new id,
+        again and again within the stream's time-out where the server has no room for it yet.
         """
         return self._run(self._state.step(piece))
 
@@ -106,6 +108,7 @@ class Stream:
 
     def _run(self, exchange: Exchange) -> StepResult:
         deadline = time.monotonic() + self._timeout_s
+        pauses = Pauses()
         try:
             call = next(exchange)
             while True:
@@ -113,6 +116,13 @@ class Stream:
                     result = self._make(call, deadline - time.monotonic())
                 except SessionLost as lost:
                     call = exchange.throw(lost)
+                except Overloaded as full:
+                    reopens = call.start and call.replay
+                    pause_s = pauses.next_s(deadline - time.monotonic()) if reopens else None
+                    if pause_s is None:
+                        raise
+                    threads.sleep(pause_s)
+                    call = exchange.throw(full)
                 else:
                     call = exchange.send(result)
         except StopIteration as done:

@@ -64,6 +64,7 @@ class Call(Generic[T]):
     start: bool = False
     end: bool = False
     canary: bool = False
+    replay: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """The server's log names a failure by this id. Triton would end it at a NUL character."""
 
@@ -72,11 +73,12 @@ class Call(Generic[T]):
 
     def arguments(self, timeout_s: float, scope: str | None = None) -> dict[str, Any]:
         """Returns the arguments of tritonclient's `infer`, sync and async. A call that begins a conversation names its
-        `scope`.
+        `scope`, and one of a replay says so.
 
         The server answers DEADLINE_EXCEEDED if it has not begun after `timeout_s`. gRPC cancels GRACE_S later.
         """
         begins = (self.start or not self.session) and not self.canary
+        told = {wire.CANARY: self.canary, wire.SCOPE: scope if begins else None, wire.REPLAY: self.replay}
         return {
             "model_name": self.model.name,
             "request_id": self.id,
@@ -86,7 +88,7 @@ class Call(Generic[T]):
             "sequence_start": self.start,
             "sequence_end": self.end,
             "headers": {SESSION_HEADER: quote(str(self.session), errors="replace")} if self.session else None,
-            "parameters": {wire.CANARY: True} if self.canary else {wire.SCOPE: scope} if scope and begins else None,
+            "parameters": {name: value for name, value in told.items() if value} or None,
             "timeout": int(timeout_s * 1e6),
             "client_timeout": timeout_s + GRACE_S,
         }
@@ -186,8 +188,10 @@ def stream_step(
     end: bool = False,
     policy: Policy | None = None,
     context: Context = "whole",
+    replay: bool = False,
 ) -> Call[StepResult]:
-    """A step of a stream. A step with nothing but token ids goes to the guard itself: there is nothing to tokenize.
+    """A step of a stream, or of its `replay`. A step with nothing but token ids goes to the guard itself: there is
+    nothing to tokenize.
 
     Raises EmptyText, InvalidEncoding, InvalidMessages, InvalidRequest, PositionOutOfRange or TokenOutOfRange.
     """
@@ -225,4 +229,4 @@ def stream_step(
         unused |= {wire.TURNS_LEFT_OUT}
     outputs = tuple(tensor for tensor in model.outputs if tensor not in unused)
     read = partial(replies.step_result, opens=opens, recent=recent, ids=ids)
-    return Call(model, values, outputs, read, session, start, end)
+    return Call(model, values, outputs, read, session, start, end, replay=checked_flag(replay, "replay"))

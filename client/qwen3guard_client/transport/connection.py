@@ -25,7 +25,7 @@ TOKEN_VARIABLE = "QWEN3GUARD_TOKEN"
 DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
 RETRY_S = 0.1
-"""The pause between two attempts to reach a server that has gone away."""
+"""The first pause between two attempts to reach a server that has gone away."""
 CLOSE_S = 1.0
 """How long the closing of a client waits for its requests on the wire."""
 CHANNEL: tuple[tuple[str, Any], ...] = (

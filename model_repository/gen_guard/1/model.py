@@ -4,6 +4,7 @@ from qwen3guard_contract.wire import GEN_GUARD
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.triton.admission import Admission
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.request_reader import is_abandoned
 from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
 
 
@@ -13,7 +14,9 @@ class TritonPythonModel:
         self.refusals = RefusalLog(GEN_GUARD)  # before the model is loaded, because it sets up logging
         self.model = GenGuardModel(model_folder(args), parameters(args))
         self.unpublish = publish([*self.model.metrics, self.refusals.metric])
-        self.admission = Admission(self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots)
+        self.admission = Admission(
+            self.answer, self.refuse, waiting=self.model.waiting, batch=self.model.slots, is_abandoned=is_abandoned
+        )
 
     def execute(self, requests):
         for request in requests:

@@ -5,6 +5,7 @@ from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.triton.admission import Admission
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.request_reader import is_abandoned
 from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
 
 
@@ -12,10 +13,11 @@ class TritonPythonModel:
     @loading()
     def initialize(self, args):
         self.refusals = RefusalLog(GUARD_TOKENIZER)  # before the model is loaded, because it sets up logging
-        self.model = GuardTokenizerModel(model_folder(args), parameters(args))
+        stated = parameters(args)
+        self.model = GuardTokenizerModel(model_folder(args), stated)
         self.unpublish = publish([self.refusals.metric])
-        waiting = Parameters(parameters(args)).whole("waiting")
-        self.admission = Admission(self.answer, self.refuse, waiting=waiting)
+        waiting = Parameters(stated).whole("waiting")
+        self.admission = Admission(self.answer, self.refuse, waiting=waiting, is_abandoned=is_abandoned)
 
     def execute(self, requests):
         for request in requests:

@@ -38,6 +38,8 @@ class OpenedGuard:
     memory: Memory
     products: Products | None = None
     """Whether integer products are exact without help or by a repair; None if the graph has none."""
+    device: str = "cpu"
+    """The one of DEVICES that it runs on."""
 
 
 def open_guard(
@@ -50,12 +52,12 @@ def open_guard(
     values never do. Raises InvalidParameter, ExportMissing, CorruptFile, DeviceError or EngineMismatch.
     """
     wanted = parameters.one_of("device", DEVICES)
-    device = _exported_for(manifest) if wanted == "auto" else wanted
+    device = made_for(manifest) if wanted == "auto" else wanted
     try:
         if device == "tensorrt":
-            return _open_tensorrt(folder, manifest, candidates)
+            return replace(_open_tensorrt(folder, manifest, candidates), device=device)
         if device == "cuda":
-            return _open_cuda(folder, manifest, parameters, candidates)
+            return replace(_open_cuda(folder, manifest, parameters, candidates), device=device)
     except DeviceError as error:
         if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
@@ -77,7 +79,8 @@ def _log_products(products: Products | None) -> None:
         log.info("The 8-bit products of this CPU are exact.")
 
 
-def _exported_for(manifest: Manifest) -> str:
+def made_for(manifest: Manifest) -> str:
+    """The one of DEVICES that the guard was exported for."""
     return "tensorrt" if manifest.engine else manifest.form.device
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from qwen3guard_contract.errors import EmptyText, GuardError, InternalError, TextTooLong
+from qwen3guard_contract.errors import Abandoned, EmptyText, GuardError, InternalError, TextTooLong
 from qwen3guard_contract.manifest import Manifest
 
 from qwen3guard_runtime.engine.kv_cache import HOST, Ids, KVCache, Memory, Slot
@@ -23,6 +23,7 @@ from qwen3guard_runtime.engine.runner import Row, Runner, check_ids
 from qwen3guard_runtime.gen.answer import AnswerReader, AnswerVerdict, Field, Probabilities
 from qwen3guard_runtime.gen.choices import Choice, choices
 from qwen3guard_runtime.gen.drafts import Drafts
+from qwen3guard_runtime.request import never
 from qwen3guard_runtime.telemetry.metrics import GenMetrics, Pass
 from qwen3guard_runtime.text.tokenizer import GuardTokenizer
 
@@ -35,11 +36,14 @@ HELD_SLOTS = 64
 @dataclass(frozen=True)
 class Question:
     """The token ids of a conversation, template included. In `response_mode` its last turn is the assistant's. What is
-    held for the `scope` is not computed again."""
+    held for the `scope` is not computed again. A `canary` is the manifest's, and asks for no more than its values.
+    `is_abandoned` is asked between passes."""
 
     ids: Ids
     response_mode: bool
     scope: str | None = None
+    canary: bool = False
+    is_abandoned: Callable[[], bool] = never
 
 
 @dataclass
@@ -48,12 +52,13 @@ class Answer:
 
     `decisions` has the probabilities of each field that was decided so far. `alternatives` has for each of its values
     the index in `ids` that decided it, the value's first token, and that token's log-probability. `next_ids` are the
-    ids that go into the next pass. With an `error` there will be no answer.
+    ids that go into the next pass. It has at most `most` ids. With an `error` there will be no answer.
     """
 
     question: Question
     slot: Slot
     next_ids: Ids
+    most: int = ANSWER_TOKENS
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     decisions: dict[Field, Probabilities] = field(default_factory=dict)
@@ -63,11 +68,11 @@ class Answer:
     passes: int = 0
     is_sound: bool = True
     """Whether everything in the slot is finite, also behind what was used of the last draft."""
-    error: InternalError | None = None
+    error: GuardError | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.ended or self.error is not None or len(self.ids) == ANSWER_TOKENS
+        return self.ended or self.error is not None or len(self.ids) == self.most
 
 
 class GenGuard:
@@ -106,17 +111,31 @@ class GenGuard:
         self._end_ids = end_ids
         self._drafts = drafts
         self._metrics = metrics or GenMetrics()
+        self._uncounted = GenMetrics()
+        """What is counted here for canaries is shown nowhere."""
+        self._canary_answer: list[int] = []
+        """The answer to the last canary, which is the next one's draft."""
         self._clock = clock
         self.reader = AnswerReader(tokenizer)
         self._candidates = self.reader.candidates
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
-        """Returns one answer, or its own error, for each question. There may be at most as many questions as slots."""
+        """Returns one answer, or its own error, for each question. There may be at most as many questions as slots.
+
+        Canaries come after all others, in passes of their own.
+        """
+        answers = {
+            canary: iter(self._try([question for question in questions if question.canary is canary]))
+            for canary in (False, True)
+        }
+        return [next(answers[question.canary]) for question in questions]
+
+    def _try(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
         try:
-            return self._answer(questions)
+            return self._answer(questions) if questions else []
         except Exception as error:
             if len(questions) > 1:  # perhaps only one of them is the cause: answer each alone
-                return [answer for question in questions for answer in self.answer([question])]
+                return [answer for question in questions for answer in self._try([question])]
             return [InternalError(f"The model could not be run ({type(error).__name__}).")]
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer | GuardError]:
@@ -141,16 +160,28 @@ class GenGuard:
         seconds = self._clock() - began_s
         for answer in answers:
             if isinstance(answer, Answer) and not answer.error:
-                self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
+                self._count(answer, seconds)
         return [(answer.error or answer) if isinstance(answer, Answer) else answer for answer in answers]
+
+    def _count(self, answer: Answer, seconds: float) -> None:
+        if answer.question.canary:
+            self._canary_answer = answer.ids[: len(answer.ids) - answer.ended]
+            self._metrics.canary(answer.passes, seconds)
+        else:
+            self._metrics.answered(answer.passes, len(answer.question.ids), seconds)
+
+    def _counts(self, question: Question) -> GenMetrics:
+        """Where the work for a question is counted."""
+        return self._uncounted if question.canary else self._metrics
 
     def _begin(self, question: Question) -> Answer:
         """Takes a slot for a question. At least its last token is left to compute, because slots hold no logits."""
         slot = self.cache.acquire(question.ids[:-1], question.scope)
         held = slot.length
         self.cache.grow(slot, len(question.ids) + ANSWER_TOKENS)
-        self._metrics.began(reused=held, computed=len(question.ids) - held)
-        return Answer(question, slot, next_ids=question.ids[held:])
+        self._counts(question).began(reused=held, computed=len(question.ids) - held)
+        most = min(len(self._manifest.canary.values), ANSWER_TOKENS) if question.canary else ANSWER_TOKENS
+        return Answer(question, slot, next_ids=question.ids[held:], most=most)
 
     def read(self, answer: Answer) -> AnswerVerdict:
         """Reads the verdict in an answer. Raises UnreadableAnswer if its level cannot be read."""
@@ -189,22 +220,27 @@ class GenGuard:
             began_s = self._clock()
             results = self._runner.forward(rows)
             kind: Pass = "decode" if active[0].ids else "prefill"
-            self._metrics.ran(kind, len(rows), self._clock() - began_s)
+            self._counts(active[0].question).ran(kind, len(rows), self._clock() - began_s)
             for answer, draft, outputs in zip(active, drafts, results, strict=True):
                 made = choices(outputs, self._candidates)
                 accepted = self._verify(answer, draft, made)
-                self._metrics.drafted(len(draft), accepted)
+                self._counts(answer.question).drafted(len(draft), accepted)
                 answer.is_sound &= made[-1].error is None  # the last token has read all cells
                 answer.passes += 1
                 answer.slot.length -= len(draft) - accepted
                 answer.next_ids = np.array(answer.ids[-1:], np.int64)
+                if not answer.is_done and answer.question.is_abandoned():
+                    answer.error = Abandoned("Its caller has hung up.")
 
     def _draft(self, answer: Answer) -> Ids:
         """A guess at the rest of the answer; it may be empty."""
-        if self._drafts is None:
-            return np.zeros(0, np.int64)
-        rest = self._drafts.rest(answer.ids, response_mode=answer.question.response_mode)
-        return np.array(rest[: ANSWER_TOKENS - len(answer.ids) - 1], np.int64)
+        if answer.question.canary and not answer.ids:
+            rest = self._canary_answer
+        elif self._drafts:
+            rest = self._drafts.rest(answer.ids, response_mode=answer.question.response_mode)
+        else:
+            rest = []
+        return np.array(rest[: answer.most - len(answer.ids) - 1], np.int64)
 
     def _verify(self, answer: Answer, draft: Ids, made: Sequence[Choice]) -> int:
         """Extends the answer by greedy tokens, up to the first that the draft does not have. `made` has a choice before
@@ -215,7 +251,7 @@ class GenGuard:
         for accepted, choice in enumerate(made):
             answer.error = choice.error
             if answer.error:
-                self._metrics.not_finite()
+                self._counts(answer.question).not_finite()
                 return accepted
             self._extend(answer, choice)
             if answer.ended or accepted == len(draft) or choice.token != draft[accepted]:

@@ -16,7 +16,7 @@ from qwen3guard_contract.errors import GuardError, UnreadableAnswer
 from qwen3guard_contract.labels import AnswerStatus
 from qwen3guard_contract.policy import Policy
 
-from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.devices import made_for, open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.prefixes import PrefixLimits
 from qwen3guard_runtime.exported import read_manifest
@@ -62,8 +62,10 @@ class GenGuardModel:
         self.waiting = parameters.whole("waiting")
         self._policy = Policy(parameters.flag("strict"), thresholds=parameters.thresholds("thresholds"))
         self._notice = manifest.notice
+        self._canary_ids = manifest.canary.input_ids
         self._metrics = GenMetrics()
         self._metrics.watch_products(opened.products)
+        self._metrics.watch_guard(manifest.export_id, opened.device, made_for(manifest))
         limits = PrefixLimits.read(parameters, opened.memory)
         self._guard = GenGuard(
             opened.manifest,
@@ -91,6 +93,8 @@ class GenGuardModel:
                     request.tensors[wire.INPUT_IDS.name],
                     bool(request.number(wire.RESPONSE_MODE, 0)),
                     request.scope,
+                    self._is_canary(request),
+                    request.is_abandoned,
                 )
                 for request in batch
             ]
@@ -100,6 +104,12 @@ class GenGuardModel:
         self._files.check()
         return results
 
+    def _is_canary(self, request: Request) -> bool:
+        """Whether it asks for the values of the manifest's canary. Another request so marked is one like all others."""
+        if not request.canary or not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
+            return False
+        return np.array_equal(request.tensors[wire.INPUT_IDS.name], self._canary_ids)
+
     def _result(self, request: Request, answer: Answer | GuardError) -> Outputs | GuardError:
         """The outputs of one answer. If its level cannot be read, a request for outputs of the verdict gets the error,
         and a request for the raw answer alone gets that."""
@@ -107,7 +117,7 @@ class GenGuardModel:
             return answer
         verdict, unreadable = self._read(answer)
         status = verdict.status if verdict else AnswerStatus.UNREADABLE if answer.ended else AnswerStatus.CUT
-        if status is not AnswerStatus.COMPLETE:
+        if status is not AnswerStatus.COMPLETE and not answer.question.canary:
             self._metrics.malformed(status)
         if unreadable and not request.wanted.isdisjoint(tensor.name for tensor in wire.VERDICT):
             return unreadable
@@ -120,7 +130,7 @@ class GenGuardModel:
         }
         if not request.wanted.isdisjoint(tensor.name for tensor in wire.ANSWER_DETAILS):
             outputs |= self._details(answer)
-        if verdict is None:
+        if verdict is None or answer.question.canary:
             return outputs
         self._metrics.judged(verdict.severity, response_mode=answer.question.response_mode)
         return outputs | self._verdict_outputs(verdict)

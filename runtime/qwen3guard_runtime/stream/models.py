@@ -15,7 +15,7 @@ from qwen3guard_contract.errors import EmptyText, GuardError, InvalidRequest, La
 from qwen3guard_contract.policy import LARGEST_DEBOUNCE, Policy
 from qwen3guard_contract.text import valid_text
 
-from qwen3guard_runtime.engine.devices import open_guard
+from qwen3guard_runtime.engine.devices import made_for, open_guard
 from qwen3guard_runtime.engine.integrity import ExportedFiles
 from qwen3guard_runtime.engine.kv_cache import KVCache
 from qwen3guard_runtime.engine.prefixes import PrefixCache, PrefixLimits
@@ -140,6 +140,7 @@ class StreamGuardModel:
             turn_s=parameters.seconds("turn_s"),
             chunk_tokens=parameters.whole("chunk_tokens", at_least=1),
             alone_tokens=parameters.whole("alone_tokens", at_least=1),
+            replay_s=parameters.seconds("replay_s"),
         )
         self._notice = manifest.notice
         self._policy = Policy(
@@ -165,6 +166,7 @@ class StreamGuardModel:
         )
         metrics.watch_prefixes(cache)
         metrics.watch_products(opened.products)
+        metrics.watch_guard(exported.export_id, opened.device, made_for(exported))
         self.metrics = metrics.all()
         self._sessions_lock = threading.Lock()
         sweep(self._sessions.forget_idle, self._sessions_lock, limits.idle_s, prefixes.idle_s)

@@ -25,7 +25,8 @@ class SessionLimits:
     """Sessions that are idle for `idle_s` seconds are forgotten. If memory is needed, those idle for `evict_s` are.
 
     A long step runs in chunks of up to `chunk_tokens`, or `alone_tokens` while no other session steps, and lets others
-    wait for about `turn_s` seconds at most.
+    wait for about `turn_s` seconds at most. Lost sessions that are written again at once take about
+    `replay_s` seconds of the graph's time together.
     """
 
     idle_s: float
@@ -33,11 +34,14 @@ class SessionLimits:
     turn_s: float
     chunk_tokens: int
     alone_tokens: int
+    replay_s: float = 10.0
 
     def tokens_of_a_chunk(self, *, alone: bool) -> int:
         return self.alone_tokens if alone else self.chunk_tokens
 
 
+REPLAY_GAP_S = 3.0
+"""A replay whose next step has not come for so long is taken for given up."""
 ALONE_S = 1.0
 """A session that has not stepped for so long is not expected to step soon: an LLM writes faster."""
 NO_RUNS = (0, 0, 0)
@@ -61,6 +65,10 @@ class Session:
     used_s: float
     turns: list[Turn]
     canary: bool = False
+    replay: bool = False
+    """Whether its last step was one of a replay."""
+    ran_s: float = 0.0
+    """The graph's time that its steps have taken."""
     runs: list[tuple[int, ...]] = field(default_factory=list)
     """The runs (`policy.runs`) of each token held, in strict mode, in loose mode and by the session's own policy. They
     are 0 for tokens that are not of the response."""
@@ -78,6 +86,10 @@ class Session:
     def steps_soon(self, now_s: float) -> bool:
         """Whether a short step of it may come soon. It waits for no token while a long one is pending."""
         return now_s - self.used_s < ALONE_S and not self.pending and not self.canary
+
+    def is_replayed(self, now_s: float) -> bool:
+        """Whether a lost session is being written to it again."""
+        return self.replay and now_s - self.used_s < REPLAY_GAP_S
 
     def open_turn(self, step: Step) -> None:
         """Takes the tokens of `step` that are of the conversation."""
@@ -98,9 +110,9 @@ class Session:
 class ActiveStep:
     """A step whose tokens are being run, `done` of them so far.
 
-    It began at `begun_s` and last ran at `served_s`. `asked` are the indices of the tokens whose logits are wanted, and
-    `logits` has the logits of each chunk so far. After an `error`, the session holds the tokens before the step, or is
-    `lost` if its slot cannot be trusted any more.
+    It began at `begun_s`, and last ran at `served_s`, in `passes` so far. `asked` are the indices of the tokens whose
+    logits are wanted, and `logits` has the logits of each chunk so far. After an `error`, the session holds the tokens
+    before the step, or is `lost` if its slot cannot be trusted any more.
     """
 
     step: Step
@@ -109,6 +121,7 @@ class ActiveStep:
     begun_s: float
     served_s: float
     done: int = 0
+    passes: int = 0
     logits: list[Logits] = field(default_factory=list)
     error: GuardError | None = None
     lost: bool = False

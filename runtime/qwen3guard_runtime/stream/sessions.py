@@ -10,14 +10,17 @@ same step is sent again, it continues where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from qwen3guard_contract.errors import GuardError, InternalError, Overloaded
+from qwen3guard_contract.errors import Abandoned, GuardError, InternalError, Overloaded
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Runner, check_ids
+from qwen3guard_runtime.request import never
+from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, Turn, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
 from qwen3guard_runtime.stream.turns import Turns
@@ -44,10 +47,13 @@ class Sessions:
         self._limits = limits
         self._clock = clock
         self._metrics = metrics or StreamMetrics()
+        self._uncounted = StreamMetrics()
+        """What is counted here for canaries is shown nowhere."""
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """The sessions of the steps that are being answered."""
-        self._turns = Turns(runner, limits, self._grow, self._metrics, clock)
+        self._replays = Replays(limits.replay_s)
+        self._turns = Turns(runner, limits, self._grow, self._counts, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
         """Returns one reply, or its own error, for each step. Steps of one session are taken in order.
@@ -83,6 +89,10 @@ class Sessions:
                 self._forget_if_over(steps[number], active.get(number))
         return [reply for reply in replies if reply is not None]
 
+    def _counts(self, of: Step | Session) -> StreamMetrics:
+        """Where the work for a step or a session is counted."""
+        return self._uncounted if of.canary else self._metrics
+
     def _is_alone(self) -> bool:
         """Whether no other session may send a short step soon than those whose steps are being answered."""
         now = self._clock()
@@ -94,7 +104,7 @@ class Sessions:
         if step.end and not (active and active.left):
             self.forget(step.session)
         elif active and active.error and (step.start or active.lost):
-            self.forget(step.session, "failed")
+            self.forget(step.session, "abandoned" if isinstance(active.error, Abandoned) else "failed")
 
     def forget_idle(self) -> None:
         """Forgets the sessions that have not been used for `idle_s`, and what is held of others for as long."""
@@ -110,6 +120,7 @@ class Sessions:
         """
         session = self._live.get(step.session)
         if session and session.pending and session.pending.step.same_as(step):
+            session.pending.step = step
             return session.pending
         check_ids(step.ids, self._manifest.vocab_size)
         check_step(step, session, self._manifest.context)
@@ -120,8 +131,11 @@ class Sessions:
             self._make_room(length, session.slot)
             session.slot.length = step.position
             session.turns = session.turns_before(step.position)
+            if session.replay and not step.replay:
+                self._replays.ended(session.ran_s)
+            session.replay = step.replay
             if step.opens_turn:
-                self._metrics.began(reused=step.position, computed=len(step.ids))
+                self._counts(step).began(reused=step.position, computed=len(step.ids))
         del session.runs[step.position :]
         session.pending = None
         now = self._clock()
@@ -131,7 +145,10 @@ class Sessions:
     def _reply(self, active: ActiveStep) -> StepReply | GuardError:
         step, session = active.step, active.session
         session.used_s = self._clock()
-        session.pending = active if active.left else None
+        session.pending = None
+        if active.left:
+            active.step = replace(step, is_abandoned=never)  # that keeps Triton's request
+            session.pending = active
         if active.error:
             session.failed |= isinstance(active.error, InternalError)
             session.slot.length = step.position
@@ -156,9 +173,12 @@ class Sessions:
 
     def _count(self, active: ActiveStep, reply: StepReply) -> None:
         step, session = active.step, active.session
+        seconds = session.used_s - active.begun_s
+        if step.canary:
+            self._metrics.canary(active.passes, seconds)
+            return
         self._metrics.judged(reply.response.risk, reply.prompt.risk)
         if len(step.ids):
-            seconds = session.used_s - active.begun_s
             self._metrics.stepped(seconds, prompt_tokens=step.response_start, opening=step.opens_turn)
         if any(reply.prompt_flags.own):
             self._metrics.flagged("prompt")
@@ -169,16 +189,26 @@ class Sessions:
     def _open(self, step: Step, tokens: int) -> Session:
         """Opens the step's session if there is room for `tokens`. Raises Overloaded."""
         self.forget(step.session, "restarted")
+        if step.replay:
+            self._admit_replay()
         self._make_room(tokens, forgetting=not step.canary)
         policy = step.policy or self._policy
         unasked = min([len(step.ids) - 1, *step.asked])
         slot = self._cache.acquire(step.ids[:unasked], step.scope)
-        self._metrics.began(reused=slot.length, computed=len(step.ids) - slot.length)
+        self._counts(step).began(reused=slot.length, computed=len(step.ids) - slot.length)
         turns = [Turn(0, step.response_start)]
-        session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary)
+        session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary, replay=step.replay)
         self._live[step.session] = session
-        self._metrics.opened()
+        self._counts(step).opened()
         return session
+
+    def _admit_replay(self) -> None:
+        """Raises Overloaded if as many sessions as may be are being replayed already."""
+        now = self._clock()
+        admitted = self._replays.admits(sum(session.is_replayed(now) for session in self._live.values()))
+        self._metrics.replayed(admitted=admitted)
+        if not admitted:
+            raise Overloaded("As many lost streams as may be are being replayed here; try again later.")
 
     def _grow(self, slot: Slot, tokens: int) -> None:
         """Makes room for `tokens` in `slot`. Raises Overloaded."""
@@ -212,4 +242,4 @@ class Sessions:
         session = self._live.pop(name, None)
         if session:
             self._cache.release(session.slot, hold=not session.failed)
-            self._metrics.closed(reason)
+            self._counts(session).closed(reason)

@@ -36,6 +36,8 @@ def step_of(request: Request, server_policy: Policy) -> Step:
         policy=policy_of(request, server_policy),
         scope=request.scope,
         canary=request.canary,
+        replay=request.replay,
+        is_abandoned=request.is_abandoned,
     )
 
 

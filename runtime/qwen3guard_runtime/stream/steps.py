@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from qwen3guard_contract.policy import Policy
 
 from qwen3guard_runtime.engine.kv_cache import Ids
 from qwen3guard_runtime.engine.runner import Logits
+from qwen3guard_runtime.request import never
 from qwen3guard_runtime.stream.verdicts import TokenJudgements, judge
 
 
@@ -22,7 +23,8 @@ class Step:
     Tokens from index `response_start` on are judged as the response. The tokens before it open a turn: they are of the
     conversation. The prompt is judged at the token with index `query_index`, or not in this step if it is -1. Without a
     `policy`, the server's own applies. What is held for the `scope` is not computed again. No session is forgotten to
-    make room for a `canary`.
+    make room for a `canary`. A `replay` writes what a lost session held. Before each chunk of a long step,
+    `is_abandoned` is asked.
     """
 
     session: int | str
@@ -35,6 +37,8 @@ class Step:
     policy: Policy | None = None
     scope: str | None = None
     canary: bool = False
+    replay: bool = False
+    is_abandoned: Callable[[], bool] = never
 
     @property
     def opens_turn(self) -> bool:

@@ -8,37 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qwen3guard_contract.errors import GuardError, InternalError
+from qwen3guard_contract.errors import Abandoned, GuardError, InternalError
 
 from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.logits import not_finite
 from qwen3guard_runtime.engine.runner import STEP_TOKENS, Logits, Row, Runner
 from qwen3guard_runtime.stream.session import ActiveStep, SessionLimits
+from qwen3guard_runtime.stream.steps import Step
 from qwen3guard_runtime.telemetry.metrics import Pass, StreamMetrics
 
 HALVED_AT = 1024
 """The position where a chunk has half as many tokens as at position 0, because attention there takes about as long as
 everything else in a pass."""
 SMALLEST_CHUNK = 4
+SHORT_CANARY = 64
+"""A canary of up to so many tokens is not cut into chunks: one pass takes less time than three."""
 
 
 class Turns:
     """Runs steps through `runner`. `grow` makes room in a slot for a number of tokens in all, and raises Overloaded if
-    there is none. `clock` returns seconds."""
+    there is none. `counts` says where the passes of a step are counted. `clock` returns seconds."""
 
     def __init__(
         self,
         runner: Runner,
         limits: SessionLimits,
         grow: Callable[[Slot, int], None],
-        metrics: StreamMetrics,
+        counts: Callable[[Step], StreamMetrics],
         clock: Callable[[], float],
     ) -> None:
         self._runner = runner
         self._limits = limits
         self._chunk_tokens = limits.chunk_tokens
         self._grow = grow
-        self._metrics = metrics
+        self._counts = counts
         self._clock = clock
         self._last_turn_had_chunks = False
 
@@ -48,10 +51,14 @@ class Turns:
 
         A short step may have arrived during a turn with chunks and waited for its end. It must not wait for chunks in
         its own turn too, so of two successive turns with short steps only one has chunks.
+
+        Of replays, only the one that began first takes part: so one is through after the other, and not all at the end.
         """
         short = [step for step in steps if 0 < step.left <= STEP_TOKENS]
         self._forward(short)
-        unfinished = sorted((step for step in steps if step.left), key=lambda step: step.served_s)
+        long = [step for step in steps if step.left]
+        replays = sorted((step for step in long if step.step.replay), key=lambda step: step.begun_s)
+        unfinished = sorted((step for step in long if step not in replays[1:]), key=lambda step: step.served_s)
         if short and self._last_turn_had_chunks:
             unfinished = [step for step in unfinished if step.must_finish]
         self._last_turn_had_chunks = bool(unfinished)
@@ -59,9 +66,14 @@ class Turns:
             self._chunk_tokens = self._limits.tokens_of_a_chunk(alone=not short and is_alone())
         while unfinished:
             step = unfinished.pop(0)
-            self._forward([step])
+            if step.step.is_abandoned():
+                step.error = Abandoned("Its caller has hung up.")
+            else:
+                self._forward([step])
             if step.left:
                 unfinished.append(step)
+            elif step in replays[:-1]:
+                unfinished.append(replays[replays.index(step) + 1])
             if self._clock() >= turn_ends_s:
                 unfinished = [step for step in unfinished if step.must_finish]
 
@@ -91,8 +103,9 @@ class Turns:
             return
         now_s = self._clock()
         kind: Pass = "prefill" if all(step.is_prefill for step in steps) else "decode"
-        self._metrics.ran(kind, len(rows), now_s - began_s)
+        self._counts(steps[0].step).ran(kind, len(rows), now_s - began_s)
         for step, row, logits in zip(steps, rows, results, strict=True):
+            step.session.ran_s += (now_s - began_s) / len(rows)
             self._take(step, row, logits, now_s)
 
     def _take(self, step: ActiveStep, row: Row, logits: Logits, now_s: float) -> None:
@@ -104,12 +117,13 @@ class Turns:
         step.error = not_finite(logits)
         if step.error:
             step.lost = True
-            self._metrics.not_finite()
+            self._counts(step.step).not_finite()
             return
         end = step.done + len(row.ids)
         wanted = sum(step.done <= index < end for index in step.asked)
         step.logits.append(tuple(output[:wanted] for output in logits))
         step.done, step.served_s = end, now_s
+        step.passes += 1
 
     def _next_chunk(self, step: ActiveStep) -> Row:
         """The next tokens of a step to run. Raises Overloaded if its slot cannot hold them.
@@ -118,7 +132,7 @@ class Turns:
         may round in another way. The logits of the last token are always asked for, because `_take` checks them.
         """
         size = step.left
-        if size > STEP_TOKENS:
+        if size > (SHORT_CANARY if step.step.canary else STEP_TOKENS):
             position = step.step.position + step.done
             chunk = self._chunk_tokens * HALVED_AT // (HALVED_AT + position)
             size = min(size, max(chunk, SMALLEST_CHUNK))

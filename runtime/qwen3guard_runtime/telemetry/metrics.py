@@ -21,7 +21,13 @@ from qwen3guard_contract.labels import RISK_ORDER, AnswerStatus, RiskLevel
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16)
-SERVER_ERRORS = (errors.Overloaded, errors.DeadlineExceeded, errors.UnreadableAnswer, errors.InternalError)
+SERVER_ERRORS = (
+    errors.Overloaded,
+    errors.DeadlineExceeded,
+    errors.Abandoned,
+    errors.UnreadableAnswer,
+    errors.InternalError,
+)
 CODES = tuple(
     code for code, error in BY_CODE.items() if error is not InputError and issubclass(error, (InputError, SessionLost))
 ) + tuple(error.code for error in SERVER_ERRORS)
@@ -29,8 +35,8 @@ CODES = tuple(
 INCOMPLETE_STATUSES = tuple(status.value for status in AnswerStatus if status is not AnswerStatus.COMPLETE)
 SEVERITIES = tuple(level.value for level in RISK_ORDER)
 
-Closed = Literal["ended", "restarted", "idle", "room", "failed"]
-CLOSE_REASONS: tuple[Closed, ...] = ("ended", "restarted", "idle", "room", "failed")
+Closed = Literal["ended", "restarted", "idle", "room", "abandoned", "failed"]
+CLOSE_REASONS: tuple[Closed, ...] = ("ended", "restarted", "idle", "room", "abandoned", "failed")
 Pass = Literal["prefill", "decode"]
 PASSES: tuple[Pass, ...] = ("prefill", "decode")
 
@@ -138,20 +144,27 @@ class Refusals:
         self._counter = Counter(
             "qwen3guard_refused_total", "Requests answered with an error, by its code", model=[model], code=CODES
         )
+        self._canaries = Counter(
+            "qwen3guard_canaries_refused_total", "Canaries of the supervisor answered with an error", model=[model]
+        )
         self._dropped = ReadCounter(
             "qwen3guard_log_dropped_total", "Lines of the log that could not be written", dropped_lines, model=model
         )
 
-    def count(self, error: GuardError) -> None:
-        self._counter.add(self._model, error.code if error.code in CODES else errors.InternalError.code)
+    def count(self, error: GuardError, *, canary: bool = False) -> None:
+        if canary:
+            self._canaries.add(self._model)
+        else:
+            self._counter.add(self._model, error.code if error.code in CODES else errors.InternalError.code)
 
     def samples(self) -> Iterator[Sample]:
         yield from self._counter.samples()
+        yield from self._canaries.samples()
         yield from self._dropped.samples()
 
 
 class GuardMetrics:
-    """The metrics that both guards have."""
+    """The metrics that both guards have. Canaries are counted in two of their own, and nowhere else."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -179,6 +192,13 @@ class GuardMetrics:
         self._not_finite = Counter(
             "qwen3guard_not_finite_total", "Requests for which the graph's numbers were not finite", model=[model]
         )
+        self._canary_seconds = Histogram(
+            "qwen3guard_canary_seconds",
+            "Seconds from taking the supervisor's canary to its answer",
+            SECONDS,
+            model=[model],
+        )
+        self._canary_passes = Counter("qwen3guard_canary_passes_total", "Runs of the graph for canaries", model=[model])
 
     def watch_prefixes(self, prefixes: HeldPrefixes) -> None:
         """Adds the gauges of what is held for later conversations."""
@@ -206,6 +226,25 @@ class GuardMetrics:
             lambda: 1,
             model=self._model,
             products=products or "none",
+        )
+
+    def canary(self, passes: int, seconds: float) -> None:
+        """A canary was answered."""
+        self._canary_passes.add(self._model, by=passes)
+        self._canary_seconds.observe(seconds, self._model)
+
+    def watch_guard(self, export_id: str, device: str, made_for: str) -> None:
+        """Adds the gauges that say which export is served, on which device, and for which it was made."""
+        self._export = Gauge(
+            "qwen3guard_export", "1: the export that is served", lambda: 1, model=self._model, export=export_id
+        )
+        self._device = Gauge(
+            "qwen3guard_device",
+            "1: the device that the guard runs on, and the one that it was made for",
+            lambda: 1,
+            model=self._model,
+            device=device,
+            made_for=made_for,
         )
 
     def not_finite(self) -> None:
@@ -263,6 +302,11 @@ class StreamMetrics(GuardMetrics):
         self._closed = Counter(
             "qwen3guard_sessions_closed_total", "Sessions no longer held, by reason", reason=CLOSE_REASONS
         )
+        self._replays = Counter(
+            "qwen3guard_replays_total",
+            "Openings of lost streams again, admitted or put off",
+            outcome=("admitted", "put_off"),
+        )
         self._step_seconds = Histogram(
             "qwen3guard_step_seconds", "Seconds from taking a step to its verdicts", SECONDS, kind=("open", "step")
         )
@@ -274,6 +318,9 @@ class StreamMetrics(GuardMetrics):
 
     def opened(self) -> None:
         self._opened.add()
+
+    def replayed(self, *, admitted: bool) -> None:
+        self._replays.add("admitted" if admitted else "put_off")
 
     def closed(self, reason: Closed) -> None:
         self._closed.add(reason)

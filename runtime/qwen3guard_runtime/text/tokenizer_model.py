@@ -34,7 +34,7 @@ class TokenizerModel(ABC):
         if (guard_folder / MANIFEST).is_file() and Manifest.read(guard_folder).texts != manifest.texts:
             raise TokenizerMismatch(f"{folder} and {guard_folder} are of two exports: export the checkpoint again.")
         self._context = manifest.context
-        recent = Parameters({"recent_tokens": "0"} | dict(values)).whole("recent_tokens")
+        recent = Parameters(values).whole("recent_tokens") if "recent_tokens" in values else 0
         self._recent_tokens = min(recent or self._context, self._context)
         self._template = ChatTemplate.load(folder)
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from qwen3guard_contract.errors import DeadlineExceeded, GuardError, InternalError, Overloaded
+from qwen3guard_contract.errors import Abandoned, DeadlineExceeded, GuardError, InternalError, Overloaded
 
 T = TypeVar("T")
 CALM_S = 1.0
@@ -30,7 +30,8 @@ class Admission(Generic[T]):
     request and its error.
 
     Up to `waiting` requests wait while a batch is being answered. If there are more, all but the first are refused;
-    then only one may wait, until CALM_S have passed without a refusal.
+    then only one may wait, until CALM_S have passed without a refusal. A request for which `is_abandoned` is true when
+    its turn comes is refused, because nobody waits for its answer.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Admission(Generic[T]):
         *,
         waiting: int,
         batch: int = 1,
+        is_abandoned: Callable[[T], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answer = answer
         self._refuse = refuse
         self._limit = waiting
         self._batch = batch
+        self._is_abandoned = is_abandoned
         self._clock = clock
         self._waiting: deque[tuple[T, float]] = deque()
         """Requests, each with the time until which its caller waits."""
@@ -94,13 +97,21 @@ class Admission(Generic[T]):
         It is a method so that the thread's frame does not keep the requests alive after they are answered.
         """
         now_s = self._clock()
+        awaited = []
         for request, until_s in batch:
+            error: GuardError | None = None
             if until_s <= now_s:
+                error = DeadlineExceeded("The server did not come to the request in time.")
+            elif self._is_abandoned(request):
+                error = Abandoned("Its caller has hung up.")
+            else:
+                awaited.append(request)
+            if error:
                 with _logging_errors():
-                    self._refuse(request, DeadlineExceeded("The server did not come to the request in time."))
-        if in_time := [request for request, until_s in batch if until_s > now_s]:
+                    self._refuse(request, error)
+        if awaited:
             with _logging_errors():
-                self._answer(in_time)
+                self._answer(awaited)
         return bool(batch)
 
     def _next_batch(self) -> list[tuple[T, float]]:

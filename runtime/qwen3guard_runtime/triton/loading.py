@@ -6,14 +6,18 @@ This module reads the arguments of Triton, but imports nothing of it.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3guard_contract.errors import GuardError, InvalidParameter
-from qwen3guard_contract.parameters import PARAMETERS
+from qwen3guard_contract.parameters import PARAMETERS, set_variables
 from qwen3guard_contract.text import shown
+
+from qwen3guard_runtime.parameters import StatedParameters
 
 
 @contextmanager
@@ -37,8 +41,9 @@ def model_folder(args: Mapping[str, str]) -> Path:
     return Path(args["model_repository"]) / args["model_version"]
 
 
-def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The `parameters` of config.pbtxt. Those of the Python backend's own are in capital letters.
+def parameters(args: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> StatedParameters:
+    """The `parameters` of config.pbtxt, and in their place what variables of the environment set. Those of the Python
+    backend's own are in capital letters.
 
     Raises InvalidParameter for one that nobody reads: what an operator meant by it would not happen.
     """
@@ -50,4 +55,13 @@ def parameters(args: Mapping[str, str]) -> dict[str, str]:
                 f"The config.pbtxt of {args['model_name']} has a parameter {shown(name)}, which nobody reads; "
                 f"there are {', '.join(sorted(read))}."
             )
-    return {name: str(value["string_value"]) for name, value in stated.items()}
+    values = StatedParameters({name: str(value["string_value"]) for name, value in stated.items()})
+    values.variables = {
+        parameter: variable
+        for variable, (model, parameter) in set_variables(environment).items()
+        if model == args["model_name"]
+    }
+    for parameter, variable in values.variables.items():
+        values[parameter] = environment[variable]
+        logging.getLogger(__name__).info("%s is %s, by %s.", parameter, shown(values[parameter]), variable)
+    return values

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.text import shown
-from qwen3guard_contract.wire import CANARY, LONGEST_SCOPE, SCOPE, Model
+from qwen3guard_contract.wire import CANARY, LONGEST_SCOPE, REPLAY, SCOPE, Model
 
 from qwen3guard_runtime.request import Request
 
@@ -25,7 +25,24 @@ def plain_request(request: Any, model: Model) -> Request:
     """Raises InvalidRequest."""
     parameters = _parameters(request)
     _check(parameters)
-    return Request(_tensors(request, model), *_head(request, parameters), parameters.get(SCOPE))
+    return Request(
+        _tensors(request, model),
+        *_head(request, parameters),
+        parameters.get(SCOPE),
+        parameters.get(REPLAY) is True,
+        is_abandoned=lambda: is_abandoned(request),
+    )
+
+
+def is_abandoned(request: Any) -> bool:
+    """Whether the request's caller has hung up, or cancelled it. That is asked of the server's process.
+
+    An ensemble tells its next model only what it knows when it calls it: who hangs up later is not noticed.
+    """
+    try:
+        return bool(request.is_cancelled())
+    except Exception:  # it cannot be asked: then somebody may wait
+        return False
 
 
 def without_tensors(request: Any) -> Request:
@@ -56,10 +73,10 @@ def _check(parameters: Mapping[str, Any]) -> None:
         if name == SCOPE:
             if not (isinstance(value, str) and 0 < len(value) <= LONGEST_SCOPE):
                 raise InvalidRequest(f"The parameter {SCOPE} must be a text of 1 to {LONGEST_SCOPE} characters.")
-        elif name != CANARY:
+        elif name not in (CANARY, REPLAY):
             raise InvalidRequest(f"The request has a parameter {shown(name)}, which is not read; a policy is a tensor.")
         elif not isinstance(value, bool):
-            raise InvalidRequest(f"The parameter {CANARY} must be true or false.")
+            raise InvalidRequest(f"The parameter {name} must be true or false.")
 
 
 def _parameters(request: Any) -> Mapping[str, Any]:

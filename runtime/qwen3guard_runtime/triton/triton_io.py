@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from qwen3guard_contract.errors import GuardError, InputError, InternalError, Overloaded, SessionLost
+from qwen3guard_contract.errors import Abandoned, GuardError, InputError, InternalError, Overloaded, SessionLost
 from qwen3guard_contract.wire import NUMPY_DTYPES, POSITION, Dtype, Model
 
 from qwen3guard_runtime.request import Handler, Outputs, Refuse, Request
@@ -39,12 +39,15 @@ def serve(
     began = time.monotonic()
     results: list[Any] = []  # None for those that `handle` answers
     parsed: list[Request] = []
+    plain: list[Request] = []  # all, with their tensors or without
     for request in requests:
         try:
-            parsed.append(plain_request(request, model))
+            plain.append(plain_request(request, model))
+            parsed.append(plain[-1])
             results.append(None)
         except GuardError as error:
-            results.append(refuse(without_tensors(request), error))
+            plain.append(without_tensors(request))
+            results.append(refuse(plain[-1], error))
     try:
         handled = iter(handle(parsed))
     except Exception as error:
@@ -52,9 +55,9 @@ def serve(
         handled = iter([refuse(request, failure) for request in parsed])
     results = [next(handled) if result is None else result for result in results]
     seconds = time.monotonic() - began
-    for request, result in zip(requests, results, strict=True):
+    for request, result, told in zip(requests, results, plain, strict=True):
         if isinstance(result, GuardError):
-            refusals.note(request, result, seconds)
+            refusals.note(request, result, seconds, canary=told.canary)
     return [
         _error(result) if isinstance(result, GuardError) else _response(request, model, result)
         for request, result in zip(requests, results, strict=True)
@@ -100,6 +103,8 @@ def _error(error: GuardError) -> Any:
         code = kind.NOT_FOUND
     elif isinstance(error, Overloaded):
         code = kind.UNAVAILABLE
+    elif isinstance(error, Abandoned):
+        code = kind.CANCELLED
     # The frames of the traceback refer to the request and to the error itself. That circle would keep the request alive
     # until the garbage collector runs.
     error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -116,10 +121,10 @@ class RefusalLog:
         self._has_sessions = POSITION in model.inputs
         self._lock = threading.Lock()
 
-    def note(self, request: Any, error: GuardError, seconds: float) -> None:
+    def note(self, request: Any, error: GuardError, seconds: float, *, canary: bool) -> None:
         """Counts one request, from any thread. It took `seconds`."""
         with self._lock:
-            self.metric.count(error)
+            self.metric.count(error, canary=canary)
             if self._failures:
                 # The id of a step that names no session may be the session's, written in the wrong place.
                 session = request.correlation_id()
