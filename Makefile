@@ -41,6 +41,7 @@ check: say-dev .venv/dev.done
 	$(BIN)/python -m qwen3guard_export.repository --check
 	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/python release/field_tables.py --check
+	$(BIN)/python release/command_page.py --check
 
 release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
 	@$(BIN)/python release/build.py
