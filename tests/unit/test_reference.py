@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from qwen3guard_client import Flagged
 from qwen3guard_contract.errors import BY_CODE
+from qwen3guard_contract.manifest import FORMAT
 from support.pages import DOCS
 from support.places import ROOT
 
@@ -24,10 +25,10 @@ def page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["command_page", "architecture"])
-def test_a_generated_page_is_what_its_script_writes(name: str) -> None:
+@pytest.mark.parametrize("script", ["release/command_page.py", "release/architecture.py", "perf/quoted.py"])
+def test_a_generated_page_is_what_its_script_writes(script: str) -> None:
     """Also where the environment names a server, which would be the default of --url."""
-    command = [sys.executable, str(ROOT / "release" / f"{name}.py"), "--check"]
+    command = [sys.executable, str(ROOT / script), "--check"]
     environment = os.environ | {"GUARD_URL": "guard.example:1", "COLUMNS": "40"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
@@ -96,7 +97,7 @@ def test_every_parameter_of_a_model_is_on_the_page_of_commands() -> None:
 
 
 def test_every_code_has_a_cause_and_what_to_do() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| `(\w+)` \| (.+) \|(.*)\|$", page("errors"), re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z_]+)` `(\w+)` \| (.+) \|(.*)\|$", page("errors"), re.MULTILINE)
     assert {code: name for code, name, _, _ in rows} == {
         code: error.__name__ for code, error in (BY_CODE | {Flagged.code: Flagged}).items()
     }
@@ -157,3 +158,7 @@ def test_what_a_page_tells_to_set_or_to_look_at_exists(name: str) -> None:
 
 WORDS = {"INVALID_ARGUMENT", "NOT_FOUND", "HF_TOKEN", "HF_ENDPOINT", "QWEN3GUARD_TOKEN", "FINAL_TOKENS"}
 """What these pages write as codes are written, and is none."""
+
+
+def test_the_page_on_upgrading_names_the_format_of_exports() -> None:
+    assert f"This version serves format {FORMAT}" in " ".join(page("upgrading").split())
