@@ -44,6 +44,7 @@ check: say-dev .venv/dev.done
 	$(BIN)/python release/command_page.py --check
 	$(BIN)/python release/architecture.py --check
 	$(BIN)/python perf/quoted.py --check
+	$(BIN)/python perf/capacity.py --check
 
 release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
 	@$(BIN)/python release/build.py

@@ -18,6 +18,7 @@ from support.places import ROOT
 
 PACKAGES = ("contract", "client", "export", "runtime", "server", "apps", "deploy")
 PRODUCT = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+SCRIPTS = ["release/command_page.py", "release/architecture.py", "perf/quoted.py", "perf/capacity.py"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PRODUCT}
 
 
@@ -25,7 +26,7 @@ def page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("script", ["release/command_page.py", "release/architecture.py", "perf/quoted.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_generated_page_is_what_its_script_writes(script: str) -> None:
     """Also where the environment names a server, which would be the default of --url."""
     command = [sys.executable, str(ROOT / script), "--check"]
@@ -162,3 +163,16 @@ WORDS = {"INVALID_ARGUMENT", "NOT_FOUND", "HF_TOKEN", "HF_ENDPOINT", "QWEN3GUARD
 
 def test_the_page_on_upgrading_names_the_format_of_exports() -> None:
     assert f"This version serves format {FORMAT}" in " ".join(page("upgrading").split())
+
+
+def test_both_pages_count_the_slots_of_a_card_alike() -> None:
+    columns = {"A10G": "A10G, fp16", "A100": "H100 SXM, bf16"}  # of the same memory
+    head, rows = re.findall(r"^\| size \| (parameters .*)\n\|[-|]+\n((?:\|.*\n)+)", page("gpu"), re.MULTILINE)[0]
+    names = [cell.strip() for cell in head.strip("| ").split("|")]
+    for row in rows.splitlines():
+        size, *cells = (cell.strip() for cell in row.strip("| ").split("|"))
+        for name, card in columns.items():
+            told = next(cell for title, cell in zip(names, cells, strict=True) if title.startswith(name))
+            line = re.search(rf"^\| {card} \| {size} \| [^|]+ \| \d+ / ([\d,]+) ", page("capacity"), re.MULTILINE)
+            assert line is not None
+            assert line[1] == told, (size, card)
