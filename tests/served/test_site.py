@@ -66,20 +66,19 @@ WIDE = ("comparison", "operations", "performance", "commands", "errors", "proxy"
 """The pages with the widest tables and lines of code, which are all that is looked at on a desk."""
 
 
-@pytest.mark.parametrize(("width", "scheme", "some"), [(1280, "light", WIDE), (400, "dark", ())])
-def test_every_page_can_be_read_whole(
-    site: Path, address: str, browser: Browser, width: int, scheme: str, some: tuple[str, ...]
-) -> None:
-    page = browser.new_page(
-        viewport={"width": width, "height": 900}, color_scheme="dark" if scheme == "dark" else "light"
-    )
+@pytest.mark.parametrize("on", ["a desk", "a telephone"])
+def test_every_page_can_be_read_whole(site: Path, address: str, browser: Browser, on: str) -> None:
+    if on == "a desk":
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    else:
+        page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     names = [each.parent.relative_to(site).as_posix() for each in site.rglob("index.html")]
     assert {"security", "deploy", "changelog", "contributing", "errors", "runbooks"} <= set(names)
     cut = {}
-    for name in some or names:
+    for name in WIDE if on == "a desk" else names:
         page.goto(f"{address}/{name}/")
         page.wait_for_function("() => !document.querySelector('.md-content table:not(.md-typeset__table table)')")
         if found := page.evaluate(CUT_OFF):
@@ -88,4 +87,4 @@ def test_every_page_can_be_read_whole(
     page.close()
     assert cut == {}
     assert said == []
-    assert dark == (scheme == "dark")
+    assert dark == (on == "a telephone")
