@@ -45,6 +45,7 @@ check: say-dev .venv/dev.done
 	$(BIN)/python release/architecture.py --check
 	$(BIN)/python perf/quoted.py --check
 	$(BIN)/python perf/capacity.py --check
+	$(BIN)/python perf/report.py --check
 
 release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
 	@$(BIN)/python release/build.py

@@ -18,7 +18,13 @@ from support.places import ROOT
 
 PACKAGES = ("contract", "client", "export", "runtime", "server", "apps", "deploy")
 PRODUCT = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-SCRIPTS = ["release/command_page.py", "release/architecture.py", "perf/quoted.py", "perf/capacity.py"]
+SCRIPTS = [
+    "release/command_page.py",
+    "release/architecture.py",
+    "perf/quoted.py",
+    "perf/capacity.py",
+    "perf/report.py",
+]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PRODUCT}
 
 
@@ -176,3 +182,18 @@ def test_both_pages_count_the_slots_of_a_card_alike() -> None:
             line = re.search(rf"^\| {card} \| {size} \| [^|]+ \| \d+ / ([\d,]+) ", page("capacity"), re.MULTILINE)
             assert line is not None
             assert line[1] == told, (size, card)
+
+
+def test_readme_sums_up_the_soak() -> None:
+    table = page("operations").partition("## Soak, measured")[2]
+    rows = re.findall(
+        r"^\| (?:fp32|dq8r) \| ([\d,]+) \| [\d,]+ \| [\d,]+ \| ([\d,]+) \| [\d,]+ \| ([\d,]+) \| 0 \| 0 \| 0 \|$",
+        table,
+        re.M,
+    )
+    streams, abandoned, classifications = (
+        sum(int(cell.replace(",", "")) for cell in column) for column in zip(*rows, strict=True)
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{streams:,} streams in random pieces and {classifications:,} classifications" in readme
+    assert f"beside {abandoned:,} streams that nobody ended" in readme
