@@ -42,6 +42,11 @@ check: say-dev .venv/dev.done
 	$(BIN)/python -m qwen3guard_export.repository --check
 	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/python release/field_tables.py --check
+	$(BIN)/python release/command_page.py --check
+	$(BIN)/python release/architecture.py --check
+	$(BIN)/python perf/quoted.py --check
+	$(BIN)/python perf/capacity.py --check
+	$(BIN)/python perf/report.py --check
 
 release: .venv/release.done  # build the wheel of HEAD into dist/ and check it; nothing is uploaded
 	@$(BIN)/python release/build.py
@@ -50,6 +55,7 @@ perf: .venv/perf.done  # the table of docs/performance.md, beside its peers; bes
 	@$(BIN)/python perf/table.py
 	@$(BIN)/python perf/report.py
 	@$(BIN)/python perf/capacity.py
+	@$(BIN)/python perf/quoted.py
 
 clean:
 	rm -rf .venv build *.egg-info .*_cache $(GUARDS)

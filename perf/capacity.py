@@ -1,6 +1,6 @@
 """Writes docs/capacity.md: the streams and requests that a machine can serve, by its memory, bandwidth and speed.
 
-    .venv/bin/python perf/capacity.py
+    .venv/bin/python perf/capacity.py [--check]
 
 The CPU's figures come from perf/results/latest.json, and are compared with its curves. A GPU's figures are arithmetic
 on its data sheet.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ STREAM_RATE = 30.0
 TURNS, TURN_TOKENS = (5, 10, 20), 250
 """A question of 60 words and a response of 180 is a turn of about 250 tokens."""
 SLOTS = tuple(capacities(32_768))
+SLOT_CELLS = 64
+"""The cells of a slot beyond its tokens: a step's."""
 NEW_TOKENS, HELD_TOKENS = 141, 201
 """Tokens of a short conversation: those that a request computes, with its draft, and those of the kept prefix."""
 
@@ -32,6 +35,7 @@ NEW_TOKENS, HELD_TOKENS = 141, 201
 @dataclass(frozen=True)
 class Size:
     name: str
+    parameters: float
     layer_weights: float
     layers: int
     kv_heads: int = 8
@@ -46,7 +50,7 @@ class Size:
         return 2 * self.layers * self.kv_heads * (self.head_dim * kv_bytes + scale)
 
 
-SIZES = (Size("0.6B", 0.440e9, 28), Size("4B", 3.63e9, 36), Size("8B", 6.95e9, 36))
+SIZES = (Size("0.6B", 0.6e9, 0.440e9, 28), Size("4B", 4.0e9, 3.63e9, 36), Size("8B", 8.2e9, 6.95e9, 36))
 """`layer_weights` are the weights of the layers, which a step reads; they follow from the Qwen3 configurations."""
 
 
@@ -67,6 +71,7 @@ class Machine:
     kv_bytes: float
     over_floor: float
     classify_over_floor: float
+    is_card: bool = True
 
     def step_s(self, size: Size, context: int, sessions: int = 1) -> float:
         """Seconds for one token of each of `sessions` streams in one pass."""
@@ -74,7 +79,12 @@ class Machine:
         return self.over_floor * read / self.read_bytes
 
     def sessions_in_memory(self, size: Size, context: int) -> int:
-        free = 0.85 * self.memory - 1.2 * size.weights(self.weight_bytes)
+        """Of a card by the rule of docs/gpu.md; of a CPU with a part left for the system and the embeddings."""
+        if self.is_card:
+            free = 0.9 * self.memory - size.parameters * self.weight_bytes - 0.5 * 2**30
+            context += SLOT_CELLS
+        else:
+            free = 0.85 * self.memory - 1.2 * size.weights(self.weight_bytes)
         return max(0, int(free / (context * size.cell(self.kv_bytes))))
 
     def sessions_in_time(self, size: Size, context: int) -> int:
@@ -99,6 +109,7 @@ def machines(result: dict[str, Any]) -> list[Machine]:
         kv_bytes=1,
         over_floor=rows["11a"]["value"],
         classify_over_floor=rows["11b"]["value"],
+        is_card=False,
     )
     return [
         cpu,
@@ -109,7 +120,8 @@ def machines(result: dict[str, Any]) -> list[Machine]:
 
 def page(result: dict[str, Any]) -> str:
     all_machines = machines(result)
-    measured_rate = next(row["ours"] for row in result["rows"] if row["row"] == "8")
+    rows = {row["row"]: row["ours"] for row in result["rows"]}
+    measured_rate = rows["8"]
     lines = [
         f"Streams of {STREAM_RATE:g} tokens a second, one token a step: as many as time allows / as memory holds. All "
         "cells are arithmetic, but one that says measured.",
@@ -131,7 +143,9 @@ def page(result: dict[str, Any]) -> str:
     cpu, size = all_machines[0], SIZES[0]
     lines += [
         "",
-        "The same arithmetic against what was measured here (0.6B, dq8r, int8 KV, one stream, one token):",
+        f"The same arithmetic against what was measured on {result['machine']['cores']} cores of an"
+        f" {result['machine']['cpu']}, commit {result['versions']['commit'][:7]} (0.6B, dq8r, int8 KV, one stream,"
+        f" one token; 16 tokens at 512 take {rows['6a']:.0f} ms):",
         "",
         "| context | predicted ms | measured ms |",
         "|---|---|---|",
@@ -162,11 +176,17 @@ def chats() -> list[str]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if the page differs")
+    check = parser.parse_args().check
     result = json.loads((Path(__file__).parent / "results" / "latest.json").read_text())
-    written = PAGE.read_text().partition(GENERATED)[0]
-    PAGE.write_text(written + GENERATED + "\n\n" + page(result))
+    written = PAGE.read_text()
+    new = written.partition(GENERATED)[0] + GENERATED + "\n\n" + page(result)
+    if not check:
+        PAGE.write_text(new)
+    elif new != written:
+        sys.exit("docs/capacity.md has other figures than perf/results/latest.json: run python perf/capacity.py")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

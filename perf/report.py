@@ -1,12 +1,13 @@
 """Makes a page with plots of perf/results/latest.json: docs/performance.md and docs/images/*.png.
 
-.venv/bin/python perf/report.py
+.venv/bin/python perf/report.py [--check]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ BLUE, GREY, RED = "#2563eb", "#9ca3af", "#dc2626"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if the page differs")
+    check = parser.parse_args().check
     result = json.loads((Path(__file__).parent / "results" / "latest.json").read_text())
+    if check:
+        if PAGE.read_text().partition(GENERATED)[2] != "\n\n" + page(result):
+            sys.exit("docs/performance.md has other figures than perf/results/latest.json: run python perf/report.py")
+        return
     IMAGES.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     _ratios(result["rows"])
@@ -166,5 +174,4 @@ def _save(figure: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

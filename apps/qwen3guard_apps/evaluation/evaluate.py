@@ -25,6 +25,7 @@ from qwen3guard_apps.annotation.annotate import (
 )
 from qwen3guard_apps.annotation.output import Output
 from qwen3guard_apps.annotation.rows import DataRow, Rows
+from qwen3guard_apps.evaluation.asked import check_asked
 from qwen3guard_apps.evaluation.curves import Curve, curve
 from qwen3guard_apps.evaluation.figures import figures, propose
 from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream
@@ -157,6 +158,7 @@ def _evaluate(
     path = arguments.output / f"{name}.jsonl"
     rows = Rows(source, len(labelled), lambda: iter(labelled))
     ask, conversation = ask_stream if name == "stream" else ask_gen, conversation_fields(arguments)
+    check_asked(path, conversation)
 
     async def judge() -> int:
         async with connected_guard(arguments) as guard:

@@ -68,6 +68,7 @@ def test_a_run_measures_both_guards_and_asks_only_once(
     again = run(*command, "--url", "127.0.0.1:9", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == report
+    fails(run(*command, "--prompts-only", "--url", server.url), "gen.jsonl are to other fields")
 
 
 def test_nothing_to_measure_and_no_plots_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from qwen3guard_client import GuardClient, Policy, RiskLevel, TokenVerdict
 from qwen3guard_contract.manifest import DEMO_NOTICE
 from qwen3guard_contract.policy import runs
 from qwen3guard_server.server import EmbeddedServer
+from support.browser import chromium
 from support.command import COMMAND
 from support.places import ROOT
 from support.serving import serve, stream_repository, wait_ready
@@ -41,15 +41,6 @@ RESPONSE = (
 LEVELS = ("Safe", "Controversial", "Unsafe")
 JSON = {"Content-Type": "application/json"}
 MARKUP = "<b>bold</b> &amp; <img src=x onerror=\"document.title='out'\"> </p><script>alert(1)</script>"
-
-
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found:
-        return found
-    if os.environ.get("CI"):
-        pytest.fail("There is no Chromium: apt-get install chromium.")
-    pytest.skip("There is no Chromium here; with it (apt-get install chromium) these tests run.")
 
 
 @contextmanager
