@@ -110,6 +110,10 @@ def try_alone(wheel: Path, python: Sequence[str], folder: Path, version: str, ur
     refused = [*before, str(binaries / "qwen3guard"), "serve"]
     sentence = subprocess.run(refused, capture_output=True, text=True, check=False).stderr
     check(re.match(r"qwen3guard: The embedded server (is not installed|needs Python)", sentence), sentence)
+    completion = [*before, str(binaries / "qwen3guard"), "completion", "bash"]
+    sentence = subprocess.run(completion, capture_output=True, text=True, check=False).stderr
+    run(*before, *shlex.split(sentence.partition("is not installed: ")[2].strip().removesuffix(".")), "--quiet")
+    run(*completion)
 
 
 def main() -> None:

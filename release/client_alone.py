@@ -1,4 +1,4 @@
-"""What `pip install qwen3guard-triton` alone must do on every Python: run by build.py in a fresh environment.
+"""What the wheel without extras must do on every Python: run by build.py in a fresh environment.
 
     python -W error client_alone.py HOST:PORT
 

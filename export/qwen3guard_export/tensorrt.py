@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx
 from qwen3guard_contract.errors import EngineError
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.forms import Form
 from qwen3guard_contract.manifest import (
     GEN_OUTPUTS,
@@ -107,7 +108,7 @@ def _package() -> ModuleType:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise EngineError("There is nothing to build an engine with: pip install 'qwen3guard-triton[tensorrt]'.")
+    raise EngineError(f"There is nothing to build an engine with: {how_to_install('tensorrt')}.")
 
 
 def _has_gpu() -> bool:

@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 from qwen3guard_contract.errors import ServeError, UnsupportedPython
+from qwen3guard_contract.extras import how_to_install
 
 PYTHONS = ((3, 11), (3, 12))
 """The Pythons that nvidia-pytriton can be installed on: it needs a numpy below 2, which has no wheel for later ones."""
@@ -39,7 +40,7 @@ def not_installed(what: str) -> ServeError:
     """The error for a missing part of the extra `serve`, named `what`. On a Python that is not in PYTHONS the extra
     does not help, and the error says so."""
     if _python() in PYTHONS:
-        return ServeError(f"{what} is not installed: pip install 'qwen3guard-triton[serve]'.")
+        return ServeError(f"{what} is not installed: {how_to_install('serve')}.")
     major, minor = _python()
     return UnsupportedPython(
         f"The embedded server needs Python 3.11 or 3.12, and this is {major}.{minor}: "

@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.manifest import Engine, Profile
 from qwen3guard_export import export
 from qwen3guard_export.repository import place_models
@@ -34,4 +35,4 @@ def test_a_guard_for_gpus_alone_stops_the_start_with_a_sentence(tmp_path: Path) 
     manifest = export(str(DEMO / "stream"), tmp_path, weights="fp16", attention="paged", say=lambda _: None)
     place_models(tmp_path, manifest)
     started = run("serve", "--model-repository", tmp_path, "--grpc-port", free_port())
-    fails(started, "This ONNX Runtime knows no CUDA", "pip install 'qwen3guard-triton[gpu]'")
+    fails(started, "This ONNX Runtime knows no CUDA", how_to_install("gpu").partition(" ")[2])

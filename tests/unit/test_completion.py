@@ -65,7 +65,7 @@ def test_each_shell_has_its_script_with_every_verb(shell: str) -> None:
 
 def test_without_shtab_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "shtab", None)
-    with pytest.raises(errors.ServeError, match=r"qwen3guard-triton\[completion\]"):
+    with pytest.raises(errors.ServeError, match=r"pip install .*\[completion\]"):
         completion.run(__import__("argparse").Namespace(shell="bash", command=None))
 
 

@@ -16,7 +16,7 @@ import pytest
 import qwen3guard_client
 import yaml
 from qwen3guard_apps.cli.main import parser
-from qwen3guard_contract import errors
+from qwen3guard_contract import errors, labels, wire
 from support.pages import DOCS, blocks
 from support.places import ROOT
 
@@ -85,6 +85,22 @@ def test_operations_say_what_to_do_about_every_error() -> None:
             assert [each.__name__ for each in below(branch) or [branch] if each.__name__ not in rows] == []
 
 
+def test_clients_elsewhere_read_each_tensor_and_the_orders_of_labels() -> None:
+    page = (DOCS / "classify.md").read_text(encoding="utf-8")
+    assert [each.name for each in (*wire.CLASSIFY.inputs, *wire.CLASSIFY.outputs) if f"`{each.name}`" not in page] == []
+    table = page.partition("| array | labels |")[2].partition("\n\n")[0]
+    rows = [row.split(" | ")[1].removesuffix(" |") for row in table.strip().splitlines()[1:]]
+    assert rows == [
+        ", ".join(level.value for level in labels.RISK_ORDER),
+        ", ".join(category.value for category in labels.QUERY_CATEGORY_ORDER),
+        "the same without Jailbreak",
+        "those of a prompt, then None",
+        ", ".join(refusal.value for refusal in labels.REFUSAL_ORDER),
+    ]
+    assert (*labels.RESPONSE_CATEGORY_ORDER, labels.Category.JAILBREAK) == labels.QUERY_CATEGORY_ORDER
+    assert (*labels.QUERY_CATEGORY_ORDER, None) == labels.CATEGORY_ORDER
+
+
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = [Site(page) for page in site.rglob("*.html")]
     assert len(pages) > len(PAGES)
@@ -119,6 +135,8 @@ def test_commands_have_the_verbs_and_options_that_there_are(
             assert wrong.getvalue() == ""
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.name)
-def test_the_first_page_names_every_example(file: Path) -> None:
-    assert f"(../examples/{file.name})" in (DOCS / "index.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "name", ["node/main.mjs", "go/main.go", *(file.name for file in (ROOT / "examples").glob("*.py"))]
+)
+def test_the_first_page_names_every_example(name: str) -> None:
+    assert f"(../examples/{name})" in (DOCS / "index.md").read_text(encoding="utf-8")

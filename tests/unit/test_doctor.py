@@ -18,6 +18,7 @@ from qwen3guard_apps.doctor import doctor, export_checks, machine_checks
 from qwen3guard_apps.doctor.doctor import Examination
 from qwen3guard_apps.doctor.findings import Finding, run_checks
 from qwen3guard_contract import errors
+from qwen3guard_contract.extras import how_to_install
 from support.findings import change, examine, failed
 
 
@@ -144,7 +145,7 @@ def test_without_the_export_or_the_runtime(repository: Path, monkeypatch: pytest
     monkeypatch.delattr("qwen3guard_apps.doctor.export_checks")
     monkeypatch.delitem(sys.modules, "qwen3guard_apps.doctor.export_checks")
     monkeypatch.setitem(sys.modules, "qwen3guard_runtime.engine.integrity", None)
-    assert "pip install 'qwen3guard-triton[serve]'" in examine()["installation"]
+    assert how_to_install("serve") in examine()["installation"]
 
 
 def test_shared_memory_of_servers_that_are_gone(tmp_path: Path) -> None:

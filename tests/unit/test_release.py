@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from qwen3guard_apps.cli.main import main
-from qwen3guard_contract import errors
+from qwen3guard_contract import errors, extras
 from qwen3guard_server import installation
 from support.places import ROOT
 
@@ -88,7 +90,7 @@ def test_the_extra_for_gpus_is_serve_with_another_onnx_runtime() -> None:
 @pytest.mark.parametrize(
     ("python", "error", "words"),
     [
-        ((3, 12), errors.ServeError, r"jinja2 is not installed: pip install 'qwen3guard-triton\[serve\]'"),
+        ((3, 12), errors.ServeError, r"jinja2 is not installed: \S+ -m pip install --editable '\S+\[serve\]'"),
         ((3, 13), errors.UnsupportedPython, "needs Python 3.11 or 3.12, and this is 3.13"),
         ((3, 14), errors.UnsupportedPython, "needs Python 3.11 or 3.12, and this is 3.14"),
     ],
@@ -108,4 +110,37 @@ def test_serve_says_what_is_missing_before_it_asks_for_a_repository(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert main(["serve", "--model-repository", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("qwen3guard: The embedded server is not installed: pip install")
+    assert capsys.readouterr().err.startswith("qwen3guard: The embedded server is not installed: ")
+
+
+def test_everybody_installs_what_can_be_had() -> None:
+    """The project is on no index, and each extra that a page or a message names exists."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in listed if name.endswith((".md", ".py"))}
+    from_index = re.compile(r"pip3? install[^`\n]*['\" ]qwen3guard-triton")
+    assert [name for name, text in texts.items() if from_index.search(text)] == []
+    named = [re.findall(r"pip install[^`\n]*'\.\[([\w,]+)\]'", text) for text in texts.values()]
+    named += [re.findall(r"how_to_install\(['\"]([\w', ]+)['\"]\)", text) for text in texts.values()]
+    assert {*re.findall(r"\w+", str(named))} <= PROJECT["optional-dependencies"].keys()
+    assert sum(map(len, named)) > 15
+
+
+@pytest.mark.parametrize(
+    ("noted", "command"),
+    [
+        ('{"url": "file:///tmp/a%20b/q-1.whl", "archive_info": {}}', "'/tmp/a b/q-1.whl[apps,data]'"),
+        ('{"url": "file:///tmp/clone", "dir_info": {}}', "'/tmp/clone[apps,data]'"),
+        (
+            '{"url": "https://git.example/q", "vcs_info": {"vcs": "git", "commit_id": "abc"}}',
+            "'qwen3guard-triton[apps,data] @ git+https://git.example/q@abc'",
+        ),
+        (None, "'qwen3guard-triton[apps,data]'"),
+    ],
+)
+def test_an_extra_comes_from_where_the_project_came_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, noted: str | None, command: str
+) -> None:
+    assert extras.how_to_install("apps").endswith(f" --editable '{ROOT}[apps]'")
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages" / "qwen3guard_contract" / "extras.py"))
+    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_: noted)
+    assert extras.how_to_install("apps", "data") == f"{sys.executable} -m pip install {command}"

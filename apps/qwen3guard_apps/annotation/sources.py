@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from qwen3guard_contract.errors import InvalidRequest, ServeError
+from qwen3guard_contract.extras import how_to_install
 
 from qwen3guard_apps.annotation.csv_rows import delimited
 from qwen3guard_apps.annotation.json_rows import Open, rows_of_array, rows_of_lines
@@ -180,4 +181,4 @@ def module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         missing = name.partition(".")[0]
-        raise ServeError(f"{missing} is not installed: pip install 'qwen3guard-triton[data]'.") from None
+        raise ServeError(f"{missing} is not installed: {how_to_install('data')}.") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_contract.errors import ServeError
+from qwen3guard_contract.extras import how_to_install
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         import shtab
     except ImportError:
-        raise ServeError("shtab is not installed: pip install 'qwen3guard-triton[completion]'.") from None
+        raise ServeError(f"shtab is not installed: {how_to_install('completion')}.") from None
     _mark_files(arguments.command, shtab)
     functions = _complete_whole_choices(arguments.command) if arguments.shell != "fish" else ""
     preamble = functions if arguments.shell == "bash" else ""

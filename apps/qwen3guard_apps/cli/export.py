@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qwen3guard_contract.errors import InvalidRequest, ServeError
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.forms import ATTENTION_FORMS, FORMER_FORMS, WEIGHT_FORMATS, Form
 
 from qwen3guard_apps.argument_types import positive
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         from qwen3guard_export.proof.optimum import export_with_optimum
         from qwen3guard_export.repository import place_models
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export]'.") from None
+        raise ServeError(f"{missing.name} is not installed: {how_to_install('export')}.") from None
     source = on_hub(arguments.checkpoint, arguments.hub)
     if arguments.via == "optimum":
         export_with_optimum(source, arguments.output, revision=arguments.revision, say=say)

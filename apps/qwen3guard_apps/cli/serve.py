@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grpc-port", type=port, default=8001, metavar="N", help="the port of gRPC (default: %(default)s)"
     )
     parser.add_argument(
-        "--http-port", type=port, default=0, metavar="N", help="the port of HTTP (default: 0, which is no HTTP)"
+        "--http-port",
+        type=port,
+        default=0,
+        metavar="N",
+        help="the port of HTTP, KServe's REST, on 127.0.0.1 (default: 0, which is no HTTP)",
     )
     parser.add_argument(
         "--metrics-port", type=port, default=0, metavar="N", help="the port of metrics (default: 0, which is none)"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from qwen3guard_contract.errors import InvalidRequest, ParityError, ServeError
+from qwen3guard_contract.extras import how_to_install
 
 from qwen3guard_apps.annotation.annotate import add_field_arguments, conversation_fields
 from qwen3guard_apps.annotation.sources import open_rows
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         from qwen3guard_apps.verification.report import verification_report
         from qwen3guard_apps.verification.verification import Plan, verify
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[export,serve]'.") from None
+        raise ServeError(f"{missing.name} is not installed: {how_to_install('export', 'serve')}.") from None
     if arguments.no_bundled and not arguments.data:
         raise InvalidRequest("--no-bundled leaves no texts without --data.")
     if arguments.transformers < 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_contract import wire
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.layout import VERSION, GuardModels, exported_guards
 from qwen3guard_contract.manifest import GRAPH, Manifest
 from qwen3guard_runtime.engine.host import memory_bytes
@@ -139,9 +140,7 @@ def engine(name: str, folder: Path) -> Iterator[Finding]:
     try:
         version = importlib.import_module(built.package).__version__
     except ImportError:
-        sentence = (
-            f"It was built by {built.package}, which is not installed: pip install 'qwen3guard-triton[tensorrt]'."
-        )
+        sentence = f"It was built by {built.package}, which is not installed: {how_to_install('tensorrt')}."
         yield Finding(check, "failed", sentence)
         return
     if version != built.version:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qwen3guard_contract import integer_products
 from qwen3guard_contract.errors import DeviceError
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.integer_products import Products
 from qwen3guard_contract.parameters import set_variables
 from qwen3guard_contract.text import shown
@@ -108,8 +109,7 @@ def packages() -> Iterator[Finding]:
             importlib.import_module(name)
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except ImportError:
-            hint = "pip install 'qwen3guard-triton[serve]'"
-            yield Finding("packages", "failed", f"{name} cannot be imported: {hint}.")
+            yield Finding("packages", "failed", f"{name} cannot be imported: {how_to_install('serve')}.")
     if len(versions) == len(PACKAGES):
         yield Finding("packages", "ok", f"{', '.join(versions)}.")
 
@@ -165,7 +165,7 @@ def gpu(devices: Sequence[Path] | None = None) -> Iterator[Finding]:
         yield Finding("gpu", "ok", f"{len(gpus)}, and ONNX Runtime knows CUDA; --gpu tries it.")
     else:
         sentence = (
-            "There is one, but this ONNX Runtime cannot use CUDA: pip install 'qwen3guard-triton[gpu]' in an"
+            f"There is one, but this ONNX Runtime cannot use CUDA: {how_to_install('gpu')} in an"
             " environment without the extra serve, or use the CPU."
         )
         yield Finding("gpu", "warning", sentence)

@@ -10,6 +10,7 @@ import logging
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import ServeError
+from qwen3guard_contract.extras import how_to_install
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         from qwen3guard_apps.playground import server
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+        raise ServeError(f"{missing.name} is not installed: {how_to_install('apps')}.") from None
     token = read_token(arguments.token_file)
 
     async def serve_page(output: AppOutput) -> None:

@@ -18,6 +18,7 @@ from aiohttp import WSMsgType, web
 from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.stream.aio import AsyncStream
 from qwen3guard_contract.errors import GuardError, InvalidRequest, PortBusy, TextTooLong
+from qwen3guard_contract.labels import QUERY_CATEGORY_ORDER
 from qwen3guard_contract.verdict import TokenVerdict
 
 from qwen3guard_apps.http_server.body import Bodies
@@ -27,6 +28,7 @@ from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.refusals import refusal, refused
 from qwen3guard_apps.http_server.server import Listener, listen_error
 from qwen3guard_apps.openai.api_error import ApiError
+from qwen3guard_apps.playground.page_policy import page_policy
 
 _HOST = "127.0.0.1"
 MESSAGE_BYTES = 2**20
@@ -112,25 +114,30 @@ def _content(file: Path) -> _Handler:
 
 
 async def _about(request: web.Request) -> web.Response:
-    return web.json_response({"guard": request.app[_GUARD].url})
+    names = [category.value for category in QUERY_CATEGORY_ORDER]
+    return web.json_response({"guard": request.app[_GUARD].url, "categories": names})
 
 
 async def _classify(request: web.Request) -> web.Response:
-    """Answers {"prompt", "response" or null} with Gen's verdict as the client gives it, or with {"error", "code"}."""
+    """Answers {"prompt", "response" or null, "policy"} with Gen's verdict, as the client gives it, and the policy's
+    decision `flag`, or with {"error", "code"}."""
     try:
-        turns = _fields(await request.app[_BODIES].receive(request), prompt=str, response=str | None)
-        classification = await request.app[_GUARD].classify(**turns)
+        body = await request.app[_BODIES].receive(request)
+        asked = _fields(body, prompt=str, response=str | None, policy=dict | None)
+        policy = page_policy(asked["policy"])
+        found = await request.app[_GUARD].classify(asked["prompt"], asked["response"])
     except ApiError as error:
         if error.status != 413:
             raise
         return web.json_response(_failure(TextTooLong("The text is too long for one message.")))
     except GuardError as error:
         return web.json_response(_failure(error))
-    return web.Response(text=classification.as_json(), content_type="application/json")
+    flag = found.unsafe if policy is None else bool(policy.unsafe_categories(found))
+    return web.json_response(found.as_dict() | {"flag": flag})
 
 
 async def _stream(request: web.Request) -> web.WebSocketResponse:
-    """Moderates one response: the message {"prompt"} opens it, {"text"} is a step, and {"text": null} ends it.
+    """Moderates one response: {"prompt", "policy"} opens it, {"text"} is a step, and {"text": null} ends it.
 
     Each message gets one answer, in order. After an error the socket is closed.
     """
@@ -164,8 +171,8 @@ async def _moderate(guard: AsyncGuardClient, socket: web.WebSocketResponse) -> N
         return
     if opening.type is not WSMsgType.TEXT:
         return
-    prompt = _fields(opening.data, prompt=str)["prompt"]
-    async with guard.stream(prompt) as stream:
+    asked = _fields(opening.data, prompt=str, policy=dict | None)
+    async with guard.stream(asked["prompt"], policy=page_policy(asked["policy"])) as stream:
         await _send(socket, {"prompt": stream.prompt_verdict.as_dict(), "notice": stream.notice})
         known: Sequence[TokenVerdict] = ()
         async for message in socket:
@@ -187,7 +194,7 @@ async def _step(
     verdicts = stream.verdicts
     kept = min(len(known), len(verdicts))
     kept = next((index for index in range(kept) if known[index] is not verdicts[index]), kept)
-    tokens = [token.as_dict() for token in verdicts[kept:]]
+    tokens = [token.as_dict() | {"run": token.run} for token in verdicts[kept:]]
     await _send(socket, {"kept": kept, "tokens": tokens, "ms": round(took, 2)})
     return verdicts
 

@@ -19,6 +19,7 @@ from qwen3guard_client.moderation.gate import Release
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidParameter, ServeError
+from qwen3guard_contract.extras import how_to_install
 
 from qwen3guard_apps import client_options
 from qwen3guard_apps.app_output import AppOutput, add_log_argument
@@ -232,7 +233,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, output: AppO
         from qwen3guard_apps.proxy import upstream_check
         from qwen3guard_apps.proxy.server import listening
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[apps]'.") from None
+        raise ServeError(f"{missing.name} is not installed: {how_to_install('apps')}.") from None
     traces = _traces() if arguments.traces else None
     asyncio.get_running_loop().set_exception_handler(output.log_unhandled)
     stop = stop_on_signals()
@@ -267,7 +268,7 @@ def _traces() -> Traces:
     try:
         from qwen3guard_apps.proxy.traces import Traces
     except ImportError as missing:
-        raise ServeError(f"{missing.name} is not installed: pip install 'qwen3guard-triton[otel]'.") from None
+        raise ServeError(f"{missing.name} is not installed: {how_to_install('otel')}.") from None
     return Traces()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3guard_contract.errors import CheckpointNotFound
+from qwen3guard_contract.extras import how_to_install
 
 MODELSCOPE = "modelscope:"
 """What stands before the id of a model on ModelScope."""
@@ -73,7 +74,7 @@ def _from_modelscope(name: str, revision: str | None) -> Path:
         import modelscope_hub
     except ImportError:
         raise CheckpointNotFound(
-            "ModelScope needs a package that is not installed: pip install 'qwen3guard-triton[modelscope]'."
+            f"ModelScope needs a package that is not installed: {how_to_install('modelscope')}."
         ) from None
     hub = f"ModelScope ({modelscope_hub.HubConfig().endpoint})"
     try:

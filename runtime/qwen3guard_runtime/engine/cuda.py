@@ -31,7 +31,7 @@ def bindings() -> Any:
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError:
-        raise DeviceError("There is no CUDA here: pip install cuda-bindings.") from None
+        raise DeviceError("There is no CUDA here: pip install 'cuda-bindings>=12.9,<14'.") from None
     error, count = runtime.cudaGetDeviceCount()
     if int(error) or not count:
         raise DeviceError(f"CUDA finds no device ({error.name}).")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import onnxruntime
 from qwen3guard_contract.errors import CorruptFile, DeviceError
+from qwen3guard_contract.extras import how_to_install
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-EXTRA = "pip install 'qwen3guard-triton[gpu]'"
 FLASH_ATTENTION = "1"
 DEFAULTS = {"arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": FLASH_ATTENTION}
 """The provider's options where the operator states no other. By its own default the provider asks for memory in powers
@@ -63,12 +63,13 @@ def missing_library() -> str | None:
     folder = Path(onnxruntime.__file__).parent / "capi"
     provider = folder / "libonnxruntime_providers_cuda.so"
     if not provider.is_file():
-        return f"this ONNX Runtime has no CUDA provider{_and_why()} ({EXTRA}, in an environment without onnxruntime)"
+        command = how_to_install("gpu")
+        return f"this ONNX Runtime has no CUDA provider{_and_why()} ({command}, in an environment without onnxruntime)"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(provider), mode=os.RTLD_LAZY)
     except OSError as error:
-        return f"{' '.join(str(error).split())[:200]} ({EXTRA})"
+        return f"{' '.join(str(error).split())[:200]} ({how_to_install('gpu')})"
     return None
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import onnxruntime
 from qwen3guard_contract.errors import DeviceError, InvalidParameter
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.integer_products import REPAIR, Products
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.slots import PADDING_CELLS, capacity_for, whole_pages
 
 from qwen3guard_runtime.engine import cuda
 from qwen3guard_runtime.engine.broken_device import Watched
-from qwen3guard_runtime.engine.cuda_session import CUDA, EXTRA, missing_library
+from qwen3guard_runtime.engine.cuda_session import CUDA, missing_library
 from qwen3guard_runtime.engine.kv_cache import HOST, Memory
 from qwen3guard_runtime.engine.onnx_runner import OnnxRunner
 from qwen3guard_runtime.engine.paged_runner import PagedRunner
@@ -89,7 +90,7 @@ def _open_tensorrt(folder: Path, manifest: Manifest, candidates: Sequence[int]) 
     try:
         package = importlib.import_module(name)
     except ImportError:
-        raise DeviceError(f"{name} is not installed: pip install 'qwen3guard-triton[tensorrt]'.") from None
+        raise DeviceError(f"{name} is not installed: {how_to_install('tensorrt')}.") from None
     device = cuda.Cuda(cuda.bindings())
     runner = TensorRTRunner(folder, manifest, device, package, candidates)
     return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
@@ -97,7 +98,7 @@ def _open_tensorrt(folder: Path, manifest: Manifest, candidates: Sequence[int]) 
 
 def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int]) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
-        raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or EXTRA}.")
+        raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or how_to_install('gpu')}.")
     provider = _provider_options(parameters)
     device = cuda.Cuda(cuda.bindings(), _device_id(provider))
     tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import pytest
 import tensorrt_rtx
 from qwen3guard_apps.cli.main import main
 from qwen3guard_contract.errors import EngineError
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.layout import GUARDS
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.slots import capacity_for
@@ -60,7 +62,7 @@ def test_without_a_builder_the_sentence_says_what_to_install(tmp_path: Path, mon
         raise ImportError(name)
 
     monkeypatch.setattr("qwen3guard_export.tensorrt.importlib.import_module", missing)
-    with pytest.raises(EngineError, match=r"pip install 'qwen3guard-triton\[tensorrt\]'"):
+    with pytest.raises(EngineError, match=re.escape(how_to_install("tensorrt"))):
         export("nowhere", tmp_path, weights="fp16", tensorrt=True, say=lambda _: None)
 
 

@@ -1,5 +1,7 @@
 // Small pieces of the page. Whatever is text goes in as text, never as HTML.
 
+export const LEVELS = ["Safe", "Controversial", "Unsafe"];
+
 export function element(tag, className = "", text = "") {
   const made = document.createElement(tag);
   if (className) made.className = className;

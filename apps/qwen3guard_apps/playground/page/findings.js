@@ -1,11 +1,12 @@
 // What is known of the conversation, and how the page shows it.
 
-import { bars, element, level } from "./bars.js";
-import { LEVELS, firstFlag } from "./rule.js";
+import { LEVELS, bars, element, level, percent } from "./bars.js";
 import { TokenText } from "./tokens.js";
 
 const by = (id) => document.getElementById(id);
 const milliseconds = (value) => `${value.toFixed(value < 100 ? 1 : 0)} ms`;
+const named = ({ severity, category, probabilities: { severity: levels } }) =>
+  category ? `${severity}, ${category}` : `${percent(1 - levels.Safe)} risky`;
 const rank = (sorted, share) => sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)];
 
 export class Findings {
@@ -15,33 +16,33 @@ export class Findings {
   #tokens = [];
   #took = [];
   #state = "idle";
+  #words = null;
+  #judged = false;
 
   constructor() {
-    document.querySelector(".policy").addEventListener("input", () => {
-      this.#decide();
-      this.#drawAll();
-    });
     this.#drawAll();
   }
 
-  get #policy() {
-    const debounce = by("debounce");
-    const strict = document.querySelector("[name='mode']:checked").value === "strict";
-    return { strict, debounce: debounce.validity.valid && debounce.value ? Number(debounce.value) : 2 };
-  }
-
-  begin() {
-    [this.#characters, this.#tokens, this.#took] = [[], [], []];
-    this.#text.clear();
+  // `words` are those of the policy. What is shown stays there without a decision where it is decided `again`.
+  begin(words, again) {
+    this.#words = words;
+    this.#judged = false;
+    this.#characters = [];
+    if (!again) {
+      [this.#tokens, this.#took] = [[], []];
+      this.#text.clear();
+    }
     by("error").hidden = true;
-    for (const place of Object.keys(this.#cards)) this.#set(place, null);
+    for (const [place, found] of Object.entries(this.#cards)) {
+      this.#set(place, again && found ? { ...found, flag: null } : null);
+    }
     this.#now("running");
   }
 
   opened({ prompt, notice }) {
     by("notice").textContent = notice;
     by("notice").hidden = !notice;
-    this.#set("stream-prompt", { ...prompt, named: [prompt.category], probabilities: prompt.probabilities.severity });
+    this.#set("stream-prompt", { ...prompt, named: [prompt.category] });
     this.#now("running");
   }
 
@@ -50,6 +51,7 @@ export class Findings {
     this.#tokens.splice(kept, Infinity, ...tokens);
     this.#text.draw(this.#characters, this.#tokens, kept);
     this.#state = "running";
+    this.#judged = true;
     this.#measure(ms);
     this.#decide();
   }
@@ -73,9 +75,9 @@ export class Findings {
   }
 
   gen(place, found) {
-    const named = [...found.categories, found.refusal === "Yes" && "a refusal"];
-    if (found.answer_status !== "complete") named.push(`its answer is ${found.answer_status}`);
-    this.#set(place, { ...found, named, probabilities: found.probabilities.severity });
+    const words = [...found.categories, found.refusal === "Yes" && "a refusal"];
+    if (found.answer_status !== "complete") words.push(`its answer is ${found.answer_status}`);
+    this.#set(place, { ...found, named: words });
   }
 
   unjudged(place, { code, message }) {
@@ -88,38 +90,45 @@ export class Findings {
   }
 
   #decide() {
-    const { strict, debounce } = this.#policy;
-    const flag = firstFlag(this.#tokens.map(({ severity }) => severity), strict, debounce);
-    const text = this.#text.mark(flag, strict).trim();
+    const token = this.#judged ? this.#tokens.findIndex(({ flag }) => flag) : -1;
+    const flag = token < 0 ? null : { token, begin: token - this.#tokens[token].run + 1 };
+    const prompt = this.#cards["stream-prompt"];
+    const text = this.#text.mark(prompt?.flag ? { token, begin: 0 } : flag).trim();
     const headline = by("headline");
     delete headline.dataset.level;
-    if (flag) {
-      const { severity, category } = this.#tokens[flag.token];
-      headline.dataset.level = severity;
+    if (prompt?.flag) {
+      const also = flag ? ` By itself, the response is flagged at token ${token + 1}.` : "";
+      headline.dataset.level = prompt.severity;
+      this.#say("⚑ Stopped at the prompt", `${named(prompt)}. An application shows nothing of a response.${also}`);
+    } else if (flag) {
+      headline.dataset.level = this.#tokens[token].severity;
       this.#say(
-        `⚑ Flagged at token ${flag.token + 1}${text && `, “\u2068${text}\u2069”`}`,
-        `${category ? `${severity}, ${category}` : severity}. ${this.#held(flag, debounce)}`,
+        `⚑ Flagged at token ${token + 1}${text && `, “\u2068${text}\u2069”`}`,
+        `${named(this.#tokens[token])}. ${this.#held(flag)}`,
       );
     } else {
       if (this.#state === "finished") headline.dataset.level = "Safe";
-      this.#say(...this.#unflagged(strict, debounce));
+      this.#say(...this.#unflagged());
     }
   }
 
-  #held({ begin }, debounce) {
-    return debounce === 1 ? "Held back from there on." : `${debounce} tokens in a row, held back from token ${begin + 1} on.`;
+  #held({ token, begin }) {
+    const row = token - begin + 1;
+    return row === 1 ? "Held back from there on." : `${row} tokens in a row, held back from token ${begin + 1} on.`;
   }
 
-  #unflagged(strict, debounce) {
+  #unflagged() {
+    const { debounce, counted } = this.#words ?? {};
     const row = debounce === 1 ? "a token" : `${debounce} tokens in a row`;
-    const counted = strict ? "Controversial or Unsafe" : "Unsafe";
-    const asked = this.#cards["stream-prompt"];
-    const prompt = asked && (strict ? asked.strict : asked.loose) ? " But the prompt is flagged." : "";
+    const are = debounce === 1 ? "is" : "are";
     return {
       idle: ["Nothing judged yet", "Write a prompt and a response, then press Run (Ctrl+Enter)."],
-      running: ["Listening …", `A flag needs ${row} that ${debounce === 1 ? "is" : "are"} ${counted}.`],
+      running: ["Listening …", this.#words ? `A flag needs ${row} that ${are} ${counted}.` : "The server’s own policy decides."],
       waiting: ["Waiting for the guard …", "It has not answered for a while; it may be starting again."],
-      finished: ["Response not flagged", `No ${debounce === 1 ? "token" : row} ${debounce === 1 ? "is" : "are"} ${counted}.${prompt}`],
+      finished: [
+        "Response not flagged",
+        this.#words ? `No ${debounce === 1 ? "token" : row} ${are} ${counted}.` : "By the server’s own policy.",
+      ],
       stopped: ["Stopped", "Not flagged up to here."],
       failed: ["Not judged to the end", "Press Run to try again."],
     }[this.#state];
@@ -147,11 +156,9 @@ export class Findings {
       content.push(element("p", "level", "–"), element("p", "aside", found?.missing ?? ""));
       content.push(bars(LEVELS.map((name) => [name, null])));
     } else {
-      const { strict } = this.#policy;
-      const decision = (strict ? found.strict : found.loose) ? "Flagged" : "Passes";
-      const named = found.named.filter(Boolean);
-      content.push(level(found.severity), element("p", "aside", [decision, ...named].join(" · ")));
-      content.push(bars(LEVELS.map((name) => [name, found.probabilities[name]])));
+      const decision = found.flag === null ? "…" : found.flag ? "Flagged" : "Passes";
+      content.push(level(found.severity), element("p", "aside", [decision, ...found.named].filter(Boolean).join(" · ")));
+      content.push(bars(LEVELS.map((name) => [name, found.probabilities.severity[name]])));
     }
     card.replaceChildren(...content);
   }

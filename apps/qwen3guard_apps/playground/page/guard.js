@@ -22,8 +22,8 @@ export class Stream {
     };
   }
 
-  open(prompt) {
-    return this.#ask({ prompt });
+  open(prompt, policy) {
+    return this.#ask({ prompt, policy });
   }
 
   step(text) {
@@ -36,7 +36,9 @@ export class Stream {
 
   stop() {
     this.#fail(new Stopped());
-    this.#socket.close();
+    // The console would complain of a socket that is closed before it is open.
+    if (this.#socket.readyState === WebSocket.CONNECTING) this.#socket.onopen = () => this.#socket.close();
+    else this.#socket.close();
   }
 
   async #ask(message) {
@@ -64,13 +66,13 @@ export class Stream {
   }
 }
 
-export async function classify(prompt, response, signal) {
+export async function classify(prompt, response, policy, signal) {
   let answer;
   try {
     const reply = await fetch("/classify", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ prompt, response }),
+      body: JSON.stringify({ prompt, response, policy }),
       signal,
     });
     answer = await reply.json();

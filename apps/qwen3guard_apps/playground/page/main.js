@@ -1,9 +1,10 @@
-// The page: what is typed goes to the guard, what the guard says is shown. The decision is made here, by the rule.
+// The page: what is typed goes to the guard with the policy, and what the guard says and decides is shown.
 
 import { element } from "./bars.js";
 import { EXAMPLES } from "./examples.js";
 import { GuardError, Stopped, Stream, classify } from "./guard.js";
 import { Findings } from "./findings.js";
+import { PolicyControls } from "./policy.js";
 
 const SLOW_MS = 2000;
 const PAUSE_MS = 800;
@@ -12,7 +13,9 @@ const prompt = by("prompt");
 const response = by("response");
 const live = by("live");
 const findings = new Findings();
+const controls = new PolicyControls(decideAgain);
 
+let shown = null; // what is on the page: a prompt, the words of a response, how many were sent, whether it was stopped
 let stream = null;
 let judging = null;
 let typed = null;
@@ -37,13 +40,14 @@ function showRunning(running) {
   if (moved) by(running ? "stop" : "run").focus();
 }
 
-async function begin() {
+async function begin(question, again = false) {
   stop();
-  findings.begin();
+  const { policy, words: counted } = controls;
+  findings.begin(counted, again);
   const mine = (stream = new Stream());
   judging = new AbortController();
-  judge("gen-prompt", prompt.value, null, judging.signal);
-  findings.opened(await patiently(mine.open(prompt.value)));
+  judge("gen-prompt", question, null, judging.signal);
+  findings.opened(await patiently(mine.open(question, policy)));
   return mine;
 }
 
@@ -52,42 +56,61 @@ async function step(mine, text) {
   if (mine === stream) findings.judged(answer, text ?? "");
 }
 
-async function run() {
-  const text = response.value;
+// Judges a response word by word; what was sent before is sent `again` in one piece.
+async function run(asked, again = false) {
+  shown = asked;
   const gap = Number(by("pace").value) && 1000 / Number(by("pace").value);
   await failing(async () => {
-    const opening = begin();
+    const opening = begin(asked.prompt, again);
     showRunning(true);
     const mine = await opening;
-    const signal = judging.signal;
+    const { signal } = judging;
+    const sent = asked.words.slice(0, asked.sent).join("");
+    if (sent) await step(mine, sent);
     let due = performance.now();
-    for (const word of words(text)) {
-      await step(mine, word);
+    while (!asked.stopped && asked.sent < asked.words.length) {
+      await step(mine, asked.words[asked.sent]);
+      asked.sent += 1;
       due = Math.max(due + gap, performance.now() - gap);
       await sleep(due - performance.now());
       if (mine !== stream) return;
     }
-    await step(mine, null);
-    findings.finished();
+    if (asked.stopped) {
+      mine.stop();
+      findings.stopped();
+    } else {
+      await step(mine, null);
+      findings.finished();
+    }
     stream = null;
     showRunning(false);
-    if (text) await judge("gen-response", prompt.value, text, signal);
+    await judge("gen-response", asked.prompt, asked.words.slice(0, asked.sent).join(""), signal);
   });
+}
+
+function runAll() {
+  run({ prompt: prompt.value, words: words(response.value), sent: 0, stopped: false });
+}
+
+// A session keeps its policy, so another policy is another stream, with everything that was judged by the former one.
+function decideAgain() {
+  if (live.checked) follow();
+  else if (shown) run(shown, true);
 }
 
 // Sends what has been typed at the end; a change anywhere else begins the stream again.
 async function follow() {
-  clearTimeout(pause);
-  pause = setTimeout(() => judge("gen-response", prompt.value, response.value, judging?.signal), PAUSE_MS);
   if (typed?.busy) return;
   await failing(async () => {
     for (;;) {
       const text = response.value;
-      const goesOn = typed && stream && typed.prompt === prompt.value && text.startsWith(typed.text);
+      const policy = JSON.stringify(controls.policy);
+      const same = typed && stream && typed.prompt === prompt.value && text.startsWith(typed.text);
+      const goesOn = same && typed.policy === policy;
       if (goesOn && text === typed.text) break;
       if (!goesOn) {
-        const asked = (typed = { prompt: prompt.value, text: "", busy: true });
-        const opening = begin();
+        const asked = { prompt: prompt.value, policy, text: "", busy: true };
+        const opening = begin(asked.prompt, same);
         typed = asked;
         await opening;
       }
@@ -95,15 +118,19 @@ async function follow() {
       const piece = beginning(text.slice(typed.text.length));
       if (piece) await step(stream, piece);
       typed.text += piece;
+      shown = { prompt: typed.prompt, words: [typed.text], sent: 1, stopped: true };
     }
   });
-  if (typed) typed.busy = false;
+  if (!typed) return;
+  typed.busy = false;
+  clearTimeout(pause);
+  pause = setTimeout(() => judge("gen-response", prompt.value, response.value, judging?.signal), PAUSE_MS);
 }
 
 async function judge(place, question, answer, signal) {
   if (place === "gen-response" && !answer) return;
   try {
-    findings.gen(place, await classify(question, answer, signal));
+    findings.gen(place, await classify(question, answer, controls.policy, signal));
   } catch (error) {
     if (error instanceof GuardError) findings.unjudged(place, error);
     else if (!(error instanceof Stopped)) throw error;
@@ -132,16 +159,17 @@ async function patiently(answer) {
 
 by("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  run();
+  runAll();
 });
 by("stop").addEventListener("click", () => {
   stop();
+  if (shown) shown.stopped = true;
   findings.stopped();
 });
 for (const field of [prompt, response]) {
   field.addEventListener("input", () => live.checked && follow());
   field.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) runAll();
   });
 }
 live.addEventListener("change", () => (live.checked ? follow() : stop()));
@@ -152,11 +180,13 @@ for (const [name, texts] of Object.entries(EXAMPLES)) {
   button.addEventListener("click", () => {
     prompt.value = texts.prompt;
     response.value = texts.response;
-    run();
+    runAll();
   });
   document.querySelector(".examples").append(button);
 }
 [prompt.value, response.value] = Object.values(EXAMPLES["Spy film"]);
 fetch("/about").then(async (reply) => {
-  by("server").textContent = `guard at ${(await reply.json()).guard}`;
+  const { guard, categories } = await reply.json();
+  by("server").textContent = `guard at ${guard}`;
+  controls.list(categories);
 });

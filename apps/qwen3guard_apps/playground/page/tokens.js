@@ -1,7 +1,6 @@
 // The response as prose, each token in the look of its level, with a card of its probabilities.
 
-import { bars, element, level } from "./bars.js";
-import { LEVELS, counts } from "./rule.js";
+import { LEVELS, bars, element, level } from "./bars.js";
 
 const LINE_TOKENS = 300;
 
@@ -26,7 +25,6 @@ export class TokenText {
   #groups = [];
   #tokens = [];
   #flag = null;
-  #strict = true;
 
   constructor(container, card) {
     this.container = container;
@@ -59,13 +57,13 @@ export class TokenText {
     if (!this.card.hidden && !this.container.contains(this.shown?.span)) this.#show(null);
   }
 
-  // Where the text would be stopped; returns the flagged token's text.
-  mark(flag, strict) {
-    this.#strict = strict;
+  // Where the text would be stopped: the flagged token, -1 for none, and where what is held back begins. Returns the
+  // flagged token's text.
+  mark(flag) {
     const moved = flag?.token !== this.#flag?.token || flag?.begin !== this.#flag?.begin;
     this.#flag = flag;
     if (moved) for (const group of this.#groups) this.#hold(group);
-    return flag ? this.#groups.find(({ last }) => flag.token <= last).text : "";
+    return flag && flag.token >= 0 ? this.#groups.find(({ last }) => flag.token <= last).text : "";
   }
 
   #hold({ span, first, last }) {
@@ -143,10 +141,10 @@ export class TokenText {
     const many = group.last > group.first;
     const which = many ? `Tokens ${group.first + 1} to ${group.last + 1}, the worst of them` : `Token ${group.first + 1}`;
     const ranked = Object.entries(categories).sort(([, a], [, b]) => b - a);
-    const counted = counts(token.severity, this.#strict) ? "counts" : "does not count";
+    const counted = token.run > 0 ? "counts" : "does not count";
     const quoted = group.text.trim() ? `“\u2068${group.text.trim()}\u2069”` : "white space";
     const heading = level(token.severity);
-    heading.append(element("span", "aside", `${counted} in ${this.#strict ? "strict" : "loose"} mode`));
+    heading.append(element("span", "aside", `${counted} by this policy`));
     return [
       element("p", "aside", `${which} · ${quoted}`),
       heading,
