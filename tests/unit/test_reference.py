@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -197,3 +198,11 @@ def test_readme_sums_up_the_soak() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{streams:,} streams in random pieces and {classifications:,} classifications" in readme
     assert f"beside {abandoned:,} streams that nobody ended" in readme
+
+
+def test_no_page_says_that_no_gpu_was_run_where_one_was() -> None:
+    results = [json.loads(path.read_text()) for path in (ROOT / "perf/results").glob("gpu-*.json")]
+    said = r"no gpu has (been )?run|no gpu and no real weights were at hand|no measurement has been run on a gpu"
+    if any(not result["fake"] for result in results):
+        pages = [ROOT / "README.md", *DOCS.glob("*.md")]
+        assert [path.name for path in pages if re.search(said, path.read_text(encoding="utf-8").lower())] == []
