@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fleet
 import pytest
+import soak
 from support.nginx import nginx
 
 STREAMS = 16
@@ -32,7 +33,7 @@ def three(made: dict[fleet.Export, Path], tmp_path: Path) -> Iterator[fleet.Flee
 
 def test_the_exports_are_told_apart(cases: list[fleet.Case]) -> None:
     for case in cases:
-        assert not fleet.agree(case.streamed["dq8r"], case.streamed["fp32"])
+        assert not soak.agree(case.streamed["dq8r"], case.streamed["fp32"])
 
 
 @pytest.mark.trial
