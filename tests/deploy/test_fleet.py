@@ -38,16 +38,15 @@ def test_the_exports_are_told_apart(cases: list[fleet.Case]) -> None:
 
 @pytest.mark.trial
 def test_no_verdict_is_wrong_and_no_stream_is_lost(three: fleet.Fleet, cases: list[fleet.Case]) -> None:
-    """Scaled out and in, one replica restarted with another export, and one killed."""
+    """Scaled out, one replica restarted with another export, and one killed."""
     three.list(("one", "two"))
     crowd = fleet.Crowd(three.proxy.url, cases, STREAMS, pause_s=0.1)
     what = [
         ("out", lambda: three.list(("one", "two", "three"))),
-        ("in", lambda: three.list(("one", "two"))),
         ("another export", lambda: three.restart("one", "dq8r")),
         ("killed", lambda: three.servers["two"].stop(kill=True)),
     ]
-    rows = asyncio.run(crowd.during(what, seconds=1.0))
+    rows = asyncio.run(crowd.during(what, seconds=0.5))
     assert fleet.bad(rows) == []
     assert sum(seen.streams["right"] for seen in rows) >= STREAMS
     assert all(seen.moved for seen in rows[1:]), [seen.row() for seen in rows]
