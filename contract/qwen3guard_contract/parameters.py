@@ -54,7 +54,7 @@ VARIABLE_PREFIXES: Mapping[str, str] = {
     wire.STREAM_GUARD.name: "QWEN3GUARD_STREAM_",
 }
 """How the variables of each model's parameters begin; the parameter's name in capital letters follows."""
-_OF_A_SERVICE = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
+_OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
 """How the variables end with which Kubernetes tells each pod where a service is, whose name may begin as ours do."""
 
 

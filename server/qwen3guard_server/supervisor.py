@@ -1,6 +1,7 @@
 """Keeps an embedded server running: if it no longer answers correctly, it is killed and started again.
 
-Triton's own health endpoints are not enough: they stay ready when the process of a model is dead.
+Triton's own health endpoints are not enough: in 24.10 they stay ready when the process of a model is dead, and they do
+not notice one that hangs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fleet
 import pytest
-from soak import agree
+import soak
 from support.nginx import nginx
 
 STREAMS = 16
@@ -33,21 +33,20 @@ def three(made: dict[fleet.Export, Path], tmp_path: Path) -> Iterator[fleet.Flee
 
 def test_the_exports_are_told_apart(cases: list[fleet.Case]) -> None:
     for case in cases:
-        assert not agree(case.streamed["dq8r"], case.streamed["fp32"])
+        assert not soak.agree(case.streamed["dq8r"], case.streamed["fp32"])
 
 
 @pytest.mark.trial
 def test_no_verdict_is_wrong_and_no_stream_is_lost(three: fleet.Fleet, cases: list[fleet.Case]) -> None:
-    """Scaled out and in, one replica restarted with another export, and one killed."""
+    """Scaled out, one replica restarted with another export, and one killed."""
     three.list(("one", "two"))
     crowd = fleet.Crowd(three.proxy.url, cases, STREAMS, pause_s=0.1)
     what = [
         ("out", lambda: three.list(("one", "two", "three"))),
-        ("in", lambda: three.list(("one", "two"))),
         ("another export", lambda: three.restart("one", "dq8r")),
         ("killed", lambda: three.servers["two"].stop(kill=True)),
     ]
-    rows = asyncio.run(crowd.during(what, seconds=1.0))
+    rows = asyncio.run(crowd.during(what, seconds=0.5))
     assert fleet.bad(rows) == []
     assert sum(seen.streams["right"] for seen in rows) >= STREAMS
     assert all(seen.moved for seen in rows[1:]), [seen.row() for seen in rows]

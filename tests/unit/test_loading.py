@@ -208,7 +208,15 @@ def test_a_variable_that_sets_nothing_is_refused_by_name(name: str) -> None:
 
 
 def test_variables_of_kubernetes_are_none_of_ours() -> None:
-    names = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_8001_TCP", "PORT_8001_TCP_ADDR"]
+    names = [
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_GRPC",
+        "PORT",
+        "PORT_8001_TCP",
+        "PORT_8001_TCP_ADDR",
+        "CANARY_SERVICE_HOST",
+    ]
     assert set_variables({f"QWEN3GUARD_STREAM_{each}": "10.0.0.1" for each in names}) == {}
 
 

@@ -18,6 +18,7 @@ from qwen3guard_contract import errors, wire
 from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import REPLAY_GAP_S
 from qwen3guard_runtime.stream.steps import Step, StepReply
+from qwen3guard_runtime.telemetry.metrics import StreamMetrics
 from support.fake_guard import FakeGuard, Script
 from support.token_sum import Bench
 
@@ -25,7 +26,7 @@ from support.token_sum import Bench
 def bench(replay_s: float) -> Bench:
     """At first, an eighth of `replay_s` is expected for each."""
     made = Bench(slots=20)
-    made.sessions._replays = Replays(replay_s)
+    made.sessions._replays = Replays(replay_s, StreamMetrics())
     return made
 
 

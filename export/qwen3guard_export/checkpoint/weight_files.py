@@ -42,9 +42,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """In which file a tensor is, and its dtype by the name that safetensors has for it."""
+    """In which file a tensor is and under which name, and its dtype by the name that safetensors has for it."""
 
     path: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
 
@@ -82,9 +83,10 @@ class WeightFiles:
 
         Raises MissingTensor, or CorruptFile where it cannot be read or is not finite.
         """
-        path = self._find(name).path
+        place = self._find(name)
+        path = place.path
         with _opened(path) as file:
-            tensor: Array = file.get_tensor(name)
+            tensor: Array = file.get_tensor(place.name)
         flat = tensor.reshape(-1)
         if not all(_finite(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK)):
             raise CorruptFile(f"{path} holds NaN or infinity in {name}.")
@@ -99,7 +101,7 @@ class WeightFiles:
         step = max(1, _BLOCK // max(1, columns))
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            if _rows(first.path, name, start, end) != _rows(second.path, other, start, end):
+            if _rows(first, start, end) != _rows(second, start, end):
                 return False
         return True
 
@@ -136,7 +138,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             view = file.get_slice(name)
-            tensors[name] = StoredTensor(path, view.get_dtype(), tuple(view.get_shape()))
+            tensors[name] = StoredTensor(path, name, view.get_dtype(), tuple(view.get_shape()))
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise WrongArchitecture(
@@ -145,9 +147,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _rows(path: Path, name: str, start: int, end: int) -> bytes:
-    with _opened(path) as file:
-        block: Array = file.get_slice(name)[start:end]
+def _rows(tensor: StoredTensor, start: int, end: int) -> bytes:
+    with _opened(tensor.path) as file:
+        block: Array = file.get_slice(tensor.name)[start:end]
     return block.tobytes()
 
 

@@ -4,8 +4,9 @@ from qwen3guard_contract.wire import GEN_GUARD
 from qwen3guard_runtime.gen.models import GenGuardModel
 from qwen3guard_runtime.triton.admission import Admission
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.refusal_log import RefusalLog
 from qwen3guard_runtime.triton.request_reader import is_abandoned
-from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
+from qwen3guard_runtime.triton.triton_io import publish, send, serve
 
 
 class TritonPythonModel:

@@ -5,8 +5,9 @@ from qwen3guard_runtime.gen.models import GuardTokenizerModel
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.triton.admission import Admission
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
+from qwen3guard_runtime.triton.refusal_log import RefusalLog
 from qwen3guard_runtime.triton.request_reader import is_abandoned
-from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, send, serve
+from qwen3guard_runtime.triton.triton_io import publish, send, serve
 
 
 class TritonPythonModel:

@@ -3,7 +3,8 @@
 from qwen3guard_contract.wire import STREAM_GUARD
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
-from qwen3guard_runtime.triton.triton_io import RefusalLog, publish, serve
+from qwen3guard_runtime.triton.refusal_log import RefusalLog
+from qwen3guard_runtime.triton.triton_io import publish, serve
 
 
 class TritonPythonModel:

@@ -6,6 +6,14 @@ would be late, and so would the streams that were here before.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from qwen3guard_contract.errors import Overloaded
+
+from qwen3guard_runtime.stream.session import Session
+from qwen3guard_runtime.stream.steps import Step
+from qwen3guard_runtime.telemetry.metrics import StreamMetrics
+
 LEAST = 2
 """So many are admitted however long they take."""
 GUESSED = 8
@@ -17,14 +25,21 @@ WEIGHT = 0.2
 class Replays:
     """Admits as many as together take about `together_s` seconds of the graph's time, by what the last ones took."""
 
-    def __init__(self, together_s: float) -> None:
+    def __init__(self, together_s: float, metrics: StreamMetrics) -> None:
         self._together_s = together_s
+        self._metrics = metrics
         self._expected_s = together_s / GUESSED
 
-    def admits(self, running: int) -> bool:
-        """Whether one more may begin beside so many."""
-        return running < LEAST or running * self._expected_s < self._together_s
+    def admit(self, live: Iterable[Session], now_s: float) -> None:
+        """One more replay would begin beside the `live` sessions. Raises Overloaded if as many as may be are on."""
+        running = sum(session.is_replayed(now_s) for session in live)
+        admitted = running < LEAST or running * self._expected_s < self._together_s
+        self._metrics.replayed(admitted=admitted)
+        if not admitted:
+            raise Overloaded("As many lost streams as may be are being replayed here; try again later.")
 
-    def ended(self, took_s: float) -> None:
-        """One is through, and took so many seconds of the graph's time."""
-        self._expected_s += WEIGHT * (took_s - self._expected_s)
+    def go_on(self, session: Session, step: Step) -> None:
+        """A step of a session that is held begins. If it is no longer one of a replay, that is through."""
+        if session.replay and not step.replay:
+            self._expected_s += WEIGHT * (session.ran_s - self._expected_s)
+        session.replay = step.replay

@@ -20,6 +20,7 @@ from qwen3guard_runtime.engine.kv_cache import Slot
 from qwen3guard_runtime.engine.prefixes import PrefixCache
 from qwen3guard_runtime.engine.runner import Runner, check_ids
 from qwen3guard_runtime.request import never
+from qwen3guard_runtime.stream.counts import Counts
 from qwen3guard_runtime.stream.replays import Replays
 from qwen3guard_runtime.stream.session import ActiveStep, Session, SessionLimits, Turn, check_step
 from qwen3guard_runtime.stream.steps import Flags, Step, StepReply, judge_step
@@ -46,14 +47,12 @@ class Sessions:
         self._policy = policy
         self._limits = limits
         self._clock = clock
-        self._metrics = metrics or StreamMetrics()
-        self._uncounted = StreamMetrics()
-        """What is counted here for canaries is shown nowhere."""
+        self._counts = Counts(metrics or StreamMetrics())
         self._live: dict[int | str, Session] = {}
         self._in_use: set[int | str] = set()
         """The sessions of the steps that are being answered."""
-        self._replays = Replays(limits.replay_s)
-        self._turns = Turns(runner, limits, self._grow, self._counts, clock)
+        self._replays = Replays(limits.replay_s, self._counts.metrics)
+        self._turns = Turns(runner, limits, self._grow, self._counts.of, clock)
 
     def steps(self, steps: Sequence[Step]) -> list[StepReply | GuardError]:
         """Returns one reply, or its own error, for each step. Steps of one session are taken in order.
@@ -88,10 +87,6 @@ class Sessions:
             for number in first_of_session.values():
                 self._forget_if_over(steps[number], active.get(number))
         return [reply for reply in replies if reply is not None]
-
-    def _counts(self, of: Step | Session) -> StreamMetrics:
-        """Where the work for a step or a session is counted."""
-        return self._uncounted if of.canary else self._metrics
 
     def _is_alone(self) -> bool:
         """Whether no other session may send a short step soon than those whose steps are being answered."""
@@ -131,11 +126,9 @@ class Sessions:
             self._make_room(length, session.slot)
             session.slot.length = step.position
             session.turns = session.turns_before(step.position)
-            if session.replay and not step.replay:
-                self._replays.ended(session.ran_s)
-            session.replay = step.replay
+            self._replays.go_on(session, step)
             if step.opens_turn:
-                self._counts(step).began(reused=step.position, computed=len(step.ids))
+                self._counts.of(step).began(reused=step.position, computed=len(step.ids))
         del session.runs[step.position :]
         session.pending = None
         now = self._clock()
@@ -168,47 +161,24 @@ class Sessions:
             prompt_flags=Flags.of(policy, prompt),
         )
         if not active.left:
-            self._count(active, reply)
+            self._counts.answered(active, reply)
         return reply
-
-    def _count(self, active: ActiveStep, reply: StepReply) -> None:
-        step, session = active.step, active.session
-        seconds = session.used_s - active.begun_s
-        if step.canary:
-            self._metrics.canary(active.passes, seconds)
-            return
-        self._metrics.judged(reply.response.risk, reply.prompt.risk)
-        if len(step.ids):
-            self._metrics.stepped(seconds, prompt_tokens=step.response_start, opening=step.opens_turn)
-        if any(reply.prompt_flags.own):
-            self._metrics.flagged("prompt")
-        if any(reply.flags.own) and not session.flagged:
-            session.flagged = True
-            self._metrics.flagged("response")
 
     def _open(self, step: Step, tokens: int) -> Session:
         """Opens the step's session if there is room for `tokens`. Raises Overloaded."""
         self.forget(step.session, "restarted")
         if step.replay:
-            self._admit_replay()
+            self._replays.admit(self._live.values(), self._clock())
         self._make_room(tokens, forgetting=not step.canary)
         policy = step.policy or self._policy
         unasked = min([len(step.ids) - 1, *step.asked])
         slot = self._cache.acquire(step.ids[:unasked], step.scope)
-        self._counts(step).began(reused=slot.length, computed=len(step.ids) - slot.length)
+        self._counts.of(step).began(reused=slot.length, computed=len(step.ids) - slot.length)
         turns = [Turn(0, step.response_start)]
         session = Session(slot, policy, used_s=self._clock(), turns=turns, canary=step.canary, replay=step.replay)
         self._live[step.session] = session
-        self._counts(step).opened()
+        self._counts.of(step).opened()
         return session
-
-    def _admit_replay(self) -> None:
-        """Raises Overloaded if as many sessions as may be are being replayed already."""
-        now = self._clock()
-        admitted = self._replays.admits(sum(session.is_replayed(now) for session in self._live.values()))
-        self._metrics.replayed(admitted=admitted)
-        if not admitted:
-            raise Overloaded("As many lost streams as may be are being replayed here; try again later.")
 
     def _grow(self, slot: Slot, tokens: int) -> None:
         """Makes room for `tokens` in `slot`. Raises Overloaded."""
@@ -242,4 +212,4 @@ class Sessions:
         session = self._live.pop(name, None)
         if session:
             self._cache.release(session.slot, hold=not session.failed)
-            self._counts(session).closed(reason)
+            self._counts.of(session).closed(reason)

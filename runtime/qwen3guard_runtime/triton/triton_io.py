@@ -7,7 +7,6 @@ Every request is answered on its own: a bad request gets its error, and the othe
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from qwen3guard_contract.errors import Abandoned, GuardError, InputError, InternalError, Overloaded, SessionLost
-from qwen3guard_contract.wire import NUMPY_DTYPES, POSITION, Dtype, Model
+from qwen3guard_contract.wire import NUMPY_DTYPES, Dtype, Model
 
 from qwen3guard_runtime.request import Handler, Outputs, Refuse, Request
-from qwen3guard_runtime.telemetry import logs, metrics
+from qwen3guard_runtime.telemetry import metrics
 from qwen3guard_runtime.triton.metrics_endpoint import MetricsEndpoint
+from qwen3guard_runtime.triton.refusal_log import RefusalLog
 from qwen3guard_runtime.triton.request_reader import plain_request, without_tensors
 
 
@@ -109,28 +109,6 @@ def _error(error: GuardError) -> Any:
     # until the garbage collector runs.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return pb_utils.InferenceResponse(error=kind(error.wire_text(), code))
-
-
-class RefusalLog:
-    """Counts the requests of one model that are answered with an error, and logs them if the log is on."""
-
-    def __init__(self, model: Model) -> None:
-        log = logs.ModelLog(model.name)
-        self.metric = metrics.Refusals(model.name, lambda: log.dropped)
-        self._failures = log.failures
-        self._has_sessions = POSITION in model.inputs
-        self._lock = threading.Lock()
-
-    def note(self, request: Any, error: GuardError, seconds: float, *, canary: bool) -> None:
-        """Counts one request, from any thread. It took `seconds`."""
-        with self._lock:
-            self.metric.count(error, canary=canary)
-            if self._failures:
-                # The id of a step that names no session may be the session's, written in the wrong place.
-                session = request.correlation_id()
-                known = session or not self._has_sessions
-                request_id = logs.safe_request_id(request.request_id(), session) if known else None
-                self._failures.note(error.code, request_id, seconds)
 
 
 def publish(counted: Sequence[metrics.Metric]) -> Callable[[], None]:

@@ -252,7 +252,13 @@ def test_chunks_of_an_int8_cache_are_the_whole_to_the_bit(guard: Guard, weights:
 def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     """In any order, twice, and none at all (a prefill that wants no logits)."""
     import onnxruntime as ort
-    from qwen3guard_contract.manifest import GRAPH_INPUT_IDS, GRAPH_LOGIT_INDEX, GRAPH_POSITIONS
+    from qwen3guard_contract.manifest import (
+        GEN_OUTPUTS,
+        GRAPH_CANDIDATES,
+        GRAPH_INPUT_IDS,
+        GRAPH_LOGIT_INDEX,
+        GRAPH_POSITIONS,
+    )
 
     key = ("fp32", "decomposed")
     session = ort.InferenceSession(guard.folder(*key) / GRAPH, providers=["CPUExecutionProvider"])
@@ -261,9 +267,12 @@ def test_only_the_asked_tokens_are_answered(guard: Guard) -> None:
     feeds = {GRAPH_INPUT_IDS: np.stack([row, row[::-1]]), GRAPH_POSITIONS: np.zeros(2, np.int64)}
     feeds |= {graph_input.name: slot for graph_input in session.get_inputs() if "past" in graph_input.name}
     asked = np.array([[1, 3], [0, 16], [0, 2], [1, 3]], np.int64)
-    answers = session.run(list(manifest.outputs), feeds | {GRAPH_LOGIT_INDEX: asked})
+    is_gen = manifest.variant == "gen"
+    outputs = GEN_OUTPUTS if is_gen else manifest.outputs
+    feeds |= {GRAPH_CANDIDATES: np.zeros(1, np.int32)} if is_gen else {}
+    answers = session.run(list(outputs), feeds | {GRAPH_LOGIT_INDEX: asked})
     oracles = [guard.expected(row), guard.expected(row[::-1].copy())]
-    for name, values in zip(manifest.outputs, answers, strict=True):
+    for name, values in zip(outputs, answers, strict=True):
         wanted = np.stack([oracles[r][name][column] for r, column in asked])
         assert difference({name: values}, {name: wanted}) < 2 * BOUND
     empty = session.run(list(manifest.outputs), feeds | {GRAPH_LOGIT_INDEX: np.zeros((0, 2), np.int64)})
