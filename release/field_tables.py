@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen3guard_apps.doors.anthropic_request import ANTHROPIC_MESSAGE_FIELDS, MESSAGES_REQUEST_FIELDS
+from qwen3guard_apps.doors.anthropic_request import ANTHROPIC_MESSAGE_FIELDS, BLOCK_FIELDS, MESSAGES_REQUEST_FIELDS
 from qwen3guard_apps.doors.completions import COMPLETIONS_REQUEST_FIELDS
 from qwen3guard_apps.doors.responses_request import ITEM_FIELDS, RESPONSES_REQUEST_FIELDS
 from qwen3guard_apps.openai import fields
@@ -36,10 +36,11 @@ TABLES = {
     "Of a request for a text completion": COMPLETIONS_REQUEST_FIELDS,
     "Of a request for Anthropic's messages": MESSAGES_REQUEST_FIELDS,
     "Of a message of it": ANTHROPIC_MESSAGE_FIELDS,
+    **{f"Of a block `{kind}` of its content": table for kind, table in BLOCK_FIELDS.items()},
     "Of a request for a response": RESPONSES_REQUEST_FIELDS,
     **{f"Of an item `{kind}` of its input": table for kind, table in ITEM_FIELDS.items()},
 }
-OF_REQUESTS = ("Of a request", "Of a message of ", "Of an item ")
+OF_REQUESTS = ("Of a request", "Of a message of a request")
 """How the titles of the tables begin that let other fields pass as OTHERS says."""
 
 

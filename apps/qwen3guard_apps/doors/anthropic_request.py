@@ -38,6 +38,21 @@ ANTHROPIC_MESSAGE_FIELDS: fields.Table = {
     "role": Checked("`user` or `assistant`"),
     "content": JsonText("a text, or blocks"),
 }
+_BLOCK: fields.Table = {
+    "type": Name(),
+    "cache_control": ObjectOf(dict.fromkeys(("type", "ttl"), Name()), "`type` and `ttl`, a word each"),
+}
+_AS_GIVEN = Checked("as an answer gave it")
+_NAME = Checked("a name without spaces")
+BLOCK_FIELDS: dict[str, fields.Table] = {
+    "text": _BLOCK | {"text": JsonText("text")},
+    "thinking": _BLOCK | {"thinking": JsonText("text"), "signature": _AS_GIVEN},
+    "redacted_thinking": _BLOCK | {"data": _AS_GIVEN},
+    "tool_use": _BLOCK | {**dict.fromkeys(("id", "name"), _NAME), "input": JsonText("any JSON")},
+    "tool_result": _BLOCK
+    | {"tool_use_id": _NAME, "content": JsonText("text, or blocks of text"), "is_error": Number("a truth value")},
+}
+"""The blocks of a message, and of each the fields that pass."""
 _UNSEEN = ("container", "mcp_servers")
 """Fields that give the LLM what the request does not show."""
 _OWN_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
@@ -63,11 +78,13 @@ def read_messages_request(asked: JsonBody, passed_fields: Collection[str]) -> Gu
         if not isinstance(raw, dict):
             raise invalid("A message must be an object with a role.")
         where = f"Message {number}"
-        message, without, _ = filtered(raw, ANTHROPIC_MESSAGE_FIELDS, ())
+        message, without, _ = filtered(raw, ANTHROPIC_MESSAGE_FIELDS, others=None)
         if message.get("role") not in ROLES:  # a message of results alone has no other reader of it
             raise invalid(f"The role of message {number} is none of {', '.join(ROLES)}.")
         if isinstance(message.get("content"), list):
-            message["content"] = [_opened(block, where) for block in message["content"]]
+            blocks = [_read_block(block, where) for block in message["content"]]
+            message["content"] = [block for block, _ in blocks]
+            without += [f"content.{name}" for _, names in blocks for name in names]
         sent.append(message)
         removed += [f"messages.{name}" for name in without]
         turns += [_checked(turn, where) for turn in chat_turns_of_blocks(message)]
@@ -87,33 +104,33 @@ def chat_turns_of_blocks(message: JsonBody) -> list[JsonBody]:
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result":
-            rest = _without(block, "type", "tool_use_id", "content")
             turn = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content")}
-            results.append(rest | turn)
+            results.append(_with_rest(turn, block, "type", "tool_use_id", "content"))
         elif kind == "tool_use":
             called = {"name": block.get("name"), "arguments": block.get("input")}
-            calls.append(_without(block, "name", "input", "caller") | {"type": "function", "function": called})
+            call = {"id": block.get("id"), "type": "function", "function": called}
+            calls.append(_with_rest(call, block, "id", "type", "name", "input", "caller"))
         elif kind == "thinking":
-            parts.append(_without(block, "signature"))
+            parts.append(_with_rest({}, block, "signature"))
         elif kind == "redacted_thinking":  # encrypted: read by nobody
-            parts.append(_without(block, "data") | {"type": "text"})
+            parts.append(_with_rest({"type": "text"}, block, "type", "data"))
         else:
             parts.append(block)
     rest = {"role": message.get("role"), "content": parts} | ({"tool_calls": calls} if calls else {})
     return [*results, *([rest] if parts or calls else [])]
 
 
-def _opened(block: Any, where: str) -> Any:
-    """A block as it is sent on."""
-    if not isinstance(block, dict):
-        return block
-    if block.get("type") == "tool_use":
-        return _without(block, "caller")
-    if block.get("type") == "thinking" and block.get("signature") is not None:
-        return block | {"signature": opened(block["signature"], f"The signature of a thinking in {where.lower()}")}
-    if block.get("type") == "redacted_thinking":
-        return block | {"data": opened(block.get("data"), f"The data of a redacted_thinking in {where.lower()}")}
-    return block
+def _read_block(block: Any, where: str) -> tuple[Any, list[str]]:
+    """A block as it is sent on, and the names of what does not pass of it. One of another kind stays for the reader of
+    messages, which refuses it by name."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(kind, str) or kind not in BLOCK_FIELDS:
+        return block, []
+    read, removed, _ = filtered(block, BLOCK_FIELDS[kind], others=None)
+    for name in ("signature", "data"):
+        if read.get(name) is not None:
+            read[name] = opened(read[name], f"The {name} of a {kind} in {where.lower()}")
+    return read, removed
 
 
 def _checked(turn: JsonBody, where: str) -> JsonBody:
@@ -125,8 +142,10 @@ def _checked(turn: JsonBody, where: str) -> JsonBody:
     return turn
 
 
-def _without(block: JsonBody, *names: str) -> JsonBody:
-    return {name: value for name, value in block.items() if name not in names}
+def _with_rest(read: JsonBody, block: JsonBody, *names: str) -> JsonBody:
+    """`read`, and what else the block has beside `names`, for the reader of messages to refuse."""
+    rest = {name: value for name, value in block.items() if name not in names}
+    return read | {f"block_{name}" if name in read else name: value for name, value in rest.items()}
 
 
 def _listed(asked: JsonBody, name: str) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3guard_apps.doors.blocks import number_of, pieces_of, text_in
 from qwen3guard_apps.doors.door import Door, DoorAnswer, DoorEvent, JsonBody
-from qwen3guard_apps.doors.responses_request import RESPONSES_REQUEST_FIELDS, read_responses_request
+from qwen3guard_apps.doors.responses_request import PHASES, RESPONSES_REQUEST_FIELDS, read_responses_request
 from qwen3guard_apps.doors.responses_written import PARTS_OF_AN_ITEM, RESPONSES_USAGE_FIELDS, WrittenResponse
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_apps.openai.choice import has_no_text, unreadable
@@ -35,7 +35,6 @@ _EVENTS = {
 """Of events that end in `.delta` or `.done`: whose text it is, the field with the part's number, and, in the one that
 ends in `.done`, the field with all of the text."""
 _CALLS = {"function_call": ("function", "arguments"), "custom_tool_call": ("custom", "input")}
-_PHASES = ("commentary", "final_answer")
 _END_EVENTS = ("response.completed", "response.incomplete")
 _INCOMPLETE = {"max_output_tokens": "length", "max_tokens": "length", "content_filter": "content_filter"}
 
@@ -153,7 +152,7 @@ class _ResponsesAnswer(DoorAnswer):
         told = self._written.told.setdefault(number, {})
         if isinstance(item, dict):
             told |= {name: item[name] for name in ("id",) if is_id(item.get(name))}
-            told |= {"phase": item["phase"]} if item.get("phase") in _PHASES else {}
+            told |= {"phase": item["phase"]} if item.get("phase") in PHASES else {}
             if isinstance(item.get("encrypted_content"), str):
                 told["encrypted_content"] = item["encrypted_content"]
         if kind in _CALLS:

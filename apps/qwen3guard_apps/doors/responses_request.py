@@ -14,7 +14,7 @@ from qwen3guard_apps.doors.sealed import opened
 from qwen3guard_apps.openai import fields
 from qwen3guard_apps.openai.api_error import invalid, of_guard
 from qwen3guard_apps.openai.request import GuardedRequest, filtered, read_as_chat
-from qwen3guard_apps.openai.shapes import Anything, Checked, Identifier, JsonText, ListOf, Name, Number, ObjectOf
+from qwen3guard_apps.openai.shapes import Anything, Checked, Identifier, JsonText, ListOf, Name, Number, ObjectOf, Words
 
 _OPERATOR = fields.REQUEST_FIELDS["metadata"]
 RESPONSES_REQUEST_FIELDS: fields.Table = {
@@ -33,11 +33,12 @@ RESPONSES_REQUEST_FIELDS: fields.Table = {
     ),
     "background": Number("false"),
 }
-_ITEM: fields.Table = {"type": Name(), "id": Identifier(), "status": Name("a word")}
+PHASES = ("commentary", "final_answer")
+_ITEM: fields.Table = {"type": Name(), "id": Identifier(), "status": Words(("in_progress", "completed", "incomplete"))}
 _CALL: fields.Table = _ITEM | {"call_id": Checked("a name without spaces"), "name": Checked("a name without spaces")}
 _OUTPUT: fields.Table = _ITEM | {"call_id": Checked("a name without spaces"), "output": JsonText("text, or parts")}
 ITEM_FIELDS: dict[str, fields.Table] = {
-    "message": _ITEM | {"role": Checked("a role"), "content": JsonText("text, or parts"), "phase": Name("a word")},
+    "message": _ITEM | {"role": Checked("a role"), "content": JsonText("text, or parts"), "phase": Words(PHASES)},
     "function_call": _CALL | {"arguments": JsonText("text")},
     "custom_tool_call": _CALL | {"input": JsonText("text")},
     "function_call_output": _OUTPUT,
@@ -111,7 +112,7 @@ def _read_item(raw: Any, where: str) -> tuple[JsonBody, list[str]]:
     if not isinstance(kind, str) or kind not in ITEM_FIELDS:
         named = f" of the type {shown(kind)}" if isinstance(kind, str) else ""
         raise invalid(f"{where} is{named or ' not an object'}, which the guard does not read.")
-    item, removed, _ = filtered(raw, ITEM_FIELDS[kind], ())
+    item, removed, _ = filtered(raw, ITEM_FIELDS[kind], others=None)
     if item.get("encrypted_content") is not None:
         item["encrypted_content"] = opened(item["encrypted_content"], f"The encrypted_content of {where.lower()}")
     return item, removed

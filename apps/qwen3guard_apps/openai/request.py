@@ -12,7 +12,7 @@ from qwen3guard_contract.message_text import CALLED, EMPTY
 from qwen3guard_apps.openai import conversation, fields
 from qwen3guard_apps.openai.api_error import invalid
 from qwen3guard_apps.openai.conversation import Conversation
-from qwen3guard_apps.openai.shapes import REMOVED, is_name, may_be_prose
+from qwen3guard_apps.openai.shapes import REMOVED, Shape, is_name, may_be_prose
 
 _CALLED = (*CALLED, "function_call")
 MOST_UNKNOWN = 8
@@ -112,9 +112,13 @@ def _own_names(message: Mapping[str, Any]) -> Iterator[str]:
 
 
 def filtered(
-    raw: Mapping[str, Any], table: fields.Table, passed_fields: Collection[str]
+    raw: Mapping[str, Any],
+    table: fields.Table,
+    passed_fields: Collection[str] = (),
+    others: Shape | None = fields.OTHERS,
 ) -> tuple[dict[str, Any], list[str], list[str]]:
-    """What passes of `raw`, the names of what does not, and the texts of the fields that the operator lets through."""
+    """What passes of `raw`, the names of what does not, and the texts of the fields that the operator lets through.
+    `others` is the shape of what passes under other names; None lets nothing pass."""
     passed: dict[str, Any] = {}
     removed, texts = [], []
     for name, value in raw.items():
@@ -123,7 +127,8 @@ def filtered(
             if value not in EMPTY:
                 texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
             continue
-        read = None if value is None else table.get(name, fields.OTHERS).read(value)
+        shape = table.get(name, others)
+        read = REMOVED if shape is None else None if value is None else shape.read(value)
         if read is not REMOVED and (name in table or is_name(name)):
             passed[name] = read
             removed += _missing(name, value, read)

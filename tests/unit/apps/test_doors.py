@@ -376,6 +376,20 @@ def test_the_encrypted_reasoning_of_a_response_comes_back_as_it_was() -> None:
     assert [each["content"] for each in read.conversation.messages] == [PROMPT, "hm", "rice", "Why?"]
 
 
+def test_what_else_a_block_or_an_item_has_is_not_sent() -> None:
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "5", "role": "xkill", "function": "xkill"}
+    call = {"type": "tool_use", "id": "toolu_1", "name": TOOL, "input": {}, "function": {"x": "xkill"}, "xkill": 1}
+    text = {"type": "text", "text": "rice", "citations": [{"cited_text": "xkill"}]}
+    turns = [{"role": "assistant", "content": [text, call]}, {"role": "user", "content": [result]}]
+    read = MessagesDoor().read(Messages().asked(PROMPT, stream=False) | {"messages": turns}, ())
+    assert "xkill" not in json.dumps(read.sent)
+    assert "messages.content.citations" in read.removed
+    item = {"role": "user", "content": "rice", "arguments": "xkill", "xkill": 1, "id": "xkill them all"}
+    responded = ResponsesDoor().read({"model": "fake", "input": [item]}, ())
+    assert "xkill" not in json.dumps(responded.sent)
+    assert responded.removed == ("input.arguments", "input.xkill", "input.id")
+
+
 def test_a_tools_result_is_judged_as_a_turn() -> None:
     for api in (Messages(), Responses()):
         _, request = requests(api)
