@@ -87,7 +87,9 @@ def test_operations_say_what_to_do_about_every_error() -> None:
 
 def test_clients_elsewhere_read_each_tensor_and_the_orders_of_labels() -> None:
     page = (DOCS / "classify.md").read_text(encoding="utf-8")
-    assert [each.name for each in (*wire.CLASSIFY.inputs, *wire.CLASSIFY.outputs) if f"`{each.name}`" not in page] == []
+    streams = (DOCS / "streams.md").read_text(encoding="utf-8")
+    for model, text in ((wire.CLASSIFY, page), (wire.STREAM_STEP, streams)):
+        assert [each.name for each in (*model.inputs, *model.outputs) if f"`{each.name}`" not in text] == []
     table = page.partition("| array | labels |")[2].partition("\n\n")[0]
     rows = [row.split(" | ")[1].removesuffix(" |") for row in table.strip().splitlines()[1:]]
     assert rows == [

@@ -42,7 +42,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """In which file a tensor is and under which name, and its dtype by the name that safetensors has for it."""
+    """In which file a tensor is, under which name there, and its dtype in the words of safetensors."""
 
     path: Path
     name: str
@@ -83,13 +83,12 @@ class WeightFiles:
 
         Raises MissingTensor, or CorruptFile where it cannot be read or is not finite.
         """
-        place = self._find(name)
-        path = place.path
-        with _opened(path) as file:
-            tensor: Array = file.get_tensor(place.name)
+        stored = self._find(name)
+        with _opened(stored.path) as file:
+            tensor: Array = file.get_tensor(stored.name)
         flat = tensor.reshape(-1)
         if not all(_finite(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK)):
-            raise CorruptFile(f"{path} holds NaN or infinity in {name}.")
+            raise CorruptFile(f"{stored.path} holds NaN or infinity in {name}.")
         return tensor
 
     def same(self, name: str, other: str) -> bool:
