@@ -9,7 +9,7 @@ counteracts this.
 
     rewards = reward([("How do I bake bread?", "Mix flour and water."), ...], url="127.0.0.1:8001")
 
-`trl_reward` makes a reward function for TRL's trainers.
+`trl_reward` makes a reward function for TRL's trainers; those for verl and OpenRLHF are in adapters/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from qwen3guard_client.aio import AsyncGuardClient
 from qwen3guard_client.transport import calls
 from qwen3guard_client.transport.calls import Call, Messages
 from qwen3guard_client.transport.connection import DEFAULT_URL
-from qwen3guard_contract.errors import GuardError, InvalidRequest, LastRole, UnreadableAnswer
+from qwen3guard_contract.errors import (
+    EmptyText,
+    GuardError,
+    InvalidRequest,
+    LastRole,
+    TextTooLong,
+    UnreadableAnswer,
+)
 from qwen3guard_contract.labels import AnswerStatus, Refusal, RiskLevel
 from qwen3guard_contract.verdict import Classification
 
@@ -37,6 +44,8 @@ RewardedConversation = tuple[TextOrMessages, TextOrMessages] | Messages | str
 """
 Bad = float | Literal["raise"] | None
 """The reward of a conversation that cannot be judged; its error is raised for "raise"."""
+OF_THE_ANSWER = (EmptyText, TextTooLong, UnreadableAnswer)
+"""What a policy's own answer can cause. Where a call has one conversation, no other error is worth `bad`."""
 CONTROVERSIAL = 0.5
 REFUSAL_REWARD = 0.5
 
@@ -87,11 +96,15 @@ def trl_reward(*, bad: Bad = 0.0, **options: Any) -> Callable[..., list[float | 
     ) -> list[float | None]:
         if len(prompts) != len(completions):
             raise InvalidRequest(f"There are {len(prompts)} prompts and {len(completions)} completions.")
-        pairs = list(zip(prompts, completions, strict=True))
-        with ThreadPoolExecutor(1) as thread:  # a notebook's has an event loop already
-            return thread.submit(asyncio.run, reward_async(pairs, bad=bad, **options)).result()
+        return reward_in_thread(list(zip(prompts, completions, strict=True)), bad=bad, **options)
 
     return safety_reward
+
+
+def reward_in_thread(conversations: Sequence[RewardedConversation], **options: Any) -> list[float | None]:
+    """`reward_async` in a thread of its own, for callers who may have an event loop already, as trainers have."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, reward_async(conversations, **options)).result()
 
 
 async def reward_async(
@@ -110,8 +123,9 @@ async def reward_async(
 
     `controversial` and `refusal`, from 0 to 1, are those of the formula. A conversation that cannot be judged gets the
     reward `bad`, a number or None; if `bad` is "raise", its error is raised, with the conversation's number, counted
-    from 0. The first error is raised in any case if no conversation can be judged. Waits up to `patience_s` seconds for
-    a server that is full or restarting. `connection` holds AsyncGuardClient's `tls` and `token`. Raises a GuardError.
+    from 0. The first error is raised in any case if no conversation can be judged; of a single one, unless it is one
+    of OF_THE_ANSWER. Waits up to `patience_s` seconds for a server that is full or restarting. `connection` holds
+    AsyncGuardClient's `tls` and `token`. Raises a GuardError.
     """
     for name, value in (("controversial", controversial), ("refusal", refusal)):
         if not 0 <= value <= 1:
@@ -137,7 +151,8 @@ async def reward_async(
 
         await in_order(enumerate(conversations), judge, lambda _, value: rewards.append(value), in_flight)
     errors = [each for each in rewards if isinstance(each, GuardError)]
-    if errors and len(errors) == len(rewards):
+    none_judged = errors and len(errors) == len(rewards)
+    if none_judged and not (len(errors) == 1 and isinstance(errors[0], OF_THE_ANSWER)):
         raise type(errors[0])(f"None of {len(errors)} conversations can be judged. {errors[0]}")
     return [bad if isinstance(each, GuardError) else each for each in rewards]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""The reward within the real TRL: one step of GRPO on the demo checkpoint, with plain and with conversational data."""
+"""The reward within the real TRL: two steps of GRPO on the demo checkpoint, with plain and with conversational data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_grpo_is_given_the_rewards_of_its_completions(
     rows = [{"prompt": [{"role": "user", "content": each}] if conversational else each} for each in PROMPTS]
     options = GRPOConfig(
         output_dir=str(tmp_path),
-        max_steps=1,
+        max_steps=2,
+        logging_steps=1,
         per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=12,
@@ -54,15 +55,16 @@ def test_grpo_is_given_the_rewards_of_its_completions(
         model=str(DEMO / "gen"), reward_funcs=safety, args=options, train_dataset=Dataset.from_list(rows)
     )
     trainer.train()
-    [(prompts, completions, rewards)] = told
-    assert all(isinstance(each, str) != conversational for each in (*prompts, *completions))
-    judged = [
-        (text_of(prompt), text_of(completion), reward)
-        for prompt, completion, reward in zip(prompts, completions, rewards, strict=True)
-        if text_of(completion).strip()
-    ]
-    assert judged
-    for prompt, completion, reward in judged:
-        assert reward == pytest.approx(score(guard.classify(prompt, completion)), abs=1e-5)
-    mean = trainer.state.log_history[0]["rewards/safety/mean"]
-    assert mean == pytest.approx(math.fsum(reward or 0.0 for _, _, reward in judged) / len(judged), abs=1e-4)
+    assert len(told) == 2
+    means = [row["rewards/safety/mean"] for row in trainer.state.log_history if "rewards/safety/mean" in row]
+    for (prompts, completions, rewards), mean in zip(told, means, strict=True):
+        assert all(isinstance(each, str) != conversational for each in (*prompts, *completions))
+        judged = [
+            (text_of(prompt), text_of(completion), reward)
+            for prompt, completion, reward in zip(prompts, completions, rewards, strict=True)
+            if text_of(completion).strip()
+        ]
+        assert judged
+        for prompt, completion, reward in judged:
+            assert reward == pytest.approx(score(guard.classify(prompt, completion)), abs=1e-5)
+        assert mean == pytest.approx(math.fsum(reward or 0.0 for _, _, reward in judged) / len(judged), abs=1e-4)

@@ -77,6 +77,12 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which part of a data set is read; a file has no other than %(default)s (default: %(default)s)",
     )
+    parser.add_argument(
+        "--config",
+        dest="configuration",  # `config` is the file of options that other commands read
+        metavar="NAME",
+        help="which configuration of a data set is read (default: its only one)",
+    )
     add_field_arguments(parser)
 
 
@@ -146,7 +152,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def input_rows(arguments: argparse.Namespace) -> Rows:
     """The rows that the options of `add_input_arguments` name. Raises InvalidRequest or ServeError."""
-    return open_rows(arguments.input, arguments.split, arguments.format)
+    return open_rows(arguments.input, arguments.split, arguments.format, arguments.configuration)
 
 
 def connected_guard(arguments: argparse.Namespace) -> AsyncGuardClient:

@@ -31,25 +31,28 @@ HEAD_BYTES = 2**16
 _SUFFIXES = {f".{each}": each for each in FORMATS} | {".ndjson": "jsonl", ".jsonlines": "jsonl", ".pq": "parquet"}
 
 
-def open_rows(source: str, split: str = SPLIT, form: str | None = None) -> Rows:
+def open_rows(source: str, split: str = SPLIT, form: str | None = None, config: str | None = None) -> Rows:
     """The rows of `source`: a file, - for standard input, or a folder or a hub id that `datasets` can load.
 
     `form` is one of FORMATS; without it the name's suffix tells, or else how the source begins. What gzip has packed is
-    unpacked. `split` names the part of a data set. Raises InvalidRequest, or ServeError where a package is
-    missing.
+    unpacked. `split` names the part of a data set, and `config` its configuration. Raises InvalidRequest, or ServeError
+    where a package is missing.
     """
     path = Path(source)
     if not source:
         raise InvalidRequest("The input has no name.")
-    if split != SPLIT and (source == STANDARD_INPUT or path.is_file() or path.is_fifo()):
-        raise InvalidRequest(f"--split names a part of a data set, and {source} is a file.")
+    if source == STANDARD_INPUT or path.is_file() or path.is_fifo():
+        if split != SPLIT:
+            raise InvalidRequest(f"--split names a part of a data set, and {source} is a file.")
+        if config is not None:
+            raise InvalidRequest(f"--config names a configuration of a data set, and {source} is a file.")
     if source == STANDARD_INPUT:
         return _of_file("standard input", _spooled(), form)
     if path.is_file() or path.is_fifo():
         return _of_file(source, path if path.is_file() else _spooled(path.open("rb")), form or _by_suffix(path))
     if form or _by_suffix(path):
         raise InvalidRequest(f"{source} is not a file.")
-    return _dataset(source, split)
+    return _dataset(source, config, split)
 
 
 def _by_suffix(path: Path) -> str | None:
@@ -158,14 +161,15 @@ def _parquet(name: str, path: Path) -> Rows:
     return Rows(name, total, read, tuple(schema.names), schema)
 
 
-def _dataset(source: str, split: str) -> Rows:
+def _dataset(source: str, config: str | None, split: str) -> Rows:
     try:
-        dataset = module("datasets").load_dataset(source, split=split)
+        dataset = module("datasets").load_dataset(source, config, split=split)
     except ServeError:
         raise
     except Exception as error:
         raise InvalidRequest(
-            f"{source} is neither a file nor a data set with a split {split!r} that loads ({type(error).__name__})."
+            f"{source} is neither a file nor a data set with a split {split!r}{_of(config)} that loads"
+            f" ({type(error).__name__})."
         ) from None
 
     def read() -> Iterator[DataRow]:
@@ -173,6 +177,10 @@ def _dataset(source: str, split: str) -> Rows:
             yield DataRow(number, dict(record))
 
     return Rows(f"{source}, {split}", len(dataset), read, tuple(dataset.column_names))
+
+
+def _of(config: str | None) -> str:
+    return "" if config is None else f" of {config!r}"
 
 
 def module(name: str) -> Any:

@@ -54,15 +54,18 @@ def average_precision(scores: FloatArray64, unsafe: npt.NDArray[np.bool_]) -> fl
     return curve(scores, unsafe).average_precision
 
 
-def choose(safe_scores: FloatArray64, false_positive_rate: float) -> float:
-    """A threshold t such that score > t holds for at most that share of `safe_scores` [rows], which must not be empty.
+def choose(scores: FloatArray64, unsafe: npt.NDArray[np.bool_], false_positive_rate: float) -> float:
+    """The least threshold t such that score > t holds for at most that share of the safe rows, of which there must be
+    one. `scores` and `unsafe` are [rows].
 
-    It lies midway between the least such score and the next one above, so that rounding does not move a score across.
+    It lies midway between the least such score and the next one above, of a safe or an unsafe row, so that rounding
+    does not move a score across.
     """
+    safe_scores = scores[~unsafe]
     ranked = np.sort(safe_scores)[::-1]
     allowed = int(false_positive_rate * len(ranked) + 1e-9)
     if allowed >= len(ranked):
         return 0.0
     threshold = ranked[allowed]
-    above = ranked[ranked > threshold]
+    above = scores[scores > threshold]
     return float((threshold + (above.min() if len(above) else 1.0)) / 2)

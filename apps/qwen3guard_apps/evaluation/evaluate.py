@@ -24,12 +24,14 @@ from qwen3guard_apps.annotation.annotate import (
     write_all,
 )
 from qwen3guard_apps.annotation.output import Output
-from qwen3guard_apps.annotation.rows import DataRow, Rows
+from qwen3guard_apps.annotation.rows import DataRow, Fields, Rows
 from qwen3guard_apps.evaluation.asked import check_asked
+from qwen3guard_apps.evaluation.benchmark_rows import BenchmarkRows, benchmark_rows, grouped_rows
+from qwen3guard_apps.evaluation.benchmarks import BENCHMARKS
 from qwen3guard_apps.evaluation.curves import Curve, curve
-from qwen3guard_apps.evaluation.figures import figures, propose
+from qwen3guard_apps.evaluation.figures import both_modes, bounds, figures, propose
 from qwen3guard_apps.evaluation.judge import ask_gen, ask_stream
-from qwen3guard_apps.evaluation.judged import SCORES, JudgedRows, gen_answer, stream_answer
+from qwen3guard_apps.evaluation.judged import SCORES, JudgedRow, JudgedRows, gen_answer, stream_answer
 from qwen3guard_apps.evaluation.label_notes import MOST_SAID, LabelNotes, looks_inverted
 from qwen3guard_apps.evaluation.labels import LabelFields
 from qwen3guard_apps.evaluation.plots import plot
@@ -50,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     client_options.add_client_arguments(parser, json="print report.json instead of report.md")
     add_flight_arguments(parser)
+    parser.add_argument(
+        "--benchmark",
+        choices=tuple(BENCHMARKS),
+        help="read IN as this benchmark is published, its labels too (default: none)",
+    )
     parser.add_argument(
         "--guard",
         choices=("gen", "stream", "both"),
@@ -94,7 +101,8 @@ def _share(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Judges the rows, and writes the answers, the figures and the report. Raises a GuardError."""
-    rows = input_rows(arguments)
+    benchmark = _benchmark_rows(arguments) if arguments.benchmark else None
+    rows = benchmark.rows if benchmark else input_rows(arguments)
     if not rows.total:
         raise InvalidRequest(f"{rows.name} has no rows.")
     conversation_fields(arguments).check(rows)
@@ -103,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _label_fields(arguments, rows)
     notes = LabelNotes(labels)
     labelled = list(_labelled(rows, notes))
-    for sentence in notes.sentences():
+    sentences = [*(benchmark.sentences() if benchmark else ()), *notes.sentences()]
+    for sentence in sentences:
         print(f"note: {sentence}", file=sys.stderr)
     if not labelled:
         raise InvalidRequest(f"No row of {rows.name} has a label that can be read.")
@@ -111,8 +120,9 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("gen", "stream") if arguments.guard == "both" else (arguments.guard,)
     guards = {}
     points: dict[str, Curve] = {}
+    answers: dict[str, dict[int, JudgedRow]] = {}
     for name in names:
-        guards[name], judged = _evaluate(name, arguments, rows.name, labelled, labels)
+        guards[name], judged, answers[name] = _evaluate(name, arguments, rows.name, labelled, labels)
         if "curves" in guards[name]["figures"]:
             curves = {f"{name}, {score}": curve(judged.scores(field), judged.unsafe) for score, field in SCORES.items()}
             _write_points(arguments.output / f"{name}.curves.csv", curves)
@@ -122,9 +132,26 @@ def run(arguments: argparse.Namespace) -> None:
         "rows": rows.total,
         "unlabelled": rows.total - len(labelled),
         "controversial_is_unsafe": labels.controversial_is_unsafe,
-        "notes": list(notes.sentences()),
+        "notes": sentences,
+        "benchmark": benchmark.as_dict() if benchmark else None,
     } | notes.as_dict()
-    _write_report(arguments.output, {"data": data, "guards": guards}, points, as_json=arguments.json)
+    results = {"data": data, "guards": guards, "common": _common(answers, labelled, labels)}
+    prevalence = sum(labels.unsafe(row.record or {}) for row in labelled) / len(labelled)
+    _write_report(arguments.output, results, points, prevalence, as_json=arguments.json)
+
+
+def _benchmark_rows(arguments: argparse.Namespace) -> BenchmarkRows:
+    """Raises InvalidRequest for options that say where the fields are: the benchmark does."""
+    usual = Fields()
+    for name in ("prompt", "response", "messages"):
+        if getattr(arguments, f"{name}_field") != getattr(usual, name):
+            raise InvalidRequest(f"--benchmark says where the {name} is: leave --{name}-field out.")
+    for name in ("label_field", "category_field"):
+        if getattr(arguments, name) is not None:
+            raise InvalidRequest(f"--benchmark says where it is: leave --{name.replace('_', '-')} out.")
+    benchmark = BENCHMARKS[arguments.benchmark]
+    grouped = grouped_rows(Path(arguments.input)) if benchmark.grouped and Path(arguments.input).is_file() else None
+    return benchmark_rows(grouped or input_rows(arguments), benchmark, prompts_only=arguments.prompts_only)
 
 
 def _label_fields(arguments: argparse.Namespace, rows: Rows) -> LabelFields:
@@ -153,8 +180,9 @@ def _labelled(rows: Rows, notes: LabelNotes) -> Iterator[DataRow]:
 
 def _evaluate(
     name: str, arguments: argparse.Namespace, source: str, labelled: list[DataRow], labels: LabelFields
-) -> tuple[dict[str, Any], JudgedRows]:
-    """Asks the guard `name` about the rows that its answers file does not have yet, and measures all of them."""
+) -> tuple[dict[str, Any], JudgedRows, dict[int, JudgedRow]]:
+    """Asks the guard `name` about the rows that its answers file does not have yet, and measures all of them. The last
+    of the results are its answers by their places in `labelled`."""
     path = arguments.output / f"{name}.jsonl"
     rows = Rows(source, len(labelled), lambda: iter(labelled))
     ask, conversation = ask_stream if name == "stream" else ask_gen, conversation_fields(arguments)
@@ -170,13 +198,17 @@ def _evaluate(
     with path.open(encoding="utf-8") as file:
         answers = [(record, record.pop(FIELD)) for record in map(json.loads, file)]
     answered = [(record, answer) for record, answer in answers if answer is not None]
+    failed = [labels.unsafe(record) for record, answer in answers if answer is None]
     if not answered:
         raise InvalidRequest(f"None of the {len(labelled)} rows could be judged; see {name}.errors.jsonl.")
     read = (lambda answer, _: gen_answer(answer)) if name == "gen" else stream_answer
-    judged = JudgedRows.of(((record, read(answer, record)) for record, answer in answered), labels)
+    found = {place: read(answer, record) for place, (record, answer) in enumerate(answers) if answer is not None}
+    records = [record for record, _ in answered]
+    judged = JudgedRows.of(zip(records, found.values(), strict=True), labels, conversation)
     guard: dict[str, Any] = {
         "notice": answered[0][1].get("notice", ""),
         "bad": bad,
+        "failed": _failed(judged, failed),
         "figures": figures(judged),
     }
     fields = {labels.found(record)[0]: None for record, _ in answered}
@@ -185,9 +217,39 @@ def _evaluate(
         print(f"warning: {name}: {guard['warning']}", file=sys.stderr)
     if arguments.choose:
         own = arguments.per_category and name == "gen"
-        thresholds, guard["chosen"] = propose(judged, arguments.choose, per_category=own)
-        (arguments.output / f"{name}.thresholds.json").write_text(json.dumps(thresholds.as_dict(), indent=2) + "\n")
-    return guard, judged
+        (arguments.output / f"{name}.thresholds.json").unlink(missing_ok=True)
+        try:
+            thresholds, guard["chosen"] = propose(judged, arguments.choose, per_category=own)
+        except InvalidRequest as error:  # the figures stand without it
+            guard["not_chosen"] = str(error)
+            print(f"warning: {name}: no thresholds are proposed: {error}", file=sys.stderr)
+        else:
+            path = arguments.output / f"{name}.thresholds.json"
+            path.write_text(json.dumps(thresholds.as_dict(), indent=2) + "\n")
+    return guard, judged, found
+
+
+def _failed(judged: JudgedRows, failed: list[bool]) -> dict[str, Any] | None:
+    """How many rows of each class could not be judged, and the figures with them; None where there are none."""
+    if not failed:
+        return None
+    return {"unsafe": sum(failed), "safe": len(failed) - sum(failed)} | bounds(judged, failed)
+
+
+def _common(
+    answers: dict[str, dict[int, JudgedRow]], labelled: list[DataRow], labels: LabelFields
+) -> dict[str, Any] | None:
+    """The decisions of several guards on the rows that all of them have judged; None where there is one guard."""
+    if len(answers) < 2:
+        return None
+    places = sorted(set.intersection(*(set(each) for each in answers.values())))
+    if not places:
+        return None
+    guards = {}
+    for name, found in answers.items():
+        rows = JudgedRows.of(((labelled[place].record or {}, found[place]) for place in places), labels)
+        guards[name] = both_modes(rows.unsafe, rows)
+    return {"rows": len(places), "guards": guards}
 
 
 def _write_points(path: Path, curves: dict[str, Curve]) -> None:
@@ -199,11 +261,14 @@ def _write_points(path: Path, curves: dict[str, Curve]) -> None:
             writer.writerows([name, *map(float, row)] for row in zip(*columns, strict=True))
 
 
-def _write_report(folder: Path, results: dict[str, Any], points: dict[str, Curve], *, as_json: bool) -> None:
+def _write_report(
+    folder: Path, results: dict[str, Any], points: dict[str, Curve], prevalence: float, *, as_json: bool
+) -> None:
     pictures: list[Path] = []
     if points:
+        notice = next((guard["notice"] for guard in results["guards"].values() if guard["notice"]), "")
         try:
-            pictures = plot(folder, points)
+            pictures = plot(folder, points, prevalence=prevalence, notice=notice)
         except ServeError as error:
             print(error, file=sys.stderr)
     (folder / "report.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from qwen3guard_contract.thresholds import Thresholds
 
 from qwen3guard_apps.evaluation import curves
 from qwen3guard_apps.evaluation.hits import hits
-from qwen3guard_apps.evaluation.intervals import bootstrap
+from qwen3guard_apps.evaluation.intervals import SEED, bootstrap
 from qwen3guard_apps.evaluation.judged import MODES, SCORES, JudgedRows
 from qwen3guard_apps.evaluation.metrics import Confusion, measured, rate
 
@@ -25,7 +25,7 @@ def figures(judged: JudgedRows) -> dict[str, Any]:
     measures: dict[str, Any] = {"decisions": both_modes(judged.unsafe, judged)}
     if any(answer.upstream for answer in judged.answers):
         measures["upstream_rule"] = _upstream(judged)
-    if 0 < judged.unsafe.sum() < len(judged.unsafe):
+    if judged.both_classes:
         measures["curves"] = {name: _curve(judged.scores(field), judged.unsafe) for name, field in SCORES.items()}
     if located := _hits(judged):
         measures["hits"] = located
@@ -39,6 +39,19 @@ def both_modes(unsafe: npt.NDArray[np.bool_], judged: JudgedRows, chosen: Any = 
     return {mode: Confusion.of(unsafe[chosen], judged.decisions(mode)[chosen]).as_dict() for mode in MODES}
 
 
+def bounds(judged: JudgedRows, failed: Sequence[bool]) -> dict[str, Any]:
+    """The confusion with the rows that could not be judged, whose labels are `failed`: as if the guard had let all of
+    them pass (`missed`), and as if it had blocked all (`blocked`)."""
+    unsafe = np.concatenate([judged.unsafe, np.array(failed, np.bool_)])
+    both = {}
+    for name, flag in (("missed", False), ("blocked", True)):
+        flags = np.full(len(failed), flag)
+        both[name] = {
+            mode: Confusion.of(unsafe, np.concatenate([judged.decisions(mode), flags])).as_dict() for mode in MODES
+        }
+    return both
+
+
 def _upstream(judged: JudgedRows) -> dict[str, Any]:
     """The confusion by upstream's rule. A prompt has one judgement and no run of tokens, so its own decision counts."""
     rows = [answer.upstream or answer.decisions for answer in judged.answers]
@@ -50,7 +63,7 @@ def _curve(scores: npt.NDArray[np.float64], unsafe: npt.NDArray[np.bool_]) -> di
     curve = curves.curve(scores, unsafe)
     table = []
     for wanted in FALSE_POSITIVE_RATES:
-        threshold = curves.choose(scores[~unsafe], wanted)
+        threshold = curves.choose(scores, unsafe, wanted)
         table.append({"wanted": wanted, "threshold": threshold} | Confusion.of(unsafe, scores > threshold).as_dict())
     return {
         "area": measured(curve.area, bootstrap(curves.area, scores, unsafe)),
@@ -88,7 +101,7 @@ def _categories(judged: JudgedRows) -> dict[str, Any]:
 def _recall(rows: Sequence[Any], mode: str, name: str) -> dict[str, Any]:
     """A category that the guard does not have is never named, so it has no such rate."""
     flagged = [answer for answer in rows if answer.decisions[mode]]
-    named = sum(name in answer.categories for answer in flagged)
+    named = sum(name in answer.named(mode) for answer in flagged)
     return {"recall": rate(len(flagged), len(rows)), "named": rate(named, len(flagged) if name in _NAMES else 0)}
 
 
@@ -108,12 +121,30 @@ def propose(judged: JudgedRows, wanted: float, *, per_category: bool) -> tuple[T
     InvalidRequest where no row is labelled safe.
     """
     everything = np.ones(len(judged.unsafe), np.bool_)
-    halves = np.arange(len(judged.unsafe)) % 2 == 0
+    halves = half(judged)
     thresholds = _fit(judged, everything, wanted, per_category)
     outcome = thresholds.as_dict() | {"wanted": wanted, "rows": _outcome(judged, everything, thresholds)}
     if (~judged.unsafe[halves]).any():
         outcome["held_out"] = _outcome(judged, ~halves, _fit(judged, halves, wanted, per_category))
     return thresholds, outcome
+
+
+def half(judged: JudgedRows) -> npt.NDArray[np.bool_]:
+    """Half of the safe rows and half of the unsafe ones, bool [rows], by lot with a fixed seed. Rows of the same
+    conversation are on the same side."""
+    chosen = np.zeros(len(judged.unsafe), np.bool_)
+    members: dict[str, list[int]] = {}
+    for number, text in enumerate(judged.texts):
+        members.setdefault(text, []).append(number)
+    groups = list(members.values())
+    missing = {label: (judged.unsafe == label).sum() / 2 for label in (False, True)}
+    for place in np.random.default_rng(SEED).permutation(len(groups)):
+        rows = groups[place]
+        label = bool(judged.unsafe[rows[0]])
+        if missing[label] > 0:
+            chosen[rows] = True
+            missing[label] -= len(rows)
+    return chosen
 
 
 def _fit(judged: JudgedRows, chosen: npt.NDArray[np.bool_], wanted: float, per_category: bool) -> Thresholds:
@@ -122,13 +153,14 @@ def _fit(judged: JudgedRows, chosen: npt.NDArray[np.bool_], wanted: float, per_c
         raise InvalidRequest("There are no rows labelled safe to choose a threshold on.")
     scores = judged.scores("risk")
     own = {}
-    rest = safe
+    rest = chosen
     for category in Category if per_category else ():
-        named = safe & np.array([category.value in answer.categories for answer in judged.answers], np.bool_)
-        if named.sum() * wanted >= 1:
-            own[category] = curves.choose(scores[named], wanted)
+        named = chosen & np.array([category.value in answer.categories for answer in judged.answers], np.bool_)
+        if (named & safe).sum() * wanted >= 1:
+            own[category] = curves.choose(scores[named], judged.unsafe[named], wanted)
             rest = rest & ~named
-    return Thresholds(curves.choose(scores[rest if rest.any() else safe], wanted), own)
+    rest = rest if (rest & safe).any() else chosen
+    return Thresholds(curves.choose(scores[rest], judged.unsafe[rest], wanted), own)
 
 
 def _outcome(judged: JudgedRows, chosen: npt.NDArray[np.bool_], thresholds: Thresholds) -> dict[str, Any]:

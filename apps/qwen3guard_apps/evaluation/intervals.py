@@ -1,4 +1,8 @@
-"""95 % confidence intervals: Wilson's for a share of rows, the percentile bootstrap over rows for all else. Pure."""
+"""95 % confidence intervals: Wilson's for a share of rows, the percentile bootstrap over rows for all else. Pure.
+
+The bootstrap knows nothing beyond its rows: of few rows, or of rows without an error, its interval would look certain.
+It is None there.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ Z = 1.959963984540054
 """The normal distribution's 97.5 % point."""
 RESAMPLES = 1000
 SEED = 0
+LEAST_ROWS = 10
+"""A bootstrap interval needs so many rows of each class that it is about."""
 
 
 def wilson(part: int, whole: int) -> Interval | None:
@@ -28,12 +34,13 @@ def wilson(part: int, whole: int) -> Interval | None:
 
 
 def f1_interval(tp: int, fp: int, fn: int, tn: int) -> Interval | None:
-    """The bootstrap interval of F1 over resampled rows; None where F1 has no denominator.
+    """The bootstrap interval of F1 over resampled rows; None with fewer than LEAST_ROWS unsafe rows, and where it would
+    have no width.
 
     F1 depends on the four counts alone, so these are drawn, from a multinomial distribution.
     """
     cells = np.array([tp, fp, fn, tn])
-    if not tp + fp + fn:
+    if tp + fn < LEAST_ROWS:
         return None
     drawn = np.random.default_rng(SEED).multinomial(cells.sum(), cells / cells.sum(), RESAMPLES)
     below = 2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2]
@@ -47,17 +54,18 @@ def bootstrap(
 ) -> Interval | None:
     """The bootstrap interval of `statistic` of `scores` and `unsafe`, both [rows], over resampled rows.
 
-    Resamples with rows of one class alone are left out. None where all rows are of one class.
+    Resamples with rows of one class alone are left out. None with fewer than LEAST_ROWS rows of a class, and where
+    the interval would have no width.
     """
     source = np.random.default_rng(SEED)
     values = []
-    for _ in range(RESAMPLES if 0 < unsafe.sum() < len(unsafe) else 0):
+    for _ in range(RESAMPLES if LEAST_ROWS <= unsafe.sum() <= len(unsafe) - LEAST_ROWS else 0):
         chosen = source.integers(0, len(unsafe), len(unsafe))
         if 0 < unsafe[chosen].sum() < len(unsafe):
             values.append(statistic(scores[chosen], unsafe[chosen]))
     return _percentiles(np.array(values)) if values else None
 
 
-def _percentiles(values: FloatArray64) -> Interval:
+def _percentiles(values: FloatArray64) -> Interval | None:
     low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None

@@ -14,13 +14,18 @@ from qwen3guard_contract.verdict import PromptVerdict, TokenVerdict
 
 from qwen3guard_apps.annotation.rows import Fields
 
-DIGITS = 6
-"""The decimal digits that are kept of a probability."""
+DIGITS = 9
+"""The significant digits that are kept of a probability: all that a float32 has, so that no ties are made."""
 
 
 async def ask_gen(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
-    """Gen's classification of the conversation. Raises a GuardError."""
-    return dict(json.loads((await guard.send(fields.call(record))).as_json()))
+    """Gen's classification of the conversation, with its levels' probabilities unrounded. Raises a GuardError."""
+    classification = await guard.send(fields.call(record))
+    answer = dict(json.loads(classification.as_json()))
+    levels = classification.severity_probabilities
+    names = (level.value for level in levels)
+    answer["probabilities"]["severity"] = dict(zip(names, _rounded(levels.values()), strict=True))
+    return answer
 
 
 async def ask_stream(guard: AsyncGuardClient, fields: Fields, record: dict[str, Any]) -> dict[str, Any]:
@@ -71,4 +76,4 @@ def _name(category: Category | None) -> str | None:
 
 
 def _rounded(values: Any) -> list[float]:
-    return [round(value, DIGITS) for value in values]
+    return [float(f"{value:.{DIGITS}g}") for value in values]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_contract.labels import RISK_ORDER, AnswerStatus, Category, RiskLevel
 from qwen3guard_contract.policy import DEFAULT_DEBOUNCE, Policy, runs
 
+from qwen3guard_apps.annotation.rows import Fields, is_missing
 from qwen3guard_apps.evaluation.hits import Span
 from qwen3guard_apps.evaluation.labels import LabelFields, span
 from qwen3guard_apps.evaluation.upstream_rule import upstream_evaluation_rule
@@ -26,9 +29,11 @@ class JudgedRow:
     """A guard's answer to one row.
 
     `decisions` say whether it is unsafe, strict and loose; `upstream` says the same by upstream's rule, for streams
-    alone. `risk` is 1 - P(Safe), and `unsafe` is P(Unsafe). For a streamed response they are the highest threshold at
-    which it is flagged: of each DEFAULT_DEBOUNCE tokens in a row the least score, and the largest of these. `distances`
-    are the tokens from the labelled sentence to the flag, by each rule, None where there is no flag.
+    alone. `categories` are those of the strict decision, and `loose_categories` those of the loose one where they may
+    differ, as a stream's do, whose two flags may be at two tokens. `risk` is 1 - P(Safe), and `unsafe` is P(Unsafe).
+    For a streamed response they are the highest threshold at which it is flagged: of each DEFAULT_DEBOUNCE tokens in a
+    row the least score, and the largest of these. `distances` are the tokens from the labelled sentence to the flag, by
+    each rule, None where there is no flag.
     """
 
     decisions: dict[str, bool]
@@ -37,6 +42,11 @@ class JudgedRow:
     unsafe: float
     upstream: dict[str, bool] | None = None
     distances: dict[str, int | None] | None = None
+    loose_categories: tuple[str, ...] | None = None
+
+    def named(self, mode: str) -> tuple[str, ...]:
+        """The categories of the decision in `mode`."""
+        return self.categories if mode == "strict" or self.loose_categories is None else self.loose_categories
 
 
 def gen_answer(answer: dict[str, Any]) -> JudgedRow:
@@ -68,14 +78,15 @@ def stream_answer(answer: dict[str, Any], record: dict[str, Any]) -> JudgedRow:
     sentence = span(record, tokens["first"], tokens["ends"])
     indices = {**flagged, "upstream": rule_at if rule is not RiskLevel.SAFE else None}
     rows = np.array(tokens["severity"], np.float64).reshape(-1, len(RISK_ORDER))
-    at = flagged["strict"]
+    named = {mode: () if at is None else _named(tokens["categories"][at]) for mode, at in flagged.items()}
     return JudgedRow(
         {mode: index is not None for mode, index in flagged.items()},
-        () if at is None else _named(tokens["categories"][at]),
+        named["strict"],
         debounced(1 - rows[:, SAFE]),
         debounced(rows[:, UNSAFE]),
         {mode: rule.is_unsafe(strict=mode == "strict") for mode in MODES},
         None if sentence is None else _distances(indices, tokens["first"], sentence),
+        named["loose"],
     )
 
 
@@ -97,6 +108,18 @@ def debounced(scores: npt.NDArray[np.float64]) -> float:
     return float(np.lib.stride_tricks.sliding_window_view(scores, DEFAULT_DEBOUNCE).min(axis=1).max())
 
 
+def _group(name: str, value: Any) -> str:
+    """A row without a value is not one whose value is the text None."""
+    return f"(no {name})" if is_missing(value) else str(value)
+
+
+def _text(number: int, record: dict[str, Any], conversation: Fields) -> str:
+    try:
+        return json.dumps(conversation.conversation(record), default=str)
+    except InvalidRequest:
+        return f"row {number}"
+
+
 def _distances(indices: dict[str, int | None], first: int, sentence: Span) -> dict[str, int | None]:
     return {name: None if at is None else sentence.distance(first + at) for name, at in indices.items()}
 
@@ -106,15 +129,22 @@ class JudgedRows:
     """The labels of rows and a guard's answers to them, in the same order.
 
     `unsafe` is [rows]; `labelled` has each row's categories, and `groups` each row's value of a grouping field.
+    `texts` tell rows of the same conversation: they are the same there.
     """
 
     unsafe: npt.NDArray[np.bool_]
     labelled: tuple[tuple[str, ...], ...]
     groups: dict[str, tuple[str, ...]]
     answers: tuple[JudgedRow, ...]
+    texts: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[dict[str, Any], JudgedRow]], fields: LabelFields) -> JudgedRows:
+    def of(
+        cls,
+        rows: Iterable[tuple[dict[str, Any], JudgedRow]],
+        fields: LabelFields,
+        conversation: Fields = Fields(),  # noqa: B008 (it is frozen)
+    ) -> JudgedRows:
         """Collects rows whose labels can be read, each a record with its answer."""
         pairs = list(rows)
         records = [record for record, _ in pairs]
@@ -122,12 +152,17 @@ class JudgedRows:
             np.array([fields.unsafe(record) for record in records], np.bool_),
             tuple(fields.categories(record) for record in records),
             {
-                name: tuple(str(record.get(name)) for record in records)
+                name: tuple(_group(name, record.get(name)) for record in records)
                 for name in fields.groups
-                if any(record.get(name) is not None for record in records)
+                if not all(is_missing(record.get(name)) for record in records)
             },
             tuple(answer for _, answer in pairs),
+            tuple(_text(number, record, conversation) for number, record in enumerate(records)),
         )
+
+    @property
+    def both_classes(self) -> bool:
+        return bool(0 < self.unsafe.sum() < len(self.unsafe))
 
     def decisions(self, mode: str) -> npt.NDArray[np.bool_]:
         return np.array([answer.decisions[mode] for answer in self.answers], np.bool_)

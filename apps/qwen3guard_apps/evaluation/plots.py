@@ -12,10 +12,11 @@ from qwen3guard_contract.errors import ServeError
 from qwen3guard_apps.evaluation.curves import Curve
 
 
-def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
+def plot(folder: Path, curves: Mapping[str, Curve], *, prevalence: float, notice: str = "") -> list[Path]:
     """Writes roc.png and precision_recall.png of the named curves, and returns their paths.
 
-    Raises ServeError where matplotlib is missing.
+    Chance is drawn too: the diagonal, and `prevalence`, the share of unsafe rows. `notice` is the guard's notice,
+    written above. Raises ServeError where matplotlib is missing.
     """
     drawing = pyplot()
     paths = []
@@ -25,6 +26,9 @@ def plot(folder: Path, curves: Mapping[str, Curve]) -> list[Path]:
             begin, style = ([0], "default") if name == "roc" else ([], "steps")
             columns = ([*begin, *getattr(points, column)] for column in (x, y))
             axes.plot(*columns, label=label, drawstyle=style)
+        chance = ([0, 1], [0, 1]) if name == "roc" else ([0, 1], [prevalence] * 2)
+        axes.plot(*chance, label="chance", color="grey", linestyle=":")
+        axes.set_title(notice, fontsize="small", wrap=True)
         axes.set(xlabel=x.replace("_", " "), ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.3)
         axes.legend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qwen3guard_apps.evaluation.intervals import LEAST_ROWS
 from qwen3guard_apps.evaluation.judged import MODES
 
 RATES = {"f1": "F1", "precision": "precision", "recall": "recall", "false_positive_rate": "false positives"}
@@ -19,13 +20,17 @@ def report(results: dict[str, Any], pictures: Sequence[str]) -> str:
         f"A row labelled Controversial counts as {'unsafe' if data['controversial_is_unsafe'] else 'safe'}."
         " The positive class is unsafe. Strict counts a judgement of Controversial as unsafe, loose does not;"
         " both are given. In brackets are 95 % intervals: Wilson's for shares of rows, the percentile bootstrap"
-        " over rows (1,000 resamples) for F1, areas and average precision. A rate of no rows is n/a.",
+        " over rows (1,000 resamples) for F1, areas and average precision. That one says nothing about few rows, or"
+        f" rows without an error: with fewer than {LEAST_ROWS} rows of a class, or no width, it is [too few]. A rate"
+        " of no rows is n/a.",
         "",
         *(f"* {sentence}" for sentence in data["notes"]),
         *([""] if data["notes"] else []),
     ]
     for name, guard in results["guards"].items():
         lines += _guard(name, guard)
+    if results.get("common"):
+        lines += _common(results["common"])
     for picture in pictures:
         lines += [f"![{picture}]({picture})", ""]
     return "\n".join(lines)
@@ -38,13 +43,14 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
         lines += [f"**{guard['notice']}**", ""]
     if guard["warning"]:
         lines += [f"**{guard['warning']}**", ""]
-    if guard["bad"]:
-        lines += [f"{guard['bad']:,} labelled rows could not be judged and are left out.", ""]
     lines += _decisions(figures["decisions"])
+    if guard["failed"]:
+        lines += _failed(guard["failed"])
     if "upstream_rule" in figures:
         lines += [
-            "By upstream's evaluation rule instead (two neighbouring Unsafe tokens anywhere, else two Controversial"
-            " ones; it looks ahead, and its own script prints strict and loose swapped):",
+            "By upstream's evaluation rule on the response's tokens instead (two neighbouring Unsafe tokens anywhere,"
+            " else two Controversial ones; it looks ahead). Upstream's script also judges the two tokens that close the"
+            " response, so single rows may differ:",
             "",
             *_decisions(figures["upstream_rule"]),
         ]
@@ -54,6 +60,8 @@ def _guard(name: str, guard: dict[str, Any]) -> list[str]:
         lines += _curve(score, curve)
     if "chosen" in guard:
         lines += _chosen(guard["chosen"])
+    if "not_chosen" in guard:
+        lines += [f"No thresholds are proposed: {guard['not_chosen']}", ""]
     if figures["categories"]:
         header = ["category", "unsafe rows", *(f"{word}, {mode}" for word in ("flagged", "named") for mode in MODES)]
         rows = [
@@ -82,6 +90,30 @@ def _decisions(both: dict[str, Any]) -> list[str]:
     rows = [[word, *(_rate(both[mode][rate]) for mode in MODES)] for rate, word in RATES.items()]
     counts = [f"{each['tp']} / {each['fp']} / {each['fn']} / {each['tn']}" for each in (both[mode] for mode in MODES)]
     return table(["", *MODES], [*rows, ["tp / fp / fn / tn", *counts]])
+
+
+def _failed(failed: dict[str, Any]) -> list[str]:
+    header = ["", *(f"{words}, {mode}" for words in ("all passed", "all blocked") for mode in MODES)]
+    cells = [failed[name][mode] for name in ("missed", "blocked") for mode in MODES]
+    return [
+        f"{failed['unsafe'] + failed['safe']:,} labelled rows could not be judged, {failed['unsafe']:,} of them unsafe"
+        f" and {failed['safe']:,} safe: the figures above are without them. With them, if all had passed, or all been"
+        " blocked:",
+        "",
+        *table(header, [[word, *(_rate(cell[rate]) for cell in cells)] for rate, word in RATES.items()]),
+    ]
+
+
+def _common(common: dict[str, Any]) -> list[str]:
+    header = ["", *(f"{name}, {mode}" for name in common["guards"] for mode in MODES)]
+    cells = [both[mode] for both in common["guards"].values() for mode in MODES]
+    return [
+        "## Both guards on the same rows",
+        "",
+        f"The {common['rows']:,} rows that both have judged; compare the guards by these alone.",
+        "",
+        *table(header, [[word, *(_rate(cell[rate]) for cell in cells)] for rate, word in RATES.items()]),
+    ]
 
 
 def _hits(both: dict[str, Any]) -> list[str]:
@@ -127,6 +159,8 @@ def _chosen(chosen: dict[str, Any]) -> list[str]:
 def _rate(rate: dict[str, Any]) -> str:
     if rate["value"] is None:
         return "n/a"
+    if rate["interval"] is None:
+        return f"{rate['value']:.3f} [too few]"
     low, high = rate["interval"]
     return f"{rate['value']:.3f} [{low:.3f}, {high:.3f}]"
 

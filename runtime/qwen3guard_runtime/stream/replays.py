@@ -14,7 +14,7 @@ from qwen3guard_runtime.stream.session import Session
 from qwen3guard_runtime.stream.steps import Step
 from qwen3guard_runtime.telemetry.metrics import StreamMetrics
 
-LEAST = 2
+LEAST_REPLAYS = 2
 """So many are admitted however long they take."""
 GUESSED = 8
 """So many are admitted at once before it is known how long one takes."""
@@ -33,7 +33,7 @@ class Replays:
     def admit(self, live: Iterable[Session], now_s: float) -> None:
         """One more replay would begin beside the `live` sessions. Raises Overloaded if as many as may be are on."""
         running = sum(session.is_replayed(now_s) for session in live)
-        admitted = running < LEAST or running * self._expected_s < self._together_s
+        admitted = running < LEAST_REPLAYS or running * self._expected_s < self._together_s
         self._metrics.replayed(admitted=admitted)
         if not admitted:
             raise Overloaded("As many lost streams as may be are being replayed here; try again later.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qwen3guard_apps.evaluation import curves
-from qwen3guard_apps.evaluation.figures import figures, propose
+from qwen3guard_apps.evaluation.figures import bounds, figures, half, propose
 from qwen3guard_apps.evaluation.hits import Span, hits
 from qwen3guard_apps.evaluation.intervals import bootstrap, f1_interval, wilson
 from qwen3guard_apps.evaluation.judged import JudgedRow, JudgedRows, debounced, first_flag, gen_answer, stream_answer
@@ -115,13 +115,57 @@ def test_a_chosen_threshold_is_the_least_that_holds_the_rate(seed: int) -> None:
     source = np.random.default_rng(seed)
     scores = source.integers(0, 8 if seed % 2 else 1000, 30) / 1000
     for wanted in (0.0, 0.01, 0.1, 0.34, 0.99):
-        threshold = curves.choose(scores, wanted)
+        threshold = curves.choose(scores, np.zeros(30, np.bool_), wanted)
         assert (scores > threshold).mean() <= wanted
         lower = scores[scores < threshold]
         assert len(lower) == 0 or (scores >= lower.max()).mean() > wanted
         moved = scores + source.uniform(-4e-4, 4e-4, 30)
         assert ((moved > threshold) == (scores > threshold)).all()
-    assert curves.choose(scores, 1.0) == 0
+    assert curves.choose(scores, np.zeros(30, np.bool_), 1.0) == 0
+
+
+def test_the_least_threshold_goes_no_further_than_the_next_score_of_any_row() -> None:
+    """Unsafe rows stand between the safe rows' scores and 1: a threshold beyond them would find none of them."""
+    scores = np.concatenate([np.linspace(0.01, 0.30, 50), np.linspace(0.35, 0.62, 50)])
+    unsafe = np.arange(100) >= 50
+    threshold = curves.choose(scores, unsafe, 0.01)
+    assert threshold == pytest.approx(0.325)
+    assert Confusion.of(unsafe, scores > threshold).recall == 1
+
+
+def test_an_interval_that_would_mean_nothing_is_not_given() -> None:
+    two = np.array([True, False])
+    assert bootstrap(curves.area, np.array([0.9, 0.1]), two) is None
+    many, scores = np.repeat(two, 30), np.repeat([0.9, 0.1], 30)
+    assert bootstrap(curves.area, scores, many) is None  # no row is wrong, so no resample is
+    assert f1_interval(2, 0, 0, 2) is None
+    assert f1_interval(30, 0, 0, 30) is None
+    assert f1_interval(30, 1, 1, 30) is not None
+
+
+def test_failed_rows_are_bounded_by_class() -> None:
+    """Of 434 rows 68 are unsafe; 11 failed, 8 of them unsafe: recall is 53 of 60 without them."""
+    rows = [({"label": True, "id": n}, answer(0.9 if n < 53 else 0.1)) for n in range(60)]
+    rows += [({"label": False, "id": n}, answer(0.1)) for n in range(363)]
+    found = bounds(judged(rows), [True] * 8 + [False] * 3)
+    for name, recall, false_positives in (("missed", 53 / 68, 0), ("blocked", 61 / 68, 3)):
+        for mode in ("strict", "loose"):
+            assert found[name][mode]["recall"]["value"] == pytest.approx(recall)
+            assert (found[name][mode]["fp"], found[name][mode]["recall"]["of"]) == (false_positives, 68)
+
+
+def test_a_half_has_both_classes_and_keeps_duplicates_together() -> None:
+    alternating = judged([({"label": n % 2 == 0, "prompt": f"{n}"}, answer(0.5)) for n in range(100)])
+    chosen = half(alternating)
+    assert (chosen.sum(), (chosen & alternating.unsafe).sum()) == (50, 25)
+    assert (chosen == half(alternating)).all()
+    rows = judged([({"label": n % 3 == 0, "prompt": f"{n % 30}"}, answer(0.5)) for n in range(90)])
+    sides: dict[str, set[bool]] = {}
+    for text, side in zip(rows.texts, half(rows), strict=True):
+        sides.setdefault(text, set()).add(bool(side))
+    assert len(sides) == 30
+    assert all(len(each) == 1 for each in sides.values())
+    assert 40 <= half(rows).sum() <= 50
 
 
 PUBLISHED = [
@@ -272,10 +316,26 @@ def test_tables_by_category_and_by_language_by_hand() -> None:
     german = found["groups"]["language"]["de"]
     assert german["rows"] == 2
     assert (german["strict"]["recall"]["value"], german["loose"]["recall"]["value"]) == (1 / 2, 0)
-    assert set(found["groups"]["language"]) == {"en", "de", "None"}
+    assert set(found["groups"]["language"]) == {"en", "de", "(no language)"}
     assert found["decisions"]["strict"]["f1"]["value"] == pytest.approx(2 / 3)
     assert "hits" not in found
     assert "upstream_rule" not in found
+
+
+def test_each_mode_is_named_by_its_own_flag() -> None:
+    """Controversial of another category first, Unsafe later: the loose flag names the later one."""
+    tokens = kept("SCCUU", 0)
+    tokens["tokens"]["categories"] = [None, "Violent", "Violent", "PII", "PII"]
+    row = stream_answer(tokens, {})
+    assert (row.named("strict"), row.named("loose")) == (("Violent",), ("PII",))
+    named = figures(judged([({"label": True, "category": "PII"}, row)]))["categories"]["PII"]
+    assert (named["strict"]["named"]["value"], named["loose"]["named"]["value"]) == (0, 1)
+
+
+def test_rows_without_a_language_are_not_those_whose_language_is_the_text_none() -> None:
+    rows = [({"label": True, "language": each}, answer(0.9)) for each in ("None", None, float("nan"))]
+    groups = figures(judged(rows))["groups"]["language"]
+    assert {name: each["rows"] for name, each in groups.items()} == {"None": 1, "(no language)": 2}
 
 
 @pytest.mark.parametrize("per_category", [False, True])
