@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fleet
@@ -12,6 +13,7 @@ import soak
 from support.nginx import nginx
 
 STREAMS = 16
+MOVED_S = 30.0  # the longest that a change waits for the first stream that it moves
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +43,20 @@ def test_no_verdict_is_wrong_and_no_stream_is_lost(three: fleet.Fleet, cases: li
     """Scaled out, one replica restarted with another export, and one killed."""
     three.list(("one", "two"))
     crowd = fleet.Crowd(three.proxy.url, cases, STREAMS, pause_s=0.1)
+
+    def until_one_moved(change: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            change()
+            until = time.monotonic() + MOVED_S
+            while not crowd.seen.moved and time.monotonic() < until:
+                time.sleep(0.05)
+
+        return run
+
     what = [
-        ("out", lambda: three.list(("one", "two", "three"))),
-        ("another export", lambda: three.restart("one", "dq8r")),
-        ("killed", lambda: three.servers["two"].stop(kill=True)),
+        ("out", until_one_moved(lambda: three.list(("one", "two", "three")))),
+        ("another export", until_one_moved(lambda: three.restart("one", "dq8r"))),
+        ("killed", until_one_moved(lambda: three.servers["two"].stop(kill=True))),
     ]
     rows = asyncio.run(crowd.during(what, seconds=0.5))
     assert fleet.bad(rows) == []

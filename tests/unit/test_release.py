@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -142,5 +143,6 @@ def test_an_extra_comes_from_where_the_project_came_from(
 ) -> None:
     assert extras.how_to_install("apps").endswith(f" --editable '{ROOT}[apps]'")
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages" / "qwen3guard_contract" / "extras.py"))
-    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_: noted)
+    installed = SimpleNamespace(read_text=lambda _: noted)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: installed)
     assert extras.how_to_install("apps", "data") == f"{sys.executable} -m pip install {command}"

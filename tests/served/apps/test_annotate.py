@@ -19,6 +19,7 @@ from pyarrow import parquet
 from qwen3guard_apps.annotation.sources import open_rows
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors
+from qwen3guard_contract.extras import how_to_install
 from qwen3guard_server.server import EmbeddedServer
 from support.command import COMMAND, fails, run
 from support.places import ROOT
@@ -141,7 +142,7 @@ def test_sources_that_are_none_and_missing_extras_are_named(tmp_path: Path, monk
     with pytest.raises(errors.InvalidRequest, match="neither a file nor a data set"):
         open_rows(str(tmp_path / "empty"), "train")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(errors.ServeError, match=r"qwen3guard-triton\[data\]"):
+    with pytest.raises(errors.ServeError, match=re.escape(how_to_install("data"))):
         open_rows("some/set", "train")
 
 
