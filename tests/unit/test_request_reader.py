@@ -11,7 +11,7 @@ import pytest
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_runtime.request import Request
-from qwen3guard_runtime.triton.request_reader import plain_request, without_tensors
+from qwen3guard_runtime.triton.request_reader import SEQUENCE_END, SEQUENCE_START, plain_request, waits_s, without_tensors
 
 MODEL = wire.GUARD_TOKENIZER
 
@@ -48,6 +48,18 @@ def test_triton_is_asked_whether_the_caller_has_hung_up() -> None:
     for gone in (True, False):
         asked.is_cancelled = lambda gone=gone: gone
         assert plain.is_abandoned() is gone
+
+
+def test_the_end_of_a_session_is_never_dropped() -> None:
+    """Its caller may hang up at once, and it may have waited for long: without it the session would stay."""
+    sent = request({})
+    sent.is_cancelled, sent.timeout = lambda: True, lambda: 2_500_000
+    for flags, dropped, waits in [(0, True, 2.5), (SEQUENCE_START, True, 2.5)] + [
+        (flags, False, 0.0) for flags in (SEQUENCE_END, SEQUENCE_START | SEQUENCE_END)
+    ]:
+        sent.flags = lambda flags=flags: flags
+        assert plain_request(sent, MODEL).is_abandoned() is dropped
+        assert waits_s(sent) == waits
 
 
 @pytest.mark.parametrize(

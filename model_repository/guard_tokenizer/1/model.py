@@ -6,7 +6,7 @@ from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.triton.admission import Admission
 from qwen3guard_runtime.triton.loading import loading, model_folder, parameters
 from qwen3guard_runtime.triton.refusal_log import RefusalLog
-from qwen3guard_runtime.triton.request_reader import is_abandoned
+from qwen3guard_runtime.triton.request_reader import is_abandoned, waits_s
 from qwen3guard_runtime.triton.triton_io import publish, send, serve
 
 
@@ -22,7 +22,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self.admission.offer(request, request.timeout() / 1e6)
+            self.admission.offer(request, waits_s(request))
 
     def finalize(self):
         self.admission.close()

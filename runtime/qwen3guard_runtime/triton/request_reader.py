@@ -34,15 +34,28 @@ def plain_request(request: Any, model: Model) -> Request:
     )
 
 
+def waits_s(request: Any) -> float:
+    """For how many seconds the request's caller waits; 0 if for ever. An END is never too late: without it, its session
+    would stay."""
+    return 0.0 if _ends(request) else float(request.timeout()) / 1e6
+
+
 def is_abandoned(request: Any) -> bool:
-    """Whether the request's caller has hung up, or cancelled it. That is asked of the server's process.
+    """Whether the request's caller has hung up, or cancelled it. That is asked of the server's process. An END is
+    wanted all the same.
 
     An ensemble tells its next model only what it knows when it calls it: who hangs up later is not noticed.
     """
+    if _ends(request):
+        return False
     try:
         return bool(request.is_cancelled())
     except Exception:  # it cannot be asked: then somebody may wait
         return False
+
+
+def _ends(request: Any) -> bool:
+    return bool(request.flags() & SEQUENCE_END)
 
 
 def without_tensors(request: Any) -> Request:
@@ -61,7 +74,7 @@ def _head(request: Any, parameters: Mapping[str, Any]) -> tuple[frozenset[str], 
         frozenset(request.requested_output_names()),
         request.correlation_id(),
         bool(flags & SEQUENCE_START),
-        bool(flags & SEQUENCE_END),
+        _ends(request),
         parameters.get(CANARY) is True,
     )
 
