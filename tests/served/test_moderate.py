@@ -119,9 +119,14 @@ def test_after_the_check_only_cleared_text_is_shown(guard: GuardClient, offset: 
 
 def test_before_the_check_text_passes_until_the_check_comes_back(guard: GuardClient, offset: int) -> None:
     def slowly() -> Iterator[str]:
-        for piece in cut(TURNS, random.Random(1)):
+        *pieces, last = cut(TURNS, random.Random(1))
+        for piece in pieces:
             yield piece
             time.sleep(0.05)
+        until = time.monotonic() + 30
+        while moderated.flag is None and time.monotonic() < until:
+            time.sleep(0.05)
+        yield last
 
     moderated = guard.moderate(slowly(), PROMPT, release="before_check")
     shown = text_of(moderated)

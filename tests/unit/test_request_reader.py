@@ -11,7 +11,13 @@ import pytest
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidRequest
 from qwen3guard_runtime.request import Request
-from qwen3guard_runtime.triton.request_reader import SEQUENCE_END, SEQUENCE_START, plain_request, waits_s, without_tensors
+from qwen3guard_runtime.triton.request_reader import (
+    SEQUENCE_END,
+    SEQUENCE_START,
+    plain_request,
+    waits_s,
+    without_tensors,
+)
 
 MODEL = wire.GUARD_TOKENIZER
 
