@@ -55,8 +55,8 @@ tracemalloc.start()
 kept_alive = balance(checkpoint, rows, weights=True, kv=True)
 print(*tracemalloc.get_traced_memory())
 """
-"""Prints the bytes that are kept after a balance, and the most meanwhile. It is a process of its own because tracemalloc
-counts what other threads take."""
+"""Prints the bytes that are kept after a balance, and the most meanwhile: in a process of its own, because tracemalloc
+counts what all threads take."""
 
 
 def token_rows(count: int, length: int, seed: int = 0) -> list[np.ndarray]:
@@ -194,7 +194,7 @@ def test_one_matrix_is_in_memory_at_a_time(tmp_path: Path) -> None:
     folder = make(tmp_path, "gen", hidden=256, layers=8, heads=8, kv_heads=4, head_dim=32, ffn=1024, vocab=2000)
     matrix = 4 * 1024 * 256  # bytes of the largest but the table; the checkpoint has 24 of them
     np.save(tmp_path / "rows.npy", token_rows(2, 20))
-    command = [sys.executable, "-c", MEMORY_OF_BALANCE, folder, tmp_path / "rows.npy"]
+    command = [sys.executable, "-c", MEMORY_OF_BALANCE, str(folder), str(tmp_path / "rows.npy")]
     kept, peak = map(int, subprocess.run(command, check=True, capture_output=True).stdout.split())
     assert peak < 6 * matrix
     assert kept < matrix / 2
