@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import importlib
 import json
@@ -66,14 +67,11 @@ def _spooled(stream: IO[bytes] | None = None) -> Path:
         if sys.stdin is None:
             raise InvalidRequest("Standard input is closed.")
         stream = sys.stdin.buffer
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is open as long as this process, which reads it again)
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (it is read again, at any time)
+    atexit.register(spool.close)
     shutil.copyfileobj(stream, spool)
     spool.flush()
-    _spools.append(spool)
     return Path(f"/proc/self/fd/{spool.fileno()}")
-
-
-_spools: list[Any] = []
 
 
 def _of_file(name: str, path: Path, form: str | None) -> Rows:
