@@ -22,6 +22,7 @@ from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from support.agreement import agrees
 from support.export_oracle import Oracle
+from support.lengths import times
 from support.places import DEMO
 from support.texts import TEXTS
 from transformers import AutoTokenizer
@@ -65,9 +66,9 @@ Generated = list[tuple[list[dict[str, str]], list[int], list[int]]]
 
 @pytest.fixture(scope="module")
 def generated(gen_oracle: Oracle) -> Generated:
-    """200 conversations: messages, their ids, and what transformers' greedy `generate` appends to them."""
+    """Conversations: messages, their ids, and what transformers' greedy `generate` appends to them."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
-    rendered = [(messages, tokenizer.apply_chat_template(messages)) for messages in conversations(200)]
+    rendered = [(messages, tokenizer.apply_chat_template(messages)) for messages in conversations(times(80, 200))]
     return [(messages, ids, gen_oracle.generate(ids, 64)) for messages, ids in rendered]
 
 
@@ -91,7 +92,7 @@ def test_classify_writes_what_transformers_generates(guard: GuardClient, generat
             assert raw_answer(guard, ids)[1] == expected
         else:
             assert answer == tokenizer.decode(expected, skip_special_tokens=True)
-    assert sum(answer is not None for answer in answers) > 150
+    assert sum(answer is not None for answer in answers) > 0.75 * len(answers)
 
 
 def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> No
     runner = OnnxRunner(folder, manifest, AnswerReader(tokenizer).candidates)
     gen = GenGuard(manifest, runner, tokenizer, end_ids(folder, tokenizer.special[IM_END]), slots=8)
     questions = [Question(np.array(ids, np.int64), False) for _, ids, _ in generated]
-    together = [answer for at in range(0, 200, 8) for answer in gen.answer(questions[at : at + 8])]
+    together = [answer for at in range(0, len(questions), 8) for answer in gen.answer(questions[at : at + 8])]
     same = 0
     for number, ((_, _, expected), answer) in enumerate(zip(generated, together, strict=True)):
         assert isinstance(answer, Answer)
@@ -111,8 +112,8 @@ def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> No
             [alone] = gen.answer([questions[number]])
             assert isinstance(alone, Answer)
             assert (alone.ids, alone.logprobs) == (answer.ids, answer.logprobs)
-    print(f"\ndq8r writes the same answer as transformers on {same} of 200 conversations (demo Gen)")
-    assert same > 150
+    print(f"\ndq8r writes the same answer as transformers on {same} of {len(questions)} conversations (demo Gen)")
+    assert same > 0.75 * len(questions)
 
 
 def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_oracle: Oracle) -> None:

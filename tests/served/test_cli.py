@@ -159,7 +159,7 @@ def test_ctrl_c_while_modules_are_imported_ends_the_process_at_once() -> None:
     code = (
         "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from qwen3guard_apps.cli import main\n"
-        "main.parser = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main.parser = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
         "main.main([])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -14,15 +14,13 @@ from qwen3guard_contract.extras import how_to_install
 SHELLS = ("bash", "zsh", "fish")
 
 
-def add_arguments(parser: argparse.ArgumentParser, command: argparse.ArgumentParser) -> None:
-    """`command` is the parser that is completed."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "shell",
         choices=SHELLS,
         metavar="SHELL",
         help='bash, zsh or fish; in bash: eval "$(qwen3guard completion bash)"',
     )
-    parser.set_defaults(command=command)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,10 +29,13 @@ def run(arguments: argparse.Namespace) -> None:
         import shtab
     except ImportError:
         raise ServeError(f"shtab is not installed: {how_to_install('completion')}.") from None
-    _mark_files(arguments.command, shtab)
-    functions = _complete_whole_choices(arguments.command) if arguments.shell != "fish" else ""
+    from qwen3guard_apps.cli.main import parser
+
+    command = parser()
+    _mark_files(command, shtab)
+    functions = _complete_whole_choices(command) if arguments.shell != "fish" else ""
     preamble = functions if arguments.shell == "bash" else ""
-    print(shtab.complete(arguments.command, arguments.shell, preamble=preamble))
+    print(shtab.complete(command, arguments.shell, preamble=preamble))
 
 
 def _mark_files(parser: argparse.ArgumentParser, shtab: Any) -> None:

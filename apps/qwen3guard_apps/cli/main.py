@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qwen3guard_apps.cli.output_encoding import replace_unknown_characters
@@ -36,41 +37,39 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Their modules are imported here, so that `main` can report what stops them."""
-    from qwen3guard_apps.annotation import annotate
-    from qwen3guard_apps.cli import classify, completion, export, perf, serve, stream, verify
+_VERBS = {
+    "export": ("cli.export", "Turn a checkpoint into a model repository."),
+    "verify": ("cli.verify", "Judge texts with each format of a checkpoint, beside fp32."),
+    "serve": ("cli.serve", "Run the embedded Triton server until Ctrl-C."),
+    "classify": ("cli.classify", "Judge the last turn of a conversation."),
+    "stream": ("cli.stream", "Moderate the response that arrives on standard input."),
+    "perf": ("cli.perf", "Load a running server with perf_analyzer."),
+    "playground": ("playground.playground", "Show a guard at work, in one local page."),
+    "annotate": ("annotation.annotate", "Put the guard's verdict beside every row of a file."),
+    "evaluate": ("evaluation.evaluate", "Measure the guards on labelled rows."),
+    "proxy": ("proxy.proxy", "Guard an LLM: OpenAI's API in front, and behind. Until Ctrl-C."),
+    "completion": ("cli.completion", "Print a script for your shell's Tab key."),
+    "doctor": ("doctor.doctor", "Check this installation, a model repository and a running server."),
+}
+"""The module of each verb, and what it does."""
+
+
+def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of all verbs; with a command's `arguments`, those that it does not name have no options. The modules
+    are imported here, so that `main` can report what stops them."""
     from qwen3guard_apps.config_file import CommandParser
-    from qwen3guard_apps.doctor import doctor
-    from qwen3guard_apps.evaluation import evaluate
-    from qwen3guard_apps.playground import playground
-    from qwen3guard_apps.proxy import proxy
 
     command = CommandParser(prog="qwen3guard", description="Serve and use the Qwen3Guard safety models.")
     command.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     command.add_argument("--debug", action="store_true", help="show tracebacks and the server's log")
     verbs = command.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=text, description=text)
-        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        added.set_defaults(run=run)
-        return added
-
-    export.add_arguments(verb("export", export.run, "Turn a checkpoint into a model repository."))
-    verify.add_arguments(verb("verify", verify.run, "Judge texts with each format of a checkpoint, beside fp32."))
-    serve.add_arguments(verb("serve", serve.run, "Run the embedded Triton server until Ctrl-C."))
-    classify.add_arguments(verb("classify", classify.run, "Judge the last turn of a conversation."))
-    stream.add_arguments(verb("stream", stream.run, "Moderate the response that arrives on standard input."))
-    perf.add_arguments(verb("perf", perf.run, "Load a running server with perf_analyzer."))
-    playground.add_arguments(verb("playground", playground.run, "Show a guard at work, in one local page."))
-    annotate.add_arguments(verb("annotate", annotate.run, "Put the guard's verdict beside every row of a file."))
-    evaluate.add_arguments(verb("evaluate", evaluate.run, "Measure the guards on labelled rows."))
-    proxy.add_arguments(verb("proxy", proxy.run, "Guard an LLM: OpenAI's API in front, and behind. Until Ctrl-C."))
-    completion.add_arguments(verb("completion", completion.run, "Print a script for your shell's Tab key."), command)
-    doctor.add_arguments(
-        verb("doctor", doctor.run, "Check this installation, a model repository and a running server.")
-    )
+    for name, (module, text) in _VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        if arguments is None or name in arguments:
+            implementation = importlib.import_module(f"qwen3guard_apps.{module}")
+            implementation.add_arguments(verb)
+            verb.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            verb.set_defaults(run=implementation.run)
     return command
 
 
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OSError("standard output is closed")
         replace_unknown_characters()
         with _interrupts_end_the_process():
-            commands = parser()
+            commands = parser(arguments)
         try:
             parsed = commands.parse_args(arguments)
             replace_unknown_characters(json=getattr(parsed, "json", False))
