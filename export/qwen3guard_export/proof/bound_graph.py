@@ -81,6 +81,7 @@ class BoundGraph:
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or min(architecture.kv_heads, os.cpu_count() or 1)
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # numpy needs the cores between passes
         options.log_severity_level = 4
         ensure_exact(options)
         self._form = form

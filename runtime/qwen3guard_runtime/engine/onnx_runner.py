@@ -62,6 +62,8 @@ class OnnxRunner(Passes):
         # With more threads than KV heads, the products of a small batch would be split in another way than those of a
         # large one, and a row's result would depend on its batch.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
+        # After a pass, its threads would look for work for milliseconds more, on cores that whoever comes next needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         self.products: Products | None = ensure_exact(options) if manifest.form.has_integers else None
         """Whether integer products are exact here without help or by a repair; None if the graph has none."""
