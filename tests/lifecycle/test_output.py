@@ -110,8 +110,9 @@ def test_the_log_goes_into_a_file_if_asked(repository: Path, tmp_path: Path) -> 
             guard.stream_step("wrong", prompt="", start=True)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=PATIENCE_S) == ("", "")
-    events = [json.loads(line)["event"] for line in file.read_text().splitlines()]
-    assert {"supervisor", "ready", "request_failed"} == set(events)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {"supervisor", "ready", "request_failed"} == {line["event"] for line in lines}
+    assert [line["code"] for line in lines if line["event"] == "request_failed"] == ["EMPTY_TEXT"]  # and no canary
 
 
 def test_an_error_ends_serve_though_nobody_reads_it_and_its_log_has_the_reason(

@@ -6,6 +6,8 @@ import atexit
 import gzip
 import importlib
 import json
+import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +31,7 @@ PARQUET_ROWS = 1024
 """How many rows of a Parquet file are read at once."""
 HEAD_BYTES = 2**16
 """How much of a source tells its format."""
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SUFFIXES = {f".{each}": each for each in FORMATS} | {".ndjson": "jsonl", ".jsonlines": "jsonl", ".pq": "parquet"}
 
 
@@ -160,15 +163,23 @@ def _parquet(name: str, path: Path) -> Rows:
 
 
 def _dataset(source: str, config: str | None, split: str) -> Rows:
+    if not (Path(source).exists() or _ID.fullmatch(source)):
+        raise InvalidRequest(f"{source} is neither a file, nor a folder, nor the id of a data set.")
+    datasets = module("datasets")
+    hub = logging.getLogger("huggingface_hub")  # it tells each of its attempts, for half a minute
+    before = hub.level
+    hub.setLevel(logging.CRITICAL)
     try:
-        dataset = module("datasets").load_dataset(source, config, split=split)
-    except ServeError:
-        raise
+        dataset = datasets.load_dataset(source, config, split=split)
+    except ConnectionError:
+        raise InvalidRequest(f"{source} is neither a file nor a folder, and the hub cannot be reached.") from None
     except Exception as error:
         raise InvalidRequest(
             f"{source} is neither a file nor a data set with a split {split!r}{_of(config)} that loads"
             f" ({type(error).__name__})."
         ) from None
+    finally:
+        hub.setLevel(before)
 
     def read() -> Iterator[DataRow]:
         for number, record in enumerate(dataset, start=1):

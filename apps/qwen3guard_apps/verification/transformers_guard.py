@@ -112,4 +112,4 @@ def _imported(*names: str) -> list[Any]:
             return [importlib.import_module(name) for name in names]
         except ImportError as missing:
             name = (missing.name or "transformers").partition(".")[0]
-            raise ServeError(f"{name} is not installed, so nothing is compared with transformers.") from None
+            raise ServeError(f"{name} is not installed.") from None

@@ -201,7 +201,7 @@ def _with_transformers(
         why = f"transformers could not judge the texts ({type(error).__name__}: {str(error)[:200]})"
     else:
         return found, {"texts": len(numbers), "same_tokens": same, "why": ""}
-    say(f"{why}.")
+    say(f"nothing is compared with transformers: {why}.")
     return {}, {"texts": 0, "why": why}
 
 

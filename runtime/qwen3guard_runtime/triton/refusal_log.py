@@ -25,10 +25,11 @@ class RefusalLog:
         self._lock = threading.Lock()
 
     def note(self, request: Any, error: GuardError, seconds: float, *, canary: bool) -> None:
-        """Counts one request, from any thread. It took `seconds`."""
+        """Counts one request, from any thread. It took `seconds`. A `canary` is not logged: the supervisor, which sent
+        it, says what came of it, and one that ends the canaries' sequence is always refused."""
         with self._lock:
             self.metric.count(error, canary=canary)
-            if self._failures:
+            if self._failures and not canary:
                 # The id of a step that names no session may be the session's, written in the wrong place.
                 session = request.correlation_id()
                 known = session or not self._has_sessions

@@ -141,6 +141,9 @@ def test_sources_that_are_none_and_missing_extras_are_named(tmp_path: Path, monk
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.InvalidRequest, match="neither a file nor a data set"):
         open_rows(str(tmp_path / "empty"), "train")
+    fails(run("annotate", tmp_path / "none", tmp_path / "out.jsonl"), "neither a file, nor a folder, nor the id")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fails(run("annotate", "some/set", tmp_path / "out.jsonl"), "and the hub cannot be reached")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(errors.ServeError, match=re.escape(how_to_install("data"))):
         open_rows("some/set", "train")

@@ -1,0 +1,89 @@
+"""The rules for Prometheus in its own promtool: what they take for a fleet's fault, and what they leave alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+from support.places import ROOT
+
+RULES = ROOT / "deploy" / "grafana" / "alerts.yaml"
+OLD, NEW = "000000000001", "000000000002"
+CPU, GPU, FELL_BACK = ("cpu", "cpu"), ("cuda", "cuda"), ("cpu", "cuda")
+LATE_MINUTES = 70
+
+
+def promtool() -> str:
+    if found := shutil.which("promtool"):
+        return found
+    if os.environ.get("CI"):
+        pytest.fail("There is no promtool: apt-get install prometheus.")
+    pytest.skip("There is no promtool here; with it (apt-get install prometheus) these tests run.")
+
+
+def export(replica: int, digits: str, job: str = "one") -> str:
+    return f'qwen3guard_export{{job="{job}",instance="{replica}",model="gen_guard",export="{digits}"}}'
+
+
+def device(replica: int, runs_on: str, made_for: str, job: str = "one") -> str:
+    labels = f'job="{job}",instance="{replica}",model="gen_guard",device="{runs_on}",made_for="{made_for}"'
+    return f"qwen3guard_device{{{labels}}}"
+
+
+def firing(folder: Path, alert: str, series: Iterable[tuple[str, str]], minutes: int = LATE_MINUTES) -> bool:
+    """Whether promtool sees `alert` fire after `minutes` of these series, each with its values a minute apart."""
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "alert_rule_test": [{"alertname": alert, "eval_time": f"{minutes}m", "exp_alerts": []}],
+    }
+    file = folder / "rules.test.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [case]}))
+    said = subprocess.run([promtool(), "test", "rules", file], capture_output=True, text=True, check=False)
+    told = said.stdout + said.stderr
+    assert said.returncode == 0 or f"alertname: {alert}" in told, told
+    return said.returncode != 0
+
+
+def test_promtool_reads_every_rule() -> None:
+    said = subprocess.run([promtool(), "check", "rules", RULES], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+STAYS, GOES, COMES = "1x90", "1x20 _x70", "_x20 1x70"
+
+
+@pytest.mark.parametrize(
+    ("series", "fires"),
+    [
+        ([(export(0, OLD), STAYS), (export(1, OLD), STAYS)], False),
+        ([(export(0, OLD), STAYS), (export(1, NEW), STAYS)], True),
+        ([(export(0, OLD), STAYS), (export(0, NEW, "other"), STAYS)], False),
+        ([(export(0, OLD), GOES), (export(0, NEW), COMES), (export(1, NEW), STAYS)], False),
+    ],
+    ids=["one export", "two exports", "two fleets", "a rollout that ends"],
+)
+def test_different_exports(tmp_path: Path, series: list[tuple[str, str]], fires: bool) -> None:
+    assert firing(tmp_path, "GuardExportsDiffer", series) == fires
+    assert not firing(tmp_path, "GuardExportsDiffer", series, minutes=30)
+
+
+@pytest.mark.parametrize(
+    ("series", "fires"),
+    [
+        ([device(0, *CPU), device(1, *CPU)], False),
+        ([device(0, *GPU), device(1, *GPU)], False),
+        ([device(0, *GPU), device(1, *FELL_BACK)], True),
+        ([device(0, *FELL_BACK), device(1, *FELL_BACK)], True),
+        ([device(0, *GPU), device(1, *CPU)], True),
+        ([device(0, *GPU), device(0, *CPU, "other")], False),
+    ],
+    ids=["on CPUs", "on GPUs", "one fell back", "all fell back", "two kinds", "two fleets"],
+)
+def test_another_device(tmp_path: Path, series: list[str], fires: bool) -> None:
+    assert firing(tmp_path, "GuardOnAnotherDevice", [(name, STAYS) for name in series]) == fires
