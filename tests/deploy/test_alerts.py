@@ -87,3 +87,24 @@ def test_different_exports(tmp_path: Path, series: list[tuple[str, str]], fires:
 )
 def test_another_device(tmp_path: Path, series: list[str], fires: bool) -> None:
     assert firing(tmp_path, "GuardOnAnotherDevice", [(name, STAYS) for name in series]) == fires
+
+
+@pytest.mark.parametrize(("values", "fires"), [("0x90", False), ("0x65 1x25", True), ("0x20 1x70", False)])
+def test_answers_that_nobody_judged(tmp_path: Path, values: str, fires: bool) -> None:
+    """Within a quarter of an hour."""
+    series = 'qwen3guard_proxy_unguarded_total{job="proxy",instance="0",route="/v1/chat/completions"}'
+    assert firing(tmp_path, "GuardBypassed", [(series, values)]) == fires
+
+
+@pytest.mark.parametrize(
+    ("code", "values", "fires"),
+    [
+        ("guard_unreachable", "0+1x90", True),
+        ("guard_unreachable", "0x60 1x30", False),
+        ("guard_text_too_long", "0+1x90", False),
+        ("upstream_failed", "0+1x90", False),
+    ],
+)
+def test_errors_of_the_guard_to_the_proxys_callers(tmp_path: Path, code: str, values: str, fires: bool) -> None:
+    series = f'qwen3guard_proxy_errors_total{{job="proxy",instance="0",route="/v1/messages",code="{code}"}}'
+    assert firing(tmp_path, "GuardFailsProxy", [(series, values)]) == fires

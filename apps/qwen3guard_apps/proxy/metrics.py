@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,13 +15,16 @@ CLIENT_LEFT = 499
 
 
 class ProxyMetrics:
-    """Of one proxy, from its start."""
+    """Of one proxy, from its start. What passes unjudged is counted from 0 at each of the `guarded` routes, so that an
+    alert sees the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, guarded: Iterable[str]) -> None:
         self._registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests that were answered.", "route", "outcome")
         self._flagged = self._counter("flagged", "Requests whose prompt or answer was flagged.", "route", "by")
         self._unguarded = self._counter("unguarded", "Answers that passed as the guard could not judge them.", "route")
+        for route in guarded:
+            self._unguarded.labels(route)
         self._errors = self._counter("errors", "Requests that ended with an error.", "route", "code")
         self._removed = self._counter("removed_fields", "Fields of LLMs' answers that were removed.", "route")
         self._seconds = Histogram(

@@ -95,7 +95,7 @@ class Proxy:
         llm = f"POST {', '.join(self._doors)}, GET /v1/models, " if place or chat else ""
         unless = " but what --pass-route names" if place else ""
         refusal = f"This proxy answers {llm}POST /v1/moderations and GET /health; it relays nothing unjudged{unless}."
-        self._metrics = ProxyMetrics()
+        self._metrics = ProxyMetrics(self._doors)
         key = OwnKey(settings.api_key)
         self._observed = Observed(callers, key, self._metrics, traces, doors=self._doors, refusal=refusal)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from qwen3guard_client import GuardClient, Policy, Thresholds
 from support.door_apis import APIS, TOOL, Api, Messages, Responses, Said, Shown
 from support.fake_llm import FakeLLM, Loop
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
+from support.places import ROOT
 from support.proxied import Proxied
 from support.raw_llm import RawLLM
 from support.serving import free_port
@@ -274,11 +276,16 @@ def test_the_proxy_counts_what_becomes_of_requests(proxied: Open, raw: RawLLM) -
         'qwen3guard_proxy_flagged_total{by="response",route="/v1/messages"} 1.0',
         'qwen3guard_proxy_errors_total{code="invalid_request",route="/v1/responses"} 1.0',
         'qwen3guard_proxy_request_seconds_count{route="/v1/messages"} 1.0',
+        'qwen3guard_proxy_unguarded_total{route="/v1/chat/completions"} 0.0',
         "qwen3guard_proxy_in_flight 0.0",
     ):
         assert line in lines, line
+    alerts = (ROOT / "deploy" / "grafana" / "alerts.yaml").read_text()
+    found = set(re.findall(r"qwen3guard_proxy_\w+", alerts))
+    assert found
+    assert found <= set(re.findall(r"^# TYPE (\w+)", told.text, re.MULTILINE))
     assert "dinner" not in told.text
-    page = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
+    page = (ROOT / "docs/metrics.md").read_text()
     names = {line.split()[2] for line in lines if line.startswith("# TYPE") and not line.endswith("_created gauge")}
     assert {name for name in names if f"`{name}`" not in page} == set()
 
