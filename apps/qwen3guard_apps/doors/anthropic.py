@@ -61,7 +61,7 @@ def _shaped(error: ApiError) -> JsonBody:
     body = error.body()
     inner = body.get("error")
     told = inner if isinstance(inner, dict) else {"message": str(error)}
-    if told.get("type") not in {*_ERRORS.values(), "api_error", "billing_error"}:
+    if told.get("type") not in (*_ERRORS.values(), "api_error", "billing_error"):
         told = told | {"type": _ERRORS.get(error.status, "api_error")}
     return body | {"type": "error", "error": {name: value for name, value in told.items() if name != "param"}}
 
@@ -178,7 +178,7 @@ class _MessagesAnswer(DoorAnswer):
 
     def _sign(self, number: int, signature: Any) -> None:
         if isinstance(signature, str) and signature:
-            self._written.opaque[number] = self._written.opaque.get(number, "") + signature
+            self._written.opaque.setdefault(number, []).append(signature)
 
     def _end(self, told: JsonBody) -> JsonBody:
         reason, sequence = told.get("stop_reason"), told.get("stop_sequence")

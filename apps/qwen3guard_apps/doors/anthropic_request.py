@@ -107,7 +107,9 @@ def chat_turns_of_blocks(message: JsonBody) -> list[JsonBody]:
             turn = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content")}
             results.append(_with_rest(turn, block, "type", "tool_use_id", "content"))
         elif kind == "tool_use":
-            called = {"name": block.get("name"), "arguments": block.get("input")}
+            given = block.get("input")
+            # A call without arguments is an answer too, and is written as OpenAI's LLMs write it.
+            called = {"name": block.get("name"), "arguments": "{}" if given == {} else given}
             call = {"id": block.get("id"), "type": "function", "function": called}
             calls.append(_with_rest(call, block, "id", "type", "name", "input", "caller"))
         elif kind == "thinking":

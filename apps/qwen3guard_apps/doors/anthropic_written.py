@@ -39,8 +39,8 @@ class WrittenMessage:
         self.reason = "end_turn"
         """The LLM's reason for the end."""
         self.usage: JsonBody = {"input_tokens": 0, "output_tokens": 0}
-        self.opaque: dict[int, str] = {}
-        """The signature of a thinking, or the data of a redacted one, by the block's number."""
+        self.opaque: dict[int, list[str]] = {}
+        """The pieces of the signature of a thinking, or the data of a redacted one, by the block's number."""
         self.redacted: set[int] = set()
         self._content: list[JsonBody] = []
         self._text: list[str] = []
@@ -133,7 +133,7 @@ class WrittenMessage:
         return {"type": kind, "index": len(self._content) - 1} | more
 
     def _sealed(self, number: int | None) -> str:
-        value = self.opaque.get(-1 if number is None else number, "")
+        value = "".join(self.opaque.get(-1 if number is None else number, ()))
         return sealed(value) if value and is_opaque(value) else ""
 
     @staticmethod
@@ -148,8 +148,10 @@ class WrittenMessage:
 
 
 def _object(text: str) -> Any:
-    """The arguments of a call, which are JSON. As a text where they are none."""
+    """The arguments of a call, which are JSON. As a text where they are none, as with NaN or a number too large."""
     try:
-        return json.loads(text) if text.strip() else {}
+        read = json.loads(text) if text.strip() else {}
+        json.dumps(read, allow_nan=False)
+        return read
     except (ValueError, RecursionError):
         return text

@@ -41,16 +41,10 @@ class CompletionsDoor(Door):
             raise invalid(f"There are {len(prompts)} prompts; a request takes {MOST_PROMPTS} at most.")
         if not isinstance(suffix, str | None):
             raise invalid("The suffix must be a text.")
+        first, *others = ([{"role": "user", "content": each}] for each in texts)
         also = [suffix] if suffix else []
-        read = [self._of_prompt(asked, each, passed_fields, also) for each in texts]
-        return replace(read[0], conversations=tuple(each.conversation for each in read), n=asked.get("n"))
-
-    @staticmethod
-    def _of_prompt(
-        asked: JsonBody, prompt: str, passed_fields: Collection[str], also: Collection[str]
-    ) -> GuardedRequest:
-        turn = {"role": "user", "content": prompt}
-        return read_as_chat(asked, COMPLETIONS_REQUEST_FIELDS, [turn], passed_fields, also)
+        read = read_as_chat(asked, COMPLETIONS_REQUEST_FIELDS, first, passed_fields, also, others=others)
+        return replace(read, n=asked.get("n"))
 
     def answer(self, read: GuardedRequest) -> DoorAnswer:
         return _CompletionsAnswer(read.sent)

@@ -8,7 +8,12 @@ from typing import Any
 from qwen3guard_apps.doors.blocks import number_of, pieces_of, text_in
 from qwen3guard_apps.doors.door import Door, DoorAnswer, DoorEvent, JsonBody
 from qwen3guard_apps.doors.responses_request import PHASES, RESPONSES_REQUEST_FIELDS, read_responses_request
-from qwen3guard_apps.doors.responses_written import PARTS_OF_AN_ITEM, RESPONSES_USAGE_FIELDS, WrittenResponse
+from qwen3guard_apps.doors.responses_written import (
+    ITEM_OF_KIND,
+    PARTS_OF_AN_ITEM,
+    RESPONSES_USAGE_FIELDS,
+    WrittenResponse,
+)
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_apps.openai.choice import has_no_text, unreadable
 from qwen3guard_apps.openai.request import GuardedRequest
@@ -60,6 +65,12 @@ class _ResponsesAnswer(DoorAnswer):
         self._written = WrittenResponse(sent)
         self._texts: dict[int, list[str]] = {}
         """What the LLM has written of each part and call, by its number."""
+        self._lengths: dict[int, int] = {}
+        """How many characters that is."""
+        self._numbers: dict[str, int] = {}
+        """Of items by their ids, where an LLM gives them no numbers."""
+        self._types: dict[int, str] = {}
+        """Of which type each item is that has begun, by its number."""
         self._at = 0
         """The number that it writes."""
         self._has_begun = False
@@ -95,7 +106,7 @@ class _ResponsesAnswer(DoorAnswer):
             begins, self._has_begun = not self._has_begun, True
             return [self._head(response if isinstance(response, dict) else {}) | _delta({"role": "assistant"})][:begins]
         if kind in ("response.output_item.added", "response.output_item.done"):
-            return [_delta(each) for each in self._item(number_of(body.get("output_index")), body.get("item"))]
+            return [_delta(each) for each in self._item(self._number_in(body), body.get("item"))]
         if kind not in ("response.content_part.added", "response.content_part.done"):
             self.removed += 1
         return []
@@ -145,16 +156,28 @@ class _ResponsesAnswer(DoorAnswer):
         for number, item in enumerate(output):
             yield from self._item(number_of(number), item)
 
+    def _number_in(self, event: JsonBody) -> int:
+        """The number of its item. The server of llama.cpp names the item alone, a call by its `call_id`."""
+        if event.get("output_index") is not None:
+            return number_of(event["output_index"])
+        item = event.get("item")
+        told = [event.get("item_id"), *([item.get("id"), item.get("call_id")] if isinstance(item, dict) else [])]
+        name = next((each for each in told if isinstance(each, str)), None)
+        if name is None:
+            raise unreadable()
+        return number_of(self._numbers.setdefault(name, len(self._numbers)))
+
     def _item(self, number: int, item: Any) -> Iterator[JsonBody]:
         """What is new in an item, which may come several times and grow, as pieces of a message."""
         kind = item.get("type") if isinstance(item, dict) else None
+        if not isinstance(kind, str):
+            raise unreadable()
         first = number * PARTS_OF_AN_ITEM
         told = self._written.told.setdefault(number, {})
-        if isinstance(item, dict):
-            told |= {name: item[name] for name in ("id",) if is_id(item.get(name))}
-            told |= {"phase": item["phase"]} if item.get("phase") in PHASES else {}
-            if isinstance(item.get("encrypted_content"), str):
-                told["encrypted_content"] = item["encrypted_content"]
+        told |= {name: item[name] for name in ("id",) if is_id(item.get(name))}
+        told |= {"phase": item["phase"]} if item.get("phase") in PHASES else {}
+        if isinstance(item.get("encrypted_content"), str):
+            told["encrypted_content"] = item["encrypted_content"]
         if kind in _CALLS:
             name, field = _CALLS[kind]
             if first not in self._texts:
@@ -176,7 +199,7 @@ class _ResponsesAnswer(DoorAnswer):
             yield from self._all(at, kind_of_part, text_in(part.get(_FIELDS[kind_of_part][1])))
 
     def _gone_on(self, body: JsonBody, kind: str, part: str, field: str, *, whole: bool) -> Iterable[JsonBody]:
-        number = number_of(body.get("output_index")) * PARTS_OF_AN_ITEM
+        number = self._number_in(body) * PARTS_OF_AN_ITEM
         if part:
             number += number_of(body.get(part) or 0, _MOST_PARTS) + (_MOST_PARTS if kind == "reasoning_text" else 0)
         elif number not in self._texts:
@@ -187,16 +210,19 @@ class _ResponsesAnswer(DoorAnswer):
 
     def _all(self, number: int, kind: str, text: str) -> Iterator[JsonBody]:
         """The rest of a text of which all is told. Another text than what was written is not shown."""
-        written = "".join(self._texts.get(number, ()))
-        if len(text) > len(written) and text.startswith(written):
-            yield from self._piece(number, kind, text[len(written) :])
+        length = self._lengths.get(number, 0)
+        if len(text) > length and text.startswith("".join(self._texts.get(number, ()))):
+            yield from self._piece(number, kind, text[length:])
 
     def _piece(self, number: int, kind: str, text: str, called: JsonBody | None = None) -> Iterator[JsonBody]:
-        """Raises ApiError for one that comes back to an earlier part: parts follow one another."""
-        if number < self._at:
+        """Raises ApiError for one that comes back to an earlier part, for parts follow one another, and for one that
+        its item cannot have."""
+        of_type, _ = ITEM_OF_KIND[kind]
+        if number < self._at or self._types.setdefault(number // PARTS_OF_AN_ITEM, of_type) != of_type:
             raise unreadable()
         self._at = number
         self._texts.setdefault(number, []).append(text)
+        self._lengths[number] = self._lengths.get(number, 0) + len(text)
         if kind in _FIELDS:
             field, key = _FIELDS[kind]
             yield {field: [{"type": kind, "index": number, key: text}]}

@@ -27,7 +27,7 @@ _ECHOED: Mapping[str, Any] = {
     **{"temperature": None, "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled"},
 }
 """Fields of a response that repeat the request, and what they are if it has none."""
-_ITEMS = {
+ITEM_OF_KIND = {
     "output_text": ("message", "msg"),
     "refusal": ("message", "msg"),
     "reasoning_text": ("reasoning", "rs"),
@@ -99,7 +99,7 @@ class WrittenResponse:
 
     def write(self, piece: BlockPiece) -> Iterator[JsonBody]:
         """The events of a piece, which begins an item or a part, or goes on with one."""
-        kind = piece.kind if piece.kind in _ITEMS else "output_text"
+        kind = piece.kind if piece.kind in ITEM_OF_KIND else "output_text"
         item = self._item if piece.number is None else piece.number // PARTS_OF_AN_ITEM
         if self._item is None or item != self._item:
             yield from self._close_item(complete=True)
@@ -116,7 +116,7 @@ class WrittenResponse:
 
     def _begin_item(self, kind: str, number: int, piece: BlockPiece) -> Iterator[JsonBody]:
         self._item = number
-        of_type, begins = _ITEMS[kind]
+        of_type, begins = ITEM_OF_KIND[kind]
         told = self.told.get(number, {})
         item: JsonBody = {
             "id": told.get("id") or f"{begins}_{uuid.uuid4().hex}",

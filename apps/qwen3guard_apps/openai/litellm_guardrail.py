@@ -104,9 +104,10 @@ class LiteLLMGuardrail:
                 return None, [_Judged("response", [_turn("user", text)]) for text in texts]
             answers = [[*asked.messages, _turn("assistant", asked.begun + text)] for text in texts]
             return None, [_Judged("response", turns) for turns in answers]
-        asked = _conversation(_list(request, "structured_messages"))
-        contents = [turn["content"] for turn in asked.messages] + [asked.begun] if asked else []
-        whole, read = set(contents), "\n".join(contents)
+        messages = _list(request, "structured_messages")
+        asked = _conversation(messages)
+        whole = {text_of_message(each, "A message") for each in messages} if asked else ()
+        read = "\n".join([*(turn["content"] for turn in asked.messages), asked.begun]) if asked else ""
         texts = [text for text in texts if text not in whole]
         _check_number(texts)
         others = [_Judged("text", [_turn("user", text)]) for text in texts if text not in read]

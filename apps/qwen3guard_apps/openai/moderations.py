@@ -19,7 +19,7 @@ from qwen3guard_contract.message_text import text_of_message
 from qwen3guard_contract.text import shown
 from qwen3guard_contract.verdict import PromptVerdict, TokenVerdict
 
-from qwen3guard_apps.openai.api_error import invalid, of_guard
+from qwen3guard_apps.openai.api_error import ApiError, invalid, of_guard
 from qwen3guard_apps.openai.batches import Batches
 from qwen3guard_apps.openai.conversation import read_conversation
 from qwen3guard_apps.openai.readers import Apart, at_once
@@ -56,16 +56,20 @@ class Moderations:
         If the guard refuses one of several inputs, its result is flagged, and has the reason in place of categories.
         """
         inputs = await apart(partial(_inputs, request))
-        judged = await self._batches.judge(self._by_gen if self._gen else self._by_stream, inputs)
         results = []
-        for result in judged:
-            if isinstance(result, InputError) and len(inputs) > 1:
-                results.append(_refused(result))
+        for result in await self._batches.judge(self._judge, inputs):
+            if isinstance(result, InputError | ApiError) and len(inputs) > 1:
+                results.append(_refused(result if isinstance(result, ApiError) else of_guard(result)))
             elif isinstance(result, BaseException):
                 raise result
             else:
                 results.append(result)
         return {"id": f"modr-{uuid.uuid4().hex}", "model": self.model, "results": results}
+
+    async def _judge(self, turns: _Turns | ApiError) -> dict[str, Any]:
+        if isinstance(turns, ApiError):
+            raise turns
+        return await (self._by_gen(turns) if self._gen else self._by_stream(turns))
 
     async def _by_gen(self, turns: _Turns) -> dict[str, Any]:
         verdict = await self._guard.classify(messages=turns)
@@ -141,16 +145,15 @@ def _risk_of(verdict: TokenVerdict) -> float:
     return 1 - verdict.severity_probabilities[RiskLevel.SAFE]
 
 
-def _refused(error: InputError) -> dict[str, Any]:
+def _refused(told: ApiError) -> dict[str, Any]:
     """The result of an input that the guard refuses. It is flagged, so that nobody takes it for a safe one."""
-    told = of_guard(error)
     without = dict.fromkeys(("categories", "category_scores", "category_applied_input_types"))
     return {"flagged": True, **without, "error": {"code": told.code, "message": str(told)}}
 
 
-def _inputs(request: Mapping[str, Any]) -> list[_Turns]:
+def _inputs(request: Mapping[str, Any]) -> list[_Turns | ApiError]:
     """The conversations to judge: a text, each of a list of texts, or one input in parts, as a user's turn; or the
-    messages of one, or those of each of several.
+    messages of one, or those of each of several. One of several that cannot be read is its error.
 
     Raises ApiError for images, for token ids, and for a field that is not read.
     """
@@ -165,9 +168,10 @@ def _inputs(request: Mapping[str, Any]) -> list[_Turns]:
             raise invalid("Send either an input or messages, not both.")
         if not isinstance(messages, list) or not messages:
             raise invalid("The messages must be a list.")
-        several = messages if all(isinstance(each, list) for each in messages) else [messages]
-        _check_number(several)
-        return [_conversation(each) for each in several]
+        if not all(isinstance(each, list) for each in messages):
+            return [_conversation(messages)]
+        _check_number(messages)
+        return [_read(each) for each in messages]
     if isinstance(value, str):
         return [_of_user(value)]
     if not isinstance(value, list) or not value:
@@ -176,6 +180,13 @@ def _inputs(request: Mapping[str, Any]) -> list[_Turns]:
     if all(isinstance(each, str) for each in value):
         return [_of_user(each) for each in value]
     return [_of_user(text_of_message({"role": "user", "content": value}, "The input"))]
+
+
+def _read(messages: list[Any]) -> _Turns | ApiError:
+    try:
+        return _conversation(messages)
+    except ApiError as error:
+        return error
 
 
 def _conversation(messages: list[Any]) -> _Turns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from qwen3guard_apps.openai.conversation import Conversation
 from qwen3guard_apps.openai.shapes import REMOVED, Shape, is_name, may_be_prose
 
 _CALLED = (*CALLED, "function_call")
+MOST_REPEATED = 2**22
+"""The most characters that are judged with each of several conversations, all of them together."""
 MOST_UNKNOWN = 8
 """Of more fields that no table names, the names are judged: in their order they may be prose."""
 
@@ -50,9 +52,12 @@ def read_as_chat(
     messages: Any,
     passed_fields: Collection[str] = (),
     also: Collection[str] = (),
+    *,
+    others: Sequence[list[dict[str, Any]]] = (),
 ) -> GuardedRequest:
     """As `read_request`, of a request whose fields are those of `table`, and whose conversation is `messages` in the
-    form of chat completions. The texts `also` are judged with the last turn.
+    form of chat completions. The texts `also` are judged with the last turn. `others` are further conversations, whose
+    messages have a role and a content alone.
 
     Where `messages` are the request's own, they are sent as they are read. Another form of a conversation is sent as
     `asked` has it: who translates it has left out of it what is not in `messages`.
@@ -81,10 +86,14 @@ def read_as_chat(
     if len(names) > MOST_UNKNOWN or any(map(may_be_prose, names)):
         extra.append(" ".join(names))
     extra = list(dict.fromkeys([*also, *extra]))
-    turns = conversation.read_conversation({"messages": read_messages if isinstance(messages, list) else messages})
+    if sum(map(len, extra)) * len(others) > MOST_REPEATED:
+        raise invalid("What is judged with each conversation is too long for so many.")
+    every = [read_messages if isinstance(messages, list) else messages, *others]
+    conversations = tuple(conversation.read_conversation({"messages": each}) for each in every)
     if extra:
-        turns.messages[-1]["content"] += "\n" + "\n".join(extra)
-    return GuardedRequest(sent, (turns,), tuple(dict.fromkeys(removed)))
+        for each in conversations:
+            each.messages[-1]["content"] += "\n" + "\n".join(extra)
+    return GuardedRequest(sent, conversations, tuple(dict.fromkeys(removed)))
 
 
 def _unknown_names(passed: Mapping[str, Any], tables: Collection[str]) -> Iterator[str]:

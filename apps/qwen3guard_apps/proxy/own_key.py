@@ -35,4 +35,12 @@ class OwnKey:
             return False
         if name == "authorization" and value.lower().startswith(_BEARER):
             value = value[len(_BEARER) :].strip()
-        return hmac.compare_digest(value.encode(errors="surrogateescape"), self._key)
+        return hmac.compare_digest(_bytes(value), self._key)
+
+    def is_told_by(self, value: str) -> bool:
+        """Whether a header's value has the key somewhere, as that of an `api-key` beside the right one may."""
+        return self._key is not None and self._key in _bytes(value)
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode(errors="surrogateescape")

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 
 from qwen3guard_apps.doors.door import Door, DoorEvent
-from qwen3guard_apps.openai.api_error import ApiError, upstream_failed
+from qwen3guard_apps.openai.api_error import ApiError, proxy_failed, upstream_failed
 from qwen3guard_apps.openai.request import GuardedRequest
 from qwen3guard_apps.proxy import sse
 from qwen3guard_apps.proxy.chunks import Chunks, ReadChunk
@@ -118,11 +118,13 @@ class StreamedCompletion(Completion):
     async def _relay(self) -> web.StreamResponse:
         try:
             await self._send_all()
-        except ApiError as error:
+        except ConnectionError:
+            raise
+        except Exception as error:
             if self._response is None:
                 raise
-            self.error = error
-            await self._write_events([self._door.error(error)])
+            self.error = error if isinstance(error, ApiError) else proxy_failed(error)
+            await self._write_events([self._door.error(self.error)])
         assert self._response
         await self._response.write_eof()
         return self._response

@@ -173,7 +173,7 @@ class Upstream:
         sent = {
             name: value
             for name, value in headers.items()
-            if name.lower() not in _NOT_SENT_ON and not self._own_key.is_in(name, value)
+            if name.lower() not in _NOT_SENT_ON and not self._own_key.is_told_by(value)
         }
         sent |= {"Accept-Encoding": "identity"}
         data = None

@@ -8,8 +8,10 @@ throws the error.
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from operator import attrgetter
 
 from qwen3guard_contract.errors import EmptyText, InvalidRequest, Overloaded, SessionLost
 from qwen3guard_contract.policy import Policy
@@ -229,7 +231,9 @@ class StreamState:
 
     def final_verdicts(self) -> list[TokenVerdict]:
         """The verdicts that later text cannot change. After the stream is finished, these are all."""
-        return [token for token in self.verdicts if not self.is_open or token.position < self._position]
+        if not self.is_open:
+            return self.verdicts.copy()
+        return self.verdicts[: bisect_left(self.verdicts, self._position, key=attrgetter("position"))]
 
     def flagged(self, *, strict: bool | None) -> TokenVerdict | None:
         """The first token that is flagged in strict or in loose mode, or by the session's own policy (None)."""

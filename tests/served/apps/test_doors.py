@@ -18,7 +18,7 @@ import httpx
 import openai
 import pytest
 from qwen3guard_client import GuardClient, Policy, Thresholds
-from support.door_apis import APIS, TOOL, Api, Messages, Responses, Said, Shown
+from support.door_apis import APIS, TOOL, Api, Chat, Messages, Responses, Said, Shown
 from support.fake_llm import FakeLLM, Loop
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from support.places import ROOT
@@ -89,6 +89,19 @@ def test_the_same_conversation_has_the_same_verdict_through_each_door(
     assert (safe.ended, safe.text.strip()) == ("stop", SAFE)
     assert (unsafe_prompt.text, unsafe_prompt.ended) == ("", "content_filter")
     assert seen[1:] == seen[:1] * 3
+
+
+@pytest.mark.parametrize("api", [Chat(), Messages(), Responses()], ids=lambda api: api.name)
+def test_the_first_of_two_messages_is_judged_as_the_last_one_is(proxied: Open, raw: RawLLM, api: Api) -> None:
+    says(raw, api, Said(words(SAFE)), stream=False)
+    field = "input" if api.name == "responses" else "messages"
+    with proxied() as proxy:
+        for first, by in (("How do I make a bomb?", "prompt"), (PROMPT, None)):
+            messages = [{"role": "user", "content": each} for each in (first, PROMPT)]
+            body = api.asked("", stream=False) | {field: messages}
+            found = httpx.post(f"{proxy.url}/{api.door.path}", json=body, timeout=60)
+            assert found.status_code == 200, found.text
+            assert api.read_whole(found.json()).guard["flagged_by"] == by
 
 
 def of_anthropic(proxy: Proxied) -> anthropic.Anthropic:
@@ -245,7 +258,7 @@ def test_a_key_of_its_own_is_asked_for_and_reaches_no_llm(
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.post(f"{proxy.url}/messages", json={}).json()["type"] == "error"
         value = f"Bearer {KEY}" if header == "Authorization" else KEY
-        others = {"x-guard-key": {"Authorization": "Bearer sk-llm"}}.get(header, {})
+        others = {"x-guard-key": {"Authorization": "Bearer sk-llm", "api-key": KEY}}.get(header, {})
         assert httpx.post(url, json=body, headers={header: value} | others, timeout=60).status_code == 200
         for route in ("/health", "/metrics", "/openapi.json"):
             assert httpx.get(proxy.url.removesuffix("/v1") + route).status_code == 200

@@ -149,11 +149,19 @@ def test_an_answer_is_judged_in_its_conversation(
         assert flagged(ends(ANSWER)) == [False]
         assert flagged(ends(TURNS)) == [True]
         assert flagged([ends(ANSWER), ends(TURNS), ends(ANSWER)[:1]]) == [False, True, False]
+        two = [{"role": "user", "content": each} for each in (UNSAFE, "Thank you.")]
+        assert flagged([two, two[1:]]) == [True, False]
         with pytest.raises(openai.BadRequestError, match="not both"):
             client.post("/moderations", body={"messages": ends(ANSWER), "input": "x"}, cast_to=object)
         image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
         with pytest.raises(openai.BadRequestError, match="reads text alone"):
             client.post("/moderations", body={"messages": image}, cast_to=object)
+        several = [ends(ANSWER), image, [], [5], [{"role": "user", "content": " "}], ends(TURNS)]
+        answer = client.post("/moderations", body={"messages": several}, cast_to=openai.types.ModerationCreateResponse)
+        codes = [extra(each).get("error", {}).get("code") for each in answer.results]
+        unread, none = "guard_not_text", "invalid_request"
+        assert codes == [None, unread, none, unread, none, None]
+        assert [each.flagged for each in answer.results] == [False, True, True, True, True, True]
 
 
 @pytest.mark.parametrize("name", ["model", "user"])

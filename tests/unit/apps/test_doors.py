@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from qwen3guard_apps.doors.anthropic import MessagesDoor
 from qwen3guard_apps.doors.completions import CompletionsDoor
 from qwen3guard_apps.doors.responses import ResponsesDoor
+from qwen3guard_apps.doors.responses_written import WrittenResponse
 from qwen3guard_apps.doors.sealed import opened, sealed
+from qwen3guard_apps.openai import request as request_reader
 from qwen3guard_apps.openai.api_error import ApiError
 from support.door_apis import APIS, TOOL, Api, Messages, Responses, Said, Shown, events_of
 from support.lengths import times
@@ -461,3 +463,128 @@ def test_a_response_that_failed_or_is_to_be_fetched_later_is_an_error() -> None:
     events = [{"type": "response.failed", "response": failed}]
     found = receive(LlmAnswer([events_of(events)]), Responses().asked(PROMPT, stream=True), door=ResponsesDoor())
     assert "It broke." in found.events[-1]["error"]["message"]
+
+
+ITEMS: dict[str, dict[str, Any]] = {
+    "message": {"type": "message", "content": [{"type": "output_text", "text": "rice"}]},
+    "reasoning": {"type": "reasoning", "summary": [{"type": "summary_text", "text": "rice"}]},
+    "function_call": {"type": "function_call", "call_id": "call_1", "name": TOOL, "arguments": "rice"},
+    "custom_tool_call": {"type": "custom_tool_call", "call_id": "call_1", "name": TOOL, "input": "rice"},
+}
+EVENTS = {
+    "output_text": "message",
+    "refusal": "message",
+    "reasoning_text": "reasoning",
+    "reasoning_summary_text": "reasoning",
+    "function_call_arguments": "function_call",
+    "custom_tool_call_input": "custom_tool_call",
+}
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_a_part_that_its_item_cannot_have_is_an_error(item: str) -> None:
+    begun = Responses().events(Said())[:1]
+    begun.append({"type": "response.output_item.added", "output_index": 0, "item": ITEMS[item]})
+    later = [
+        (of_item, {"type": f"response.{kind}.delta", "output_index": 0, "content_index": 0, "delta": " and"})
+        for kind, of_item in EVENTS.items()
+    ]
+    grown = {kind: json.loads(json.dumps(each).replace("rice", "rice and")) for kind, each in ITEMS.items()}
+    later += [
+        (kind, {"type": "response.output_item.done", "output_index": 0, "item": each}) for kind, each in grown.items()
+    ]
+    end = {"type": "response.completed", "response": Responses().whole(Said())}
+    for of_item, event in later:
+        answer = LlmAnswer([events_of([*begun, event, end])])
+        found = receive(answer, Responses().asked(PROMPT, stream=True), door=ResponsesDoor())
+        assert (found.events[-1]["type"] == "response.completed") is (of_item == item), event
+        assert ("upstream_unreadable" in found.text) is (of_item != item)
+
+
+@doors
+@pytest.mark.parametrize("kind", [["x"], {"x": 1}, 5, None])
+def test_an_error_whose_type_is_no_text_is_told(api: Api, kind: Any) -> None:
+    error = {"error": {"type": kind, "message": "It is busy."}}
+    answer = LlmAnswer([json.dumps(error).encode()], 400, "application/json")
+    found = receive(answer, api.asked(PROMPT, stream=False), door=api.door)
+    assert (found.status, "It is busy." in found.text) == (400, True)
+    item = {"type": kind, "text": "rice"}
+    body = api.whole(Said()) | {"output": [item], "content": [item], "choices": item}
+    answer = LlmAnswer([json.dumps(body).encode()], content_type="application/json")
+    assert receive(answer, api.asked(PROMPT, stream=False), door=api.door).status == 502
+
+
+def test_a_fault_of_the_proxys_own_ends_a_stream_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of HTTP in the middle of another one would be all that a client gets."""
+
+    def fail(*_: Any) -> Any:
+        raise KeyError("xkill")
+
+    monkeypatch.setattr(WrittenResponse, "write", fail)
+    found = answered(Responses(), Said(["rice"]), stream=True)
+    assert found.events[-1]["code"] == "internal"
+    assert "xkill" not in found.text
+
+
+def test_the_input_of_a_call_is_json_or_a_text() -> None:
+    for text, shown_as in (('{"a": 1}', {"a": 1}), ('{"a": NaN}', '{"a": NaN}'), ('{"a": 1e999}', '{"a": 1e999}')):
+        block = {"type": "tool_use", "id": "toolu_1", "name": TOOL, "input": text}
+        body = Messages().whole(Said()) | {"content": [block]}
+        answer = LlmAnswer([json.dumps(body).encode()], content_type="application/json")
+        found = receive(answer, Messages().asked(PROMPT, stream=False), door=MessagesDoor())
+        assert json.loads(found.text)["content"][0]["input"] == shown_as
+
+
+def test_items_without_numbers_are_told_apart_by_their_ids() -> None:
+    """As the server of llama.cpp streams them: what is done comes after all deltas."""
+    said = Said(["rice", " and zyqs", "tab"], ["so", "up"], ['{"dish":', ' "rice"}'])
+    for text in (said.text, ["rice"]):
+        added: list[dict[str, Any]] = [
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [], "encrypted_content": ""},
+            {"type": "message", "id": "msg_1", "content": []},
+            {"type": "function_call", "call_id": "fc_1", "name": TOOL, "arguments": ""},
+        ]
+        pieces = {
+            "reasoning_text": ("rs_1", said.reasoning),
+            "output_text": ("msg_1", text),
+            "function_call_arguments": ("fc_1", said.arguments),
+        }
+        done = [
+            added[0] | {"content": [{"type": "reasoning_text", "text": "soup"}]},
+            added[1] | {"content": [{"type": "output_text", "text": "".join(text)}]},
+            added[2] | {"arguments": "".join(said.arguments)},
+        ]
+        events: list[Any] = [{"type": "response.created", "response": {"id": "resp_1"}}]
+        for item, (kind, (name, deltas)) in zip(added, pieces.items(), strict=True):
+            events.append({"type": "response.output_item.added", "item": item})
+            events += [{"type": f"response.{kind}.delta", "item_id": name, "delta": each} for each in deltas]
+        events += [{"type": "response.output_item.done", "item": item} for item in done]
+        events.append({"type": "response.completed", "response": Responses().whole(Said()) | {"output": done}})
+        found = receive(LlmAnswer([events_of(events)]), Responses().asked(PROMPT, stream=True), door=ResponsesDoor())
+        assert not is_unsafe(found.text)
+        output = found.events[-1]["response"]["output"]
+        assert output[0]["content"][0]["text"] == "soup"
+        if text is said.text:
+            assert output[1]["content"][0]["text"] == "rice and"
+        else:
+            assert [each.get("arguments") for each in output] == [None, None, '{"dish": "rice"}']
+
+
+def test_a_request_with_many_prompts_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def names(passed: Any, _: Any) -> list[str]:
+        read.append(passed)
+        return []
+
+    monkeypatch.setattr(request_reader, "_unknown_names", names)
+    asked = {"model": "fake", "prompt": ["a", "b", "c"], "x_vendor": {"a": 1}, "suffix": "rice"}
+    found = CompletionsDoor().read(asked, ())
+    assert [each.messages[0]["content"] for each in found.conversations] == ["a\nrice", "b\nrice", "c\nrice"]
+    assert len(read) == 2  # the request, and the first prompt as a message
+
+
+def test_a_long_suffix_is_not_copied_for_each_of_many_prompts() -> None:
+    asked = {"model": "fake", "prompt": ["a"] * 100, "suffix": "rice " * 10_000}
+    with pytest.raises(ApiError, match="too long for so many"):
+        CompletionsDoor().read(asked, ())

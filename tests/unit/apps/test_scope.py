@@ -11,3 +11,10 @@ def test_each_key_has_a_scope_that_does_not_tell_it_and_no_key_has_none() -> Non
     assert "one" not in str(one)
     assert scopes.of({}) is scopes.of({"Authorization": ""}) is None
     assert scopes.of({"Authorization": "Bearer \udce9"})
+
+
+def test_callers_with_the_proxys_own_key_are_told_apart_by_the_one_for_the_llm() -> None:
+    scopes, own = Scopes(), {"Authorization": "Bearer the-proxys-own"}
+    for name in ("x-api-key", "api-key"):
+        assert len({scopes.of(own | {name: key}) for key in ("sk-one", "sk-other", "")}) == 3
+    assert scopes.of({"api-key": "sk-one"}) != scopes.of({"x-api-key": "sk-one"})

@@ -109,7 +109,7 @@ CAMEL = "".join(map(str.title, WORDS))
 def test_names_that_may_be_prose_are_judged(fields: dict[str, Any], judged: str) -> None:
     said = {"role": "user", "content": "Hi."}
     body = fields | {"messages": [*fields.get("messages", ()), said]}
-    assert read_request(body).conversation.messages[-1]["content"] == f"Hi.\n{judged}"
+    assert read_request(body).conversation.messages[-1]["content"].endswith(f"Hi.\n{judged}")
 
 
 def test_names_as_programs_have_them_are_not() -> None:
