@@ -111,6 +111,18 @@ def test_little_is_not_worth_it() -> None:
     assert cached.through([*short, 99]) == 0
 
 
+def test_of_a_long_conversation_the_beginning_is_held() -> None:
+    """Every turn of it costs what has no room, and not all of it."""
+    cached = Cached(PrefixLimits(held_bytes=SMALLEST))
+    held = cached.kv.most_tokens(SMALLEST)
+    long = [1 + number % 97 for number in range(held + 150)]
+    assert [cached.through(long[:end]) for end in (held, held + 1, len(long), len(long))] == [0, held, held, held]
+    assert (cached.cache.count, cached.cache.held_bytes) == (1, SMALLEST)
+    assert cached.through(TEXT[::-1]) == 0
+    assert cached.through(long) == 0  # it has given way
+    assert Cached(PrefixLimits(held_bytes=SMALLEST - 1)).through(long) == 0
+
+
 def test_the_longest_unused_goes_first_and_what_is_idle_goes() -> None:
     cached = Cached()
     for number in range(3):

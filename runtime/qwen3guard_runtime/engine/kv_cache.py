@@ -185,6 +185,10 @@ class KVCache:
         """The smallest budget: the bytes of one slot of the whole context."""
         return max(slot_bytes(manifest.caches, capacity) for capacity in memory.capacities(manifest.context))
 
+    def most_tokens(self, within_bytes: int) -> int:
+        """The most tokens that one slot of at most so many bytes holds."""
+        return max((arena.room for arena in self._arenas if arena.slot_bytes <= within_bytes), default=0)
+
     def has_room(self, tokens: int, slot: Slot | None = None, *, without: Collection[Slot] = ()) -> bool:
         """Whether `slot`, or a new slot, can hold `tokens` in all, if the slots `without` were free."""
         if slot and tokens <= slot.arena.room:

@@ -1,9 +1,10 @@
 """Prefix reuse: what a slot holds is not computed again for a sequence that begins with the same tokens.
 
-A slot whose owner has ended is held, with its tokens, for sequences of the same scope. It stays a slot of its arena, so
-the padding of passes is written after its tokens; it moves to the arena's end, so that live slots stay neighbours. A
-sequence that goes on from it takes it and rewinds it; one that shares only a part of it, or what a live slot holds,
-gets a copy. Nothing live ever waits for a held slot: for others, it counts as room.
+A slot whose owner has ended is held, with its tokens, for sequences of the same scope; of one that is too long to be
+held, the beginning is. It stays a slot of its arena, so the padding of passes is written after its tokens; it moves to
+the arena's end, so that live slots stay neighbours. A sequence that goes on from it takes it and rewinds it; one that
+shares only a part of it, or what a live slot holds, gets a copy. Nothing live ever waits for a held slot: for others,
+it counts as room.
 
 A scope is a name that callers share who may learn from the time of an answer what the others have asked. Nothing is
 held or found for sequences without one.
@@ -50,6 +51,7 @@ class PrefixCache:
     ) -> None:
         self._cache = cache
         self._limits = limits or PrefixLimits()
+        self._most_tokens = cache.most_tokens(self._limits.held_bytes)
         self._clock = clock
         self._scopes: dict[Slot, str] = {}
         """The scope of each slot that has one, live or held."""
@@ -113,11 +115,11 @@ class PrefixCache:
         self._cache.grow(slot, tokens)
 
     def release(self, slot: Slot, *, hold: bool = True) -> None:
-        """The slot's owner has ended. It is held if it has a scope; without `hold`, as what is in it cannot be trusted,
-        it is freed."""
+        """The slot's owner has ended. What of it may be is held if it has a scope; without `hold`, as what is in it
+        cannot be trusted, it is freed."""
         scope = self._scopes.get(slot)
-        is_worth = slot.length >= WORTH_TOKENS and slot.arena.slot_bytes <= self._limits.held_bytes
-        if not hold or scope is None or not is_worth:
+        slot.length = min(slot.length, self._most_tokens)
+        if not hold or scope is None or slot.length < WORTH_TOKENS:
             self._free(slot)
             return
         same_scope = [each for each in self._held if self._scopes[each] == scope]
