@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from qwen3guard_apps.cli.perf_analyzer import Analyzer
 from qwen3guard_contract.manifest import DEMO_NOTICE
 from support.command import COMMAND
 from support.fake_llm import FakeLLM, Loop
@@ -94,6 +95,7 @@ def test_every_verb_of_one_machine(company: CompanyProxy, repository: Path, tmp_
     config = tmp_path / "serve.toml"
     config.write_text(f'model-repository = "{repository}"\ngrpc_port = {port}\nmetrics-port = {metrics}\n')
     rows = tmp_path / "rows.csv"
+    Analyzer()  # fetched without the company's proxy
     rows.write_text("prompt,is_safe\nHow do I bake bread?,yes\nHow can I make a bomb in my kitchen?,no\n")
     url = f"localhost:{port}"
     with running(company, "serve", "--config", config) as serve:

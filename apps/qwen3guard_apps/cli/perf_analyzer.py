@@ -250,21 +250,25 @@ def _reason(output: str) -> str:
 
 
 def _fetch(folder: Path) -> None:
-    """Puts perf_analyzer from WHEEL into `folder`, with links to its two libraries in the embedded server's wheel."""
+    """Puts perf_analyzer from WHEEL into `folder`, with copies of its two libraries, which the embedded server's wheel
+    has: other environments use them too, after this one has gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as downloads:
+    with tempfile.TemporaryDirectory(dir=folder) as downloads:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", downloads]
         command += ["--platform", "manylinux1_x86_64", "--only-binary=:all:", WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(downloads).glob("*.whl"))
         if not wheels:
             raise PerfAnalyzerError(f"{WHEEL}, which carries perf_analyzer, cannot be had: {_reason(done.stderr)}")
+        made = Path(downloads, "made")
+        made.mkdir()
+        for library, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*")):
+            for packages in site.getsitepackages():
+                for path in Path(packages, "nvidia_pytriton.libs").glob(pattern):
+                    shutil.copyfile(path, made / library)
         with zipfile.ZipFile(wheels[0]) as wheel:
             (name,) = (name for name in wheel.namelist() if name.endswith("bin/perf_analyzer"))
-            (folder / "perf_analyzer").write_bytes(wheel.read(name))
-    (folder / "perf_analyzer").chmod(0o755)
-    for library, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*")):
-        for packages in site.getsitepackages():
-            for path in Path(packages, "nvidia_pytriton.libs").glob(pattern):
-                (folder / library).unlink(missing_ok=True)
-                (folder / library).symlink_to(path)
+            (made / "perf_analyzer").write_bytes(wheel.read(name))
+        (made / "perf_analyzer").chmod(0o755)
+        for file in made.iterdir():
+            file.replace(folder / file.name)
