@@ -20,7 +20,7 @@ serve: $(GUARDS)  # leave the server running on 127.0.0.1:8001
 	@$(BIN)/qwen3guard serve --model-repository $(REPOSITORY) --grpc-port $(PORT)
 
 test: say-dev .venv/dev.done .venv/gpu.done
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-unit: say-dev .venv/dev.done  # one module or two at a time: no server, no torch, one to two minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
