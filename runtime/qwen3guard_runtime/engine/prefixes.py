@@ -115,8 +115,8 @@ class PrefixCache:
         self._cache.grow(slot, tokens)
 
     def release(self, slot: Slot, *, hold: bool = True) -> None:
-        """The slot's owner has ended. What of it may be is held if it has a scope; without `hold`, as what is in it
-        cannot be trusted, it is freed."""
+        """The slot's owner has ended. It is held if it has a scope, or as much of its beginning as has room; without
+        `hold`, as what is in it cannot be trusted, it is freed."""
         scope = self._scopes.get(slot)
         slot.length = min(slot.length, self._most_tokens)
         if not hold or scope is None or slot.length < WORTH_TOKENS:
