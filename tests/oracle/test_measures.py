@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from qwen3guard_apps.evaluation import curves
 from qwen3guard_apps.evaluation.metrics import Confusion
-from sklearn import metrics
+from support.later import sklearn_metrics as metrics
 
 
 @pytest.mark.parametrize("seed", range(10))

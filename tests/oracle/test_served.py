@@ -22,10 +22,10 @@ from qwen3guard_runtime.gen.guard import Answer, GenGuard, Question
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
 from support.agreement import agrees
 from support.export_oracle import Oracle
+from support.later import transformers
 from support.lengths import times
 from support.places import DEMO
 from support.texts import TEXTS
-from transformers import AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ Generated = list[tuple[list[dict[str, str]], list[int], list[int]]]
 @pytest.fixture(scope="module")
 def generated(gen_oracle: Oracle) -> Generated:
     """Conversations: messages, their ids, and what transformers' greedy `generate` appends to them."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "gen")
     rendered = [(messages, tokenizer.apply_chat_template(messages)) for messages in conversations(times(80, 200))]
     return [(messages, ids, gen_oracle.generate(ids, 64)) for messages, ids in rendered]
 
@@ -77,7 +77,7 @@ def test_classify_writes_what_transformers_generates(guard: GuardClient, generat
 
     The demo guard loses the form of the answer on some languages that it never saw; those answers are compared too.
     """
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "gen")
 
     def ask(messages: list[dict[str, str]]) -> str | None:
         try:
@@ -117,7 +117,7 @@ def test_dq8r_mostly_writes_the_same(generated: Generated, tmp_path: Path) -> No
 
 
 def test_probabilities_are_a_softmax_at_each_decision(guard: GuardClient, gen_oracle: Oracle) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "gen")
     for messages in conversations(12):
         try:
             found = guard.classify(messages=messages)
@@ -160,7 +160,7 @@ def test_a_batch_answers_as_each_alone(guard: GuardClient) -> None:
 def test_a_stream_judges_every_token_as_the_oracle(guard: GuardClient, stream_oracle: Oracle) -> None:
     """Token by token, in random chunks, at once, and replayed by one START: each equals one pass of PyTorch."""
     tokenizer = GuardTokenizer.load(DEMO / "stream")
-    oracle_tokenizer = AutoTokenizer.from_pretrained(DEMO / "stream")
+    oracle_tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "stream")
     source = random.Random(5)
     for text in TEXTS[:8]:
         prompt = [{"role": "user", "content": source.choice(TEXTS[:8])}]
@@ -194,7 +194,7 @@ def test_every_turn_of_a_conversation_in_one_session_is_judged_as_the_oracle(
     guard: GuardClient, stream_oracle: Oracle
 ) -> None:
     """One pass of PyTorch over the tokens as Qwen's own tokenizer writes them."""
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "stream")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "stream")
     source = random.Random(9)
     plain = [text for text in TEXTS if "<|" not in text]
     for _ in range(4):
@@ -235,7 +235,7 @@ def check(tokens: list[TokenVerdict], expected: dict[str, np.ndarray], start: in
 def test_sixteen_sessions_at_once_each_equal_their_own_pass(guard: GuardClient, stream_oracle: Oracle) -> None:
     """Different prompts, chunk lengths and rewinds, interleaved, so that ragged batches form on the server."""
     tokenizer = GuardTokenizer.load(DEMO / "stream")
-    oracle_tokenizer = AutoTokenizer.from_pretrained(DEMO / "stream")
+    oracle_tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "stream")
 
     def moderate(number: int) -> tuple[list[int], int, list[StepResult]]:
         source = random.Random(number)
@@ -287,7 +287,7 @@ def test_text_in_pieces_gives_the_verdicts_of_the_whole(guard: GuardClient) -> N
 
 
 def test_the_guards_own_answer_tells_its_ids(guard: GuardClient) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gen")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO / "gen")
     answer, ids, logprobs = raw_answer(guard, tokenizer.apply_chat_template([{"role": "user", "content": "Hi."}]))
     assert tokenizer.decode(ids, skip_special_tokens=True) == answer
     assert len(ids) == len(logprobs)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from qwen3guard_apps.adapters import openrlhf, verl
 from qwen3guard_apps.reward import reward
 from qwen3guard_contract import errors
 from qwen3guard_server.server import EmbeddedServer
+from support.later import torch
 
 PROMPT = "How do I bake bread?"
 ANSWERS = ["Mix flour and water.", "I cannot help with that."]

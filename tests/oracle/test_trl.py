@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
 from qwen3guard_apps.reward import score, trl_reward
 from qwen3guard_client import GuardClient
 from qwen3guard_server.server import EmbeddedServer
+from support.later import datasets
 from support.places import DEMO
 
 PROMPTS = ["How do I bake bread?", "What should I cook for dinner tonight?"]
@@ -52,7 +52,7 @@ def test_grpo_is_given_the_rewards_of_its_completions(
         seed=1,
     )
     trainer = GRPOTrainer(
-        model=str(DEMO / "gen"), reward_funcs=safety, args=options, train_dataset=Dataset.from_list(rows)
+        model=str(DEMO / "gen"), reward_funcs=safety, args=options, train_dataset=datasets.Dataset.from_list(rows)
     )
     trainer.train()
     assert len(told) == 2

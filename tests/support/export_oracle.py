@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import warnings
+from pathlib import Path
 
 import numpy as np
 from qwen3guard_apps.verification.transformers_guard import TransformersGuard
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # the workers share the cores
+class Oracle(TransformersGuard):
+    """A checkpoint's folder in float32."""
 
-Oracle = TransformersGuard
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # the workers share the cores
 
 
 def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:

@@ -27,6 +27,7 @@ from qwen3guard_runtime.stream.sessions import Sessions
 from qwen3guard_runtime.stream.steps import Step, StepReply
 from qwen3guard_runtime.sweeper import sweep
 from qwen3guard_runtime.text.tokenizer import IM_END, GuardTokenizer
+from support.lengths import times
 from support.token_sum import MANIFEST, TokenSum
 
 SLOT = KVCache.least_bytes(MANIFEST)
@@ -295,7 +296,8 @@ class Pair:
         assert self.runners[0].tokens < self.runners[1].tokens
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.trial
+@pytest.mark.parametrize("seed", range(times(12, 40)))
 @pytest.mark.parametrize("budget", [None, 2 * SLOT], ids=["room", "tight"])
 def test_replies_are_those_without_reuse(seed: int, budget: int | None) -> None:
     """Over the double, whose logits depend on every token that its slot holds."""

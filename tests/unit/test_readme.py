@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import cache
 
 import pytest
 from support.places import ROOT
@@ -28,4 +28,10 @@ def test_files_that_contributing_names_in_full_exist() -> None:
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"\b(\w+\.py)\b", README))))
 def test_named_modules_exist(module: str) -> None:
-    assert any(Path(path).name == module for path in ROOT.glob("*/**/*.py"))
+    assert module in modules()
+
+
+@cache
+def modules() -> set[str]:
+    rooms = (path for path in ROOT.iterdir() if path.is_dir() and path.name not in (".venv", "build"))
+    return {path.name for room in rooms for path in room.rglob("*.py")}

@@ -21,6 +21,7 @@ from qwen3guard_export.proof.bound_graph import BoundGraph
 from qwen3guard_export.proof.parity import prove
 from qwen3guard_export.proof.texts import proof_rows
 from support.changed_weights import Change, Changed
+from support.lengths import pairs
 from support.places import DEMO
 
 LAYER = 2
@@ -94,23 +95,25 @@ def test_what_is_whole_is_proved(weights: str, form: str, tmp_path: Path) -> Non
     assert (figures["fp32_max"] > 1e-4) == (weights != "fp32" or form == "int8")
 
 
-@pytest.mark.parametrize(("weights", "form"), FORMS)
-@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.trial
+@pytest.mark.parametrize(("broken", "form_of"), pairs(list(BROKEN), FORMS, 4))
 def test_what_is_broken_in_one_layer_is_refused_by_its_name(
-    broken: str, weights: str, form: str, tmp_path: Path
+    broken: str, form_of: tuple[str, str], tmp_path: Path
 ) -> None:
     where, changes = BROKEN[broken]
+    weights, form = form_of
     export_broken(tmp_path, changes, weights, form)
     with pytest.raises(ParityError, match=where):
         prove(tmp_path, demo("gen"), Form.named(weights, form), rows())
 
 
-@pytest.mark.parametrize(("weights", "form"), FORMS)
-@pytest.mark.parametrize("shift", ["positions", "frequencies"])
+@pytest.mark.trial
+@pytest.mark.parametrize(("shift", "form_of"), pairs(["positions", "frequencies"], FORMS, 2))
 def test_rotations_that_are_off_by_one_are_refused(
-    shift: str, weights: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shift: str, form_of: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one position they cancel out between queries and keys: the cells tell, which other graphs may read."""
+    weights, form = form_of
     whole = graphs.rope_tables
     axis = {"positions": 0, "frequencies": 1}[shift]
     monkeypatch.setattr(

@@ -12,7 +12,6 @@ from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network
 
-import litellm
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import (
@@ -25,12 +24,11 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
-from litellm.types.utils import ModelResponseStream
 from qwen3guard_apps.adapters import langchain
-from qwen3guard_apps.adapters.litellm import Qwen3Guardrail
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_client import Flagged, GuardClient
 from qwen3guard_contract import errors
+from support.later import litellm, litellm_adapter, litellm_types
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from support.places import ROOT
 from support.serving import free_port
@@ -53,7 +51,7 @@ def complete(prompt: str, answer: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")  # of LiteLLM's types
 def test_litellm_blocks_prompts_and_answers(guard: GuardClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(litellm, "callbacks", [Qwen3Guardrail(url=guard.url, default_on=True)])
+    monkeypatch.setattr("litellm.callbacks", [litellm_adapter.Qwen3Guardrail(url=guard.url, default_on=True)])
     assert complete(PROMPT, SAFE).choices[0].message.content == SAFE
     with pytest.raises(litellm.exceptions.GuardrailRaisedException, match="The prompt is") as prompt:
         complete(UNSAFE_PROMPT, SAFE)
@@ -61,7 +59,8 @@ def test_litellm_blocks_prompts_and_answers(guard: GuardClient, monkeypatch: pyt
         complete(PROMPT, TURNS)
     assert prompt.value.blocked_content
     assert response.value.blocked_content
-    monkeypatch.setattr(litellm, "callbacks", [Qwen3Guardrail(url=f"127.0.0.1:{free_port()}", default_on=True)])
+    nobody_there = litellm_adapter.Qwen3Guardrail(url=f"127.0.0.1:{free_port()}", default_on=True)
+    monkeypatch.setattr("litellm.callbacks", [nobody_there])
     with pytest.raises(litellm.exceptions.GuardrailRaisedException, match="cannot judge") as nobody:
         complete(PROMPT, SAFE)
     assert not nobody.value.blocked_content
@@ -69,7 +68,7 @@ def test_litellm_blocks_prompts_and_answers(guard: GuardClient, monkeypatch: pyt
 
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")  # of LiteLLM's types
 def test_litellm_streams_what_is_cleared(guard: GuardClient, offset: int) -> None:
-    guardrail = Qwen3Guardrail(url=guard.url)
+    guardrail = litellm_adapter.Qwen3Guardrail(url=guard.url)
 
     async def shown(answer: str) -> tuple[str, bool, str | None]:
         messages = [{"role": "user", "content": PROMPT}]
@@ -93,7 +92,7 @@ def test_litellm_streams_what_is_cleared(guard: GuardClient, offset: int) -> Non
 @pytest.mark.filterwarnings("ignore:Item:UserWarning", "ignore:Pydantic:UserWarning")  # of LiteLLM's types
 def test_litellm_streams_in_the_order_of_the_llm(guard: GuardClient, offset: int) -> None:
     """Reasoning, text, an empty delta and a call, of two choices: whole, as they came, or none from a flag on."""
-    guardrail = Qwen3Guardrail(url=guard.url)
+    guardrail = litellm_adapter.Qwen3Guardrail(url=guard.url)
     flagged: list[bool] = []
 
     def streamed(reasoning: str, arguments: str) -> tuple[list[Any], list[Any]]:
@@ -107,7 +106,9 @@ def test_litellm_streams_in_the_order_of_the_llm(guard: GuardClient, offset: int
             (0, {"tool_calls": [call]}),
             (1, {}),
         ]
-        chunks = [ModelResponseStream(choices=[{"index": index, "delta": delta}]) for index, delta in deltas]  # type: ignore[list-item]
+        chunks = [
+            litellm_types.ModelResponseStream(choices=[{"index": index, "delta": delta}]) for index, delta in deltas
+        ]
 
         async def written() -> AsyncIterator[Any]:
             for chunk in chunks:
@@ -138,9 +139,9 @@ def test_litellm_streams_in_the_order_of_the_llm(guard: GuardClient, offset: int
 
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")  # of LiteLLM's types
 def test_litellm_judges_each_call_by_its_type(guard: GuardClient) -> None:
-    guardrail = Qwen3Guardrail(url=guard.url)
+    guardrail = litellm_adapter.Qwen3Guardrail(url=guard.url)
 
-    def before(call_type: str, guardrail: Qwen3Guardrail = guardrail, **data: Any) -> bool:
+    def before(call_type: str, guardrail: Any = guardrail, **data: Any) -> bool:
         try:
             asyncio.run(guardrail.async_pre_call_hook(None, None, data, call_type))
         except litellm.exceptions.GuardrailRaisedException:
@@ -153,7 +154,7 @@ def test_litellm_judges_each_call_by_its_type(guard: GuardClient) -> None:
     assert not before("aresponses", input=UNSAFE_PROMPT)
     assert before("aembedding", input=UNSAFE_PROMPT)
     assert not before("aimage_generation", prompt=PROMPT)
-    lets = Qwen3Guardrail(url=guard.url, let_through=["aimage_generation"])
+    lets = litellm_adapter.Qwen3Guardrail(url=guard.url, let_through=["aimage_generation"])
     assert before("aimage_generation", lets, prompt=UNSAFE_PROMPT)
     embedded = litellm.EmbeddingResponse()
     assert asyncio.run(guardrail.async_post_call_success_hook({"input": "a"}, None, embedded)) is embedded

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -22,6 +21,7 @@ from qwen3guard_contract import errors
 from qwen3guard_contract.extras import how_to_install
 from qwen3guard_server.server import EmbeddedServer
 from support.command import COMMAND, fails, run
+from support.later import datasets
 from support.places import ROOT
 from support.texts import TEXTS
 

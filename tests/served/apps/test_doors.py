@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import anthropic
 import httpx
 import openai
 import pytest
 from qwen3guard_client import GuardClient, Policy, Thresholds
 from support.door_apis import APIS, TOOL, Api, Chat, Messages, Responses, Said, Shown
 from support.fake_llm import FakeLLM, Loop
+from support.later import anthropic
 from support.moderated import PROMPT, SAFE, TURNS, UNSAFE_PROMPT
 from support.places import ROOT
 from support.proxied import Proxied
@@ -104,7 +104,7 @@ def test_the_first_of_two_messages_is_judged_as_the_last_one_is(proxied: Open, r
             assert api.read_whole(found.json()).guard["flagged_by"] == by
 
 
-def of_anthropic(proxy: Proxied) -> anthropic.Anthropic:
+def of_anthropic(proxy: Proxied) -> Any:
     return anthropic.Anthropic(base_url=proxy.url.removesuffix("/v1"), api_key="sk-ant", max_retries=0, timeout=60)
 
 

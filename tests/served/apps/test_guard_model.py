@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jinja2
-import litellm
 import openai
 import pytest
 from qwen3guard_client import GuardClient
@@ -18,6 +17,7 @@ from qwen3guard_contract.labels import RISK_ORDER
 from qwen3guard_contract.message_text import text_of_message
 from qwen3guard_server.server import EmbeddedServer
 from support.fake_llm import FakeLLM, Loop
+from support.later import litellm
 from support.places import DEMO
 from support.proxied import Proxied
 from tokenizers import Tokenizer

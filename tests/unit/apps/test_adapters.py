@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessageChunk
-from litellm import EmbeddingResponse, ModelResponse
-from litellm.types.utils import ModelResponseStream
 from qwen3guard_apps.adapters import litellm_reader as reader
 from qwen3guard_apps.adapters.cleared import ClearedItems
 from qwen3guard_apps.adapters.langchain_reader import Written
 from qwen3guard_apps.openai.api_error import ApiError
 from qwen3guard_contract.errors import GuardError, InvalidMessages
+from support.later import litellm, litellm_types
 
 pytestmark = pytest.mark.filterwarnings("ignore:Item:UserWarning", "ignore:Pydantic:UserWarning")  # of LiteLLM's types
 USER = {"role": "user", "content": "How do I bake bread?"}
@@ -106,11 +105,13 @@ def test_an_error_of_the_llm_comes_after_what_was_written_before_it() -> None:
 
 def chunk(delta: dict[str, Any], **more: Any) -> Any:
     choices: list[Any] = [{"index": 0, "delta": delta, "finish_reason": None}]
-    return ModelResponseStream(choices=choices, **more)
+    return litellm_types.ModelResponseStream(choices=choices, **more)
 
 
-def message(**fields: Any) -> ModelResponse:
-    return ModelResponse(choices=[{"index": 0, "message": {"role": "assistant", **fields}, "finish_reason": "stop"}])
+def message(**fields: Any) -> Any:
+    return litellm.ModelResponse(
+        choices=[{"index": 0, "message": {"role": "assistant", **fields}, "finish_reason": "stop"}]
+    )
 
 
 CALL = {"id": "c", "type": "function", "index": 0, "function": {"name": "cut", "arguments": BAD}}
@@ -164,14 +165,14 @@ def test_text_around_the_message_is_removed() -> None:
     assert answer.choices[0].delta.content == "Fine."
 
 
-@pytest.mark.parametrize("answer", [b"data: {}", {"type": "ping"}, EmbeddingResponse(), None])
-def test_an_answer_of_another_kind_is_refused(answer: Any) -> None:
-    with pytest.raises(InvalidMessages, match="cannot be judged"):
-        reader.texts_of(answer)
+def test_an_answer_of_another_kind_is_refused() -> None:
+    for answer in (b"data: {}", {"type": "ping"}, litellm.EmbeddingResponse(), None):
+        with pytest.raises(InvalidMessages, match="cannot be judged"):
+            reader.texts_of(answer)
 
 
 def test_calls_without_a_reader_are_known_by_their_type_or_their_answer() -> None:
-    assert reader.call_type_of({"input": "a"}, EmbeddingResponse()) in reader.WITHOUT_READER
+    assert reader.call_type_of({"input": "a"}, litellm.EmbeddingResponse()) in reader.WITHOUT_READER
     assert {"aembedding", "arerank", "amoderation"} <= set(reader.WITHOUT_READER)
 
 
@@ -245,7 +246,7 @@ def test_a_field_that_a_stream_comes_back_to_is_read_with_its_end() -> None:
     found = "".join(
         text or ""
         for delta in pieces
-        for text in streamed(ModelResponseStream(choices=[{"index": 0, "delta": delta}])).values()  # type: ignore[list-item]
+        for text in streamed(litellm_types.ModelResponseStream(choices=[{"index": 0, "delta": delta}])).values()
     )
     assert BAD in found
     kwargs = [{"content": each.get("content", ""), "additional_kwargs": each} for each in pieces]
@@ -259,7 +260,7 @@ def test_a_field_that_a_stream_comes_back_to_is_read_with_its_end() -> None:
 def test_letters_of_two_fields_by_turns_are_judged_as_each_field_at_the_end() -> None:
     deltas = [{"content": letter, "reasoning_content": "ok "} for letter in BAD]
     streamed = reader.StreamedTexts()
-    chunks = [ModelResponseStream(choices=[{"index": 0, "delta": delta}]) for delta in deltas]  # type: ignore[list-item]
+    chunks = [litellm_types.ModelResponseStream(choices=[{"index": 0, "delta": delta}]) for delta in deltas]
     judged: list[str] = []
 
     async def written() -> AsyncIterator[Any]:
