@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from canary import SERVED
-from qwen3guard_client.transport.connection import TOKEN_VARIABLE, read_token
+from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.layout import exported, exported_guards
 from qwen3guard_contract.manifest import MANIFEST
+from qwen3guard_contract.parameters import TOKEN_VARIABLE
 from qwen3guard_server.installation import VERTEX_AI
 from qwen3guard_server.server import EXIT_S
 from qwen3guard_server.settings import KEEP_NO_REQUESTS, WHOLE_CONFIGURATIONS, restrictions

@@ -17,6 +17,7 @@ from pathlib import Path
 
 LOG_VARIABLE = "QWEN3GUARD_LOG"
 """The variable that asks the models' processes for lines of JSON, with the value `json`."""
+LOG_FORMATS = ("text", "json")
 MOST_BYTES = 2**18
 """The most bytes of lines that wait to be written. What comes then is dropped, and counted."""
 LONGEST_LINE = 4096

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from qwen3guard_contract import wire
 from qwen3guard_contract.errors import InvalidParameter
+from qwen3guard_contract.log_output import LOG_FORMATS, LOG_VARIABLE
+from qwen3guard_contract.text import shown
 
 GEN_SLOTS = 8
 IDLE_S = 600
@@ -54,6 +56,9 @@ VARIABLE_PREFIXES: Mapping[str, str] = {
     wire.STREAM_GUARD.name: "QWEN3GUARD_STREAM_",
 }
 """How the variables of each model's parameters begin; the parameter's name in capital letters follows."""
+VARIABLE_BEGINNING = "QWEN3GUARD_"
+TOKEN_VARIABLE = "QWEN3GUARD_TOKEN"
+"""The variable with the token of a server's callers."""
 _OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?")
 """How the variables end with which Kubernetes tells each pod where a service is, whose name may begin as ours do."""
 
@@ -70,12 +75,25 @@ def variables() -> dict[str, tuple[str, str]]:
 def set_variables(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """The variables in `environment` that set a parameter, each with its model and parameter.
 
-    Raises InvalidParameter for one that begins as they do and sets none: what an operator meant by it would not happen.
+    Raises InvalidParameter for another that begins with VARIABLE_BEGINNING and means nothing, and for a log format that
+    there is not: what an operator meant by it would not happen.
     """
     known = variables()
     for name in environment:
+        is_known = name in known or name in (TOKEN_VARIABLE, LOG_VARIABLE)
+        if (
+            not name.startswith(VARIABLE_BEGINNING)
+            or is_known
+            or _OF_A_SERVICE.fullmatch(name.removeprefix(VARIABLE_BEGINNING))
+        ):
+            continue
         prefix = next((each for each in VARIABLE_PREFIXES.values() if name.startswith(each)), None)
-        if prefix and name not in known and not _OF_A_SERVICE.fullmatch(name.removeprefix(prefix)):
-            of_model = ", ".join(sorted(each for each in known if each.startswith(prefix)))
-            raise InvalidParameter(f"The variable {name} sets no parameter; there are {of_model}.")
+        if prefix is None:
+            begin = ", ".join((TOKEN_VARIABLE, LOG_VARIABLE, *(f"{each}..." for each in VARIABLE_PREFIXES.values())))
+            raise InvalidParameter(f"The variable {ascii(name)[1:-1]} means nothing here; there are {begin}.")
+        of_model = ", ".join(sorted(each for each in known if each.startswith(prefix)))
+        raise InvalidParameter(f"The variable {ascii(name)[1:-1]} sets no parameter; there are {of_model}.")
+    log_format = environment.get(LOG_VARIABLE)
+    if log_format is not None and log_format not in LOG_FORMATS:
+        raise InvalidParameter(f"The variable {LOG_VARIABLE} is {shown(log_format)}; it must be text or json.")
     return {name: known[name] for name in known if name in environment}

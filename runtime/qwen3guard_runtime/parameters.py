@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -10,6 +12,7 @@ from qwen3guard_contract.text import shown
 from qwen3guard_contract.thresholds import Thresholds
 
 LARGEST = 2**63 - 1
+_NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class StatedParameters(dict[str, str]):
@@ -38,25 +41,33 @@ class Parameters:
 
     def seconds(self, name: str) -> float:
         text = self.text(name)
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf"):
-            raise InvalidParameter(f"{self._said(name)} is {text!r}; it must be a number of seconds.")
+        value = float(text) if _NUMBER.fullmatch(text) else float("inf")
+        if value == float("inf"):
+            raise InvalidParameter(f"{self._said(name)} is {shown(text)}; it must be a number of seconds.")
         return value
 
     def flag(self, name: str) -> bool:
         text = self.text(name)
         if text not in ("true", "false"):
-            raise InvalidParameter(f"{self._said(name)} is {text!r}; it must be true or false.")
+            raise InvalidParameter(f"{self._said(name)} is {shown(text)}; it must be true or false.")
         return text == "true"
 
     def one_of(self, name: str, choices: Sequence[str]) -> str:
         text = self.text(name)
         if text not in choices:
-            raise InvalidParameter(f"{self._said(name)} is {text!r}; it must be one of {', '.join(choices)}.")
+            raise InvalidParameter(f"{self._said(name)} is {shown(text)}; it must be one of {', '.join(choices)}.")
         return text
+
+    def options(self, name: str) -> Mapping[str, str]:
+        """The entries of a JSON object, as text; none if the parameter is empty."""
+        text = self.text(name)
+        try:
+            options = json.loads(text or "{}")
+        except (ValueError, RecursionError):
+            options = None
+        if not isinstance(options, dict):
+            raise InvalidParameter(f"{self._said(name)} is {shown(text)}; it must be a JSON object.")
+        return {str(key): str(value) for key, value in options.items()}
 
     def thresholds(self, name: str) -> Thresholds | None:
         """Thresholds as JSON; None if the parameter is empty."""

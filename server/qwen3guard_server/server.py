@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3guard_client import GuardClient
-from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract.errors import CanaryFailed, GuardError, PortBusy, ServeError, from_text
 from qwen3guard_contract.layout import exported
+from qwen3guard_contract.parameters import TOKEN_VARIABLE
 
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers

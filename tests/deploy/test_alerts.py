@@ -58,6 +58,32 @@ def test_promtool_reads_every_rule() -> None:
 STAYS, GOES, COMES = "1x90", "1x20 _x70", "_x20 1x70"
 
 
+def up(replica: int, values: str, job: str = "one") -> tuple[str, str]:
+    return f'up{{job="{job}",instance="{replica}"}}', values
+
+
+def loaded(replica: int, values: str, job: str = "one") -> tuple[str, str]:
+    return f'qwen3guard_load_timestamp_seconds{{job="{job}",instance="{replica}",model="gen_guard"}}', values
+
+
+@pytest.mark.parametrize(
+    ("series", "fires"),
+    [
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "1x90"), loaded(1, "7x90")], False),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "1x20 0x70"), loaded(1, "7x20 stale")], True),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "0x90")], True),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "1x65 0x3 1x20"), loaded(1, "7x65 _x3 9x20")], False),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "_x62 0x6 1x20"), loaded(1, "_x69 9x20")], False),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(1, "1x20 stale"), loaded(1, "7x20 stale")], False),
+        ([up(0, "1x90"), loaded(0, "7x90"), up(0, "0x90", "other")], False),
+    ],
+    ids=["both", "one has gone", "one never came", "a restart", "one loads", "scaled in", "another job"],
+)
+def test_one_of_several_is_down(tmp_path: Path, series: list[tuple[str, str]], fires: bool) -> None:
+    assert firing(tmp_path, "GuardReplicaDown", series) == fires
+    assert not firing(tmp_path, "GuardGone", series)
+
+
 @pytest.mark.parametrize(
     ("series", "fires"),
     [
@@ -87,6 +113,30 @@ def test_different_exports(tmp_path: Path, series: list[tuple[str, str]], fires:
 )
 def test_another_device(tmp_path: Path, series: list[str], fires: bool) -> None:
     assert firing(tmp_path, "GuardOnAnotherDevice", [(name, STAYS) for name in series]) == fires
+
+
+def kv(job: str, used: int) -> list[tuple[str, str]]:
+    labels = f'{{job="{job}",instance="0"}}'
+    return [(f"qwen3guard_kv_used_bytes{labels}", f"{used}x90"), (f"qwen3guard_kv_budget_bytes{labels}", "100x90")]
+
+
+def steps(job: str, within_half_a_second: int, of: int) -> list[tuple[str, str]]:
+    counts = {"0.25": within_half_a_second, "0.5": within_half_a_second, "1": of, "+Inf": of}
+    name = f'qwen3guard_step_seconds_bucket{{job="{job}",instance="0",kind="step",le="'
+    return [(f'{name}{bound}"}}', f"0+{count}x90") for bound, count in counts.items()]
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "fires"),
+    [
+        ("GuardKvNearlyFull", kv("one", 95) + kv("other", 10), True),
+        ("GuardKvNearlyFull", kv("one", 85) + kv("other", 85), False),
+        ("GuardStepsSlow", steps("one", 50, of=60) + steps("other", 6000, of=6000), True),
+        ("GuardStepsSlow", steps("one", 60, of=60) + steps("other", 6000, of=6000), False),
+    ],
+)
+def test_another_fleet_hides_nothing(tmp_path: Path, alert: str, series: list[tuple[str, str]], fires: bool) -> None:
+    assert firing(tmp_path, alert, series) == fires
 
 
 @pytest.mark.parametrize(("values", "fires"), [("0x90", False), ("0x65 1x25", True), ("0x20 1x70", False)])

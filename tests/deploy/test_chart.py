@@ -14,6 +14,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from qwen3guard_contract.parameters import PARAMETERS
 from qwen3guard_server.server import EXIT_S
 from support.chart import CHART, MODELS, NAMESPACE, NOTES, RELEASE, found, objects, rendered
 from support.places import ROOT
@@ -240,6 +241,8 @@ def test_parameters_reach_the_replicas_as_they_are_written() -> None:
     assert variables["QWEN3GUARD_STREAM_KV_BUDGET_BYTES"] == "4294967296"
     assert variables["QWEN3GUARD_STREAM_TURN_S"] == "0.05"
     assert variables["QWEN3GUARD_GEN_STRICT"] == "false"
+    huge = container(objects(MODELS | {"parameters": {"stream": {"kv_budget_bytes": 1e30}}}))["env"]
+    assert {"name": "QWEN3GUARD_STREAM_KV_BUDGET_BYTES", "value": "1e+30"} in huge  # which the server refuses
 
 
 def test_with_a_gpu_no_guard_runs_without_one() -> None:
@@ -325,6 +328,7 @@ def test_the_dashboard_is_that_of_grafana() -> None:
         (MODELS | {"replicas": {"count": 0}, "autoscaling": {"kind": "keda"}}, "must then be 1 or more"),
         (MODELS | {"gateway": {"create": False}}, "name the Gateway"),
         (MODELS | {"tls": {"issuer": {"name": "letsencrypt"}}}, "say for which names"),
+        (MODELS | {"gateway": {"tableSize": 65536}}, "no prime number"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(values: dict[str, Any], words: str) -> None:
@@ -343,11 +347,61 @@ def test_what_cannot_work_is_refused_in_a_sentence(values: dict[str, Any], words
         {"parameters": {"stream": {"KV-budget": "1"}}},
         {"gateway": {"persistenceHeader": "x-guard-session"}},
         {"autoscaling": {"sessions": 60}},
+        {"autoscaling": {"sessions": 0.0001}},
+        {"parameters": {"stream": {"slot": 16}}},
+        {"parameters": {"gen": {"kv_budget_bytes": 1}}},
+        {"parameters": {"gen": None}},
+        {"models": MODELS["models"] | {"claim": {"size": "1..5Gi"}}},
+        {"replicas": {"sharedMemory": "5i"}},
+        {"replicas": {"sharedMemory": "1K"}},
+        {"replicas": {"maxUnavailable": ""}},
+        {"replicas": {"maxUnavailable": -1}},
+        {"replicas": {"maxUnavailable": "one"}},
+        {"replicas": {"drainSeconds": None}},
+        {"replicas": None},
+        {"replicas": [{"count": 2}]},
+        {"gateway": {"timeout": {"sessions": "100000s"}}},
+        {"gateway": {"maxRequest": "8K"}},
     ],
 )
 def test_a_value_that_nobody_reads_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(helm_python.HelmError):
         rendered(MODELS | values)
+
+
+def test_the_schema_knows_each_models_parameters() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["parameters"]["properties"]
+    models = {"gen": "gen_guard", "stream": "stream_guard"}
+    models |= {"genTokenizer": "guard_tokenizer", "streamTokenizer": "stream_tokenizer"}
+    known = {name: schema[name]["propertyNames"]["enum"] for name in schema}
+    assert known == {name: sorted(PARAMETERS[model]) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", ["my.guard", "9guards", "Guard", "g" * 45, "guard-", "true.x"])
+def test_a_release_whose_services_or_pods_kubernetes_would_refuse(name: str) -> None:
+    with pytest.raises(helm_python.HelmError, match="release"):
+        rendered(MODELS, name)
+
+
+@pytest.mark.parametrize("name", ["null", "true", "on", "y", "g" * 44])
+@pytest.mark.parametrize("form", ["nginx", "everything"])
+def test_a_name_is_text_whatever_yaml_takes_it_for(name: str, form: str) -> None:
+    numbers: dict[str, Any] = {
+        "tls": {"secretName": "1234", "issuer": {"name": "1e3"}, "dnsNames": ["guard.example"]},
+        "token": {"secretName": "007", "key": "1"},
+        "gateway": {"create": False, "name": "2", "namespace": "3"},
+    }
+    installed = objects({**FORMS[form], **numbers}, name)
+    for each in installed:
+        labels = each["metadata"]["labels"]
+        assert (each["metadata"]["name"], labels["app.kubernetes.io/instance"]) == (str(each["metadata"]["name"]), name)
+    strings = json.dumps(installed)
+    assert all(f'"{each}"' in strings for each in ("007", "1234", "1e3"))
+    stateful = found(installed, "StatefulSet", f"{name}-replica")
+    assert len(f"{stateful['metadata']['name']}-{'0' * 10}") <= 63  # a label of its pods
+    for each in installed:
+        if each["apiVersion"] in ("v1", "apps/v1"):
+            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
 
 
 def leaves(values: Mapping[str, Any], schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

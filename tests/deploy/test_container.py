@@ -18,8 +18,8 @@ from typing import Any, cast
 import grpc
 import pytest
 from qwen3guard_client import GuardClient
-from qwen3guard_client.transport.connection import TOKEN_VARIABLE
 from qwen3guard_contract import errors
+from qwen3guard_contract.parameters import TOKEN_VARIABLE
 from qwen3guard_server import installation
 from qwen3guard_server.server import EmbeddedServer
 from qwen3guard_server.settings import ServerSettings

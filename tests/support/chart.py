@@ -17,16 +17,16 @@ MODELS = {"models": {"image": {"reference": "registry.example/guards@sha256:" + 
 """The least that an installation must say."""
 
 
-def rendered(values: Mapping[str, Any]) -> dict[str, str]:
+def rendered(values: Mapping[str, Any], name: str = RELEASE) -> dict[str, str]:
     """The text of each template, by its path. Raises helm_python.HelmError for values that the chart refuses."""
     with helm_python.Chart.load(CHART) as chart:
         chart.validate_schema(chart.merge_values(dict(values)))
-        return dict(chart.render(dict(values), name=RELEASE, namespace=NAMESPACE))
+        return dict(chart.render(dict(values), name=name, namespace=NAMESPACE))
 
 
-def objects(values: Mapping[str, Any] = MODELS) -> list[dict[str, Any]]:
+def objects(values: Mapping[str, Any] = MODELS, name: str = RELEASE) -> list[dict[str, Any]]:
     """What is installed."""
-    texts = [text for path, text in rendered(values).items() if path != NOTES]
+    texts = [text for path, text in rendered(values, name).items() if path != NOTES]
     return [each for text in texts for each in yaml.safe_load_all(text) if each]
 
 

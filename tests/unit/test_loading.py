@@ -16,10 +16,11 @@ from qwen3guard_apps.doctor import machine_checks
 from qwen3guard_apps.doctor.export_checks import repository_checks
 from qwen3guard_apps.doctor.findings import run_checks
 from qwen3guard_contract import errors
+from qwen3guard_contract.log_output import LOG_VARIABLE
 from qwen3guard_contract.manifest import Engine, Manifest, Profile
-from qwen3guard_contract.parameters import STREAM_PARAMETERS, set_variables
+from qwen3guard_contract.parameters import GEN_PARAMETERS, STREAM_PARAMETERS, set_variables
 from qwen3guard_runtime.engine.host import memory_bytes
-from qwen3guard_runtime.gen.models import GuardTokenizerModel
+from qwen3guard_runtime.gen.models import GenGuardModel, GuardTokenizerModel
 from qwen3guard_runtime.parameters import Parameters
 from qwen3guard_runtime.stream.models import StreamGuardModel
 from qwen3guard_runtime.triton.loading import parameters
@@ -207,6 +208,57 @@ def test_a_variable_that_sets_nothing_is_refused_by_name(name: str) -> None:
     assert (finding.state, name in finding.said) == ("failed", True)
 
 
+@pytest.mark.parametrize("name", ["QWEN3GUARD_STREM_SLOTS", "QWEN3GUARD_SLOTS", "QWEN3GUARD_LOGS", "QWEN3GUARD_"])
+def test_a_misspelt_beginning_of_a_variable_is_told_too(name: str) -> None:
+    args = {"model_name": "stream_guard", "model_config": json.dumps({"parameters": {}})}
+    with pytest.raises(errors.InvalidParameter, match=f"^The variable {name} means nothing here; .*QWEN3GUARD_GEN_"):
+        parameters(args, {name: "1"})
+
+
+@pytest.mark.parametrize("value", ["JSON", "", "true", "json "])
+def test_another_log_format_than_there_is(value: str) -> None:
+    args = {"model_name": "stream_guard", "model_config": json.dumps({"parameters": {}})}
+    assert parameters(args, {LOG_VARIABLE: "json"}) == parameters(args, {LOG_VARIABLE: "text"}) == {}
+    with pytest.raises(errors.InvalidParameter, match=f"^The variable {LOG_VARIABLE} is '{value}'; it must be text or"):
+        parameters(args, {LOG_VARIABLE: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["", "-1", "nan", "inf", "1_0", "\N{ARABIC-INDIC DIGIT THREE}", "0x10", "1e999", "5s"]
+)
+def test_what_is_no_number_of_seconds(value: str) -> None:
+    assert [Parameters({"idle_s": each}).seconds("idle_s") for each in ("1", " .5\n", "5.", "1e-07")] == [
+        1,
+        0.5,
+        5,
+        1e-7,
+    ]
+    with pytest.raises(errors.InvalidParameter, match=r"^The parameter idle_s is '.*'; it must be a number of seconds"):
+        Parameters({"idle_s": value}).seconds("idle_s")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("slot_tokens", "many"), ("cuda_options", "[1]"), ("cuda_options", '{"device_id": "\N{SUPERSCRIPT TWO}"}')],
+)
+def test_a_parameter_of_cuda_is_read_on_the_cpu_too(repository: Path, name: str, value: str) -> None:
+    with pytest.raises(errors.InvalidParameter, match=name):
+        load(repository, **{name: value})
+
+
+def test_more_threads_than_a_rows_result_bears(repository: Path) -> None:
+    heads = Manifest.read(repository / "stream_guard" / "1").kv_heads
+    assert load(repository, threads=str(heads))
+    with pytest.raises(errors.InvalidParameter, match=rf"threads is '{heads + 1}'; .* from 0 to {heads}"):
+        load(repository, threads=str(heads + 1))
+
+
+@pytest.mark.parametrize("slots", ["1000000000", str(2**62)])
+def test_more_slots_than_there_is_room_for(repository: Path, slots: str) -> None:
+    with pytest.raises(errors.OverBudget, match=r"no room for .* slots"):
+        GenGuardModel(repository / "gen_guard" / "1", GEN_PARAMETERS | {"slots": slots})
+
+
 def test_variables_of_kubernetes_are_none_of_ours() -> None:
     names = [
         "SERVICE_HOST",
@@ -217,7 +269,8 @@ def test_variables_of_kubernetes_are_none_of_ours() -> None:
         "PORT_8001_TCP_ADDR",
         "CANARY_SERVICE_HOST",
     ]
-    assert set_variables({f"QWEN3GUARD_STREAM_{each}": "10.0.0.1" for each in names}) == {}
+    for service in ("QWEN3GUARD", "QWEN3GUARD_STREAM", "QWEN3GUARD_REPLICAS"):
+        assert set_variables({f"{service}_{each}": "10.0.0.1" for each in names}) == {}
 
 
 def test_the_doctor_shows_what_variables_set() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qwen3guard_client.client import GuardClient
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import InvalidCredentials, PortBusy
-from qwen3guard_contract.log_output import LOG_VARIABLE, MOST_BYTES, line
+from qwen3guard_contract.log_output import LOG_FORMATS, LOG_VARIABLE, MOST_BYTES, line
 from qwen3guard_server import canary, installation
 from qwen3guard_server.server_tls import ServerTls
 from qwen3guard_server.settings import ServerSettings
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     client_options.add_token_argument(parser)
     parser.add_argument(
         "--log-format",
-        choices=("text", "json"),
+        choices=LOG_FORMATS,
         default="text",
         help="how the log is written; json has failed requests too (default: %(default)s)",
     )

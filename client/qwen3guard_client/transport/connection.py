@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3guard_contract.errors import InvalidCredentials, InvalidRequest
+from qwen3guard_contract.parameters import TOKEN_VARIABLE
 from qwen3guard_contract.small_file import read_small_file
 
 from qwen3guard_client.arguments import checked_text
@@ -21,7 +22,6 @@ File = str | Path
 TOKEN_HEADER = "guard-token"
 """The HTTP header that carries the token. In gRPC's metadata it has Triton's GRPC_PREFIX before it."""
 GRPC_PREFIX = "triton-grpc-protocol-"
-TOKEN_VARIABLE = "QWEN3GUARD_TOKEN"
 DEFAULT_URL = "127.0.0.1:8001"
 TIMEOUT_S = 30.0
 RETRY_S = 0.1

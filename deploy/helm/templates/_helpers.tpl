@@ -9,7 +9,7 @@ helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 
 {{- define "guard.selector" -}}
 app.kubernetes.io/name: {{ (first .).Chart.Name }}
-app.kubernetes.io/instance: {{ (first .).Release.Name }}
+app.kubernetes.io/instance: {{ (first .).Release.Name | quote }}
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
@@ -35,6 +35,15 @@ app.kubernetes.io/component: {{ last . }}
 {{- define "guard.check" -}}
 {{- $values := .Values -}}
 {{- $claim := include "guard.loadsFromClaim" . -}}
+{{- /* A Service's name begins with a letter and has no dot; a StatefulSet's, with which its pods are labelled, has 52 characters at most. */ -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]{0,42}[a-z0-9])?$" .Release.Name) -}}
+{{- fail "The release's name must be 1 to 44 of a-z, 0-9 and -, and begin with a letter: it is a part of the names of services and pods." -}}
+{{- end -}}
+{{- range $factor := untilStep 2 2237 1 -}}
+{{- if and (lt $factor (int $values.gateway.tableSize)) (eq 0 (mod (int $values.gateway.tableSize) $factor)) -}}
+{{- fail (printf "gateway.tableSize is %d, which is no prime number: Envoy would refuse all of its configuration." (int $values.gateway.tableSize)) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $values.models.image.reference $claim -}}
 {{- fail "The model repository is in an image or in a claim: give models.image.reference or models.claim, not both." -}}
 {{- else if not (or $values.models.image.reference $claim) -}}
@@ -59,7 +68,7 @@ app.kubernetes.io/component: {{ last . }}
 
 {{- /* A parameter's value as Triton reads it: YAML's large numbers are floating point to Helm, which writes 4.29e+09. */ -}}
 {{- define "guard.plain" -}}
-{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) (lt . 9.0e18) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end }}
 
 {{- /* Variables of the environment for the models' parameters. */ -}}

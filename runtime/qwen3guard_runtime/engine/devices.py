@@ -4,7 +4,6 @@ device's memory."""
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from qwen3guard_contract.extras import how_to_install
 from qwen3guard_contract.integer_products import REPAIR, Products
 from qwen3guard_contract.manifest import Manifest
 from qwen3guard_contract.slots import PADDING_CELLS, capacity_for, whole_pages
+from qwen3guard_contract.text import shown
 
 from qwen3guard_runtime.engine import cuda
 from qwen3guard_runtime.engine.broken_device import Watched
@@ -43,6 +43,26 @@ class OpenedGuard:
     """The one of DEVICES that it runs on."""
 
 
+@dataclass(frozen=True)
+class CudaSettings:
+    """What the parameters say of CUDA: the tokens of a slot, and ONNX Runtime's provider options."""
+
+    slot_tokens: int
+    provider: Mapping[str, str]
+    device_id: int
+
+    @classmethod
+    def read(cls, parameters: Parameters) -> CudaSettings:
+        """Raises InvalidParameter."""
+        provider = parameters.options("cuda_options")
+        number = provider.get("device_id", "0")
+        if not (number.isascii() and number.isdigit()):
+            raise InvalidParameter(
+                f"The option device_id in cuda_options is {shown(number)}; it must be a whole number."
+            )
+        return cls(parameters.whole("slot_tokens", at_least=1), provider, int(number))
+
+
 def open_guard(
     folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int] = (0,)
 ) -> OpenedGuard:
@@ -54,16 +74,19 @@ def open_guard(
     """
     wanted = parameters.one_of("device", DEVICES)
     device = made_for(manifest) if wanted == "auto" else wanted
+    settings = CudaSettings.read(parameters)  # what is wrong in them is told on every device
     try:
         if device == "tensorrt":
             return replace(_open_tensorrt(folder, manifest, candidates), device=device)
         if device == "cuda":
-            return replace(_open_cuda(folder, manifest, parameters, candidates), device=device)
+            return replace(_open_cuda(folder, manifest, settings, candidates), device=device)
     except DeviceError as error:
         if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
-    runner = OnnxRunner(folder, manifest, candidates, threads=parameters.whole("threads"))
+    # With more, a row's result would depend on its batch (OnnxRunner).
+    threads = parameters.whole("threads", at_most=manifest.kv_heads)
+    runner = OnnxRunner(folder, manifest, candidates, threads=threads)
     _log_products(runner.products)
     return OpenedGuard(manifest, runner, HOST, runner.products)
 
@@ -96,12 +119,11 @@ def _open_tensorrt(folder: Path, manifest: Manifest, candidates: Sequence[int]) 
     return _opened_on(device, manifest, runner, manifest.engine.capacity if manifest.engine else 0)
 
 
-def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candidates: Sequence[int]) -> OpenedGuard:
+def _open_cuda(folder: Path, manifest: Manifest, settings: CudaSettings, candidates: Sequence[int]) -> OpenedGuard:
     if CUDA not in onnxruntime.get_available_providers():
         raise DeviceError(f"This ONNX Runtime knows no CUDA: {missing_library() or how_to_install('gpu')}.")
-    provider = _provider_options(parameters)
-    device = cuda.Cuda(cuda.bindings(), _device_id(provider))
-    tokens = min(manifest.context, parameters.whole("slot_tokens", at_least=1))
+    device = cuda.Cuda(cuda.bindings(), settings.device_id)
+    tokens, provider = min(manifest.context, settings.slot_tokens), settings.provider
     if manifest.form.is_paged:
         return _opened_on(
             device, manifest, PagedRunner(folder, manifest, device, provider, candidates), whole_pages(tokens)
@@ -109,27 +131,8 @@ def _open_cuda(folder: Path, manifest: Manifest, parameters: Parameters, candida
     return _opened_on(device, manifest, OnnxRunner(folder, manifest, candidates, cuda=provider), capacity_for(tokens))
 
 
-def _device_id(provider: Mapping[str, str]) -> int:
-    number = provider.get("device_id", "0")
-    if not number.isdigit():
-        raise InvalidParameter(f"The option device_id in cuda_options is {number!r}; it must be a whole number.")
-    return int(number)
-
-
 def _opened_on(device: cuda.Cuda, manifest: Manifest, runner: Runner, capacity: int) -> OpenedGuard:
     """The opened guard with slots of `capacity` cells in the device's memory."""
     padding = 0 if manifest.form.is_paged else PADDING_CELLS
     shortened = replace(manifest, context=min(manifest.context, capacity - padding))
     return OpenedGuard(shortened, Watched(runner, device), cuda.DeviceMemory(device, capacity))
-
-
-def _provider_options(parameters: Parameters) -> Mapping[str, str]:
-    """The parameter `cuda_options`: a JSON object of ONNX Runtime's CUDA provider options. Raises InvalidParameter."""
-    text = parameters.text("cuda_options")
-    try:
-        options = json.loads(text or "{}")
-    except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        raise InvalidParameter(f"The parameter cuda_options is {text!r}; it must be a JSON object.")
-    return {str(name): str(value) for name, value in options.items()}

@@ -67,10 +67,13 @@ class HostArena(Arena):
     """Slots in this process's memory. They are only address space until tokens are written."""
 
     def __init__(self, manifest: Manifest, rows: int, capacity: int) -> None:
-        super().__init__(manifest, rows, capacity)
         # Private pages, because the kernel takes back shared pages only with the whole mapping.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._maps = [mmap.mmap(-1, rows * cache.row_bytes(capacity), flags=private) for cache in self.caches]
+        try:
+            self._maps = [mmap.mmap(-1, rows * cache.row_bytes(capacity), flags=private) for cache in manifest.caches]
+        except (OSError, OverflowError):
+            raise OverBudget(f"This machine has no room for {rows} slots of {capacity} tokens: lower slots.") from None
+        super().__init__(manifest, rows, capacity)
         self._bytes = [np.frombuffer(memory, np.uint8) for memory in self._maps]
         self.arrays: list[npt.NDArray[np.generic]] = [
             np.frombuffer(memory, cache.numpy).reshape(rows, *cache.shape(capacity))
@@ -161,7 +164,7 @@ class KVCache:
     """Up to `slots` slots of one guard, which together take at most `budget_bytes`. Each can grow up to the manifest's
     `context` tokens.
 
-    Raises OverBudget if the budget is less than one slot of the whole context takes.
+    Raises OverBudget if the budget is less than one slot of the whole context takes, or the slots find no room.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The playground in a real headless Chromium: what is typed, what is seen, and what the guard says of the same texts.
 
-QWEN3GUARD_SCREENSHOTS=1 writes the pictures of the README anew.
+SCREENSHOTS=1 writes the pictures of the README anew.
 """
 
 from __future__ import annotations
@@ -597,7 +597,7 @@ def test_both_signals_end_it_well_also_in_the_background(number: signal.Signals)
 
 
 def test_the_readmes_pictures(browser: Browser, url: str, tmp_path: Path) -> None:
-    folder = ROOT / "docs" / "images" if os.environ.get("QWEN3GUARD_SCREENSHOTS") else tmp_path
+    folder = ROOT / "docs" / "images" if os.environ.get("SCREENSHOTS") else tmp_path
     with tab(browser) as page:
         page.goto(url)
         page.select_option("#pace", "30")
