@@ -306,15 +306,17 @@ def test_replies_are_those_without_reuse(seed: int, budget: int | None) -> None:
     pair.run(Schedule(seed, MANIFEST.vocab_size, MANIFEST.context), 60)
 
 
+@pytest.mark.trial
 @pytest.mark.parametrize("weights", ["fp32", "dq8r"])
 def test_a_real_stream_guard_answers_the_same_bits(weights: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue("repository" if weights == "fp32" else "eight_bits") / "stream_guard/1"
     manifest = Manifest.read(folder)
     largest = KVCache.least_bytes(manifest)
     pair = Pair(manifest, OnnxRunner(folder, manifest), limits=PrefixLimits(largest, 30), slots=9, budget=3 * largest)
-    pair.run(Schedule(7, manifest.vocab_size, min(manifest.context, 900)), 150)
+    pair.run(Schedule(7, manifest.vocab_size, min(manifest.context, 900)), times(50, 150))
 
 
+@pytest.mark.trial
 @pytest.mark.parametrize("weights", ["fp32", "dq8r"])
 def test_a_real_gen_guard_answers_the_same_bits(weights: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue("repository" if weights == "fp32" else "eight_bits") / "gen_guard/1"
@@ -336,7 +338,7 @@ def test_a_real_gen_guard_answers_the_same_bits(weights: str, request: pytest.Fi
         for counting, limits in zip(runners, (PrefixLimits(2 * largest, 30), None), strict=True)
     )
     schedule = Schedule(3, manifest.vocab_size, 600)
-    for _ in range(25):
+    for _ in range(times(10, 25)):
         texts = [
             [
                 *schedule.random.choice(schedule.texts)[: schedule.random.choice([5, 60, 300, 500])],
