@@ -100,6 +100,8 @@ def _opened(log_file: Path, *, as_json: bool) -> LogOutput:
         return RotatedLog(log_file, as_json=as_json)
     except OSError as error:
         raise ServeError(f"The log file {log_file} cannot be opened: {error.strerror}.") from None
+    except RuntimeError:  # of Python below 3.13
+        raise ServeError(f"The log file {log_file} cannot be opened: it is a link that leads to itself.") from None
 
 
 def say_error(text: str) -> None:

@@ -12,9 +12,14 @@ T = TypeVar("T")
 
 
 def stop_on_signals() -> asyncio.Event:
-    """Returns an event of the running loop that SIGINT and SIGTERM set, even if the shell ignores SIGINT for it."""
+    """Returns an event of the running loop that SIGINT and SIGTERM set, even if the shell ignores SIGINT for it, and
+    SIGHUP, unless it is ignored, as by nohup."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        numbers.append(hang_up)
+    for number in numbers:
         with contextlib.suppress(NotImplementedError):  # Windows' loops take no handlers; there Ctrl-C interrupts
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop

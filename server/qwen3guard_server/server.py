@@ -22,7 +22,7 @@ from qwen3guard_contract.parameters import TOKEN_VARIABLE
 
 from qwen3guard_server import canary, installation
 from qwen3guard_server.footprint import Footprint, clear_leftovers
-from qwen3guard_server.processes import ended, exit_status, is_stopped, model_processes, work
+from qwen3guard_server.processes import ended, exit_status, is_stopped, listens, model_processes, work
 from qwen3guard_server.server_log import LOST_MODEL, NO_REASON, STUB_DIED, UNHEALTHY, ServerLog, reason, stopping_signal
 from qwen3guard_server.settings import WHOLE_CONFIGURATIONS, ServerSettings
 
@@ -191,7 +191,7 @@ class EmbeddedServer:
         raises.
         """
         began = told = time.monotonic()
-        while not canary():
+        while not (canary() and self.listens()):
             now = time.monotonic()
             self.check_loading(now - began)
             if fault := self.fault():
@@ -264,6 +264,10 @@ class EmbeddedServer:
         with contextlib.suppress(OSError):  # the next time, then
             return self._footprint is not None and self._footprint.keep_clearer()
         return False
+
+    def listens(self) -> bool:
+        """Whether it is this server that answers at its port: another may have taken it while this one was loading."""
+        return listens(self.pid, self.settings.grpc_port)
 
     def is_stopped(self) -> bool:
         """Whether the server's own process stands still: its models may be well, and nobody can ask them."""

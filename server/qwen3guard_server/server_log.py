@@ -72,12 +72,15 @@ class ServerLog:
         os.close(self._reader)
 
     def _take_all(self) -> None:
+        """Takes what the pipe holds now, and not what is written meanwhile: that may never end."""
         with self._lock:
-            while not self._ended:
+            left = PIPE_BYTES
+            while left > 0 and not self._ended:
                 try:
                     data = os.read(self._reader, 1 << 16)
                 except BlockingIOError:
                     return
+                left -= len(data)
                 self._ended = not data
                 self._take(data)
 

@@ -67,9 +67,10 @@ class Supervisor:
     def _step(self) -> None:
         try:
             self._watch()
-        except OSError as error:  # such as too many open files: that is no fault of the server
+        except (OSError, RuntimeError, MemoryError) as error:  # too many open files, or no room for a thread
             if not self._is_blind:
-                self._say("warning", f"the server cannot be watched ({error.strerror or type(error).__name__})")
+                why = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+                self._say("warning", f"the server cannot be watched ({why})")
             self._is_blind = True
         else:
             self._is_blind = False
@@ -124,7 +125,8 @@ class Supervisor:
         """Raises the error of a wrong answer, and ServeError for silence too often, of a model or of the server."""
         for model, answer in self._asked.answers():
             before = self._lifecycle.state
-            if self._has_answered(model, answer):
+            is_its = before is not ServerState.LOADING or self._server.listens()
+            if is_its and self._has_answered(model, answer):
                 self._lifecycle.answered(model)
             else:
                 self._lifecycle.missed(model)

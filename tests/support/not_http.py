@@ -18,6 +18,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "no colon": (400, b"POST / HTTP/1.1\r\nHost: localhost\r\n" + M + b"\r\n\r\n"),
     "folded": (400, b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Key: a\r\n " + M + b"\r\n\r\n"),
     "version": (505, b"GET /" + M + b" HTTP/3.7\r\nHost: localhost\r\n\r\n"),
+    "next version": (505, b"GET /" + M + b" HTTP/2.0\r\nHost: localhost\r\n\r\n"),
     "old version": (505, b"GET /" + M + b" HTTP/0.9\r\nHost: localhost\r\n\r\n"),
     "no version": (400, b"GET /" + M + b" " + M + b"\r\n\r\n"),
     "method": (400, M.upper() + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n"),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from qwen3guard_server.footprint import Footprint, clear_leftovers
-from qwen3guard_server.processes import work
+from qwen3guard_server.processes import listens, stopping_on_signals, work
 
 READS_40_MIB = "import time; zero = open('/dev/zero', 'rb'); [zero.read(1 << 20) for _ in range(40)]; time.sleep(600)"
 
@@ -39,6 +42,22 @@ def test_cpu_time_counts_where_reading_is_not_shown(monkeypatch: pytest.MonkeyPa
     shown = work(os.getpid())
     monkeypatch.setattr(Path, "read_text", denied)
     assert 0 < work(os.getpid()) < shown
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_who_listens_is_told_from_who_connects_and_from_others(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        socket.create_server((address, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2]) as client,
+    ):
+        port = server.getsockname()[1]
+        assert listens(os.getpid(), port)
+        assert not listens(os.getpid(), client.getsockname()[1])
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+            assert not listens(other.pid, port)
+            other.kill()
+    assert not listens(os.getpid(), port)
 
 
 def test_a_folder_that_was_half_made_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +106,14 @@ def test_a_folder_whose_maker_was_killed_before_it_had_its_name_goes(
     os.utime(old, (time.time() - 3600,) * 2)
     clear_leftovers()
     assert list(tmp_path.iterdir()) == [new]
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that closes", "nohup"])
+def test_whom_nohup_protects_goes_on(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt) if not ignored else nullcontext(), stopping_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, before)

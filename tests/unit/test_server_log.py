@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from qwen3guard_server.server_log import KEPT_BYTES, ServerLog
+from qwen3guard_server.server_log import KEPT_BYTES, PIPE_BYTES, ServerLog
 
 PATIENCE_S = 30.0
 
@@ -67,6 +67,23 @@ def test_the_text_has_all_that_was_written_before(writer: Writer) -> None:
     for number in range(100):
         writer.write(f"line {number}\n")
         assert writer.log.text.endswith(f"line {number}\n")
+
+
+def test_a_log_without_end_keeps_nobody_waiting(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for it gets what the pipe can hold, and does not wait for a pause in it."""
+    reads = 0
+
+    def endless(*_: object) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads > 10_000:
+            raise BlockingIOError
+        return b"x" * 999 + b"\n"
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", endless)
+        assert writer.log.text
+    assert reads <= PIPE_BYTES / 1000 + 1
 
 
 def test_reading_ends_with_the_last_writer() -> None:

@@ -27,15 +27,20 @@ class Server:
         self.done: list[str] = []
         self.found: Fault | None = None
         self.stopped = False
+        self.listening = True
         self.unseen = 0
-        """How often the server cannot be looked at."""
+        """How often the server cannot be looked at, for `lack`."""
+        self.lack: Exception = OSError(errno.EMFILE, "Too many open files")
         self.fails: Callable[[], None] = lambda: None
 
     def fault(self) -> Fault | None:
         if self.unseen:
             self.unseen -= 1
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise self.lack
         return self.found
+
+    def listens(self) -> bool:
+        return self.listening
 
     def is_stopped(self) -> bool:
         return self.stopped
@@ -209,6 +214,18 @@ def test_what_cannot_be_started_again_is_tried_until_it_is_given_up() -> None:
     assert supervised.said[0] == "The server was killed by SIGSEGV. Starting it again."
 
 
+def test_another_server_at_its_port_does_not_make_a_server_ready() -> None:
+    """Two that are started at once both find the port free."""
+    server = Server()
+    server.listening = False
+    with watched(server, gen_guard=well) as supervised:
+        assert not supervised.ready.acquire(timeout=0.5)
+        server.found = Fault("Address already in use")
+        error = supervised.ends()
+    assert str(error) == "While it was loading: Address already in use"
+    assert server.done == ["kill"]
+
+
 def test_a_first_start_that_comes_to_nothing_is_given_up_at_once_with_its_reason() -> None:
     server = Server()
     server.found = Fault("model.onnx is missing.")
@@ -229,8 +246,18 @@ def test_a_canary_that_cannot_be_asked_ends_nothing(error: Exception) -> None:
     assert f"gen_guard could not be asked ({type(error).__name__})" in supervised.said
 
 
-def test_a_server_that_cannot_be_looked_at_is_left_alone() -> None:
+@pytest.mark.parametrize(
+    ("lack", "why"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["files", "threads", "memory"],
+)
+def test_a_server_that_cannot_be_looked_at_is_left_alone(lack: Exception, why: str) -> None:
     server = Server()
+    server.lack = lack
     with watched(server, gen=well) as supervised:
         supervised.becomes_ready()
         server.unseen = 3
@@ -241,5 +268,5 @@ def test_a_server_that_cannot_be_looked_at_is_left_alone() -> None:
         server.found = Fault("The server was killed by SIGKILL.", interrupted=True)
         supervised.becomes_ready()
     told = [line for line in supervised.said if "cannot be watched" in line]
-    assert told == ["the server cannot be watched (Too many open files)"]
+    assert told == [f"the server cannot be watched ({why})"]
     assert server.done == ["loaded", "kill", "restart", "loaded"]

@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from qwen3guard_apps.http_server.connection import Connection, log
 from qwen3guard_apps.http_server.limits import HttpLimits
@@ -60,7 +60,7 @@ class LimitedServer(web.Server):
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The application's answer, or a fixed text for an error of aiohttp's, some of which quote the request."""
-        if request.version < HttpVersion10:
+        if request.version not in (HttpVersion10, HttpVersion11):
             return _refused("bad_version")
         if _head_bytes(request) > self._limits.max_head_bytes:  # it came whole, and was not counted on its way
             return _refused("head_too_large")

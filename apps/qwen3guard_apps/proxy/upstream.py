@@ -142,6 +142,18 @@ class _Response(aiohttp.ClientResponse):
             del protocol.read
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Leaves a kept connection on which the LLM has said more than was asked for: the next caller would get that as its
+    answer, and each one after it the answer of the one before."""
+
+    async def connect(self, *arguments: Any, **named: Any) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(*arguments, **named)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
 class Upstream:
     """One connection pool. The caller's headers go along, Authorization too; nothing is kept or logged."""
 
@@ -156,7 +168,7 @@ class Upstream:
         )
         self._http = aiohttp.ClientSession(
             timeout=timeout,
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=_Connector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             response_class=_Response,
             skip_auto_headers=("User-Agent",),

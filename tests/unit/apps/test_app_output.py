@@ -6,13 +6,18 @@ import asyncio
 import errno
 import json
 import logging
+import os
 import resource
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from qwen3guard_apps.app_output import AppOutput
 from qwen3guard_apps.http_server.limits import HttpLimits
 from qwen3guard_apps.http_server.open_files import within_open_files
+from qwen3guard_apps.signals import stop_on_signals
+from qwen3guard_contract.errors import ServeError
 
 MARKER = "sk-marker"
 UNLIMITED = resource.RLIM_INFINITY
@@ -45,6 +50,27 @@ def test_of_what_others_log_only_the_kind_is_said(capfd: pytest.CaptureFixture[s
     assert (ours, notice) == ("ours", "a notice")
     assert json.loads(unhandled).items() >= {"error": "internal", "exception": "ValueError"}.items()
     assert '"logger": "aiohttp.server", "exception": "ValueError"' in err
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal that closes", "nohup"])
+def test_an_app_ends_with_its_terminal_unless_nohup_started_it(ignored: bool) -> None:
+    async def hears() -> bool:
+        stop = stop_on_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+        return stop.is_set()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: None)
+    try:
+        assert asyncio.run(hears()) is not ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_link_that_leads_to_itself_is_no_log_file(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "log")
+    with pytest.raises(ServeError, match="log cannot be opened"):
+        AppOutput(logging.INFO, tmp_path / "log", as_json=False)
 
 
 def test_a_lack_of_files_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -52,6 +53,40 @@ def test_an_llm_that_sends_interim_answers_without_end_is_left() -> None:
 def test_whatever_comes_before_a_head_does_not_prolong_its_time(trickle: bytes) -> None:
     again: list[Piece] = [0.2, trickle if trickle == CONTINUE else b""]
     assert asked([trickle, *(again * 8)], head_s=0.5) == "upstream_timeout"
+
+
+def test_what_an_llm_says_beside_its_answer_is_nobodys_answer() -> None:
+    """On a kept connection the next caller once got it, and each one after it the answer of the one before."""
+
+    def answer(text: str) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text.encode())
+
+    async def ask_thrice() -> list[str]:
+        said = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(asyncio.IncompleteReadError):
+                while asked := (await reader.readuntil(b"\r\n\r\n")).split()[1].decode():
+                    writer.write(answer(asked))
+                    await asyncio.sleep(0.05)
+                    writer.write(answer(f"more of {asked}"))
+                    said.set()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = Upstream(Settings(upstream=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"))
+        got = []
+        for number in range(3):
+            said.clear()
+            async with upstream.call("GET", f"models/{number}", "", {}) as found:
+                got.append((await upstream.whole(found)).decode())
+            await said.wait()
+            await asyncio.sleep(0.05)
+        await upstream.close()
+        server.close()
+        return got
+
+    assert asyncio.run(ask_thrice()) == ["/v1/models/0", "/v1/models/1", "/v1/models/2"]
 
 
 def test_what_is_removed_inside_of_a_field_is_named() -> None:
