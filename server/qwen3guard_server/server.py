@@ -279,7 +279,8 @@ class EmbeddedServer:
             return None
         if status >= 0 and (number := stopping_signal(self.log)):
             return Fault(f"The server {ended(-number)}.", interrupted=True)
-        is_own = status >= 0 or status == -signal.SIGABRT  # which C++ raises for an error that nothing catches
+        # C++ aborts for an error that nothing catches, and Triton may touch a model that it has just refused.
+        is_own = status >= 0 or -status in (signal.SIGABRT, signal.SIGSEGV)
         if self._loading and is_own:
             if LOST_MODEL in self.log:
                 return Fault(

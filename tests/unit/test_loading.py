@@ -121,6 +121,7 @@ NO_DRIVER = (
     " insufficient for CUDA runtime version\n"
 )
 RAISED = "terminate called after throwing an instance of 'PythonBackendException'\n  what():  {}\n"
+REFUSED = f"E1127 14:49:42.208009 4810 model_lifecycle.cc:641] failed to load 'stream_guard': {NO_FOLDER}\n"
 TOLD_TO_STOP = "Signal (15) received.\n"
 BY_SIGTERM = Fault("The server was killed by SIGTERM.", interrupted=True)
 
@@ -131,6 +132,8 @@ BY_SIGTERM = Fault("The server was killed by SIGTERM.", interrupted=True)
         ("kill -ABRT $$", RAISED.format(NO_FOLDER), Fault(NO_FOLDER)),
         ("kill -ABRT $$", RAISED.format("boost::interprocess::lock_exception"), Fault(STOOD_STILL, interrupted=True)),
         ("kill -ABRT $$", "", Fault("The server was killed by SIGABRT.", interrupted=True)),
+        ("kill -SEGV $$", REFUSED, Fault(f"failed to load 'stream_guard': {NO_FOLDER}")),
+        ("kill -SEGV $$", "", Fault("The server was killed by SIGSEGV.", interrupted=True)),
         ("kill -KILL $$", RAISED.format(NO_FOLDER), Fault("The server was killed by SIGKILL.", interrupted=True)),
         ("exit 1", RAISED.format(NO_FOLDER), Fault(NO_FOLDER)),
         ("exit 1", "", Fault(NO_REASON)),
@@ -140,7 +143,8 @@ BY_SIGTERM = Fault("The server was killed by SIGTERM.", interrupted=True)
 )
 def test_a_server_that_ends_while_it_loads_says_why(repository: Path, ends: str, log: str, fault: Fault) -> None:
     """Seen where no folder for temporary files can be written, where a model's process was stopped for 7 s (Triton
-    raises an error that nothing catches), and where somebody told Triton to stop."""
+    raises an error that nothing catches), where Triton crashed after it had refused a model, and where somebody told it
+    to stop."""
     server = EmbeddedServer(ServerSettings(repository))
     server._process = subprocess.Popen(["sh", "-c", ends])
     server._process.wait()
