@@ -8,6 +8,7 @@ endpoints report ready even when the process of a model is hung.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--url", default="127.0.0.1:8001")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for each answer; default: 10")
     arguments = parser.parse_args()
+    os.environ.pop("GRPC_TRACE", None)  # it writes the token of each call to standard error
     status, reason = probe(arguments.url, arguments.timeout)
     print(f"canary: {reason}", file=sys.stderr)
     return status

@@ -69,7 +69,8 @@ def main() -> None:
         sys.exit(f"serve: {error}")
     for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # they remain in a pod's volume when a container was killed
         region.unlink()
-    for name in [each for each in os.environ if each == TOKEN_VARIABLE or each.startswith(VERTEX_AI)]:
+    secret = (TOKEN_VARIABLE, "GRPC_TRACE")  # the latter writes the token of each call into the log
+    for name in [each for each in os.environ if each in secret or each.startswith(VERTEX_AI)]:
         del os.environ[name]
     tritonserver, *arguments = command(models, ensembles, token)
     os.execvp(tritonserver, [tritonserver, *arguments, *sys.argv[1:]])

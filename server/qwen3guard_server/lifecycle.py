@@ -114,7 +114,7 @@ class Lifecycle:
         """The models to ask now. Those that have answered are asked again when all have."""
         now = self._clock()
         if self._state is ServerState.LOADING:
-            return sorted(self._unanswered)
+            return sorted(name for name in self._unanswered if now >= self._due_s[name])
         return [name for name, due_s in self._due_s.items() if now >= due_s] if self._state is ServerState.READY else []
 
     def answered(self, model: str) -> None:
@@ -133,6 +133,10 @@ class Lifecycle:
             return
         self._missed[model] += 1
         self._due_s[model] = self._clock() + self._limits.again_s
+
+    def not_asked(self, model: str) -> None:
+        """The model could not be asked, for a reason of this process, which says nothing of the model."""
+        self._due_s[model] = self._clock() + self._limits.canary_s
 
     def is_silent(self, model: str) -> bool:
         """Whether the model has not answered so often that the server has failed."""

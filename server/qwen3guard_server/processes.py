@@ -99,6 +99,7 @@ def stopping_on_signals() -> Iterator[None]:
 
     SIGINT is included because a shell starts its background commands with that signal ignored. SIGHUP stays ignored
     where it is, as by nohup. Once one has come, those that come after the clean-up are ignored: the process is ending.
+    SIGCHLD does not stay ignored: Linux would keep no status of children, and each would seem to have ended well.
     """
     is_interrupted = False
 
@@ -110,6 +111,7 @@ def stopping_on_signals() -> Iterator[None]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

@@ -124,6 +124,10 @@ class Supervisor:
     def _take_answers(self) -> None:
         """Raises the error of a wrong answer, and ServeError for silence too often, of a model or of the server."""
         for model, answer in self._asked.answers():
+            if isinstance(error := answer.exception(), RuntimeError | MemoryError):
+                self._say("warning", f"{model} could not be asked ({type(error).__name__})")
+                self._lifecycle.not_asked(model)
+                continue
             before = self._lifecycle.state
             is_its = before is not ServerState.LOADING or self._server.listens()
             if is_its and self._has_answered(model, answer):

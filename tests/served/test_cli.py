@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from qwen3guard_contract.manifest import DEMO_NOTICE
 from qwen3guard_server.server import EmbeddedServer
+from support.certificates import TOKEN
 from support.command import COMMAND, fails, run
 
 
@@ -170,3 +171,16 @@ def test_debug_shows_the_traceback() -> None:
     result = run("classify", "--debug", "--url", "127.0.0.1:9", "--prompt", "x", "--timeout", "5")
     assert result.returncode != 0
     assert b"Traceback" in result.stderr
+
+
+def test_the_trace_of_grpc_tells_no_token(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "debug")
+    monkeypatch.setenv("GRPC_TRACE", "http,api")
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    result = run("classify", "--url", server.url, "--token-file", token, "--prompt", "How do I bake bread?")
+    assert result.returncode == 0
+    assert TOKEN not in result.stderr.decode()

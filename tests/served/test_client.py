@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -278,3 +280,26 @@ def test_an_async_time_out_ends_the_wait_and_not_the_request(guard: GuardClient)
         assert [token.severity for token in step.tokens] == [
             token.severity for token in stream.step("Mix flour").tokens
         ]
+
+
+def test_a_client_hears_again_when_a_thread_can_be_started(guard: GuardClient) -> None:
+    program = """
+import sys, threading
+from qwen3guard_client import GuardClient
+
+def fails(*_):
+    raise RuntimeError("can't start new thread")
+
+start, threading._start_new_thread = threading._start_new_thread, fails
+client = GuardClient(sys.argv[1], timeout_s=20)
+try:
+    client.classify("How do I bake bread?")
+except RuntimeError as error:
+    print(error)
+threading._start_new_thread = start
+print(client.classify("How do I bake bread?").severity.value)
+client.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", program, guard.url], capture_output=True, check=False, timeout=60)
+    assert ran.stdout.splitlines() == [b"can't start new thread", b"Safe"], ran.stderr
+    assert ran.returncode == 0

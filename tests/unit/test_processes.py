@@ -117,3 +117,13 @@ def test_whom_nohup_protects_goes_on(ignored: bool) -> None:
             time.sleep(0.01)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_how_a_process_ended_is_known_where_the_parent_ignored_that() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with stopping_on_signals(), subprocess.Popen(["sleep", "60"]) as child:
+            child.kill()
+            assert child.wait() == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGCHLD, before)

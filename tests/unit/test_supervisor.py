@@ -235,8 +235,8 @@ def test_a_first_start_that_comes_to_nothing_is_given_up_at_once_with_its_reason
     assert "restart" not in server.done
 
 
-@pytest.mark.parametrize("error", [OSError(), RuntimeError("a bug")], ids=["system", "bug"])
-def test_a_canary_that_cannot_be_asked_ends_nothing(error: Exception) -> None:
+@pytest.mark.parametrize("error", [OSError(), ValueError("a bug")], ids=["system", "bug"])
+def test_a_canary_that_fails_by_itself_ends_nothing(error: Exception) -> None:
     server, gen = Server(), Sometimes()
     server.fails = lambda: setattr(gen, "error", None)
     with watched(server, gen_guard=gen) as supervised:
@@ -244,6 +244,20 @@ def test_a_canary_that_cannot_be_asked_ends_nothing(error: Exception) -> None:
         gen.error = error
         supervised.becomes_ready()
     assert f"gen_guard could not be asked ({type(error).__name__})" in supervised.said
+
+
+@pytest.mark.parametrize("lack", [RuntimeError("can't start new thread"), MemoryError()], ids=["threads", "memory"])
+def test_a_model_is_not_ended_for_what_its_watcher_lacks(lack: Exception) -> None:
+    server, gen = Server(), Sometimes()
+    gen.error = lack
+    told = f"gen_guard could not be asked ({type(lack).__name__})"
+    with watched(server, gen_guard=gen) as supervised:
+        assert waits(lambda: told in supervised.said)
+        gen.error = None
+        supervised.becomes_ready()
+        gen.error = lack
+        assert waits(lambda: supervised.said.count(told) > 4)
+    assert server.done == ["loaded"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "serve" not in arguments and "--debug" not in arguments:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log says once more what the one sentence says
+    os.environ.pop("GRPC_TRACE", None)  # it writes the token of each call to standard error
     try:
         if sys.stdout is None:
             raise OSError("standard output is closed")

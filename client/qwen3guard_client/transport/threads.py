@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import queue
 import threading
 import time
@@ -40,6 +41,7 @@ class InFlight:
     """The connection, and the requests on it. A time-out ends the wait and not the request."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
         self._client = connect()
         self._is_closed = False
         self._lock = threading.Lock()
@@ -55,7 +57,9 @@ class InFlight:
         return self._client
 
     def infer(self, call: Call[Any], timeout_s: float, scope: str | None = None) -> Any:
-        """Returns tritonclient's InferResult. Raises InferenceServerException, or InvalidRequest after `close`."""
+        """Returns tritonclient's InferResult. Raises InferenceServerException, InvalidRequest after `close`, or
+        RuntimeError where the system has no room for a thread.
+        """
         if timeout_s <= 0:
             raise deadline_exceeded()
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -68,13 +72,25 @@ class InFlight:
 
         arguments = call.arguments(timeout_s, scope)
         with self._lock:  # two threads in async_infer may get each other's requests
-            handle = self.client.async_infer(callback=set_answer, **arguments)
+            try:
+                handle = self.client.async_infer(callback=set_answer, **arguments)
+            except RuntimeError:
+                self._leave_deaf()
+                raise
         self._handles[answer] = handle
         answer.add_done_callback(self._handles.pop)
         try:
             return answer.result(timeout_s)
         except TimeoutError:
             raise deadline_exceeded() from None
+
+    def _leave_deaf(self) -> None:
+        """Connects anew. Where no thread can be started, gRPC counts the request all the same, and from then on nobody
+        hears an answer on that channel: each call would time out, and closing it, also as garbage or at the end of
+        the process, would wait for ever. So it stays.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._client))
+        self._client = self._connect()
 
     def complete(self, work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
         """Does `work`. A thread cannot be cancelled meanwhile. `undo` follows in the background after an answer that is
