@@ -13,11 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qwen3guard_client import GuardClient
-from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import CanaryFailed, GuardError, Overloaded
 from qwen3guard_contract.layout import exported
-from qwen3guard_server import canary
+from qwen3guard_contract.log_output import TRACE_VARIABLE
 
 SERVED = Path(tempfile.gettempdir()) / "qwen3guard-served"
 """The manifests of what this container has loaded, which serve.py copies. In /models there may be a newer export, and
@@ -28,6 +26,10 @@ def probe(url: str, timeout_s: float) -> tuple[int, str]:
     """The exit status, and the reason for it."""
     if not SERVED.is_dir():
         return 1, "not up yet"
+    from qwen3guard_client import GuardClient
+    from qwen3guard_client.transport.connection import read_token
+    from qwen3guard_server import canary
+
     with GuardClient(url, timeout_s=timeout_s, wait_for_server=False, token=read_token(None)) as guard:
         try:
             up = canary.check(guard, exported(SERVED), timeout_s)
@@ -45,7 +47,7 @@ def main() -> int:
     parser.add_argument("--url", default="127.0.0.1:8001")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for each answer; default: 10")
     arguments = parser.parse_args()
-    os.environ.pop("GRPC_TRACE", None)  # it writes the token of each call to standard error
+    os.environ.pop(TRACE_VARIABLE, None)  # before gRPC is imported, which reads it then
     status, reason = probe(arguments.url, arguments.timeout)
     print(f"canary: {reason}", file=sys.stderr)
     return status

@@ -15,6 +15,7 @@ from canary import SERVED
 from qwen3guard_client.transport.connection import read_token
 from qwen3guard_contract.errors import GuardError
 from qwen3guard_contract.layout import exported, exported_guards
+from qwen3guard_contract.log_output import TRACE_VARIABLE
 from qwen3guard_contract.manifest import MANIFEST
 from qwen3guard_contract.parameters import TOKEN_VARIABLE
 from qwen3guard_server.installation import VERTEX_AI
@@ -69,8 +70,8 @@ def main() -> None:
         sys.exit(f"serve: {error}")
     for region in SHARED_MEMORY.glob(f"*{REGION}*"):  # they remain in a pod's volume when a container was killed
         region.unlink()
-    secret = (TOKEN_VARIABLE, "GRPC_TRACE")  # the latter writes the token of each call into the log
-    for name in [each for each in os.environ if each in secret or each.startswith(VERTEX_AI)]:
+    unwanted = (TOKEN_VARIABLE, TRACE_VARIABLE)
+    for name in [each for each in os.environ if each in unwanted or each.startswith(VERTEX_AI)]:
         del os.environ[name]
     tritonserver, *arguments = command(models, ensembles, token)
     os.execvp(tritonserver, [tritonserver, *arguments, *sys.argv[1:]])

@@ -18,6 +18,9 @@ from pathlib import Path
 LOG_VARIABLE = "QWEN3GUARD_LOG"
 """The variable that asks the models' processes for lines of JSON, with the value `json`."""
 LOG_FORMATS = ("text", "json")
+TRACE_VARIABLE = "GRPC_TRACE"
+"""The variable by which gRPC writes the token and the session id of each call to standard error. What runs from the
+command line and in the container takes it out of its environment, before gRPC is imported."""
 MOST_BYTES = 2**18
 """The most bytes of lines that wait to be written. What comes then is dropped, and counted."""
 LONGEST_LINE = 4096

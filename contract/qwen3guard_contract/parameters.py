@@ -80,12 +80,8 @@ def set_variables(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """
     known = variables()
     for name in environment:
-        is_known = name in known or name in (TOKEN_VARIABLE, LOG_VARIABLE)
-        if (
-            not name.startswith(VARIABLE_BEGINNING)
-            or is_known
-            or _OF_A_SERVICE.fullmatch(name.removeprefix(VARIABLE_BEGINNING))
-        ):
+        is_unknown = name.startswith(VARIABLE_BEGINNING) and name not in (*known, TOKEN_VARIABLE, LOG_VARIABLE)
+        if not is_unknown or _OF_A_SERVICE.fullmatch(name.removeprefix(VARIABLE_BEGINNING)):
             continue
         prefix = next((each for each in VARIABLE_PREFIXES.values() if name.startswith(each)), None)
         if prefix is None:

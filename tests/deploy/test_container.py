@@ -19,6 +19,7 @@ import grpc
 import pytest
 from qwen3guard_client import GuardClient
 from qwen3guard_contract import errors
+from qwen3guard_contract.log_output import TRACE_VARIABLE
 from qwen3guard_contract.parameters import TOKEN_VARIABLE
 from qwen3guard_server import installation
 from qwen3guard_server.server import EmbeddedServer
@@ -46,15 +47,16 @@ class Container:
         self.environment["PATH"] += f":{triton / 'bin'}"
         (folder / "tmp").mkdir()
         self.environment |= {"MODEL_REPOSITORY": str(models), TOKEN_VARIABLE: TOKEN, "TMPDIR": str(folder / "tmp")}
+        self.environment |= {TRACE_VARIABLE: "all", "GRPC_VERBOSITY": "debug"}
         self._port = free_port()
-        self._log = folder / "log"
+        self.log = folder / "log"
         self._command = [sys.executable, str(DEPLOY / "serve.py"), f"--backend-directory={folder / 'backends'}"]
         self._command += ["--grpc-address=127.0.0.1", f"--grpc-port={self._port}", "--allow-metrics=false"]
         self._command += ["--exit-timeout-secs=1"]
         self.url = f"127.0.0.1:{self._port}"
 
     def __enter__(self) -> Container:
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -70,7 +72,9 @@ class Container:
 
     def probe(self, timeout_s: float = 10.0) -> int:
         command = [sys.executable, str(DEPLOY / "canary.py"), "--url", self.url, "--timeout", str(timeout_s)]
-        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode
+        done = subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        assert TOKEN.encode() not in done.stderr
+        return done.returncode
 
     def health(self) -> bytes:
         """What a kubelet's gRPC probe is told."""
@@ -80,8 +84,8 @@ class Container:
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 120
         while self.probe():
-            assert self.process.poll() is None, self._log.read_text()
-            assert time.monotonic() < deadline, self._log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
 
 
 def regions() -> set[str]:
@@ -125,6 +129,7 @@ def test_the_probe_tells_apart_what_triton_does_not(container: Container, copy: 
     container.process.terminate()
     container.process.wait(30)
     assert container.probe() == 1
+    assert TOKEN not in container.log.read_text()
 
 
 def test_a_killed_container_leaves_its_successor_no_shared_memory(container: Container) -> None:

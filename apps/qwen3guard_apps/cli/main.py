@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qwen3guard_contract.log_output import TRACE_VARIABLE
+
 from qwen3guard_apps.cli.output_encoding import replace_unknown_characters
 
 CLOSED_PIPE = 141
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "serve" not in arguments and "--debug" not in arguments:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log says once more what the one sentence says
-    os.environ.pop("GRPC_TRACE", None)  # it writes the token of each call to standard error
+    os.environ.pop(TRACE_VARIABLE, None)  # before a verb imports gRPC, which reads it then
     try:
         if sys.stdout is None:
             raise OSError("standard output is closed")

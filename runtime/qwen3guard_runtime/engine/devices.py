@@ -84,7 +84,7 @@ def open_guard(
         if wanted != "auto" or not manifest.form.runs_on_cpu:
             raise
         logging.getLogger(__name__).warning("warning: The guard was made for %s and runs on the CPU: %s", device, error)
-    # With more, a row's result would depend on its batch (OnnxRunner).
+    # With more, a row's result may depend on its batch (OnnxRunner).
     threads = parameters.whole("threads", at_most=manifest.kv_heads)
     runner = OnnxRunner(folder, manifest, candidates, threads=threads)
     _log_products(runner.products)

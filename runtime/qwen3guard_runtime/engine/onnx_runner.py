@@ -59,8 +59,8 @@ class OnnxRunner(Passes):
                 " checkpoint with --attention paged, whose steps are recorded anyway."
             )
         options = onnxruntime.SessionOptions()
-        # With more threads than KV heads, the products of a small batch would be split in another way than those of a
-        # large one, and a row's result would depend on its batch.
+        # With more threads than KV heads, the products of a small batch may be split in another way than those of a
+        # large one, and a row's result may depend on its batch.
         options.intra_op_num_threads = threads or min(manifest.kv_heads, cores())
         # After a pass, its threads would look for work for milliseconds more, on cores that whoever comes next needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
